@@ -1,0 +1,148 @@
+"""What every test is held to: a deadline, and nothing left behind.
+
+Around each test stand counts of descriptors, child processes, threads and mappings of memory
+files; what a test adds, it must take away.  A test that takes longer than its deadline (60 s, or
+`@pytest.mark.deadline(seconds)`) fails; if it cannot be interrupted, the whole run ends with a
+traceback of every thread.  test_harness.py proves that both bite.
+"""
+
+from __future__ import annotations
+
+import collections
+import ctypes
+import faulthandler
+import gc
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+DEADLINE = 60.0
+
+
+class DeadlineExceeded(BaseException):
+    """Not an Exception: code under test must not handle it."""
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "deadline(seconds): how long the test may take")
+
+
+def _descriptors() -> set[str]:
+    found = set()
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            found.add(f"fd {entry.name}: {entry.readlink()}")
+        except FileNotFoundError:
+            continue  # the directory being listed
+    return found
+
+
+def _children() -> set[str]:
+    pids = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    return {f"child process {pid}" for pid in pids}
+
+
+def _threads() -> set[str]:
+    # Trio keeps idle worker threads for a few seconds, to reuse them.
+    return {f"thread {t.name}" for t in threading.enumerate() if "Trio" not in t.name}
+
+
+def _mappings() -> collections.Counter[str]:
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    return collections.Counter(m for line in maps for m in re.findall(r"/memfd:\S+", line))
+
+
+def _state() -> tuple[set[str], collections.Counter[str]]:
+    gc.collect()
+    return _descriptors() | _children() | _threads(), _mappings()
+
+
+@pytest.fixture(autouse=True)
+def _leaves_nothing_behind_in_time(request):
+    marker = request.node.get_closest_marker("deadline")
+    seconds = marker.args[0] if marker else DEADLINE
+
+    def expired(signum, frame):
+        raise DeadlineExceeded(f"{request.node.nodeid} took longer than its {seconds} s")
+
+    things, mappings = _state()
+    previous = signal.signal(signal.SIGALRM, expired)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    faulthandler.dump_traceback_later(seconds + 10, exit=True, file=sys.__stderr__)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        faulthandler.cancel_dump_traceback_later()
+        signal.signal(signal.SIGALRM, previous)
+    things_after, mappings_after = _state()
+    left = sorted(things_after - things) + [f"mapping {m}" for m in mappings_after - mappings]
+    if left:
+        pytest.fail("left behind: " + "; ".join(left), pytrace=False)
+
+
+# In front of every program that a test starts: it dies with the test, whatever happens.
+_DIE_WITH_PARENT = """\
+import ctypes, os, signal, sys
+ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)
+if os.getppid() != int(sys.argv[1]): os._exit(1)
+del sys.argv[1]
+"""
+
+
+@pytest.fixture
+def program():
+    """Start a Python program, given as source text, in a fresh and unrelated interpreter.
+
+    program(source, *arguments, pass_fds=()) -> Popen with text pipes.  The programs are killed
+    and reaped at the end of the test.
+    """
+    started = []
+
+    def start(source, *arguments, **options):
+        command = [sys.executable, "-c", _DIE_WITH_PARENT + source, str(os.getpid())]
+        process = subprocess.Popen(
+            [*command, *map(str, arguments)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            **options,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def forked():
+    """Run a function in a forked child; return its exit status: 0 unless it raised."""
+
+    def run(function):
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+                function()
+                status = 0
+            except BaseException:  # noqa: BLE001 (os._exit follows)
+                import traceback
+
+                traceback.print_exc()
+            finally:
+                os._exit(status)
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+    return run

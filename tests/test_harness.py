@@ -1,0 +1,52 @@
+"""Tests of the harness: what conftest promises to catch, it catches."""
+
+from pathlib import Path
+
+import pytest
+
+CONFTEST = Path(__file__).with_name("conftest.py").read_text()
+
+LEAKS = {
+    "descriptor": "import os; os.dup(0)",
+    "child": "import subprocess, sys; global p; p = subprocess.Popen(['sleep', '60'])",
+    "thread": (
+        "import threading; global e; e = threading.Event();"
+        " threading.Thread(target=e.wait, daemon=True).start()"
+    ),
+    "mapping": (
+        "import mmap, os; global m; f = os.memfd_create('x'); os.ftruncate(f, 4096);"
+        " m = mmap.mmap(f, 4096); os.close(f)"
+    ),
+}
+
+
+@pytest.fixture
+def inner(pytester):
+    pytester.makeconftest(CONFTEST)
+
+    def run(body):
+        pytester.makepyfile("import pytest\n" + body)
+        return pytester.runpytest_subprocess("-p", "no:cacheprovider")
+
+    return run
+
+
+@pytest.mark.parametrize("leak", LEAKS)
+def test_a_test_that_leaves_something_behind_fails(inner, leak):
+    result = inner(f"def test_leak():\n    {LEAKS[leak]}\n")
+    result.assert_outcomes(passed=1, errors=1)
+    assert "left behind" in result.stdout.str()
+
+
+def test_a_test_that_takes_too_long_fails(inner):
+    result = inner(
+        "import threading\n"
+        "@pytest.mark.deadline(0.05)\n"
+        "def test_hangs():\n    threading.Event().wait()\n"
+    )
+    result.assert_outcomes(failed=1)
+    assert "took longer than its 0.05 s" in result.stdout.str()
+
+
+def test_a_clean_test_passes(inner):
+    inner("def test_clean():\n    pass\n").assert_outcomes(passed=1)
