@@ -1,0 +1,90 @@
+"""A descriptor with one owner."""
+
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from types import TracebackType
+from typing import Protocol, Self
+
+from ._errors import ClosedFd
+
+
+class HasFileno(Protocol):
+    """Anything with a descriptor: a socket, a file, an Fd."""
+
+    def fileno(self) -> int:
+        """Return the number of the descriptor, which stays with its owner."""
+
+
+class Fd:
+    """Takes an open descriptor and closes it: at close(), or at the end of a with block.
+
+    One that is forgotten is closed when it is collected, with a ResourceWarning. Two threads
+    must not close the same Fd at the same moment.
+    """
+
+    # On the class, so that an instance without a number of its own is a closed one.
+    _number: int = -1
+
+    def __init__(self, number: int) -> None:
+        if number < 0:
+            raise ClosedFd(f"expected the number of an open descriptor, received {number}")
+        self._number = number
+
+    def fileno(self) -> int:
+        """Lend the number; it means this descriptor only until close() or detach()."""
+        if self._number < 0:
+            raise ClosedFd(f"expected an open descriptor, received {self!r}")
+        return self._number
+
+    def detach(self) -> int:
+        """Hand the number, and the duty to close it, to the caller."""
+        number = self.fileno()
+        self._number = -1
+        return number
+
+    def close(self) -> None:
+        """Close the descriptor; doing so again does nothing."""
+        # Forgotten first: whatever interrupts or fails here, a number that the kernel may
+        # already have given to another file is never closed a second time.
+        number, self._number = self._number, -1
+        if number >= 0:
+            os.close(number)
+
+    @property
+    def closed(self) -> bool:
+        """Whether close() or detach() happened."""
+        return self._number < 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {'closed' if self.closed else self._number}>"
+
+    # At interpreter shutdown the globals of this module may be None already, hence the defaults.
+    def __del__(
+        self,
+        _close: Callable[[int], None] = os.close,
+        _warn: Callable[..., None] = warnings.warn,
+        _finalizing: Callable[[], bool] = sys.is_finalizing,
+        _category: type[Warning] = ResourceWarning,
+    ) -> None:
+        number = self._number
+        if number < 0:
+            return
+        try:
+            if not _finalizing():
+                _warn(f"unclosed {self!r}", _category, source=self)
+        finally:
+            self._number = -1
+            _close(number)

@@ -1,0 +1,185 @@
+"""Anonymous memory in a file: making it, sealing it, and checking what a stranger made."""
+
+import enum
+import errno
+import fcntl
+import functools
+import mmap
+import os
+import stat
+import sys
+from typing import Self
+
+from ._errors import ClosedFd, NotReserved, WrongSeals, WrongSize, WrongType
+from ._fd import Fd
+
+# From linux/memfd.h, linux/fcntl.h, asm-generic/mman-common.h: too new for Python's modules.
+_MFD_NOEXEC_SEAL = 0x0008
+_F_ADD_SEALS = 1033
+_F_GET_SEALS = 1034
+_MADV_POPULATE_READ = 22
+_MADV_POPULATE_WRITE = 23
+
+_BLOCK = 512  # the unit of st_blocks, whatever the file system (stat(2))
+
+
+class Seal(enum.IntFlag):
+    """What can no longer be done to a memory file, by anybody (F_ADD_SEALS in fcntl(2))."""
+
+    SEAL = 0x0001
+    SHRINK = 0x0002
+    GROW = 0x0004
+    WRITE = 0x0008
+    FUTURE_WRITE = 0x0010
+    EXEC = 0x0020
+
+
+class Memfd(Fd):
+    """Takes the descriptor of a memory file: create() makes one, adopt() checks one."""
+
+    _size: int = 0
+
+    @classmethod
+    def create(cls, name: str, size: int) -> Self:
+        """Make a file of `size` bytes, all reserved and zero; the caller closes it.
+
+        `name` (at most 249 bytes) is only for people reading /proc. The file can be sealed, and
+        on Linux >= 6.3 can never be made executable (seal EXEC). Any size goes; a mapping ends
+        with the page all the same.
+
+        Raises ValueError (size below 1) and OSError when memory is short (ENOMEM, ENOSPC; EFBIG
+        by RLIMIT_FSIZE) or memfd_create is not allowed here. In a memory cgroup the kernel may
+        instead end a process of it: keep files small. Source: memfd_create(2).
+        """
+        if size < 1:
+            raise ValueError(f"expected a size of at least 1 byte, received {size}")
+        self = cls(_create(name))
+        try:
+            os.ftruncate(self._number, size)
+            # Without it, running out of memory would be a SIGBUS at some later write.
+            os.posix_fallocate(self._number, 0, size)
+        except BaseException:
+            self.close()
+            raise
+        self._size = size
+        return self
+
+    @classmethod
+    def adopt(
+        cls, fd: int | Fd, *, max_size: int, seals: Seal = Seal.SHRINK | Seal.GROW | Seal.SEAL
+    ) -> Self:
+        """Take a descriptor from elsewhere, and close it unless it is safe to map.
+
+        Safe: a readable memory file of ordinary pages that has at least `seals`, of 1 to
+        `max_size` bytes (not necessarily whole pages), with all its memory reserved. Still its
+        maker may change the bytes at any time, unless they are sealed too; zero them by punching
+        holes unless WRITE or FUTURE_WRITE is among the seals; and hide holes below the end by
+        reserving memory beyond it, so `max_size` is the memory a hostile one can cost.
+
+        Raises WrongType, WrongSeals, WrongSize, NotReserved, all MemfdRefused; ClosedFd.
+        """
+        self = cls(fd.detach() if isinstance(fd, Fd) else fd)
+        try:
+            self._check(max_size, seals)
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def _check(self, max_size: int, seals: Seal) -> None:
+        # In this order: the seals first, as what follows could change without them.
+        mode = self._open_mode()
+        present = self._seals_of_a_memfd()
+        if int(seals) & ~int(present):
+            raise WrongSeals(seals, present)
+        status = os.fstat(self._number)
+        if not stat.S_ISREG(status.st_mode):
+            raise WrongType("a regular file", stat.filemode(status.st_mode))
+        if not 0 < status.st_size <= max_size:
+            raise WrongSize(range(1, max_size + 1), status.st_size)
+        # All memory files are on one mount of the kernel's, but those of huge pages on another.
+        if status.st_dev != _device_of_memfds():
+            raise WrongType("ordinary memory", f"a file on device {status.st_dev}")
+        if mode & os.O_ACCMODE == os.O_WRONLY:
+            raise WrongType("a readable descriptor", "a write-only one")
+        pages = -(-status.st_size // mmap.PAGESIZE)
+        if status.st_blocks * _BLOCK < pages * mmap.PAGESIZE:
+            raise NotReserved(pages * mmap.PAGESIZE, status.st_blocks * _BLOCK)
+        self._size = status.st_size
+
+    def _open_mode(self) -> int:
+        try:
+            return fcntl.fcntl(self._number, fcntl.F_GETFL)
+        except OSError as error:
+            if error.errno != errno.EBADF:
+                raise
+            raise ClosedFd(f"expected an open descriptor, received {self.detach()}") from error
+
+    def _seals_of_a_memfd(self) -> Seal:
+        try:
+            return self.seals
+        except OSError as error:
+            # EINVAL: files that cannot have seals. EBADF: O_PATH, as we know it is open.
+            if error.errno not in (errno.EINVAL, errno.EBADF):
+                raise
+            raise WrongType("a memory file", f"one without seals ({error.strerror})") from error
+
+    @property
+    def size(self) -> int:
+        """The size in bytes, as it was made or adopted."""
+        return self._size
+
+    @property
+    def seals(self) -> Seal:
+        """The seals it has now."""
+        return Seal(fcntl.fcntl(self.fileno(), _F_GET_SEALS))
+
+    def seal(self, seals: Seal) -> None:
+        """Add seals, which nobody can ever remove.
+
+        Raises OSError: EPERM once SEAL is there, EBUSY for WRITE while it is mapped writable.
+        With FUTURE_WRITE (Linux >= 5.1) mappings made before go on writing, new ones cannot.
+        """
+        fcntl.fcntl(self.fileno(), _F_ADD_SEALS, int(seals))
+
+    def map(self, *, writable: bool = False) -> mmap.mmap:
+        """Map the whole file, shared; the caller closes the mapping, which outlives this object.
+
+        All pages are brought in now: a shortage of memory is an OSError here, not a SIGBUS later
+        (on Linux < 5.14 only create() guards against it). OSError too, EPERM, if the seals
+        forbid writing. Before Python 3.13 a mapping holds a duplicate of the descriptor.
+        """
+        mapping = _map(self.fileno(), self._size, writable=writable)
+        try:
+            mapping.madvise(_MADV_POPULATE_WRITE if writable else _MADV_POPULATE_READ)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # EINVAL: a kernel that does not know the advice
+                mapping.close()
+                raise
+        return mapping
+
+
+def _map(number: int, size: int, *, writable: bool) -> mmap.mmap:
+    protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+    if sys.version_info >= (3, 13):
+        return mmap.mmap(number, size, mmap.MAP_SHARED, protection, trackfd=False)
+    return mmap.mmap(number, size, mmap.MAP_SHARED, protection)
+
+
+def _create(name: str) -> int:
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    try:
+        try:
+            return os.memfd_create(name, flags | _MFD_NOEXEC_SEAL)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            return os.memfd_create(name, flags)  # Linux < 6.3
+    except OSError as error:
+        raise OSError(error.errno, f"memfd_create: {error.strerror}") from error
+
+
+@functools.cache
+def _device_of_memfds() -> int:
+    with Fd(_create("fdpass")) as fd:
+        return os.fstat(fd.fileno()).st_dev

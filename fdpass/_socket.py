@@ -1,0 +1,198 @@
+"""The blocking door: it waits in the kernel; what to send and what to accept, _rights says."""
+
+import errno
+import os
+import socket
+import struct
+import time
+from collections import deque
+from collections.abc import Iterable
+from itertools import repeat
+from types import TracebackType
+from typing import NamedTuple, Protocol, Self
+
+from ._fd import Fd, HasFileno
+from ._rights import (
+    ANCILLARY_SPACE,
+    MAX_FDS,
+    RECEIVE_FLAGS,
+    Data,
+    Incoming,
+    Message,
+    Outgoing,
+    expect_one,
+    expect_some,
+    joined,
+    unpack_all,
+)
+
+# Receiving without a gap. A signal handler may raise between any two bytecodes, also between
+# recvmsg() returning and its result getting a name, and a descriptor without a name is lost.
+# So each hand-over is one call of C code, which does not look for signals on its way:
+#
+#   kernel to messages     list.extend(map(recvmsg, ...)) puts the result into a list with a name
+#   numbers to Fd objects  deque(map(setattr, ...)) fills objects that exist already
+#
+# In between, and if anything raises, Inbox owns what came.
+
+
+class Inbox:
+    """Owns what recvmsg() delivered until claim(); an exception closes all of it."""
+
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+        self._fds: list[Fd] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is not None:
+            self._close()
+
+    def __del__(self) -> None:
+        # Only if a signal kept __exit__ from it: what was claimed is no longer among messages.
+        if getattr(self, "messages", None):
+            self._close()
+
+    def claim(self) -> list[Fd]:
+        """Give the caller the descriptors the peer sent; close stray ones."""
+        count = len(unpack_all(self.messages)[0])
+        fds = self._adopt()
+        for stray in fds[count:]:
+            stray.close()
+        return fds[:count]
+
+    def _close(self) -> None:
+        for fd in self._adopt():
+            fd.close()
+
+    def _adopt(self) -> list[Fd]:
+        # An open one means that a signal came between filling and clear(): not a second time.
+        if all(fd.closed for fd in self._fds):
+            sent, stray = unpack_all(self.messages)
+            self._fds = [Fd.__new__(Fd) for _ in (*sent, *stray)]
+            deque(map(setattr, self._fds, repeat("_number"), (*sent, *stray)), maxlen=0)
+        self.messages.clear()
+        return self._fds
+
+
+def send_fd(sock: socket.socket, fd: int | HasFileno, tag: Data = b"\0") -> None:
+    """Send one descriptor, borrowed from the caller, beside the bytes of `tag`.
+
+    As send_fds() with one descriptor.
+    """
+    send_fds(sock, [fd], tag)
+
+
+def recv_fd(sock: socket.socket, tag: Data = b"\0") -> Fd:
+    r"""Receive one descriptor, now the caller's, that comes beside exactly the bytes of `tag`.
+
+    No byte after the tag is read. Whatever is refused is closed, and the connection should be
+    given up: the stream stands in the middle of something not understood. The socket's timeout
+    bounds each wait, and there may be one for each byte of the tag.
+
+    Raises WrongTag, WrongDescriptors (TruncatedDescriptors: at the limit of open descriptors),
+    TruncatedData (a datagram longer than the tag), Disconnected at the end of the stream, and
+    OSError as recvmsg(2) does, for instance ECONNRESET.
+    """
+    with Inbox() as inbox:
+        _receive(sock, expect_one(tag, stream=sock.type == socket.SOCK_STREAM), inbox)
+        return inbox.claim()[0]
+
+
+def send_fds(sock: socket.socket, fds: Iterable[int | HasFileno], data: Data = b"\0") -> None:
+    """Send 1 to 253 descriptors, borrowed from the caller, with the first byte of `data`.
+
+    They must stay open until this returns; afterwards the caller may close its own. If it
+    raises after a part was sent, the descriptors are on their way, the rest of the data is not.
+
+    Raises ValueError (number of descriptors, no data), ClosedFd, TooManyInFlight after some
+    tries within the socket's timeout, and OSError as sendmsg(2) does: EPIPE and ECONNRESET say
+    that the peer is gone. A non-blocking socket raises BlockingIOError: nothing was sent, or
+    `characters_written` bytes were, and only the rest of the data is to be sent.
+    """
+    outgoing = Outgoing(fds, data, sock.gettimeout())
+    while not outgoing.finished:
+        try:
+            outgoing.sent(sock.sendmsg(*outgoing.message()))
+        except OSError as error:
+            if sock.fileno() < 0:  # EBADF of the socket, not of a descriptor to send
+                raise
+            time.sleep(outgoing.failed(error))
+
+
+def recv_fds(
+    sock: socket.socket, max_fds: int = MAX_FDS, max_data: int = 4096
+) -> tuple[bytes, list[Fd]]:
+    """Receive up to `max_data` bytes and up to `max_fds` descriptors, now the caller's.
+
+    One recvmsg(): on a stream, bytes sent before the message with the descriptors may stand in
+    front of its own, bytes sent after it never follow, and a short read brings the descriptors
+    with the first part. So the descriptors belong to the last message in the data (unix(7)).
+    `(b"", [])` is the end of the stream (or an empty datagram). `max_fds` of 0 means that none
+    may come.
+
+    Raises WrongDescriptors if more came (TruncatedDescriptors: at the limit of open
+    descriptors), TruncatedData for a datagram longer than `max_data`, with all descriptors
+    closed, and OSError as recvmsg(2) does, for instance ECONNRESET.
+    """
+    with Inbox() as inbox:
+        _receive(sock, expect_some(max_fds, max_data), inbox)
+        return joined(inbox.messages), inbox.claim()
+
+
+def _receive(sock: socket.socket, incoming: Incoming, inbox: Inbox) -> None:
+    while size := incoming.missing(inbox.messages):
+        # One bytecode; see the top of this file. Never recv_fds() of the standard library,
+        # whose descriptors are inheritable, and never MSG_PEEK, which duplicates them.
+        inbox.messages.extend(map(sock.recvmsg, (size,), (ANCILLARY_SPACE,), (RECEIVE_FLAGS,)))
+
+
+class Credentials(NamedTuple):
+    """Who is at the other end, as the kernel recorded it at connect() or socketpair()."""
+
+    pid: int
+    uid: int
+    gid: int
+
+
+class UnixSocket(Protocol):
+    """What peer_credentials() needs of a socket; those of socket and trio.socket both fit."""
+
+    @property
+    def family(self) -> int:
+        """The address family."""
+
+    def getsockopt(self, level: int, option: int, length: int, /) -> bytes:
+        """Look up an option."""
+
+
+def peer_credentials(sock: UnixSocket) -> Credentials:
+    """Say who called connect(), or listen(), at the other end of a connected Unix socket.
+
+    Fixed at that moment: stale once the peer changes its uid or hands the socket on, and on the
+    client's side it names who called listen(), perhaps not who accepted. So authorise by uid
+    only, never by pid, which is soon another process's and is 0 if not visible from here.
+
+    Raises ValueError for a socket of another family, OSError (ENOTCONN) if there is no peer.
+    Source: SO_PEERCRED in unix(7).
+    """
+    # On other families the kernel answers too: pid 0 and uid 4294967295 for everybody.
+    if sock.family != socket.AF_UNIX:
+        raise ValueError(f"expected a socket of family AF_UNIX, received {sock.family!r}")
+    layout = struct.Struct("iII")
+    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, layout.size)
+    credentials = Credentials(*layout.unpack(raw))
+    if credentials.uid == _NOBODY_KNOWN:
+        raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+    return credentials
+
+
+_NOBODY_KNOWN = 0xFFFFFFFF
+"""The kernel's -1: no such user can exist."""
