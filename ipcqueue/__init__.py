@@ -1,0 +1,80 @@
+"""A one-way queue of typed records between two processes, in sealed anonymous memory.
+
+    sender, receiver = ipcqueue.pair("<QdI")          # in one process, or …
+    sender = ipcqueue.Sender(sock, "<QdI")            # … over a connected AF_UNIX socket
+    receiver = ipcqueue.Receiver(sock, "<QdI")
+
+Read in this order: core/layout.h (the bytes), core/ring.c (the algorithm), _control, _handshake
+(pure: messages, agreement), _segment, _ring (the C core from Python), _endpoint (one side,
+without waiting), _blocking (waiting), _queue (the product).  Imports fdpass, and nothing above.
+"""
+
+from ._blocking import checked_limit
+from ._endpoint import Endpoint, Event, Opening, Statistics, Terms, deadline_of
+from ._errors import (
+    BadRecord,
+    Closed,
+    ConcurrentUse,
+    CorruptPeer,
+    CredentialsRefused,
+    EndOfStream,
+    ForkedUse,
+    Full,
+    HandshakeTimeout,
+    PeerDied,
+    QueueError,
+    RecordRefused,
+    Refused,
+    RoleRefused,
+    SealsRefused,
+    SizeRefused,
+    VersionRefused,
+)
+from ._handshake import Role
+from ._queue import Connection, Receiver, Sender, iterate, open_pair, pair
+from ._record import char, f32, f64, i8, i16, i32, i64, u8, u16, u32, u64
+
+__all__ = [
+    "BadRecord",
+    "Closed",
+    "ConcurrentUse",
+    "Connection",
+    "CorruptPeer",
+    "CredentialsRefused",
+    "EndOfStream",
+    "Endpoint",
+    "Event",
+    "ForkedUse",
+    "Full",
+    "HandshakeTimeout",
+    "Opening",
+    "PeerDied",
+    "QueueError",
+    "Receiver",
+    "RecordRefused",
+    "Refused",
+    "Role",
+    "RoleRefused",
+    "SealsRefused",
+    "Sender",
+    "SizeRefused",
+    "Statistics",
+    "Terms",
+    "VersionRefused",
+    "char",
+    "checked_limit",
+    "deadline_of",
+    "f32",
+    "f64",
+    "i8",
+    "i16",
+    "i32",
+    "i64",
+    "iterate",
+    "open_pair",
+    "pair",
+    "u8",
+    "u16",
+    "u32",
+    "u64",
+]

@@ -1,0 +1,127 @@
+"""The two-byte control messages: a table and a parser, without I/O.
+
+Every message is `[opcode, argument]` on a SOCK_STREAM socket, so one read may bring many of
+them, and may end in the middle of one.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import NamedTuple
+
+from ._errors import (
+    CorruptPeer,
+    CredentialsRefused,
+    QueueError,
+    RecordRefused,
+    Refused,
+    RoleRefused,
+    SealsRefused,
+    SizeRefused,
+    VersionRefused,
+)
+
+PROTOCOL_VERSION = 1
+FIRST_APPLICATION_OPCODE = 128
+
+
+class Opcode(IntEnum):
+    """The opcodes below 128; from there on they belong to the application."""
+
+    WRITE = 1  # records were published; argument: low byte of head.  A hint, may be dropped
+    READ = 2  # space was freed; argument: low byte of tail.  A hint, may be dropped
+    HELLO = 16  # argument: protocol version; carries one descriptor, the sender's segment
+    ERR = 100  # argument: a Reason; the sender refuses or abandons the connection
+
+
+class Reason(IntEnum):
+    """Why a side sends ERR."""
+
+    PROTOCOL = 1  # the other side broke the protocol
+    VERSION = 2
+    RECORD = 3
+    SEALS = 4
+    SIZE = 5
+    CREDENTIALS = 6
+    ROLE = 7
+
+
+ERROR_OF_REASON: dict[Reason, type[QueueError]] = {
+    Reason.PROTOCOL: Refused,
+    Reason.VERSION: VersionRefused,
+    Reason.RECORD: RecordRefused,
+    Reason.SEALS: SealsRefused,
+    Reason.SIZE: SizeRefused,
+    Reason.CREDENTIALS: CredentialsRefused,
+    Reason.ROLE: RoleRefused,
+}
+
+
+def reason_of(error: QueueError) -> Reason:
+    """Return what to tell the peer about our error."""
+    for reason, kind in ERROR_OF_REASON.items():
+        if type(error) is kind:
+            return reason
+    return Reason.PROTOCOL
+
+
+def refusal(argument: int) -> QueueError:
+    """Return the error that a received ERR stands for."""
+    try:
+        reason = Reason(argument)
+    except ValueError:
+        return Refused(f"the peer refused the connection, for a reason unknown here ({argument})")
+    if reason is Reason.PROTOCOL:
+        return Refused("the peer refused the connection: it says that we broke the protocol")
+    return ERROR_OF_REASON[reason](f"the peer refused the connection because of {reason.name}")
+
+
+def err(error: QueueError) -> bytes:
+    """Return the ERR message that tells the peer about our error."""
+    return bytes((Opcode.ERR, reason_of(error)))
+
+
+HELLO = bytes((Opcode.HELLO, PROTOCOL_VERSION))
+
+
+def application_message(message: bytes) -> bytes:
+    """Return the message if an application may send it, else raise ValueError or TypeError."""
+    if not isinstance(message, (bytes, bytearray, memoryview)):
+        raise TypeError(f"a control message is two bytes, not {type(message).__name__}")
+    message = bytes(message)
+    if len(message) != 2 or message[0] < FIRST_APPLICATION_OPCODE:  # noqa: PLR2004
+        raise ValueError(
+            "a control message is two bytes, the first from 128 to 255 "
+            f"(smaller ones are the protocol's own), not {message!r}"
+        )
+    return message
+
+
+class Drained(NamedTuple):
+    """What a chunk of control messages said, apart from the doorbells in it."""
+
+    messages: list[bytes]
+    refusal: QueueError | None
+
+
+class ControlParser:
+    """Cuts a stream of bytes into control messages, once the handshake is over."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, data: bytes) -> Drained:
+        """Take what was read; raise CorruptPeer for what no peer may send now."""
+        data = self._rest + data
+        end = len(data) & ~1
+        self._rest = data[end:]
+        messages = []
+        for at in range(0, end, 2):
+            opcode = data[at]
+            if opcode >= FIRST_APPLICATION_OPCODE:
+                messages.append(data[at : at + 2])
+            elif opcode == Opcode.ERR:
+                return Drained(messages, refusal(data[at + 1]))
+            elif opcode not in (Opcode.WRITE, Opcode.READ):
+                raise CorruptPeer(f"the peer sent opcode {opcode}, which means nothing here")
+        return Drained(messages, None)

@@ -1,0 +1,593 @@
+"""One side of a connection, without waiting: what plain threads and Trio tasks both build on.
+
+`Opening` leads from a connected socket to an `Endpoint`.  An Endpoint owns the socket and both
+segments (three descriptors), has a RingSender and a RingReceiver, reads the control messages,
+and knows how the connection ended.  Waiting is for the doors above: `_blocking` for threads,
+`memenpsf.trio` for tasks.
+
+How it ends.  Orderly: the peer sets `closed` in its segment, then shuts the socket down.  A
+crash: the socket ends without that.  Both are noticed by reading the socket (or by a push, which
+looks at it now and then) and noted in `_end`, once.  The note is made *before* the ring is found
+empty for the last time, so a receiver that sees both has drained everything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import math
+import select
+import socket
+import threading
+import time
+import warnings
+import weakref
+from collections import deque
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+import fdpass
+
+from . import _ring, _segment
+from ._control import HELLO, ControlParser, Opcode, application_message, err
+from ._errors import (
+    Closed,
+    ConcurrentUse,
+    CorruptPeer,
+    CredentialsRefused,
+    EndOfStream,
+    ForkedUse,
+    HandshakeTimeout,
+    PeerDied,
+    QueueError,
+)
+from ._handshake import Greeting, Role, check, checked_name
+from ._record import codec_for
+from ._ring import RingReceiver, RingSender
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator
+
+    from fdpass import Credentials
+
+    from ._record import Codec
+    from ._segment import Segment
+
+# How many control messages of the peer may wait for recv_ctrl_msg.  A guess: an application
+# that sends two bytes at a time means a handful; a peer that sends more wants our memory.
+MAX_INBOX = 65536
+
+
+class Event(enum.IntEnum):
+    """What one can wait for."""
+
+    RECORDS = 0
+    SPACE = 1
+    MESSAGE = 2
+
+
+class Statistics(NamedTuple):
+    """Counters of this side of a connection; all only grow."""
+
+    sent: int  # records published
+    taken: int  # of those, records the peer has taken
+    received: int  # records taken from the peer
+    waiting: int  # records the peer has published and this side has not taken; not a counter
+    doorbells: int  # control messages sent to wake the peer
+    waits: int  # times this side announced that it goes to sleep
+    full: int  # pushes that found no space
+    rescues: int  # times a sleeper was woken by the clock and found work: a lost wake-up
+
+
+def deadline_of(timeout: float | None) -> float:
+    """Return the time.monotonic() at which `timeout` seconds are over; None means never.
+
+    What `timeout` means everywhere.  Raises ValueError for a negative one.
+    """
+    if timeout is None:
+        return math.inf
+    if not timeout >= 0:
+        raise ValueError(f"timeout is None or at least 0 seconds, not {timeout!r}")
+    return time.monotonic() + timeout
+
+
+class Terms:
+    """What this side wants of a connection, checked; for any number of connections."""
+
+    def __init__(
+        self,
+        record: Any,
+        role: Role,
+        *,
+        capacity: int = 1024,
+        name: str = "",
+        timeout: float | None = 5.0,
+        allow_uids: Collection[int] | None = None,
+        max_segment: int = _segment.MAX_SEGMENT,
+    ) -> None:
+        """Take the options that every constructor and listener passes on; see Connection."""
+        deadline_of(timeout)
+        self.codec: Codec = codec_for(record)
+        self.role = role
+        self.capacity = _segment.rounded_capacity(capacity) if role.sends else 0
+        self.name = checked_name(name)
+        self.timeout = timeout
+        self.allow_uids = allow_uids
+        self.max_segment = max_segment
+
+
+class Opening:
+    """A connection in the making, in steps that do not wait.
+
+    Takes the socket: it becomes non-blocking, and is closed when the opening fails.
+    """
+
+    def __init__(self, sock: socket.socket, terms: Terms) -> None:
+        self.sock = sock
+        self.terms = terms
+        self._segments: list[Segment] = []
+        self._greeting = Greeting()
+        self._received: list[fdpass.Fd] = []
+        self._said_hello = False
+        self.deadline = deadline_of(terms.timeout)
+        try:
+            _check_socket(sock)
+            sock.setblocking(False)
+            self.peer = fdpass.peer_credentials(sock)
+            admitted = terms.allow_uids
+            if admitted is not None and self.peer.uid not in admitted:
+                raise CredentialsRefused(
+                    f"the peer runs under uid {self.peer.uid}, admitted are {sorted(admitted)}"
+                )
+            self._segments.append(_segment.create(terms.codec, terms.capacity, terms.name))
+        except BaseException as error:
+            self.abandon(error)
+            raise
+
+    def fileno(self) -> int:
+        """Return the socket's descriptor, to poll for `events`."""
+        return self.sock.fileno()
+
+    @property
+    def events(self) -> int:
+        """What the next step waits for: POLLIN, with POLLOUT until HELLO is sent."""
+        return select.POLLIN if self._said_hello else select.POLLIN | select.POLLOUT
+
+    def step(self) -> Endpoint | None:
+        """Do what can be done now; return the Endpoint once both sides have agreed.
+
+        Raises Refused, CorruptPeer, PeerDied, OSError, and HandshakeTimeout from `deadline` on (a
+        time.monotonic()); then everything is closed, and the peer has been told why as far as it
+        listens.
+        """
+        try:
+            if not self._said_hello:
+                self._say_hello()
+            if not self._hear_hello():
+                if time.monotonic() >= self.deadline:
+                    raise HandshakeTimeout(
+                        f"the peer did not introduce itself within {self.terms.timeout} s"
+                    )
+                return None
+            mine, theirs = self._segments[0], self._adopt_segment()
+            check(mine.identity, self.terms.role, theirs.identity, theirs.mapping.size)
+            return Endpoint(self, mine, theirs)
+        except BaseException as error:
+            self.abandon(error)
+            raise
+
+    def _say_hello(self) -> None:
+        try:
+            fdpass.send_fds(self.sock, [self._segments[0].memfd], HELLO)
+        except BlockingIOError:
+            return
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # the peer may have said why before it left: listen first
+        self._said_hello = True
+
+    def _hear_hello(self) -> bool:
+        while self._greeting.missing:
+            try:
+                data, fds = fdpass.recv_fds(self.sock, 1, self._greeting.missing)
+            except BlockingIOError:
+                return False
+            except fdpass.FdPassError as error:
+                raise CorruptPeer(f"the peer's HELLO: {error}") from error
+            except ConnectionResetError:
+                data, fds = b"", []
+            self._received += fds
+            if not data:
+                raise PeerDied("the peer closed the connection before it had introduced itself")
+            self._greeting.feed(data, len(fds))
+        return self._said_hello
+
+    def _adopt_segment(self) -> Segment:
+        segment = _segment.adopt(self._received.pop(), self.terms.max_segment)
+        self._segments.append(segment)
+        return segment
+
+    def abandon(self, error: BaseException | None = None) -> None:
+        """Give up: tell the peer why if it can be told, and close everything."""
+        if isinstance(error, QueueError):
+            _tell(self.sock, err(error))
+        self.sock.close()
+        for fd in self._received:
+            fd.close()
+        for segment in self._segments:
+            segment.close()
+
+
+class Endpoint:
+    """One side of an open connection; see the module.  Made by Opening.
+
+    Threads: everything here may be called from any.  `reading`, `waiting` and `followers` belong
+    to the doors and are guarded by `mutex`; a call that reads the socket does so as `reading`.
+    """
+
+    _released = True  # so that __del__ is right about an object that was never completed
+
+    def __init__(self, opening: Opening, own: Segment, peer: Segment) -> None:
+        terms = opening.terms
+        self.codec = terms.codec
+        self.name = terms.name
+        self.peer_name = peer.identity.name
+        self.peer: Credentials = opening.peer
+        self.capacity = own.identity.capacity or peer.identity.capacity
+        self.closed = False
+        self.mutex = threading.RLock()
+        self.reading = False
+        self.waiting = [0] * len(Event)
+        self.followers: set[threading.Lock] = set()
+        self.rescues = 0
+        self._sock = opening.sock
+        self._own, self._peer = own, peer
+        self._generation = _ring.fork_generation()
+        self._parser = ControlParser()
+        self._inbox: deque[bytes] = deque()
+        self._end: QueueError | None = None
+        self._users = 0  # threads that have the socket's number in hand
+        self._last_statistics: Statistics | None = None
+        self.sender: RingSender | None = None
+        self.receiver: RingReceiver | None = None
+        common = (self.codec, opening.sock.fileno(), _weak_trouble(self))
+        if terms.role.sends:
+            capacity = own.identity.capacity
+            self.sender = RingSender(own.mapping, peer.mapping, capacity, *common)
+        if terms.role.receives:
+            capacity = peer.identity.capacity
+            self.receiver = RingReceiver(own.mapping, peer.mapping, capacity, *common)
+        self._released = False
+
+    def fileno(self) -> int:
+        """Return the socket's descriptor; raise Closed."""
+        if self.closed:
+            raise Closed("this side has closed the connection")
+        return self._sock.fileno()
+
+    # -- records ---------------------------------------------------------------------------
+
+    def try_pop(self) -> Any:
+        """Take a record; None if there is none yet.  Raises how the connection ended."""
+        end = self._end  # noted before the ring is found empty: see the module
+        record = self._receiver().try_pop()
+        if record is None and end is not None:
+            self.raise_end()
+        return record
+
+    def try_pop_many(self, limit: int) -> Any:
+        """Take up to `limit` records; see try_pop."""
+        end = self._end
+        records = self._receiver().try_pop_many(limit)
+        if end is not None and len(records) == 0:
+            self.raise_end()
+        return records
+
+    def _receiver(self) -> RingReceiver:
+        if self.receiver is None:
+            raise TypeError("this end only sends")
+        return self.receiver
+
+    def _sender(self) -> RingSender:
+        if self.sender is None:
+            raise TypeError("this end only receives")
+        return self.sender
+
+    def try_push(self, record: Any) -> bool:
+        """Publish a record; False if there is no space.  Raises how the connection ended."""
+        return self._sender().try_push(record)
+
+    def try_push_many(self, data: Any, count: int) -> int:
+        """Publish encoded records, as many as fit; return how many."""
+        return self._sender().try_push_many(data, count)
+
+    def indices(self) -> tuple[int, int]:
+        """Return (head, tail) of the queue this side sends on, else of the one it receives on."""
+        return (self.sender or self._receiver()).indices()
+
+    def statistics(self) -> Statistics:
+        """Return the counters; after close, as they were then."""
+        if self._last_statistics is not None:
+            return self._last_statistics
+        sent, taken = self.sender.indices() if self.sender else (0, 0)
+        published, received = self.receiver.indices() if self.receiver else (0, 0)
+        sending, receiving = self._own.mapping.counts()
+        return Statistics(
+            sent=sent,
+            taken=taken,
+            received=received,
+            waiting=published - received,
+            doorbells=sending.doorbells + receiving.doorbells,
+            waits=sending.waits + receiving.waits,
+            full=sending.refused,
+            rescues=self.rescues,
+        )
+
+    # -- control messages --------------------------------------------------------------------
+
+    def try_take_message(self) -> bytes | None:
+        """Take a message of the peer's application; None if there is none yet."""
+        self._check_usable()
+        end = self._end
+        with self.mutex:
+            if self._inbox:
+                # Not popleft(): an exception after the call would lose what it returned.
+                message = self._inbox[0]
+                del self._inbox[0]
+                return message
+        if end is not None:
+            self.raise_end()
+        return None
+
+    def try_send_message(self, message: bytes) -> bool:
+        """Send a message to the peer's application; False if the socket is full."""
+        message = application_message(message)
+        if self._end is not None:
+            self.raise_end()
+        with self.socket_in_hand() as sock:
+            try:
+                sock.send(message, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            except BlockingIOError:
+                return False
+            except OSError:
+                self._trouble(_ring.GONE)
+        return True
+
+    @contextlib.contextmanager
+    def socket_in_hand(self) -> Iterator[socket.socket]:
+        """Keep the socket's number from being closed, and reused, meanwhile."""
+        self._check_usable()
+        entered = False
+        try:
+            with self.mutex:
+                if self.closed:
+                    self.raise_end()
+                self._users += 1
+                entered = True
+            yield self._sock
+        finally:
+            if entered:
+                with self.mutex:
+                    self._users -= 1
+                    if self.closed and not self._users:
+                        self._release()
+
+    def turn(self) -> None:
+        """Read the control messages that wait, unless somebody else is reading."""
+        reading = False
+        try:
+            with self.mutex:
+                if self.reading or self.closed or self._end is not None:
+                    return
+                self.reading = reading = True
+            self.service()
+        finally:
+            if reading:
+                self.stop_reading()
+
+    def stop_reading(self) -> None:
+        """Let another one read, and have every sleeper look again at what concerns it."""
+        with self.mutex:
+            self.reading = False
+            followers, self.followers = self.followers, set()
+            for follower in followers:
+                follower.release()
+
+    def service(self) -> None:
+        """Read once from the socket, as `reading`: doorbells, messages, the end."""
+        with self.socket_in_hand() as sock:
+            try:
+                data, _ = fdpass.recv_fds(sock, 0, 4096)
+            except BlockingIOError:
+                return
+            except fdpass.FdPassError as error:
+                self._abandon(CorruptPeer(f"the peer sent descriptors nobody asked for: {error}"))
+                return
+            except OSError:  # ECONNRESET, once, when it left without reading all we sent
+                data = b""
+        if not data:
+            self._note_end(self._who_left())
+            return
+        try:
+            drained = self._parser.feed(data)
+        except CorruptPeer as error:
+            self._abandon(error)
+            return
+        with self.mutex:
+            self._inbox.extend(drained.messages)
+        if drained.refusal is not None:
+            self._note_end(drained.refusal)
+        elif len(self._inbox) > MAX_INBOX:
+            self._abandon(CorruptPeer(f"the peer sent over {MAX_INBOX} messages nobody took"))
+
+    # -- waiting -------------------------------------------------------------------------------
+
+    def announce(self, event: Event) -> bool:
+        """Ask for the socket to become readable at an event; False if there is no need to wait."""
+        if self.closed or self._end is not None:
+            return False
+        if event is Event.RECORDS:
+            return self._receiver().arm()
+        if event is Event.SPACE:
+            return self._sender().arm()
+        return not self._inbox
+
+    def withdraw(self, event: Event) -> None:
+        """Take an announcement back, which spares the peer a doorbell."""
+        if event is Event.RECORDS:
+            self._receiver().disarm()
+        elif event is Event.SPACE:
+            self._sender().disarm()
+
+    def arm(self, *, records: bool, space: bool) -> bool:
+        """For foreign event loops: see Receiver.arm."""
+        self._check_usable()
+        with self.mutex:
+            if self.reading or any(self.waiting):
+                raise ConcurrentUse("arm() while another thread waits on the same connection")
+        self.turn()
+        ready = [not self.announce(Event.MESSAGE)]
+        if records:
+            ready.append(not self.announce(Event.RECORDS))
+        if space:
+            ready.append(not self.announce(Event.SPACE))
+        return not any(ready)
+
+    # -- the end ---------------------------------------------------------------------------------
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will come through the socket."""
+        return self.closed or self._end is not None
+
+    def raise_end(self) -> NoReturn:
+        """Raise why this connection cannot be used any more."""
+        if self.closed or self._end is None:
+            raise Closed("this side has closed the connection")
+        # A new one each time: two threads that raise one exception write into its traceback.
+        raise type(self._end)(*self._end.args)
+
+    def _who_left(self) -> QueueError:
+        if self._peer.mapping.is_closed():
+            return EndOfStream("the peer has ended the stream, and all of it has been received")
+        return PeerDied("the peer is gone without a word")
+
+    def _note_end(self, end: QueueError) -> None:
+        with self.mutex:
+            if self._end is None:
+                self._end = end
+        if self.sender is not None:
+            self.sender.close()
+
+    def _abandon(self, error: CorruptPeer) -> None:
+        """End a connection whose peer cannot be believed: at once, and for both directions."""
+        self._note_end(error)
+        if self.receiver is not None:
+            self.receiver.close()
+        with contextlib.suppress(Closed, OSError), self.socket_in_hand() as sock:
+            _tell(sock, err(error))
+            sock.shutdown(socket.SHUT_RDWR)
+
+    def _trouble(self, code: int) -> NoReturn:
+        """Turn a result of a ring that is neither done nor a matter of waiting into an error."""
+        self._check_usable()
+        if code == _ring.CORRUPT:
+            self._abandon(CorruptPeer("the peer's index cannot be true"))
+        elif code == _ring.GONE:
+            # What it sent before it left comes first; and there is no end to read if the other
+            # side has set `closed` and is just about to shut down the socket.
+            for _ in range(_TURNS_TO_THE_END):
+                if self.ended:
+                    break
+                self.turn()
+            else:
+                raise self._who_left()
+        self.raise_end()
+
+    def _check_usable(self) -> None:
+        if self._forked():
+            raise ForkedUse("this end belongs to the parent process; a child may only close it")
+
+    def _forked(self) -> bool:
+        return _ring.fork_generation() != self._generation
+
+    def finish(self) -> None:
+        """Behave as if the connection ended here and now; the peer notices nothing."""
+        self._note_end(Closed("this side has finished with the connection"))
+        with contextlib.suppress(Closed, OSError), self.socket_in_hand() as sock:
+            sock.shutdown(socket.SHUT_RD)  # wakes who reads
+
+    def close(self) -> None:
+        """End in good order: the peer drains what was published, then sees the end.
+
+        Idempotent.  Threads that wait get Closed.  In a forked child it only closes the child's
+        copies of the descriptors.
+        """
+        if self._forked():
+            self.closed = True
+            self._release()
+            return
+        with self.mutex:
+            if self.closed:
+                return
+            with contextlib.suppress(QueueError):
+                self._last_statistics = self.statistics()
+            self.closed = True
+        try:
+            for ring in (self.sender, self.receiver):
+                if ring is not None:
+                    ring.close()
+            self._own.mapping.set_closed()
+            _tell(self._sock, GOODBYE)
+            with contextlib.suppress(OSError):
+                self._sock.shutdown(socket.SHUT_RDWR)
+        finally:
+            with self.mutex:
+                if not self._users:  # else the last of them does it
+                    self._release()
+
+    def _release(self) -> None:
+        self._released = True
+        self._sock.close()
+        self._own.close()
+        self._peer.close()
+
+    def __del__(self, warn: Any = warnings.warn) -> None:
+        # Takes no lock and says no goodbye: to forget an end is to drop it.
+        if not self._released:
+            if not self._forked():
+                warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
+            self._release()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else type(self._end).__name__ if self._end else "open"
+        return f"<{type(self).__name__} {self.name!r} with {self.peer_name!r}: {state}>"
+
+
+# Enough reads of 4096 bytes to empty the largest socket buffer a two-byte message can fill.
+_TURNS_TO_THE_END = 64
+GOODBYE = bytes((Opcode.WRITE, 0, Opcode.READ, 0))
+
+
+def _weak_trouble(endpoint: Endpoint) -> Callable[[int], NoReturn]:
+    """Return endpoint._trouble without a reference cycle: what is dropped is freed at once."""
+    this = weakref.ref(endpoint)
+
+    def trouble(code: int) -> NoReturn:
+        endpoint = this()
+        if endpoint is None:
+            raise Closed("this end was dropped")
+        endpoint._trouble(code)  # noqa: SLF001 (the other half of this module)
+
+    return trouble
+
+
+def _check_socket(sock: socket.socket) -> None:
+    if not isinstance(sock, socket.socket):
+        raise TypeError(f"expected a connected AF_UNIX socket, got {sock!r}")
+    if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
+        raise ValueError(f"expected an AF_UNIX SOCK_STREAM socket, got {sock!r}")
+
+
+def _tell(sock: socket.socket, message: bytes) -> None:
+    """Send what does no harm if it gets lost."""
+    with contextlib.suppress(OSError):
+        sock.send(message, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)

@@ -1,0 +1,76 @@
+"""What can go wrong with a queue, in words that do not overlap.
+
+Ours: BadRecord, Closed, ConcurrentUse, ForkedUse.  Nobody's: Full.  The peer's: EndOfStream
+(it said goodbye), PeerDied (it did not), CorruptPeer (it broke the protocol), and Refused (we
+and the peer do not fit together; the message shows both views).
+"""
+
+from __future__ import annotations
+
+
+class QueueError(Exception):
+    """Base of every error that this package defines."""
+
+
+class BadRecord(QueueError, TypeError, ValueError):
+    """The record to send does not fit the record spec; nothing was sent."""
+
+
+class Full(QueueError):
+    """There was no space in time; the record was not sent."""
+
+
+class Closed(QueueError):
+    """This side has closed the queue."""
+
+
+class ConcurrentUse(QueueError):
+    """Two uses that exclude each other met; neither lost anything."""
+
+
+class ForkedUse(QueueError):
+    """A forked child touched an end that belongs to its parent; it may only close it."""
+
+
+class EndOfStream(QueueError):
+    """The peer ended in good order, and all that it published has been received."""
+
+
+class PeerDied(QueueError):
+    """The peer is gone without a word; all that it published has been received."""
+
+
+class CorruptPeer(QueueError):
+    """The peer broke the protocol; the connection is over."""
+
+
+class HandshakeTimeout(QueueError, TimeoutError):
+    """The peer did not introduce itself in time."""
+
+
+class Refused(QueueError):
+    """The two sides do not fit together; one of them refused the connection."""
+
+
+class RecordRefused(Refused):
+    """The two sides state records of different layout."""
+
+
+class VersionRefused(Refused):
+    """The two sides speak different versions of the layout or the protocol."""
+
+
+class SealsRefused(Refused):
+    """The descriptor received is not an anonymous file sealed as the protocol demands."""
+
+
+class SizeRefused(Refused):
+    """The segment received is too large, or not backed by memory."""
+
+
+class CredentialsRefused(Refused):
+    """The peer runs under a user id that is not admitted."""
+
+
+class RoleRefused(Refused):
+    """Two ends met that do not belong together, such as two senders."""

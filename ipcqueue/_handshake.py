@@ -1,0 +1,119 @@
+"""What two ends must agree on before the first record: a decision, without I/O.
+
+Both sides send HELLO with the descriptor of their segment.  Everything else stands in the
+segment's identity, which `check` compares with this side's own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ._control import HELLO, Opcode, refusal
+from ._errors import CorruptPeer, RecordRefused, RoleRefused, VersionRefused
+
+MAGIC = b"MEMENPSF"
+LAYOUT_VERSION = 1
+BYTE_ORDER = 0x01020304
+HEADER_SIZE = 4096
+MAX_NAME_BYTES = 64
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a segment says about itself; the fields are those of core/ring.h."""
+
+    slot_size: int
+    capacity: int
+    segment_size: int
+    fingerprint: bytes
+    creator_pid: int
+    name: str
+    record: str
+    magic: bytes = MAGIC
+    layout_version: int = LAYOUT_VERSION
+    byte_order: int = BYTE_ORDER
+    header_size: int = HEADER_SIZE
+
+
+@dataclass(frozen=True)
+class Role:
+    """Which of the two one-way queues of a connection this side has."""
+
+    sends: bool
+    receives: bool
+
+    def __str__(self) -> str:
+        both = "sends and receives"
+        return both if self.sends and self.receives else "sends" if self.sends else "receives"
+
+
+def checked_name(name: str) -> str:
+    """Return the name; raise TypeError or ValueError for one that a segment cannot hold."""
+    if not isinstance(name, str):
+        raise TypeError(f"a name is a str, not {name!r}")
+    if len(name.encode()) > MAX_NAME_BYTES or "\0" in name:
+        raise ValueError(f"a name is at most {MAX_NAME_BYTES} bytes of UTF-8, not {name!r}")
+    return name
+
+
+def check(mine: Identity, role: Role, peer: Identity, file_size: int) -> None:
+    """Raise unless the peer's segment fits mine.
+
+    VersionRefused, RecordRefused and RoleRefused say what both sides want; CorruptPeer says
+    that the segment contradicts itself or its file of `file_size` bytes.
+    """
+    if peer.magic != MAGIC:
+        raise CorruptPeer(f"the peer's segment begins with {peer.magic!r} instead of {MAGIC!r}")
+    for what in ("layout_version", "byte_order", "header_size"):
+        ours, theirs = getattr(mine, what), getattr(peer, what)
+        if ours != theirs:
+            raise VersionRefused(f"{what} here is {ours:#x}, the peer's is {theirs:#x}")
+    if (mine.fingerprint, mine.slot_size) != (peer.fingerprint, peer.slot_size):
+        raise RecordRefused(
+            f"a record here is [{mine.record}], the peer's is [{peer.record}]"
+            + (" (same words, other fingerprint)" if mine.record == peer.record else "")
+        )
+    if role.receives != (peer.capacity > 0):
+        does = "sends" if peer.capacity else "only receives"
+        raise RoleRefused(f"this end {role}, and its peer {does}")
+    if peer.capacity & (peer.capacity - 1):
+        raise CorruptPeer(f"the peer's capacity is {peer.capacity}, not a power of two")
+    needed = HEADER_SIZE + peer.capacity * peer.slot_size
+    if not needed <= peer.segment_size == file_size:
+        raise CorruptPeer(
+            f"the peer's segment needs {needed} bytes, says that it has {peer.segment_size}, "
+            f"and its file has {file_size}"
+        )
+
+
+@dataclass
+class Greeting:
+    """Waits for the two bytes and the one descriptor that open every connection."""
+
+    _bytes: bytearray = field(default_factory=bytearray)
+    _descriptors: int = 0
+
+    @property
+    def missing(self) -> int:
+        """How many bytes to read next: never one more, as what follows is not ours."""
+        return len(HELLO) - len(self._bytes)
+
+    def feed(self, data: bytes, descriptors: int) -> bool:
+        """Take bytes and the number of descriptors beside them; return whether all is there.
+
+        Raises what an ERR stands for, VersionRefused, or CorruptPeer.
+        """
+        self._bytes += data
+        self._descriptors += descriptors
+        if self._bytes and self._bytes[0] not in (Opcode.HELLO, Opcode.ERR):
+            raise CorruptPeer(f"the peer began with opcode {self._bytes[0]} instead of HELLO")
+        if self.missing:
+            return False
+        opcode, argument = self._bytes
+        if opcode == Opcode.ERR:
+            raise refusal(argument)
+        if argument != HELLO[1]:
+            raise VersionRefused(f"the protocol here is {HELLO[1]}, the peer's is {argument}")
+        if self._descriptors != 1:
+            raise CorruptPeer(f"HELLO came with {self._descriptors} descriptors instead of one")
+        return True

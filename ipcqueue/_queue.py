@@ -1,0 +1,263 @@
+"""Sender and Receiver: a one-way queue of typed records between two processes."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from ._blocking import Threads, open_endpoint
+from ._endpoint import Opening, Terms
+from ._errors import EndOfStream
+from ._handshake import Role
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from fdpass import Credentials
+
+    from ._endpoint import Endpoint, Statistics
+
+
+class Connection:
+    """What both ends of any queue can do beside moving records.
+
+    Any number of threads may use one.  A forked child may only close it (ForkedUse).
+    """
+
+    _role: ClassVar[Role]
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        record: Any,
+        *,
+        capacity: int = 1024,
+        name: str = "",
+        timeout: float | None = 5.0,
+        **options: Any,
+    ) -> None:
+        """Introduce both sides to each other over a connected AF_UNIX SOCK_STREAM socket.
+
+        Takes the socket, also when this fails.  `record` says what a slot holds; `capacity` is
+        the number of records this side can have under way, rounded up to a power of two;
+        `timeout` bounds the handshake, in seconds.
+
+        Options: `allow_uids`, the user ids admitted as a peer (default: any); `max_segment`, the
+        largest segment to accept from it, in bytes.
+
+        Raises TypeError or ValueError for a spec or a capacity that is none; Refused (its
+        children and its message say why), CorruptPeer, PeerDied, HandshakeTimeout; OSError.
+        """
+        options |= {"capacity": capacity, "name": name, "timeout": timeout}
+        try:
+            terms = Terms(record, self._role, **options)
+        except BaseException:
+            sock.close()
+            raise
+        self._join(open_endpoint(Opening(sock, terms)))
+
+    def _join(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._threads = Threads(endpoint)
+
+    @classmethod
+    def of(cls, endpoint: Endpoint) -> Self:
+        """Wrap an endpoint that is already open, and take it."""
+        self = cls.__new__(cls)
+        self._join(endpoint)
+        return self
+
+    @property
+    def name(self) -> str:
+        """The name this side gave."""
+        return self._endpoint.name
+
+    @property
+    def peer_name(self) -> str:
+        """The name the other side gave; a claim, not an identity."""
+        return self._endpoint.peer_name
+
+    @property
+    def peer(self) -> Credentials:
+        """Who the peer was when the sockets were connected: authorise by its uid, not its pid."""
+        return self._endpoint.peer
+
+    @property
+    def capacity(self) -> int:
+        """How many records can be under way."""
+        return self._endpoint.capacity
+
+    @property
+    def record(self) -> Any:
+        """The record spec as it was given."""
+        return self._endpoint.codec.spec
+
+    @property
+    def closed(self) -> bool:
+        """Whether this side has closed it."""
+        return self._endpoint.closed
+
+    def statistics(self) -> Statistics:
+        """Return the counters of this side; see Statistics."""
+        return self._endpoint.statistics()
+
+    def send_ctrl_msg(self, message: bytes, timeout: float | None = None) -> None:
+        """Send two bytes to the peer's application, the first from 128 to 255.
+
+        Delivered in order, apart from the records and never dropped.  Raises ValueError, Full
+        (no room in time), EndOfStream, PeerDied, CorruptPeer, Refused, Closed.
+        """
+        self._threads.send_message(message, timeout)
+
+    def recv_ctrl_msg(self, timeout: float | None = 0) -> bytes | None:
+        """Return the next two bytes from the peer's application; None if none came in time.
+
+        Raises EndOfStream, PeerDied, CorruptPeer, Refused, once all are taken; Closed.
+        """
+        return self._threads.take_message(timeout)
+
+    def fileno(self) -> int:
+        """Return the socket's descriptor, to watch; see arm().  Raises Closed."""
+        return self._endpoint.fileno()
+
+    def finish(self) -> None:
+        """Wait for nothing more: what has arrived can still be received, then comes Closed.
+
+        Sending is over at once.  The peer notices nothing until close().
+        """
+        self._endpoint.finish()
+
+    def close(self) -> None:
+        """End in good order: the peer drains what was published, then gets EndOfStream.
+
+        Idempotent; threads that wait here get Closed.  Records not yet received are dropped.
+        """
+        self._endpoint.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return repr(self._endpoint).replace(type(self._endpoint).__name__, type(self).__name__, 1)
+
+
+class Sender(Connection):
+    """The end of a one-way queue that publishes records; its peer is a Receiver."""
+
+    _role = Role(sends=True, receives=False)
+
+    def _join(self, endpoint: Endpoint) -> None:
+        super()._join(endpoint)
+        self._try_push = endpoint.try_push if endpoint.sender is None else endpoint.sender.try_push
+
+    def push(self, record: Any, timeout: float | None = None) -> None:
+        """Publish one record: it is then the receiver's, even if this process dies.
+
+        Raises BadRecord, Full (no space in time; not sent), EndOfStream or PeerDied (nobody is
+        left to take it), CorruptPeer, Refused, Closed, ForkedUse.
+        """
+        if not self._try_push(record):
+            self._threads.push(record, timeout)
+
+    def push_many(self, records: Iterable[Any], timeout: float | None = None) -> int:
+        """Publish records in order; return how many, which is fewer only if time ran out.
+
+        All are encoded first: BadRecord means that none was sent.  Otherwise as push, except
+        that Full is not raised.
+        """
+        return self._threads.push_many(records, timeout)
+
+    def arm(self) -> bool:
+        """Ask that fileno() become readable when there is space; False if there is already.
+
+        For foreign event loops: until True comes back, go on working; without arm() no doorbell
+        comes.  Not while a thread waits on the same connection (ConcurrentUse).
+        """
+        return self._endpoint.arm(records=False, space=True)
+
+    def indices(self) -> tuple[int, int]:
+        """Return (head, tail): records published, and those the receiver has taken."""
+        return self._endpoint.indices()
+
+
+class Receiver(Connection):
+    """The end of a one-way queue that takes records; its peer is a Sender."""
+
+    _role = Role(sends=False, receives=True)
+
+    def _join(self, endpoint: Endpoint) -> None:
+        super()._join(endpoint)
+        self._try_pop = endpoint.try_pop if endpoint.receiver is None else endpoint.receiver.try_pop
+
+    def pop(self, timeout: float | None = None) -> Any:
+        """Return the next record; None if none came in time.
+
+        Raises, once everything published is taken, EndOfStream (the sender closed) or PeerDied;
+        CorruptPeer, Refused, Closed, ForkedUse.
+        """
+        record = self._try_pop()
+        return self._threads.pop(timeout) if record is None else record
+
+    def pop_many(self, limit: int | None = None, timeout: float | None = None) -> Any:
+        """Wait for one record, then return all that are there, at most `limit` or a ringful.
+
+        A list; an array of shape (n,) for a numpy spec; empty if none came in time.  Raises as
+        pop does.
+        """
+        return self._threads.pop_many(limit, timeout)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iterate(self.pop)
+
+    def arm(self) -> bool:
+        """Ask that fileno() become readable at the next record; False if one is there already.
+
+        For foreign event loops: until True comes back, go on taking; without arm() no doorbell
+        comes.  Not while a thread waits on the same connection (ConcurrentUse).
+        """
+        return self._endpoint.arm(records=True, space=False)
+
+    def indices(self) -> tuple[int, int]:
+        """Return (head, tail): records the sender has published, and those taken here."""
+        return self._endpoint.indices()
+
+
+def iterate(receive: Callable[[], Any]) -> Iterator[Any]:
+    """Yield what `receive` returns until the stream ends in good order; raise what else it may."""
+    try:
+        while True:
+            yield receive()
+    except EndOfStream:
+        return
+
+
+def pair(record: Any, capacity: int = 1024) -> tuple[Sender, Receiver]:
+    """Return the two ends of a queue, in one process.
+
+    To have one end in another process, connect two sockets instead: a forked child may not use
+    its parent's end.
+    """
+    roles = Role(sends=True, receives=False), Role(sends=False, receives=True)
+    first, second = open_pair(*(Terms(record, role, capacity=capacity) for role in roles))
+    return Sender.of(first), Receiver.of(second)
+
+
+def open_pair(*both: Terms) -> tuple[Endpoint, Endpoint]:
+    """Open the two ends of a socket pair in one thread."""
+    with contextlib.ExitStack() as undo:
+        openings: list[Opening] = []
+        for sock in socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM):
+            undo.callback(sock.close)
+            openings.append(Opening(sock, both[len(openings)]))
+            undo.callback(openings[-1].abandon)
+        openings[0].step()  # says hello, and hears nothing yet
+        second = openings[1].step()
+        first = openings[0].step()
+        if first is None or second is None:
+            raise AssertionError("a handshake over a socket pair takes three steps")
+        undo.pop_all()
+    return first, second

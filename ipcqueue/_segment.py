@@ -1,0 +1,103 @@
+"""Segments: the sealed anonymous files of which every byte has one writer.
+
+`create` makes this side's own, which only this side can ever write; `adopt` takes the peer's,
+which this side can only read.  Drawn in core/layout.h.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fdpass import Fd, Memfd, MemfdRefused, NotReserved, Seal, WrongSize
+
+from ._errors import SealsRefused, SizeRefused
+from ._handshake import HEADER_SIZE, Identity
+from ._ring import MAX_SLOT_SIZE, Mapping, map_segment
+
+if TYPE_CHECKING:
+    from ._record import Codec
+
+# Nobody can change the size, write by a new mapping, or add seals of his own.
+SEALS = Seal.SHRINK | Seal.GROW | Seal.FUTURE_WRITE | Seal.SEAL
+MAX_SEGMENT = 4 << 30  # what a peer's segment may measure unless told otherwise; in bytes
+
+
+@dataclass
+class Segment:
+    """A file, its mapping and what it says about itself; owns both."""
+
+    memfd: Memfd
+    mapping: Mapping
+    identity: Identity
+
+    def close(self) -> None:
+        """Close the file, and the mapping once no ring uses it."""
+        self.memfd.close()
+        self.mapping.release()
+
+
+def rounded_capacity(capacity: int) -> int:
+    """Return the power of two that is at least `capacity`, which is at least 1."""
+    if isinstance(capacity, bool) or not isinstance(capacity, int):
+        raise TypeError(f"capacity is a number of records (int), not {capacity!r}")
+    if capacity < 1:
+        raise ValueError(f"capacity is at least 1 record, not {capacity}")
+    return 1 << (capacity - 1).bit_length()
+
+
+def create(codec: Codec, capacity: int, name: str) -> Segment:
+    """Make this side's segment with room for `capacity` records (0: it sends nothing).
+
+    Raises ValueError for a name or a record that is too long, OSError when memory is short.
+    """
+    if not 1 <= codec.size <= MAX_SLOT_SIZE:
+        raise ValueError(f"a record has 1 to {MAX_SLOT_SIZE} bytes, not {codec.size}")
+    size = -(-(HEADER_SIZE + capacity * codec.size) // mmap.PAGESIZE) * mmap.PAGESIZE
+    if size >= 1 << 62:
+        raise ValueError(f"{capacity} records of {codec.size} bytes are more than a file can hold")
+    identity = Identity(
+        slot_size=codec.size,
+        capacity=capacity,
+        segment_size=size,
+        fingerprint=codec.layout.fingerprint,
+        creator_pid=os.getpid(),
+        name=name,
+        record=codec.layout.description,
+    )
+    memfd = Memfd.create("memenpsf", size)
+    try:
+        mapping = map_segment(memfd.fileno(), size, writable=True)
+        mapping.write_identity(identity)
+        memfd.seal(SEALS)
+    except BaseException:
+        memfd.close()
+        raise
+    return Segment(memfd, mapping, identity)
+
+
+def adopt(fd: Fd, max_segment: int) -> Segment:
+    """Take the peer's segment, and close it unless it is safe to map.
+
+    Raises SealsRefused or SizeRefused; OSError when memory is short.  What its identity says
+    is for `_handshake.check` to judge.
+    """
+    try:
+        memfd = Memfd.adopt(fd, max_size=max_segment, seals=SEALS)
+    except (WrongSize, NotReserved) as error:
+        raise SizeRefused(f"the peer's segment: {error}") from error
+    except MemfdRefused as error:
+        raise SealsRefused(f"the peer's segment: {error}") from error
+    try:
+        if memfd.size < HEADER_SIZE:
+            raise SizeRefused(
+                f"the peer's segment has {memfd.size} bytes, less than its header of {HEADER_SIZE}"
+            )
+        mapping = map_segment(memfd.fileno(), memfd.size, writable=False)
+        identity = mapping.read_identity()
+    except BaseException:
+        memfd.close()
+        raise
+    return Segment(memfd, mapping, identity)

@@ -1,0 +1,63 @@
+#pragma once
+/*
+ * The bytes two processes agree on: one segment, seen by both.
+ *
+ *       0  identity      written once by the owner, before sealing
+ *    1024  head          written by the owner as sender:   records published so far
+ *    1152  tail          written by the owner as receiver: records taken so far
+ *    1280  wait_records, wait_space, closed                rarely written, read at each publish
+ *    1408  counters of the sender role                     for tools; nobody decides by them
+ *    1536  counters of the receiver role
+ *    4096  slots, contiguous, `slot_size` bytes each
+ *
+ * Each segment has one writer, its owner; the peer maps it read-only and the seals keep it so.
+ * The queue A->B is therefore made of two segments: slots and head in A's, tail in B's.
+ * Indices only grow (u64) and are masked on use; all `capacity` slots are usable.
+ *
+ * Lines are 128 bytes apart, because processors prefetch cache lines in pairs.  The wait
+ * epochs stand apart from the indices because every publish reads the peer's: beside `tail`,
+ * which the peer writes at each pop, that read would miss the cache each time.
+ *
+ * Little-endian and 64-bit are assumed, and asserted, rather than converted: both processes
+ * run on one machine.
+ */
+#include <assert.h>
+#include <stdalign.h>
+#include <stdatomic.h>
+#include <stddef.h>
+
+#include "ring.h"
+
+struct ipcq_counters {
+    _Atomic uint64_t doorbells;      /* control messages sent to wake the peer */
+    _Atomic uint64_t waits;          /* times this side announced that it goes to sleep */
+    _Atomic uint64_t refused;        /* sender: pushes that found no space at all */
+    _Atomic uint64_t last_active_ns; /* CLOCK_MONOTONIC_COARSE */
+};
+
+struct ipcq_segment {
+    struct ipcq_identity identity;
+    alignas(1024) _Atomic uint64_t head;
+    alignas(128) _Atomic uint64_t tail;
+    alignas(128) _Atomic uint32_t wait_records; /* odd while the owner waits for records */
+    _Atomic uint32_t wait_space;                /* odd while the owner waits for space */
+    _Atomic uint32_t closed;                    /* 1 once the owner ended in good order */
+    alignas(128) struct ipcq_counters sending;
+    alignas(128) struct ipcq_counters receiving;
+    alignas(IPCQ_HEADER_SIZE) unsigned char slots[];
+};
+
+static_assert(sizeof(void *) == 8, "indices and segment sizes need a 64-bit machine");
+static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the layout is little-endian");
+static_assert(ATOMIC_LLONG_LOCK_FREE == 2 && ATOMIC_INT_LOCK_FREE == 2,
+              "a lock hidden in an atomic would not be shared between processes");
+static_assert(sizeof(_Atomic uint64_t) == 8 && sizeof(_Atomic uint32_t) == 4, "plain words");
+static_assert(sizeof(struct ipcq_identity) <= 1024, "identity must end before head");
+static_assert(offsetof(struct ipcq_segment, head) == 1024, "layout");
+static_assert(offsetof(struct ipcq_segment, tail) == 1152, "layout");
+static_assert(offsetof(struct ipcq_segment, wait_records) == 1280, "layout");
+static_assert(offsetof(struct ipcq_segment, wait_space) == 1284, "layout");
+static_assert(offsetof(struct ipcq_segment, closed) == 1288, "layout");
+static_assert(offsetof(struct ipcq_segment, sending) == 1408, "layout");
+static_assert(offsetof(struct ipcq_segment, receiving) == 1536, "layout");
+static_assert(offsetof(struct ipcq_segment, slots) == IPCQ_HEADER_SIZE, "layout");
