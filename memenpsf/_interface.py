@@ -1,0 +1,160 @@
+"""Interface: two queues of typed records, one each way, between two processes."""
+
+from __future__ import annotations
+
+import math
+import socket
+import time
+from typing import TYPE_CHECKING, Any
+
+from ipcqueue import Connection, HandshakeTimeout, Role, Terms, iterate, open_pair
+
+from ._address import connect_delays, connect_once, resolve
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterable, Iterator
+
+    from ipcqueue import Endpoint
+
+BOTH_WAYS = Role(sends=True, receives=True)
+ROLES = ("client", "server")
+
+
+def checked_role(role: str) -> str:
+    """Return the role; raise ValueError for what is none."""
+    if role not in ROLES:
+        raise ValueError(f"role is one of {ROLES}, not {role!r}")
+    return role
+
+
+class Interface(Connection):
+    """One side of a two-way connection that moves typed records through shared memory.
+
+    `capacity` records can be under way from this side to the peer; the peer chooses the other
+    direction.  `role` ("client" or "server") is a label: both sides can do the same.  Any number
+    of threads may send and receive at once.  For the rest see Connection.
+    """
+
+    _role = BOTH_WAYS
+    role: str = "client"
+    _try_push: Callable[[Any], bool]
+    _try_pop: Callable[[], Any]
+
+    def __init__(
+        self,
+        stream: socket.socket,
+        record: Any,
+        *,
+        name: str = "",
+        capacity: int = 1024,
+        role: str = "client",
+        timeout: float | None = 5.0,
+        **options: Any,
+    ) -> None:
+        """Introduce both sides over a connected AF_UNIX SOCK_STREAM socket; see Connection.
+
+        Takes the socket, also when this fails.
+        """
+        try:
+            self.role = checked_role(role)
+        except ValueError:
+            stream.close()
+            raise
+        super().__init__(stream, record, name=name, capacity=capacity, timeout=timeout, **options)
+
+    def _join(self, endpoint: Endpoint) -> None:
+        super()._join(endpoint)
+        if endpoint.sender is None or endpoint.receiver is None:
+            raise TypeError("an Interface needs an endpoint that sends and receives")
+        # Straight to the ring: what can be done at once costs no further call.
+        self._try_push = endpoint.sender.try_push
+        self._try_pop = endpoint.receiver.try_pop
+
+    def xmit(self, record: Any, timeout: float | None = None) -> None:
+        """Publish one record: it is then the peer's, even if this process dies.
+
+        Waits for space for `timeout` seconds (None: for ever; 0: not at all).  Raises BadRecord,
+        Full (no space in time; not sent), EndOfStream or PeerDied (nobody is left to take it),
+        CorruptPeer, Refused, Closed, ForkedUse.
+        """
+        if not self._try_push(record):
+            self._threads.push(record, timeout)
+
+    def xmit_many(self, records: Iterable[Any], timeout: float | None = None) -> int:
+        """Publish records in order; return how many, which is fewer only if time ran out.
+
+        All are encoded first: BadRecord means that none was sent.  A numpy array of the record's
+        dtype is sent as it is.  Otherwise as xmit, except that Full is not raised.
+        """
+        return self._threads.push_many(records, timeout)
+
+    def recv(self, timeout: float | None = None) -> Any:
+        """Return the next record; None if none came within `timeout` seconds.
+
+        Raises, once everything published is taken, EndOfStream (the peer closed) or PeerDied;
+        CorruptPeer, Refused, Closed, ForkedUse.
+        """
+        record = self._try_pop()
+        return self._threads.pop(timeout) if record is None else record
+
+    def recv_vectored(self, limit: int | None = None, timeout: float | None = None) -> Any:
+        """Wait for one record, then return all that are there, at most `limit` or a ringful.
+
+        A list; an array of shape (n,) for a numpy spec; empty if none came in time.  Raises as
+        recv does.
+        """
+        return self._threads.pop_many(limit, timeout)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield records until the peer ends the stream; PeerDied and the like are raised."""
+        return iterate(self.recv)
+
+    def arm(self, *, records: bool = True, space: bool = False) -> bool:
+        """Ask that fileno() become readable at the next record (or when there is space).
+
+        For foreign event loops.  Returns False if there is something to do already: go on
+        working and call it again.  Without arm() no doorbell comes.  ConcurrentUse while a thread
+        waits on the same connection.
+        """
+        return self._endpoint.arm(records=records, space=space)
+
+    def indices(self) -> tuple[int, int]:
+        """Return (head, tail) of the outgoing queue: records published, records taken of them."""
+        return self._endpoint.indices()
+
+
+def connect(
+    address: str | os.PathLike[str], record: Any, *, timeout: float | None = 5.0, **options: Any
+) -> Interface:
+    """Connect to a server; the address is a bare name, a path, or @name (abstract).
+
+    Options are those of Interface.  Raises OSError at once if there is no server
+    (FileNotFoundError, ConnectionRefusedError), HandshakeTimeout, and what Interface raises.
+    """
+    started = time.monotonic()
+    where = resolve(address)
+    if where.default_uids is not None:
+        options.setdefault("allow_uids", where.default_uids)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        delays = connect_delays()
+        while not connect_once(where, sock):
+            left = math.inf if timeout is None else started + timeout - time.monotonic()
+            if left <= 0:
+                raise HandshakeTimeout(f"{where}: the server had no room within {timeout} s")
+            time.sleep(min(next(delays), left))
+    except BaseException:
+        sock.close()
+        raise
+    if timeout is not None:
+        timeout = max(0.0, started + timeout - time.monotonic())
+    return Interface(sock, record, timeout=timeout, **options)
+
+
+def pair(record: Any, *, capacity: int = 1024) -> tuple[Interface, Interface]:
+    """Return the two sides of a connection, in one process: for tests, and between threads."""
+    terms = Terms(record, BOTH_WAYS, capacity=capacity)
+    first, second = open_pair(terms, terms)
+    return Interface.of(first), Interface.of(second)

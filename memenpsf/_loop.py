@@ -1,0 +1,122 @@
+"""The run loop for plain threads: one interface between two queues."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ipcqueue import Closed, CorruptPeer, EndOfStream, PeerDied, QueueError, Refused
+
+from ._interface import Interface
+
+if TYPE_CHECKING:
+    import socket
+
+
+class Source(Protocol):
+    """What queue.Queue and its like have to take from."""
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        """Return the next item or raise queue.Empty."""
+
+
+class Sink(Protocol):
+    """What queue.Queue and its like have to put into."""
+
+    def put(self, item: Any) -> Any:
+        """Take an item, waiting for room."""
+
+
+@dataclass
+class Ended:
+    """How a run loop ended, when it ended well enough not to raise."""
+
+    cause: QueueError  # EndOfStream, PeerDied, or Closed when the source said stop
+    unsent: list[Any] = field(default_factory=list)  # taken from the source, and never published
+
+
+# How long the sending thread may take to notice that the peer has ended, in seconds: a
+# queue.Queue can only be waited for, not interrupted.
+_LOOK_UP = 0.1
+
+# queue.ShutDown came with Python 3.13.
+_SHUT_DOWN: tuple[type[Exception], ...] = (queue.ShutDown,) if hasattr(queue, "ShutDown") else ()
+
+
+def run(
+    name: str,
+    cap: int,
+    typ: int,
+    stream: socket.socket,
+    recvr: Source,
+    sender: Sink,
+    record: Any,
+    **options: Any,
+) -> Ended:
+    """Move records between a connection and two queues until the peer ends.
+
+    What is put into `recvr` is sent; what arrives is put into `sender`, all of it, before this
+    returns.  None in `recvr` (or its shutdown, Python >= 3.13) ends the connection in good order,
+    after everything before it is sent and what has arrived is delivered.  `cap` is the capacity
+    of each direction, `typ` is 0 for a client and anything else for a server.  Takes the stream.
+
+    Returns how it ended.  Raises CorruptPeer, what Interface raises, BadRecord for what was put
+    into `recvr`, and whatever the queues raise.
+    """
+    role = "client" if typ == 0 else "server"
+    with Interface(stream, record, name=name, capacity=cap, role=role, **options) as interface:
+        return _Loop(interface, recvr, sender).run()
+
+
+class _Loop:
+    def __init__(self, interface: Interface, source: Source, sink: Sink) -> None:
+        self._interface = interface
+        self._source = source
+        self._sink = sink
+        self._over = threading.Event()
+        self._unsent: list[Any] = []
+        self._error: BaseException | None = None
+
+    def run(self) -> Ended:
+        thread = threading.Thread(target=self._send, name="memenpsf run: sending", daemon=True)
+        thread.start()
+        try:
+            cause = self._receive()
+        finally:
+            self._over.set()
+            self._interface.close()
+            thread.join()
+        if self._error is not None:
+            raise self._error
+        return Ended(cause, self._unsent)
+
+    def _receive(self) -> QueueError:
+        try:
+            while True:
+                for record in self._interface.recv_vectored():
+                    self._sink.put(record)
+        except (EndOfStream, PeerDied, Closed) as end:
+            return end
+
+    def _send(self) -> None:
+        """Run as a thread; ends by itself or soon after `_over` is set."""
+        try:
+            while not self._over.is_set():
+                try:
+                    record = self._source.get(timeout=_LOOK_UP)
+                except queue.Empty:
+                    continue
+                except _SHUT_DOWN:
+                    record = None
+                if record is None:
+                    break
+                try:
+                    self._interface.xmit(record)
+                except (EndOfStream, PeerDied, Refused, CorruptPeer, Closed):
+                    self._unsent.append(record)
+                    return  # the receiving side meets the same end, after draining
+        except BaseException as error:  # noqa: BLE001 (raised by run)
+            self._error = error
+        self._interface.finish()

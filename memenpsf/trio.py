@@ -1,0 +1,635 @@
+"""The verbs of memenpsf for Trio: the same names, awaitable.
+
+Every call is a checkpoint.  Cancelling one loses nothing: a record is taken from the ring after
+the last point at which the call can be cancelled.  Exceptions are those of memenpsf and, where
+Trio has the word, Trio's as well: EndOfStream is a trio.EndOfChannel, PeerDied and CorruptPeer are
+a trio.BrokenResourceError, Closed is a trio.ClosedResourceError, Full is a trio.WouldBlock.
+
+One task at a time waits for the socket; the others park, and look again when it has read (the
+reasons stand in ipcqueue/_blocking.py; between tasks no mutex is needed).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import select
+import socket
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import trio
+from trio.lowlevel import (
+    cancel_shielded_checkpoint,
+    checkpoint,
+    checkpoint_if_cancelled,
+    enable_ki_protection,
+    notify_closing,
+    wait_readable,
+    wait_writable,
+)
+
+import ipcqueue
+from ipcqueue import (
+    Endpoint,
+    Event,
+    Opening,
+    QueueError,
+    Terms,
+    checked_limit,
+    deadline_of,
+)
+
+from ._address import connect_delays, connect_once, resolve
+from ._interface import BOTH_WAYS, checked_role
+from ._listener import Reception, logger
+from ._loop import Ended
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Awaitable, Callable, Iterable
+
+    from fdpass import Credentials
+    from ipcqueue import Statistics
+
+T = TypeVar("T")
+
+
+class EndOfStream(ipcqueue.EndOfStream, trio.EndOfChannel):
+    """The peer ended in good order, and all that it published has been received."""
+
+
+class PeerDied(ipcqueue.PeerDied, trio.BrokenResourceError):
+    """The peer is gone without a word; all that it published has been received."""
+
+
+class CorruptPeer(ipcqueue.CorruptPeer, trio.BrokenResourceError):
+    """The peer broke the protocol; the connection is over."""
+
+
+class Closed(ipcqueue.Closed, trio.ClosedResourceError):
+    """This side has closed it."""
+
+
+class Full(ipcqueue.Full, trio.WouldBlock):
+    """There was no space in time; the record was not sent."""
+
+
+_OURS: dict[type[Exception], type[QueueError]] = {
+    ipcqueue.EndOfStream: EndOfStream,
+    ipcqueue.PeerDied: PeerDied,
+    ipcqueue.CorruptPeer: CorruptPeer,
+    ipcqueue.Closed: Closed,
+}
+
+
+def _translated(error: QueueError) -> QueueError:
+    kind = _OURS.get(type(error))
+    return error if kind is None else kind(*error.args)
+
+
+class Interface(trio.abc.Channel[Any]):
+    """One side of a two-way connection that moves typed records through shared memory.
+
+    The handshake takes place at the first call, or in `do_handshake`.  Any number of tasks may
+    send and receive at once.  As a trio.abc.Channel: send, receive, iteration, aclose.
+    """
+
+    def __init__(
+        self,
+        stream: trio.SocketStream | trio.socket.SocketType | socket.socket,
+        record: Any,
+        *,
+        name: str = "",
+        capacity: int = 1024,
+        role: str = "client",
+        timeout: float | None = 5.0,
+        **options: Any,
+    ) -> None:
+        """Take a connected AF_UNIX SOCK_STREAM socket, also when this fails.
+
+        Parameters are those of memenpsf.Interface.  Raises TypeError or ValueError; what the
+        handshake may raise comes from do_handshake, or the first call.
+        """
+        sock = _plain_socket(stream)
+        options |= {"name": name, "capacity": capacity, "timeout": timeout}
+        try:
+            self.role = checked_role(role)
+            terms = Terms(record, BOTH_WAYS, **options)
+        except BaseException:
+            sock.close()
+            raise
+        self._opening: Opening | None = Opening(sock, terms)
+        self._set_up(terms, self._opening.peer)
+
+    def _set_up(self, terms: Terms, peer: Credentials) -> None:
+        self._terms = terms
+        self._peer = peer
+        self._endpoint: Endpoint | None = None
+        self._failure: Exception | None = None
+        self._handshake = trio.Lock()
+        self._writing = trio.Lock()
+        self._followers = trio.lowlevel.ParkingLot()
+
+    @classmethod
+    def _of(cls, endpoint: Endpoint, terms: Terms, role: str) -> Interface:
+        self = cls.__new__(cls)
+        self.role = role
+        self._opening = None
+        self._set_up(terms, endpoint.peer)
+        self._endpoint = endpoint
+        return self
+
+    @property
+    def name(self) -> str:
+        """The name this side gave."""
+        return self._terms.name
+
+    @property
+    def capacity(self) -> int:
+        """How many records can be under way from this side."""
+        return self._terms.capacity
+
+    @property
+    def record(self) -> Any:
+        """The record spec as it was given."""
+        return self._terms.codec.spec
+
+    @property
+    def peer(self) -> Credentials:
+        """Who the peer was when the sockets were connected: authorise by its uid, not its pid."""
+        return self._peer
+
+    @property
+    def peer_name(self) -> str:
+        """The name the other side gave; a claim, not an identity.  Empty before the handshake."""
+        return self._endpoint.peer_name if self._endpoint else ""
+
+    def statistics(self) -> Statistics:
+        """Return the counters of this side.  Raises Closed before the handshake."""
+        return self._open_endpoint().statistics()
+
+    def indices(self) -> tuple[int, int]:
+        """Return (head, tail) of the outgoing queue: records published, records taken of them."""
+        return self._open_endpoint().indices()
+
+    def _open_endpoint(self) -> Endpoint:
+        if self._endpoint is None:
+            raise Closed("there was no handshake on this connection yet")
+        return self._endpoint
+
+    async def do_handshake(self) -> None:
+        """Introduce both sides to each other, if that has not happened yet.
+
+        Raises Refused, CorruptPeer, PeerDied, HandshakeTimeout, Closed, OSError; again at each
+        call.
+        """
+        await checkpoint()
+        await self._opened()
+
+    @enable_ki_protection
+    async def _opened(self) -> Endpoint:
+        async with self._handshake:
+            while self._endpoint is None:
+                if self._failure is not None:
+                    raise self._failure
+                opening = self._opening
+                if opening is None:
+                    raise Closed("this side has closed the connection")
+                try:
+                    self._endpoint = opening.step()
+                except (QueueError, OSError) as error:
+                    self._failure = _translated(error) if isinstance(error, QueueError) else error
+                else:
+                    if self._endpoint is None:
+                        await _opening_can_go_on(opening)
+        self._opening = None
+        return self._endpoint
+
+    @enable_ki_protection
+    async def xmit(self, record: Any, timeout: float | None = None) -> None:
+        """Publish one record: it is then the peer's, even if this process dies.
+
+        If it raises, it was not sent.  Raises BadRecord, Full (no space in time), EndOfStream or
+        PeerDied (nobody is left to take it), CorruptPeer, Refused, Closed, ForkedUse.
+        """
+        endpoint = self._endpoint or await self._opened()
+
+        def attempt() -> bool | None:
+            return endpoint.try_push(record) or None
+
+        if not await self._until(attempt, Event.SPACE, timeout):
+            raise Full(f"no space for a record within {timeout} s")
+
+    @enable_ki_protection
+    async def xmit_many(self, records: Iterable[Any], timeout: float | None = None) -> int:
+        """Publish records in order; return how many, which is fewer only if time ran out.
+
+        All are encoded first: BadRecord means that none was sent.  Otherwise as xmit, except
+        that Full is not raised.  When it is cancelled, the first records may have been sent:
+        indices() tells.
+        """
+        endpoint = self._endpoint or await self._opened()
+        buffer, count = endpoint.codec.encode_many(records)
+        data, size = memoryview(buffer).cast("B"), endpoint.codec.size
+        until = trio.current_time() + (math.inf if timeout is None else timeout)
+        done = 0
+
+        def attempt() -> int | None:
+            return endpoint.try_push_many(data[done * size :], count - done) or None
+
+        if count == 0:
+            await checkpoint()
+        while done < count:
+            left = None if timeout is None else max(0.0, until - trio.current_time())
+            pushed = await self._until(attempt, Event.SPACE, left)
+            if pushed is None:
+                break
+            done += pushed
+        return done
+
+    @enable_ki_protection
+    async def recv(self, timeout: float | None = None) -> Any:
+        """Return the next record; None if none came within `timeout` seconds.
+
+        Raises, once everything published is taken, EndOfStream (the peer closed) or PeerDied;
+        CorruptPeer, Refused, Closed, ForkedUse.
+        """
+        endpoint = self._endpoint or await self._opened()
+        return await self._until(endpoint.try_pop, Event.RECORDS, timeout)
+
+    @enable_ki_protection
+    async def recv_vectored(self, limit: int | None = None, timeout: float | None = None) -> Any:
+        """Wait for one record, then return all that are there, at most `limit` or a ringful.
+
+        A list; an array of shape (n,) for a numpy spec; empty if none came in time.  Raises as
+        recv does.
+        """
+        endpoint = self._endpoint or await self._opened()
+        most = checked_limit(limit, endpoint.capacity)
+
+        def attempt() -> Any:
+            records = endpoint.try_pop_many(most)
+            return records if len(records) or not most else None
+
+        records = await self._until(attempt, Event.RECORDS, timeout)
+        return endpoint.codec.decode_many(b"", 0) if records is None else records
+
+    @enable_ki_protection
+    async def send_ctrl_msg(self, message: bytes, timeout: float | None = None) -> None:
+        """Send two bytes to the peer's application, the first from 128 to 255.
+
+        Delivered in order, apart from the records and never dropped.  Raises ValueError, Full
+        (no room in time), EndOfStream, PeerDied, CorruptPeer, Refused, Closed.
+        """
+        endpoint = self._endpoint or await self._opened()
+        deadline_of(timeout)
+        await checkpoint_if_cancelled()
+        try:
+            with trio.move_on_after(math.inf if timeout is None else timeout):
+                async with self._writing:
+                    while not endpoint.try_send_message(message):
+                        # In slices, to read as well: the peer may be waiting in the same way.
+                        with trio.move_on_after(_SLICE):
+                            await wait_writable(endpoint.fileno())
+                        endpoint.turn()
+                return
+        except QueueError as error:
+            raise _translated(error) from None
+        except trio.ClosedResourceError:
+            raise Closed("this side has closed the connection") from None
+        raise Full(f"no room for a control message within {timeout} s")
+
+    @enable_ki_protection
+    async def recv_ctrl_msg(self, timeout: float | None = 0) -> bytes | None:
+        """Return the next two bytes from the peer's application; None if none came in time.
+
+        Raises EndOfStream, PeerDied, CorruptPeer, Refused, once all are taken; Closed.
+        """
+        endpoint = self._endpoint or await self._opened()
+        return await self._until(endpoint.try_take_message, Event.MESSAGE, timeout)
+
+    async def send(self, value: Any) -> None:
+        """Send a record, as xmit does (trio.abc.SendChannel)."""
+        await self.xmit(value)
+
+    async def receive(self) -> Any:
+        """Return the next record, as recv does (trio.abc.ReceiveChannel)."""
+        return await self.recv()
+
+    @enable_ki_protection
+    async def _until(
+        self, attempt: Callable[[], T | None], event: Event, timeout: float | None
+    ) -> T | None:
+        """Call `attempt` until it gives something, sleeping for `event` in between.
+
+        Nothing is taken before a point at which this can be cancelled.
+        """
+        deadline_of(timeout)
+        await checkpoint_if_cancelled()
+        endpoint = self._open_endpoint()
+        try:
+            result = attempt()
+            if result is None and timeout == 0:
+                endpoint.turn()  # or the end of the connection would never be seen
+                result = attempt()
+            if result is not None or timeout == 0:
+                await cancel_shielded_checkpoint()
+                return result
+            with trio.move_on_after(math.inf if timeout is None else timeout):
+                while True:
+                    await self._sleep(endpoint, event)
+                    if (result := attempt()) is not None:
+                        return result
+            return attempt()
+        except QueueError as error:
+            raise _translated(error) from None
+
+    async def _sleep(self, endpoint: Endpoint, event: Event) -> None:
+        """Sleep until `event` may have come; a checkpoint in any case."""
+        endpoint.waiting[event] += 1
+        try:
+            if not endpoint.announce(event):
+                await checkpoint()
+            elif endpoint.reading:
+                await self._followers.park()
+            else:
+                endpoint.reading = True
+                try:
+                    await wait_readable(endpoint.fileno())
+                    endpoint.service()
+                finally:
+                    endpoint.stop_reading()
+                    self._followers.unpark_all()
+        except (trio.ClosedResourceError, ipcqueue.Closed):
+            pass  # the attempt that follows says so
+        finally:
+            endpoint.waiting[event] -= 1
+            if not endpoint.waiting[event]:
+                endpoint.withdraw(event)
+
+    def close(self) -> None:
+        """End in good order, without waiting; tasks that wait here get Closed.  Idempotent."""
+        if self._opening is not None:
+            notify_closing(self._opening.sock)
+            self._opening.abandon()
+            self._opening = None
+        elif self._endpoint is not None and not self._endpoint.closed:
+            notify_closing(self._endpoint.fileno())
+            self._endpoint.close()
+            self._followers.unpark_all()
+
+    async def aclose(self) -> None:
+        """End in good order: the peer drains what was published, then gets EndOfStream.
+
+        Idempotent; tasks that wait here get Closed.  Records not yet received are dropped.
+        """
+        self.close()
+        await checkpoint()
+
+    def __repr__(self) -> str:
+        return f"<memenpsf.trio.Interface {self.name!r}: {self._endpoint or 'no handshake yet'}>"
+
+
+# How long a task that waits for room to send looks away from what there is to read; in seconds.
+_SLICE = 0.05
+
+
+async def _opening_can_go_on(opening: Opening) -> None:
+    """Wait until the next step of a handshake, or its deadline, is due."""
+    with trio.move_on_after(max(0.0, opening.deadline - time.monotonic())):
+        wait = wait_writable if opening.events & select.POLLOUT else wait_readable
+        try:
+            await wait(opening.sock)
+        except trio.ClosedResourceError:
+            raise Closed("this side has closed the connection") from None
+
+
+def _plain_socket(
+    stream: trio.SocketStream | trio.socket.SocketType | socket.socket,
+) -> socket.socket:
+    """Take the socket out of what Trio wraps around it."""
+    if isinstance(stream, trio.SocketStream):
+        stream = stream.socket
+    if isinstance(stream, trio.socket.SocketType):
+        return socket.socket(fileno=stream.detach())
+    return stream
+
+
+async def connect(
+    address: str | os.PathLike[str], record: Any, *, timeout: float | None = 5.0, **options: Any
+) -> Interface:
+    """Connect to a server; the address is a bare name, a path, or @name (abstract).
+
+    As memenpsf.connect: OSError at once if there is no server, HandshakeTimeout, and what
+    Interface raises.
+    """
+    deadline = deadline_of(timeout)
+    where = resolve(address)
+    if where.default_uids is not None:
+        options.setdefault("allow_uids", where.default_uids)
+    await checkpoint()
+    with contextlib.ExitStack() as undo:
+        sock = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        sock.setblocking(False)
+        delays = connect_delays()
+        while not connect_once(where, sock):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise ipcqueue.HandshakeTimeout(f"{where}: no room within {timeout} s")
+            await trio.sleep(min(next(delays), left))
+        left = deadline - time.monotonic()
+        interface = Interface(
+            sock, record, timeout=None if timeout is None else max(0.0, left), **options
+        )
+        undo.callback(interface.close)
+        await interface.do_handshake()
+        undo.pop_all()
+    return interface
+
+
+class Listener(trio.abc.Listener[Interface]):
+    """A server's address: gives an Interface for each client.  Made by listen().
+
+    Clients introduce themselves side by side, so a slow or hostile one delays nobody.
+    """
+
+    def __init__(self, reception: Reception) -> None:
+        self._reception = reception
+        self._accepting = trio.Lock()
+
+    @property
+    def address(self) -> str:
+        """Where it listens: a path, or @name."""
+        return str(self._reception.bound.address)
+
+    @property
+    def refused(self) -> int:
+        """How many clients were refused or failed to introduce themselves."""
+        return self._reception.refused
+
+    @enable_ki_protection
+    async def accept(self) -> Interface:
+        """Return the next client.
+
+        Raises Refused, CorruptPeer or HandshakeTimeout for a client that did not get in, OSError
+        when a resource is short: the listener stays usable.  Closed, once it is closed.
+        """
+        await checkpoint_if_cancelled()
+        async with self._accepting:
+            try:
+                while (endpoint := self._reception.turn()) is None:
+                    await self._wait()
+            except QueueError as error:
+                raise _translated(error) from None
+        await cancel_shielded_checkpoint()
+        return Interface._of(endpoint, self._reception.terms, self._reception.role)  # noqa: SLF001 (one module)
+
+    async def _wait(self) -> None:
+        due = self._reception.next_deadline() - time.monotonic()
+        with trio.move_on_after(max(0.0, due)):
+            async with trio.open_nursery() as nursery:
+                for fd, events in self._reception.interests():
+                    nursery.start_soon(_watch, fd, events, nursery.cancel_scope)
+
+    async def aclose(self) -> None:
+        """Stop listening and remove the socket file; the connections accepted live on."""
+        if not self._reception.closed:
+            for fd, _ in list(self._reception.interests()):
+                notify_closing(fd)
+            self._reception.close()
+        await checkpoint()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._reception.closed else "open"
+        return f"<memenpsf.trio.Listener {self.address}: {state}>"
+
+
+async def _watch(fd: int, events: int, scope: trio.CancelScope) -> None:
+    with contextlib.suppress(trio.ClosedResourceError):
+        await (wait_writable if events & select.POLLOUT else wait_readable)(fd)
+    scope.cancel()
+
+
+async def listen(address: str | os.PathLike[str], record: Any, **options: Any) -> Listener:
+    """Listen at an address: a bare name, a path, or @name (abstract); as memenpsf.listen."""
+    await checkpoint()
+    return Listener(Reception(address, record, **options))
+
+
+async def serve(
+    handler: Callable[[Interface], Awaitable[object]],
+    address: str | os.PathLike[str],
+    record: Any,
+    *,
+    task_status: trio.TaskStatus[Listener] = trio.TASK_STATUS_IGNORED,
+    **options: Any,
+) -> None:
+    """Serve many clients: a task that runs handler(interface) for each.
+
+    `await nursery.start(serve, …)` gives the Listener; closing it ends this once the handlers
+    are done.  The interface is closed when its handler is.  A client that is refused, or whose
+    end is more than the handler expected, is logged and harms nobody else; other exceptions of a
+    handler propagate, as in trio.serve_listeners.
+    """
+    async with await listen(address, record, **options) as listener, trio.open_nursery() as nursery:
+        task_status.started(listener)
+        while True:
+            try:
+                interface = await listener.accept()
+            except Closed:
+                return
+            except QueueError as error:
+                logger.warning("%s: client refused: %s", listener.address, error)
+            else:
+                nursery.start_soon(_handle, handler, interface)
+
+
+async def _handle(handler: Callable[[Interface], Awaitable[object]], interface: Interface) -> None:
+    async with interface:
+        try:
+            await handler(interface)
+        except* (EndOfStream, PeerDied, CorruptPeer, ipcqueue.Refused) as group:
+            logger.info("client %r: %s", interface.peer_name, group.exceptions[0])
+
+
+async def run(
+    name: str,
+    cap: int,
+    typ: int,
+    stream: trio.SocketStream | trio.socket.SocketType | socket.socket,
+    recvr: trio.MemoryReceiveChannel[Any],
+    sender: trio.MemorySendChannel[Any],
+    record: Any,
+    **options: Any,
+) -> Ended:
+    """Move records between a connection and two memory channels until the peer ends.
+
+    As memenpsf.run; the end of `recvr`, or None in it, ends the connection in good order.
+    """
+    role = "client" if typ == 0 else "server"
+    async with Interface(
+        stream, record, name=name, capacity=cap, role=role, **options
+    ) as interface:
+        await interface.do_handshake()
+        return await _Loop(interface, recvr, sender).run()
+
+
+class _Loop:
+    def __init__(
+        self,
+        interface: Interface,
+        source: trio.MemoryReceiveChannel[Any],
+        sink: trio.MemorySendChannel[Any],
+    ) -> None:
+        self._interface = interface
+        self._source = source
+        self._sink = sink
+        self._scope = trio.CancelScope()
+        self._arrived: deque[Any] = deque()
+        self._ended = Ended(Closed("the source of records has ended"))
+        self._error: Exception | None = None
+
+    async def run(self) -> Ended:
+        with self._scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._task, self._send)
+                nursery.start_soon(self._task, self._receive)
+        if self._error is not None:
+            raise self._error
+        await self._deliver()
+        with contextlib.suppress(EndOfStream, PeerDied):
+            while len(records := await self._interface.recv_vectored(timeout=0)):
+                self._arrived.extend(records)
+                await self._deliver()
+        return self._ended
+
+    async def _task(self, body: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await body()
+        except (EndOfStream, PeerDied) as end:
+            self._ended.cause = end
+        except Exception as error:  # noqa: BLE001 (raised by run, not in a group)
+            self._error = error
+        self._scope.cancel()
+
+    async def _receive(self) -> None:
+        while True:
+            self._arrived.extend(await self._interface.recv_vectored())
+            await self._deliver()
+
+    async def _deliver(self) -> None:
+        while self._arrived:
+            await self._sink.send(self._arrived[0])
+            self._arrived.popleft()
+
+    async def _send(self) -> None:
+        async for record in self._source:
+            if record is None:
+                return
+            try:
+                await self._interface.xmit(record)
+            except (EndOfStream, PeerDied, trio.Cancelled):
+                self._ended.unsent.append(record)
+                raise
