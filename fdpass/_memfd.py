@@ -20,6 +20,9 @@ _F_GET_SEALS = 1034
 _MADV_POPULATE_READ = 22
 _MADV_POPULATE_WRITE = 23
 
+# Below this many bytes, looking at /proc/meminfo costs more than it tells. A guess.
+_WORTH_ASKING = 64 << 20
+
 _BLOCK = 512  # the unit of st_blocks, whatever the file system (stat(2))
 
 
@@ -48,11 +51,13 @@ class Memfd(Fd):
         with the page all the same.
 
         Raises ValueError (size below 1) and OSError when memory is short (ENOMEM, ENOSPC; EFBIG
-        by RLIMIT_FSIZE) or memfd_create is not allowed here. In a memory cgroup the kernel may
-        instead end a process of it: keep files small. Source: memfd_create(2).
+        by RLIMIT_FSIZE) or memfd_create is not allowed here. ENOMEM comes at once if the machine
+        has less memory available than that. In a memory cgroup the kernel may instead end a
+        process of it: keep files small. Source: memfd_create(2).
         """
         if size < 1:
             raise ValueError(f"expected a size of at least 1 byte, received {size}")
+        _refuse_what_cannot_be(size)
         self = cls(_create(name))
         try:
             os.ftruncate(self._number, size)
@@ -177,6 +182,26 @@ def _create(name: str) -> int:
             return os.memfd_create(name, flags)  # Linux < 6.3
     except OSError as error:
         raise OSError(error.errno, f"memfd_create: {error.strerror}") from error
+
+
+def _refuse_what_cannot_be(size: int) -> None:
+    """Raise ENOMEM for more memory than the machine can give.
+
+    The kernel would try, and end some process, perhaps not this one, on the way (OOM killer).
+    """
+    if size < _WORTH_ASKING:
+        return
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:  # noqa: PTH123 (no path to speak of)
+            fields = dict(line.split(":", 1) for line in lines)
+        available = int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return  # no /proc, no advice
+    if size > available:
+        raise OSError(
+            errno.ENOMEM,
+            f"expected to reserve {size} bytes of memory, and only {available} are available",
+        )
 
 
 @functools.cache

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import math
+import os
 import select
 import socket
 import threading
@@ -203,6 +204,8 @@ class Opening:
     def _adopt_segment(self) -> Segment:
         segment = _segment.adopt(self._received.pop(), self.terms.max_segment)
         self._segments.append(segment)
+        if os.path.samestat(*(os.fstat(s.memfd.fileno()) for s in self._segments)):
+            raise CorruptPeer("the peer sent our own segment back")
         return segment
 
     def abandon(self, error: BaseException | None = None) -> None:

@@ -369,3 +369,9 @@ class TestAdopt:
         assert "expected range(1, 4097), received 5000" in str(
             refused(raw(5000), fdpass.WrongSize, max_size=4096)
         )
+
+
+def test_more_memory_than_the_machine_has_is_refused_at_once():
+    with pytest.raises(OSError, match="available") as caught:
+        Memfd.create("huge", 1 << 60)
+    assert caught.value.errno == errno.ENOMEM
