@@ -39,6 +39,8 @@ MAX_SLOT_SIZE: int = lib.IPCQ_MAX_SLOT_SIZE
 # cache, and far above what the call itself costs.
 _BATCH_BYTES = 256 * 1024
 
+# Looking a function up in `lib` costs as much as calling it.
+_push, _push_many, _pop = lib.ipcq_push, lib.ipcq_push_many, lib.ipcq_pop
 fork_generation: Callable[[], int] = lib.ipcq_fork_generation
 
 
@@ -172,7 +174,7 @@ class RingSender:
             data = ffi.from_buffer(data)
         with self._lock:
             ring = self._ring
-            code = CLOSED if ring is None else lib.ipcq_push(ring, data)
+            code = CLOSED if ring is None else _push(ring, data)
         if not code:
             return True
         if code == FULL:
@@ -184,7 +186,7 @@ class RingSender:
         data = ffi.from_buffer(records)
         with self._lock:
             ring = self._ring
-            code = CLOSED if ring is None else lib.ipcq_push_many(ring, data, count, self._count)
+            code = CLOSED if ring is None else _push_many(ring, data, count, self._count)
             done = int(self._count[0])
         if not code:
             return done
@@ -278,7 +280,7 @@ class RingReceiver:
         if ring is None or self._stash:
             return self._next_held()
         before = self._delivered
-        code = lib.ipcq_pop(ring, self._buffer, 1, before, self._count)
+        code = _pop(ring, self._buffer, 1, before, self._count)
         if code == EMPTY:
             return None
         if code:
@@ -349,7 +351,7 @@ class RingReceiver:
             ring, wanted = self._ring, min(missing // size, self._room)
             if ring is None:
                 self._trouble(CLOSED)
-            code = lib.ipcq_pop(ring, self._buffer, wanted, self._delivered, self._count)
+            code = _pop(ring, self._buffer, wanted, self._delivered, self._count)
             if code == EMPTY or (code and code != _AGAIN and data):
                 return  # trouble will still be there when these are gone
             if code:
@@ -367,7 +369,7 @@ class RingReceiver:
         wanted = min(limit, self.capacity, max(1, _BATCH_BYTES // self._size))
         if wanted <= self._room or self._ring is None:
             return
-        code = lib.ipcq_pop(self._ring, self._buffer, 0, self._delivered, self._count)
+        code = _pop(self._ring, self._buffer, 0, self._delivered, self._count)
         if code == _AGAIN:
             self._recover(code)
         self._new_buffer(wanted)
