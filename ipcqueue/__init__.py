@@ -9,7 +9,6 @@ Read in this order: core/layout.h (the bytes), core/ring.c (the algorithm), _con
 without waiting), _blocking (waiting), _queue (the product).  Imports fdpass, and nothing above.
 """
 
-from ._blocking import checked_limit
 from ._endpoint import Endpoint, Event, Opening, Statistics, Terms, deadline_of
 from ._errors import (
     BadRecord,
@@ -62,7 +61,6 @@ __all__ = [
     "Terms",
     "VersionRefused",
     "char",
-    "checked_limit",
     "deadline_of",
     "f32",
     "f64",

@@ -94,7 +94,7 @@ class Threads:
     def pop_many(self, limit: int | None, timeout: float | None) -> Any:
         """Wait for a record, then take all that is there; empty if none came in time."""
         endpoint = self._endpoint
-        most = checked_limit(limit, endpoint.capacity)
+        most = endpoint.most(limit)
         if most == 0:
             return endpoint.codec.decode_many(b"", 0)
 
@@ -198,14 +198,3 @@ def _readable(sock: Any, seconds: float) -> bool:
     poll = select.poll()
     poll.register(sock, select.POLLIN)
     return bool(poll.poll(_milliseconds(seconds)))
-
-
-def checked_limit(limit: int | None, capacity: int) -> int:
-    """Return how many records at most to take at once: no more than a ringful."""
-    if limit is None:
-        return capacity
-    if isinstance(limit, bool) or not isinstance(limit, int):
-        raise TypeError(f"limit is a number of records (int) or None, not {limit!r}")
-    if limit < 0:
-        raise ValueError(f"limit is at least 0 records, not {limit}")
-    return min(limit, capacity)

@@ -284,6 +284,17 @@ class Endpoint:
             self.raise_end()
         return records
 
+    def most(self, limit: int | None) -> int:
+        """Return how many records to take at once at most: `limit`, but no more than a ringful."""
+        capacity = self._receiver().capacity
+        if limit is None:
+            return capacity
+        if isinstance(limit, bool) or not isinstance(limit, int):
+            raise TypeError(f"limit is a number of records (int) or None, not {limit!r}")
+        if limit < 0:
+            raise ValueError(f"limit is at least 0 records, not {limit}")
+        return min(limit, capacity)
+
     def _receiver(self) -> RingReceiver:
         if self.receiver is None:
             raise TypeError("this end only sends")

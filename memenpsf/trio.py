@@ -37,7 +37,6 @@ from ipcqueue import (
     Opening,
     QueueError,
     Terms,
-    checked_limit,
     deadline_of,
 )
 
@@ -267,7 +266,7 @@ class Interface(trio.abc.Channel[Any]):
         recv does.
         """
         endpoint = self._endpoint or await self._opened()
-        most = checked_limit(limit, endpoint.capacity)
+        most = endpoint.most(limit)
 
         def attempt() -> Any:
             records = endpoint.try_pop_many(most)
