@@ -107,14 +107,14 @@ class Drained(NamedTuple):
 class ControlParser:
     """Cuts a stream of bytes into control messages, once the handshake is over."""
 
-    def __init__(self) -> None:
-        self._rest = b""
+    def __init__(self, rest: bytes = b"") -> None:
+        self.rest = rest  # the first half of a message
 
     def feed(self, data: bytes) -> Drained:
         """Take what was read; raise CorruptPeer for what no peer may send now."""
-        data = self._rest + data
+        data = self.rest + data
         end = len(data) & ~1
-        self._rest = data[end:]
+        self.rest = data[end:]
         messages = []
         for at in range(0, end, 2):
             opcode = data[at]

@@ -23,7 +23,6 @@ import threading
 import time
 import warnings
 import weakref
-from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import fdpass
@@ -244,8 +243,9 @@ class Endpoint:
         self._sock = opening.sock
         self._own, self._peer = own, peer
         self._generation = _ring.fork_generation()
+        self._unread: list[tuple[bytes, Any, int, Any]] = []  # results of recvmsg()
         self._parser = ControlParser()
-        self._inbox: deque[bytes] = deque()
+        self._inbox: list[bytes] = []
         self._end: QueueError | None = None
         self._users = 0  # threads that have the socket's number in hand
         self._last_statistics: Statistics | None = None
@@ -343,7 +343,7 @@ class Endpoint:
         end = self._end
         with self.mutex:
             if self._inbox:
-                # Not popleft(): an exception after the call would lose what it returned.
+                # Not pop(): an exception after the call would lose what it returned.
                 message = self._inbox[0]
                 del self._inbox[0]
                 return message
@@ -407,35 +407,53 @@ class Endpoint:
 
     def service(self) -> None:
         """Read once from the socket, as `reading`: doorbells, messages, the end."""
-        with self.socket_in_hand() as sock:
-            try:
-                data, _ = fdpass.recv_fds(sock, 0, 4096)
-            except BlockingIOError:
-                return
-            except fdpass.FdPassError as error:
-                self._abandon(CorruptPeer(f"the peer sent descriptors nobody asked for: {error}"))
-                return
-            except OSError:  # ECONNRESET, once, when it left without reading all we sent
-                data = b""
+        if not self._unread:
+            with self.socket_in_hand() as sock:
+                how = (4096,), (fdpass.ANCILLARY_SPACE,), (fdpass.RECEIVE_FLAGS,)
+                try:
+                    # One call, so that an exception between bytecodes (Ctrl-C) loses nothing:
+                    # what was read stands in the list, and is digested now or next time.
+                    self._unread.extend(map(sock.recvmsg, *how))
+                except BlockingIOError:
+                    return
+                except OSError:  # ECONNRESET, once, when it left without reading all we sent
+                    self._unread.append((b"", [], 0, None))
+        data, ancillary, _, _ = self._unread[0]
+        try:
+            self._digest(data, ancillary)
+        except CorruptPeer as error:
+            self._unread.clear()
+            self._abandon(error)
+
+    def _digest(self, data: bytes, ancillary: Any) -> None:
+        """Act on what was read, entirely or (if an exception strikes) not at all."""
+        if ancillary:
+            descriptors = [fd for kind in fdpass.unpack(ancillary) for fd in kind]
+            for fd in descriptors:
+                os.close(fd)
+            raise CorruptPeer(f"the peer sent {len(descriptors)} descriptors nobody asked for")
         if not data:
             self._note_end(self._who_left())
+            self._unread.clear()
             return
-        try:
-            drained = self._parser.feed(data)
-        except CorruptPeer as error:
-            self._abandon(error)
-            return
-        with self.mutex:
-            self._inbox.extend(drained.messages)
+        parser = ControlParser(self._parser.rest)
+        drained = parser.feed(data)
         if drained.refusal is not None:
             self._note_end(drained.refusal)
-        elif len(self._inbox) > MAX_INBOX:
-            self._abandon(CorruptPeer(f"the peer sent over {MAX_INBOX} messages nobody took"))
+        with self.mutex:
+            inbox = self._inbox + drained.messages
+            # No bytecode between these can be interrupted.
+            self._inbox, self._parser = inbox, parser
+            del self._unread[0]
+        if len(inbox) > MAX_INBOX:
+            raise CorruptPeer(f"the peer sent over {MAX_INBOX} messages that nobody took")
 
     # -- waiting -------------------------------------------------------------------------------
 
     def announce(self, event: Event) -> bool:
         """Ask for the socket to become readable at an event; False if there is no need to wait."""
+        if self._unread and not self.reading:
+            self.turn()  # an exception kept somebody from digesting it
         if self.closed or self._end is not None:
             return False
         if event is Event.RECORDS:
