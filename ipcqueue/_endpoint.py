@@ -476,12 +476,9 @@ class Endpoint:
             if self.reading or any(self.waiting):
                 raise ConcurrentUse("arm() while another thread waits on the same connection")
         self.turn()
-        ready = [not self.announce(Event.MESSAGE)]
-        if records:
-            ready.append(not self.announce(Event.RECORDS))
-        if space:
-            ready.append(not self.announce(Event.SPACE))
-        return not any(ready)
+        events = [Event.MESSAGE] + [Event.RECORDS] * records + [Event.SPACE] * space
+        with self.mutex:
+            return all(self.announce(event) for event in events)
 
     # -- the end ---------------------------------------------------------------------------------
 

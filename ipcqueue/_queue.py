@@ -174,8 +174,8 @@ class Sender(Connection):
     def arm(self) -> bool:
         """Ask that fileno() become readable when there is space; False if there is already.
 
-        For foreign event loops: until True comes back, go on working; without arm() no doorbell
-        comes.  Not while a thread waits on the same connection (ConcurrentUse).
+        For foreign event loops: until True comes back, go on working; then wait, without any
+        other call in between, as that might read the doorbell.  Without arm() none comes.  Not while a thread waits on the same connection (ConcurrentUse).
         """
         return self._endpoint.arm(records=False, space=True)
 
@@ -216,8 +216,8 @@ class Receiver(Connection):
     def arm(self) -> bool:
         """Ask that fileno() become readable at the next record; False if one is there already.
 
-        For foreign event loops: until True comes back, go on taking; without arm() no doorbell
-        comes.  Not while a thread waits on the same connection (ConcurrentUse).
+        For foreign event loops: until True comes back, go on taking; then wait, without any
+        other call in between, as that might read the doorbell.  Without arm() none comes.  Not while a thread waits on the same connection (ConcurrentUse).
         """
         return self._endpoint.arm(records=True, space=False)
 

@@ -230,6 +230,9 @@ class RingReceiver:
     after the record is ready, by a bytecode that cannot be interrupted.  Where it stays behind,
     the core notices at the next call and takes nothing: what it took earlier still stands in
     `_buffer`, and moves to `_stash`, which is served first.
+
+    A record put back that way wakes nobody: a thread that sleeps already finds it when the next
+    doorbell rings, or after its slice of time.
     """
 
     def __init__(
@@ -400,7 +403,7 @@ class RingReceiver:
     def arm(self) -> bool:
         """Ask for a doorbell when there is a record; False if there is no need to sleep."""
         ring = self._ring
-        if ring is None or self._stash:
+        if ring is None or self._stash or lib.ipcq_undelivered(ring, self._delivered):
             return False
         return bool(lib.ipcq_arm_records(ring) == EMPTY)
 

@@ -114,8 +114,9 @@ class Interface(Connection):
         """Ask that fileno() become readable at the next record (or when there is space).
 
         For foreign event loops.  Returns False if there is something to do already: go on
-        working and call it again.  Without arm() no doorbell comes.  ConcurrentUse while a thread
-        waits on the same connection.
+        working and call it again.  After True, wait without any other call in between, as that
+        might read the doorbell; without arm() none comes.  ConcurrentUse while a thread waits on
+        the same connection.
         """
         return self._endpoint.arm(records=records, space=space)
 

@@ -22,6 +22,7 @@
 #include <errno.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <time.h>
@@ -118,8 +119,9 @@ static int forked(uint32_t generation)
  * both loads return the old values, and the peer sleeps beside a full ring.
  *
  * One doorbell per epoch is enough.  It may be dropped when the socket is full, because then
- * bytes wait there and the peer's poll returns anyway; and its failure because the peer is
- * gone is discovered by whoever reads the socket.
+ * bytes wait there and the peer's poll returns anyway; and when the peer is gone, which whoever
+ * reads the socket finds out.  For no other reason: a kernel short of memory (ENOBUFS, ENOMEM)
+ * is asked again, and at the next publish.
  */
 static void ring_bell(struct bell *bell, const _Atomic uint32_t *peer_epoch, unsigned char opcode,
                       uint64_t index, struct ipcq_counters *counters)
@@ -133,9 +135,13 @@ static void ring_bell(struct bell *bell, const _Atomic uint32_t *peer_epoch, uns
         return;
     unsigned char message[2] = {opcode, (unsigned char)index};
     count(&counters->doorbells);
-    while (send(bell->socket, message, sizeof message, MSG_DONTWAIT | MSG_NOSIGNAL) < 0 &&
-           errno == EINTR)
-        ;
+    for (int tries = 0; tries < 1000; tries++) {
+        if (send(bell->socket, message, sizeof message, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0 ||
+            (errno != EINTR && errno != ENOBUFS && errno != ENOMEM))
+            return;
+        sched_yield();
+    }
+    bell->rung = epoch - 1; /* even, so no epoch one could ring for */
 }
 
 /* Make our epoch odd, and new: a peer that has rung for the old one will ring again. */
@@ -383,6 +389,11 @@ int ipcq_pop(ipcq_receiver *r, char *into, uint64_t max, uint64_t delivered, uin
     ring_bell(&r->bell, &r->peer->wait_space, OPCODE_READ, tail, &r->own->receiving);
     *count_out = n;
     return IPCQ_DONE;
+}
+
+int ipcq_undelivered(ipcq_receiver *r, uint64_t delivered)
+{
+    return atomic_load_explicit(&r->tail, memory_order_relaxed) != delivered;
 }
 
 static int has_records(ipcq_receiver *r)

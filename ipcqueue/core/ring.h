@@ -9,8 +9,8 @@
  *
  * Nothing here allocates, and nothing blocks but ipcq_spin_* for as long as it is told.
  * Calls that take a sender (or a receiver) must not run concurrently for the same one,
- * except ipcq_spin_*, ipcq_arm_* and ipcq_disarm_*, which may run beside push and pop but
- * not beside each other.  Results: 0 done, positive expected, negative the peer is corrupt.
+ * except ipcq_undelivered, ipcq_spin_*, ipcq_arm_* and ipcq_disarm_*, which may run beside push
+ * and pop; arm and disarm not beside each other.  Results: 0 done, positive expected, negative the peer is corrupt.
  */
 enum {
     IPCQ_DONE = 0,
@@ -115,6 +115,9 @@ void ipcq_receiver_silence(ipcq_receiver *r);
  * it), nothing is taken: AGAIN, and *count records still stand at the start of the buffer of
  * that earlier call. */
 int ipcq_pop(ipcq_receiver *r, char *into, uint64_t max, uint64_t delivered, uint64_t *count);
+
+/* Whether earlier calls took more than was delivered, so that the next one will say AGAIN. */
+int ipcq_undelivered(ipcq_receiver *r, uint64_t delivered);
 
 int ipcq_spin_records(ipcq_receiver *r, uint64_t nanoseconds);
 int ipcq_arm_records(ipcq_receiver *r);
