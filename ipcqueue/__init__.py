@@ -9,6 +9,8 @@ Read in this order: core/layout.h (the bytes), core/ring.c (the algorithm), _con
 without waiting), _blocking (waiting), _queue (the product).  Imports fdpass, and nothing above.
 """
 
+from fdpass import Credentials
+
 from ._endpoint import Endpoint, Event, Opening, Statistics, Terms, deadline_of
 from ._errors import (
     BadRecord,
@@ -39,6 +41,7 @@ __all__ = [
     "ConcurrentUse",
     "Connection",
     "CorruptPeer",
+    "Credentials",
     "CredentialsRefused",
     "EndOfStream",
     "Endpoint",

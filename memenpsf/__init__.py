@@ -16,6 +16,7 @@ from ipcqueue import (
     Closed,
     ConcurrentUse,
     CorruptPeer,
+    Credentials,
     CredentialsRefused,
     EndOfStream,
     ForkedUse,
@@ -48,7 +49,7 @@ from ._listener import Listener, listen
 from ._loop import Ended, run
 
 __all__ = [  # noqa: RUF022 (classes and functions first)
-    "Interface", "connect", "listen", "Listener", "pair", "run", "Ended", "Statistics",
+    "Interface", "connect", "listen", "Listener", "pair", "run", "Ended", "Statistics", "Credentials",
     "QueueError", "BadRecord", "Full", "Closed", "EndOfStream", "PeerDied", "CorruptPeer",
     "ConcurrentUse", "ForkedUse", "HandshakeTimeout", "Refused", "RecordRefused",
     "VersionRefused", "SealsRefused", "SizeRefused", "CredentialsRefused", "RoleRefused",

@@ -49,8 +49,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Awaitable, Callable, Iterable
 
-    from fdpass import Credentials
-    from ipcqueue import Statistics
+    from ipcqueue import Credentials, Statistics
 
 T = TypeVar("T")
 
