@@ -341,6 +341,8 @@ class Endpoint:
         """Take a message of the peer's application; None if there is none yet."""
         self._check_usable()
         end = self._end
+        if self.closed:
+            self.raise_end()
         with self.mutex:
             if self._inbox:
                 # Not pop(): an exception after the call would lose what it returned.

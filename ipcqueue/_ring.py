@@ -170,11 +170,15 @@ class RingSender:
     def try_push(self, record: Any) -> bool:
         """Publish one record; False if there is no space.  Raises BadRecord."""
         data = self._encode(record)
-        if type(data) is not bytes:
-            data = ffi.from_buffer(data)
-        with self._lock:
-            ring = self._ring
-            code = CLOSED if ring is None else _push(ring, data)
+        if type(data) is bytes:
+            with self._lock:
+                ring = self._ring
+                code = CLOSED if ring is None else _push(ring, data)
+        else:
+            # Released, not left to the garbage collector: see try_push_many.
+            with ffi.from_buffer(data) as buffer, self._lock:
+                ring = self._ring
+                code = CLOSED if ring is None else _push(ring, buffer)
         if not code:
             return True
         if code == FULL:
@@ -183,8 +187,9 @@ class RingSender:
 
     def try_push_many(self, records: Any, count: int) -> int:
         """Publish the first of `count` encoded records, as many as fit; return how many."""
-        data = ffi.from_buffer(records)
-        with self._lock:
+        # Released before anything is raised: kept in a traceback that is part of a cycle, a buffer
+        # of cffi over a memoryview crashes the garbage collector (cffi 2.1, CPython 3.11).
+        with ffi.from_buffer(records) as data, self._lock:
             ring = self._ring
             code = CLOSED if ring is None else _push_many(ring, data, count, self._count)
             done = int(self._count[0])
