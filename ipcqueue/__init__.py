@@ -11,7 +11,7 @@ without waiting), _blocking (waiting), _queue (the product).  Imports fdpass, an
 
 from fdpass import Credentials
 
-from ._endpoint import Endpoint, Event, Opening, Statistics, Terms, deadline_of
+from ._endpoint import Endpoint, Event, Opening, Statistics, Terms, checked_socket, deadline_of
 from ._errors import (
     BadRecord,
     Closed,
@@ -64,6 +64,7 @@ __all__ = [
     "Terms",
     "VersionRefused",
     "char",
+    "checked_socket",
     "deadline_of",
     "f32",
     "f64",

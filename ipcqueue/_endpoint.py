@@ -78,6 +78,13 @@ class Statistics(NamedTuple):
     rescues: int  # times a sleeper was woken by the clock and found work: a lost wake-up
 
 
+def checked_socket(sock: socket.socket) -> socket.socket:
+    """Return the socket; raise TypeError for what is none, and so cannot be closed either."""
+    if not isinstance(sock, socket.socket):
+        raise TypeError(f"expected a connected AF_UNIX socket, got {sock!r}")
+    return sock
+
+
 def deadline_of(timeout: float | None) -> float:
     """Return the time.monotonic() at which `timeout` seconds are over; None means never.
 
@@ -122,7 +129,7 @@ class Opening:
     """
 
     def __init__(self, sock: socket.socket, terms: Terms) -> None:
-        self.sock = sock
+        self.sock = checked_socket(sock)
         self.terms = terms
         self._segments: list[Segment] = []
         self._greeting = Greeting()
@@ -130,7 +137,8 @@ class Opening:
         self._said_hello = False
         self.deadline = deadline_of(terms.timeout)
         try:
-            _check_socket(sock)
+            if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
+                raise ValueError(f"expected an AF_UNIX SOCK_STREAM socket, got {sock!r}")
             sock.setblocking(False)
             self.peer = fdpass.peer_credentials(sock)
             admitted = terms.allow_uids
@@ -609,13 +617,6 @@ def _weak_trouble(endpoint: Endpoint) -> Callable[[int], NoReturn]:
         endpoint._trouble(code)  # noqa: SLF001 (the other half of this module)
 
     return trouble
-
-
-def _check_socket(sock: socket.socket) -> None:
-    if not isinstance(sock, socket.socket):
-        raise TypeError(f"expected a connected AF_UNIX socket, got {sock!r}")
-    if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
-        raise ValueError(f"expected an AF_UNIX SOCK_STREAM socket, got {sock!r}")
 
 
 def _tell(sock: socket.socket, message: bytes) -> None:

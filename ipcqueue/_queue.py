@@ -7,7 +7,7 @@ import socket
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from ._blocking import Threads, open_endpoint
-from ._endpoint import Opening, Terms
+from ._endpoint import Opening, Terms, checked_socket
 from ._errors import EndOfStream
 from ._handshake import Role
 
@@ -50,6 +50,7 @@ class Connection:
         children and its message say why), CorruptPeer, PeerDied, HandshakeTimeout; OSError.
         """
         options |= {"capacity": capacity, "name": name, "timeout": timeout}
+        checked_socket(sock)
         try:
             terms = Terms(record, self._role, **options)
         except BaseException:

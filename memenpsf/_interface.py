@@ -7,7 +7,7 @@ import socket
 import time
 from typing import TYPE_CHECKING, Any
 
-from ipcqueue import Connection, HandshakeTimeout, Role, Terms, iterate, open_pair
+from ipcqueue import Connection, HandshakeTimeout, Role, Terms, checked_socket, iterate, open_pair
 
 from ._address import connect_delays, connect_once, resolve
 
@@ -56,6 +56,7 @@ class Interface(Connection):
 
         Takes the socket, also when this fails.
         """
+        checked_socket(stream)
         try:
             self.role = checked_role(role)
         except ValueError:

@@ -37,6 +37,7 @@ from ipcqueue import (
     Opening,
     QueueError,
     Terms,
+    checked_socket,
     deadline_of,
 )
 
@@ -412,7 +413,7 @@ def _plain_socket(
         stream = stream.socket
     if isinstance(stream, trio.socket.SocketType):
         return socket.socket(fileno=stream.detach())
-    return stream
+    return checked_socket(stream)
 
 
 async def connect(
