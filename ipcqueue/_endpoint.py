@@ -323,6 +323,8 @@ class Endpoint:
 
     def indices(self) -> tuple[int, int]:
         """Return (head, tail) of the queue this side sends on, else of the one it receives on."""
+        if self.closed:
+            self.raise_end()
         return (self.sender or self._receiver()).indices()
 
     def statistics(self) -> Statistics:
@@ -488,7 +490,11 @@ class Endpoint:
         self.turn()
         events = [Event.MESSAGE] + [Event.RECORDS] * records + [Event.SPACE] * space
         with self.mutex:
-            return all(self.announce(event) for event in events)
+            if all(self.announce(event) for event in events):
+                return True
+            for event in events:
+                self.withdraw(event)
+        return False
 
     # -- the end ---------------------------------------------------------------------------------
 
@@ -549,10 +555,18 @@ class Endpoint:
         return _ring.fork_generation() != self._generation
 
     def finish(self) -> None:
-        """Behave as if the connection ended here and now; the peer notices nothing."""
+        """End in good order for the peer; here, what has arrived can still be received."""
+        self._check_usable()
         self._note_end(Closed("this side has finished with the connection"))
-        with contextlib.suppress(Closed, OSError), self.socket_in_hand() as sock:
-            sock.shutdown(socket.SHUT_RD)  # wakes who reads
+        with contextlib.suppress(Closed), self.socket_in_hand() as sock:
+            self._say_goodbye(sock)
+
+    def _say_goodbye(self, sock: socket.socket) -> None:
+        # In this order: the peer that sees the end of the socket looks for `closed`.
+        self._own.mapping.set_closed()
+        _tell(sock, GOODBYE)
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)  # also wakes who reads it here
 
     def close(self) -> None:
         """End in good order: the peer drains what was published, then sees the end.
@@ -574,10 +588,7 @@ class Endpoint:
             for ring in (self.sender, self.receiver):
                 if ring is not None:
                     ring.close()
-            self._own.mapping.set_closed()
-            _tell(self._sock, GOODBYE)
-            with contextlib.suppress(OSError):
-                self._sock.shutdown(socket.SHUT_RDWR)
+            self._say_goodbye(self._sock)
         finally:
             with self.mutex:
                 if not self._users:  # else the last of them does it

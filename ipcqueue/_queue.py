@@ -123,9 +123,9 @@ class Connection:
         return self._endpoint.fileno()
 
     def finish(self) -> None:
-        """Wait for nothing more: what has arrived can still be received, then comes Closed.
+        """End in good order, as close() does; what has arrived can still be received, then Closed.
 
-        Sending is over at once.  The peer notices nothing until close().
+        The peer drains what was published, then gets EndOfStream.  Call close() afterwards.
         """
         self._endpoint.finish()
 

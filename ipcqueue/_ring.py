@@ -162,6 +162,7 @@ class RingSender:
         self._encode = codec.encode
         self._trouble = trouble
         self._lock = threading.RLock()
+        self._last_indices = (head, head)
         self._count = ffi.new("uint64_t *")
         ring = _allocate("ipcq_sender *", lib.ipcq_sender_size(), own.at, peer.at)
         lib.ipcq_sender_init(ring, own.at, peer.at, capacity, codec.size, bell, head)
@@ -216,12 +217,13 @@ class RingSender:
             lib.ipcq_disarm_space(ring)
 
     def indices(self) -> tuple[int, int]:
-        """Return the records published, and those of them taken by the peer."""
+        """Return the records published, and those of them taken by the peer; also once closed."""
         return _indices(self, lib.ipcq_sender_indices)
 
     def close(self) -> None:
         """Let go of memory and socket.  A push in progress ends first."""
         with self._lock:
+            self._last_indices = _indices(self, lib.ipcq_sender_indices)
             ring, self._ring = self._ring, None
             if ring is not None:
                 lib.ipcq_sender_silence(ring)
@@ -256,6 +258,7 @@ class RingReceiver:
         self._decode = codec.decode
         self._trouble = trouble
         self._lock = threading.RLock()
+        self._last_indices = (tail, tail)
         self._count = ffi.new("uint64_t *")
         self._delivered = tail
         self._stash = b""
@@ -419,22 +422,27 @@ class RingReceiver:
             lib.ipcq_disarm_records(ring)
 
     def indices(self) -> tuple[int, int]:
-        """Return the records published by the peer, and those of them taken."""
+        """Return the records published by the peer, and those taken; also once closed."""
         return _indices(self, lib.ipcq_receiver_indices)
 
     def close(self) -> None:
         """Let go of memory and socket.  A pop in progress ends first."""
         with self._lock:
+            self._last_indices = _indices(self, lib.ipcq_receiver_indices)
             ring, self._ring = self._ring, None
             if ring is not None:
                 lib.ipcq_receiver_silence(ring)
 
 
 def _indices(end: RingSender | RingReceiver, call: Any) -> tuple[int, int]:
+    """Return (head, tail); once closed, as they were then, so that one can still tell."""
     head, tail = ffi.new("uint64_t *"), ffi.new("uint64_t *")
     with end._lock:  # noqa: SLF001 (one module, two ends)
         ring = end._ring  # noqa: SLF001
-        code = CLOSED if ring is None else call(ring, head, tail)
-    if code:
+        if ring is None:
+            return end._last_indices  # noqa: SLF001
+        code = call(ring, head, tail)
+    if code == FORKED:
         end._trouble(code)  # noqa: SLF001
+    # A corrupt peer's index was not taken over; that it is corrupt, the next record tells.
     return int(head[0]), int(tail[0])

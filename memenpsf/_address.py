@@ -129,19 +129,22 @@ def bind(address: Address) -> Bound:
             _named(address, sock.bind, address.sockaddr)
             sock.listen(BACKLOG)
             return Bound(address, sock, None)
-        with _locked(address.path.parent):
+        with _locked(address.path.parent) as directory:
             _refuse_to_replace(address)
-            return Bound(address, sock, _bind_file(address.path, sock))
+            return Bound(address, sock, _bind_file(address.path, sock, directory))
     except BaseException:
         sock.close()
         raise
 
 
-def _bind_file(path: Path, sock: socket.socket) -> tuple[int, int]:
+def _bind_file(path: Path, sock: socket.socket, directory: int) -> tuple[int, int]:
     temporary = path.with_name(f".{os.getpid():x}")
     with contextlib.suppress(FileNotFoundError):
         temporary.unlink()  # of a dead process with our number: we hold the lock
-    sock.bind(str(temporary))
+    name = str(temporary)
+    if len(os.fsencode(name)) > _MAX_PATH:  # though the real one is short enough
+        name = f"/proc/self/fd/{directory}/{temporary.name}"
+    sock.bind(name)
     try:
         sock.listen(BACKLOG)
         inode = _inode(temporary)
@@ -209,8 +212,8 @@ def _inode(path: Path) -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Hold the lock under which servers in this directory start and stop."""
+def _locked(directory: Path) -> Iterator[int]:
+    """Hold the lock under which servers in this directory start and stop; give a descriptor."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         deadline = time.monotonic() + _LOCK_PATIENCE
@@ -224,6 +227,6 @@ def _locked(directory: Path) -> Iterator[None]:
                         errno.ETIMEDOUT, "another process holds the lock", str(directory)
                     ) from None
                 time.sleep(0.001)
-        yield
+        yield fd
     finally:
         os.close(fd)

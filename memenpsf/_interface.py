@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-import math
 import socket
 import time
 from typing import TYPE_CHECKING, Any
 
-from ipcqueue import Connection, HandshakeTimeout, Role, Terms, checked_socket, iterate, open_pair
+from ipcqueue import (
+    Connection,
+    HandshakeTimeout,
+    Role,
+    Terms,
+    checked_socket,
+    deadline_of,
+    iterate,
+    open_pair,
+)
 
 from ._address import connect_delays, connect_once, resolve
 
@@ -134,7 +142,7 @@ def connect(
     Options are those of Interface.  Raises OSError at once if there is no server
     (FileNotFoundError, ConnectionRefusedError), HandshakeTimeout, and what Interface raises.
     """
-    started = time.monotonic()
+    deadline = deadline_of(timeout)
     where = resolve(address)
     if where.default_uids is not None:
         options.setdefault("allow_uids", where.default_uids)
@@ -143,7 +151,7 @@ def connect(
         sock.setblocking(False)
         delays = connect_delays()
         while not connect_once(where, sock):
-            left = math.inf if timeout is None else started + timeout - time.monotonic()
+            left = deadline - time.monotonic()
             if left <= 0:
                 raise HandshakeTimeout(f"{where}: the server had no room within {timeout} s")
             time.sleep(min(next(delays), left))
@@ -151,7 +159,7 @@ def connect(
         sock.close()
         raise
     if timeout is not None:
-        timeout = max(0.0, started + timeout - time.monotonic())
+        timeout = max(0.0, deadline - time.monotonic())
     return Interface(sock, record, timeout=timeout, **options)
 
 
