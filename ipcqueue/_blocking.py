@@ -87,6 +87,10 @@ class Threads:
             done += pushed
         return done
 
+    def await_space(self) -> None:
+        """Wait until a record can be pushed at once, if nobody else pushes."""
+        self._until(self._endpoint.has_space, Event.SPACE, None)
+
     def pop(self, timeout: float | None) -> Any:
         """Take a record; None if none came in time."""
         return self._until(self._endpoint.try_pop, Event.RECORDS, timeout)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import errno
 import math
 import os
 import select
@@ -188,6 +189,8 @@ class Opening:
             fdpass.send_fds(self.sock, [self._segments[0].memfd], HELLO)
         except BlockingIOError:
             return
+        except fdpass.TooManyInFlight as error:
+            raise OSError(errno.ETOOMANYREFS, f"sending a descriptor: {error}") from error
         except (BrokenPipeError, ConnectionResetError):
             pass  # the peer may have said why before it left: listen first
         self._said_hello = True
@@ -320,6 +323,12 @@ class Endpoint:
     def try_push_many(self, data: Any, count: int) -> int:
         """Publish encoded records, as many as fit; return how many."""
         return self._sender().try_push_many(data, count)
+
+    def has_space(self) -> bool | None:
+        """Whether the next record can be pushed at once; None if not.  Raises the end."""
+        if self.closed or self._end is not None:
+            self.raise_end()
+        return self._sender().spin(0) or None
 
     def indices(self) -> tuple[int, int]:
         """Return (head, tail) of the queue this side sends on, else of the one it receives on."""

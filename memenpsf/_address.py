@@ -18,7 +18,7 @@ import os
 import socket
 import stat
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -109,12 +109,18 @@ class Bound:
     sock: socket.socket
     inode: tuple[int, int] | None
     closed: bool = False
+    owner: int = field(default_factory=os.getpid)
+
+    @property
+    def ours(self) -> bool:
+        """Whether this process made it, rather than the one it was forked from."""
+        return self.owner == os.getpid()
 
     def close(self) -> None:
         """Close the socket, and remove the file unless another server has replaced it."""
         closed, self.closed = self.closed, True
         path = self.address.path
-        if path is not None and not closed:
+        if path is not None and not closed and self.ours:
             with contextlib.suppress(OSError), _locked(path.parent):
                 if _inode(path) == self.inode:
                     path.unlink()

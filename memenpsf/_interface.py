@@ -90,6 +90,13 @@ class Interface(Connection):
         if not self._try_push(record):
             self._threads.push(record, timeout)
 
+    def await_space(self) -> None:
+        """Wait until the next xmit, by this thread alone, will not wait.
+
+        For who takes records from elsewhere only when they can be sent.  Raises as xmit does.
+        """
+        self._threads.await_space()
+
     def xmit_many(self, records: Iterable[Any], timeout: float | None = None) -> int:
         """Publish records in order; return how many, which is fewer only if time ran out.
 

@@ -30,6 +30,13 @@ logger = logging.getLogger("memenpsf")
 MAX_PENDING = 64
 
 
+# How long to wait, in seconds, when a client could not be served because something is short, such
+# as descriptors: trying again at once would only burn time.
+BACK_OFF = 0.05
+
+_SLICE = 3600.0  # seconds; poll() cannot wait much longer at once
+
+
 class Reception:
     """A bound address and its clients until they have introduced themselves; it never waits."""
 
@@ -101,8 +108,8 @@ class Reception:
 
     def interests(self) -> Iterator[tuple[int, int]]:
         """Yield descriptors to poll and for what, before the next turn."""
-        if len(self.pending) < MAX_PENDING:
-            yield self.bound.sock.fileno(), select.POLLIN
+        room = len(self.pending) < MAX_PENDING
+        yield self.bound.sock.fileno(), select.POLLIN if room else 0  # 0: only that it is closed
         for opening in self.pending:
             yield opening.fileno(), opening.events
 
@@ -170,10 +177,13 @@ class Listener:
         for fd, events in self._reception.interests():
             poll.register(fd, events)
         left = min(deadline, self._reception.next_deadline()) - time.monotonic()
-        poll.poll(None if left == math.inf else max(0, math.ceil(left * 1000)))
+        poll.poll(max(0, math.ceil(min(left, _SLICE) * 1000)))
 
     def __iter__(self) -> Iterator[Interface]:
-        """Yield clients until the listener is closed; those refused are logged and passed over."""
+        """Yield clients until the listener is closed.
+
+        Those refused, or not served because a resource is short, are logged and passed over.
+        """
         while True:
             try:
                 interface = self.accept()
@@ -181,19 +191,27 @@ class Listener:
                 return
             except QueueError as error:
                 logger.warning("%s: client refused: %s", self.address, error)
+            except OSError as error:
+                logger.warning("%s: client not served: %s", self.address, error)
+                time.sleep(BACK_OFF)
             else:
                 yield interface
 
     def close(self) -> None:
         """Stop listening and remove the socket file; the connections accepted live on.
 
-        Idempotent; threads that wait in accept() get Closed.
+        Idempotent; threads that wait in accept() get Closed.  In a forked child it only closes
+        the child's copy of the descriptor.
         """
-        self._reception.closed = True
+        reception = self._reception
+        reception.closed = True
+        if not reception.bound.ours:
+            reception.close()
+            return
         with contextlib.suppress(OSError):
-            self._reception.bound.sock.shutdown(socket.SHUT_RDWR)  # wakes who accepts
+            reception.bound.sock.shutdown(socket.SHUT_RDWR)  # wakes who accepts
         with self._lock:
-            self._reception.close()
+            reception.close()
 
     def __enter__(self) -> Self:
         return self

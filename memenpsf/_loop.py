@@ -41,6 +41,8 @@ class Ended:
 # queue.Queue can only be waited for, not interrupted.
 _LOOK_UP = 0.1
 
+_ENDS = (EndOfStream, PeerDied, Refused, CorruptPeer, Closed)
+
 # queue.ShutDown came with Python 3.13.
 _SHUT_DOWN: tuple[type[Exception], ...] = (queue.ShutDown,) if hasattr(queue, "ShutDown") else ()
 
@@ -104,6 +106,9 @@ class _Loop:
         """Run as a thread; ends by itself or soon after `_over` is set."""
         try:
             while not self._over.is_set():
+                # Space first: what is taken from the source can then be sent at once, so nothing
+                # is in hand when the loop is interrupted.
+                self._interface.await_space()
                 try:
                     record = self._source.get(timeout=_LOOK_UP)
                 except queue.Empty:
@@ -114,9 +119,11 @@ class _Loop:
                     break
                 try:
                     self._interface.xmit(record)
-                except (EndOfStream, PeerDied, Refused, CorruptPeer, Closed):
+                except _ENDS:
                     self._unsent.append(record)
-                    return  # the receiving side meets the same end, after draining
+                    raise
+        except _ENDS:
+            return  # the receiving side meets the same end, after draining
         except BaseException as error:  # noqa: BLE001 (raised by run)
             self._error = error
         self._interface.finish()

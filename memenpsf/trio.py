@@ -43,7 +43,7 @@ from ipcqueue import (
 
 from ._address import connect_delays, connect_once, resolve
 from ._interface import BOTH_WAYS, checked_role
-from ._listener import Reception, logger
+from ._listener import BACK_OFF, Reception, logger
 from ._loop import Ended
 
 if TYPE_CHECKING:
@@ -232,6 +232,7 @@ class Interface(trio.abc.Channel[Any]):
         endpoint = self._endpoint or await self._opened()
         buffer, count = endpoint.codec.encode_many(records)
         data, size = memoryview(buffer).cast("B"), endpoint.codec.size
+        deadline_of(timeout)
         until = trio.current_time() + (math.inf if timeout is None else timeout)
         done = 0
 
@@ -247,6 +248,15 @@ class Interface(trio.abc.Channel[Any]):
                 break
             done += pushed
         return done
+
+    @enable_ki_protection
+    async def await_space(self) -> None:
+        """Wait until the next xmit, by this task alone, will not wait.
+
+        For who takes records from elsewhere only when they can be sent.  Raises as xmit does.
+        """
+        endpoint = self._endpoint or await self._opened()
+        await self._until(endpoint.has_space, Event.SPACE, None)
 
     @enable_ki_protection
     async def recv(self, timeout: float | None = None) -> Any:
@@ -266,6 +276,7 @@ class Interface(trio.abc.Channel[Any]):
         recv does.
         """
         endpoint = self._endpoint or await self._opened()
+        deadline_of(timeout)
         most = endpoint.most(limit)
 
         def attempt() -> Any:
@@ -286,19 +297,29 @@ class Interface(trio.abc.Channel[Any]):
         deadline_of(timeout)
         await checkpoint_if_cancelled()
         try:
+            sent = endpoint.try_send_message(message)
             with trio.move_on_after(math.inf if timeout is None else timeout):
-                async with self._writing:
-                    while not endpoint.try_send_message(message):
-                        # In slices, to read as well: the peer may be waiting in the same way.
-                        with trio.move_on_after(_SLICE):
-                            await wait_writable(endpoint.fileno())
-                        endpoint.turn()
+                while not sent:
+                    await self._await_room(endpoint)
+                    sent = endpoint.try_send_message(message)
+            if sent:
+                await cancel_shielded_checkpoint()
                 return
         except QueueError as error:
             raise _translated(error) from None
         except trio.ClosedResourceError:
             raise Closed("this side has closed the connection") from None
         raise Full(f"no room for a control message within {timeout} s")
+
+    async def _await_room(self, endpoint: Endpoint) -> None:
+        """Wait for a while until the socket takes more; and read it meanwhile.
+
+        In slices, as the peer may be waiting in the same way.
+        """
+        async with self._writing:
+            with trio.move_on_after(_SLICE):
+                await wait_writable(endpoint.fileno())
+            endpoint.turn()
 
     @enable_ki_protection
     async def recv_ctrl_msg(self, timeout: float | None = 0) -> bytes | None:
@@ -341,6 +362,7 @@ class Interface(trio.abc.Channel[Any]):
                     await self._sleep(endpoint, event)
                     if (result := attempt()) is not None:
                         return result
+            endpoint.turn()  # a short timeout may have left no time to read
             return attempt()
         except QueueError as error:
             raise _translated(error) from None
@@ -367,6 +389,13 @@ class Interface(trio.abc.Channel[Any]):
             endpoint.waiting[event] -= 1
             if not endpoint.waiting[event]:
                 endpoint.withdraw(event)
+
+    def finish(self) -> None:
+        """End in good order, as close() does; what has arrived can still be received, then Closed.
+
+        The peer drains what was published, then gets EndOfStream.  Call aclose() afterwards.
+        """
+        self._open_endpoint().finish()
 
     def close(self) -> None:
         """End in good order, without waiting; tasks that wait here get Closed.  Idempotent."""
@@ -486,11 +515,21 @@ class Listener(trio.abc.Listener[Interface]):
         return Interface._of(endpoint, self._reception.terms, self._reception.role)  # noqa: SLF001 (one module)
 
     async def _wait(self) -> None:
+        interests = [interest for interest in self._reception.interests() if interest[1]]
         due = self._reception.next_deadline() - time.monotonic()
-        with trio.move_on_after(max(0.0, due)):
-            async with trio.open_nursery() as nursery:
-                for fd, events in self._reception.interests():
-                    nursery.start_soon(_watch, fd, events, nursery.cancel_scope)
+        with trio.move_on_after(max(0.0, due)) as scope:
+            if len(interests) == 1:
+                await _watch(*interests[0], scope)
+                return
+            try:
+                async with trio.open_nursery() as nursery:
+                    for fd, events in interests:
+                        nursery.start_soon(_watch, fd, events, scope)
+            except BaseExceptionGroup as group:
+                # The nursery is nobody's business: Ctrl-C comes out as it would without one.
+                if [type(each) for each in group.exceptions] == [KeyboardInterrupt]:
+                    raise group.exceptions[0] from None
+                raise
 
     async def aclose(self) -> None:
         """Stop listening and remove the socket file; the connections accepted live on."""
@@ -541,6 +580,9 @@ async def serve(
                 return
             except QueueError as error:
                 logger.warning("%s: client refused: %s", listener.address, error)
+            except OSError as error:
+                logger.warning("%s: client not served: %s", listener.address, error)
+                await trio.sleep(BACK_OFF)
             else:
                 nursery.start_soon(_handle, handler, interface)
 
@@ -586,6 +628,7 @@ class _Loop:
         self._source = source
         self._sink = sink
         self._scope = trio.CancelScope()
+        self._sending = trio.CancelScope()
         self._arrived: deque[Any] = deque()
         self._ended = Ended(Closed("the source of records has ended"))
         self._error: Exception | None = None
@@ -596,39 +639,53 @@ class _Loop:
                 nursery.start_soon(self._task, self._send)
                 nursery.start_soon(self._task, self._receive)
         if self._error is not None:
-            raise self._error
-        await self._deliver()
-        with contextlib.suppress(EndOfStream, PeerDied):
-            while len(records := await self._interface.recv_vectored(timeout=0)):
-                self._arrived.extend(records)
+            # What was taken from the ring is delivered all the same, if the sink still takes it.
+            with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                 await self._deliver()
+            raise self._error
         return self._ended
 
-    async def _task(self, body: Callable[[], Awaitable[None]]) -> None:
+    async def _task(self, body: Callable[[], Awaitable[QueueError]]) -> None:
         try:
-            await body()
-        except (EndOfStream, PeerDied) as end:
-            self._ended.cause = end
+            self._ended.cause = await body()
         except Exception as error:  # noqa: BLE001 (raised by run, not in a group)
             self._error = error
-        self._scope.cancel()
+            self._scope.cancel()
 
-    async def _receive(self) -> None:
-        while True:
-            self._arrived.extend(await self._interface.recv_vectored())
-            await self._deliver()
+    async def _receive(self) -> QueueError:
+        try:
+            while True:
+                self._arrived.extend(await self._interface.recv_vectored())
+                await self._deliver()
+        except (EndOfStream, PeerDied, Closed) as end:
+            self._sending.cancel()
+            return end
 
     async def _deliver(self) -> None:
         while self._arrived:
             await self._sink.send(self._arrived[0])
             self._arrived.popleft()
 
-    async def _send(self) -> None:
-        async for record in self._source:
-            if record is None:
-                return
-            try:
-                await self._interface.xmit(record)
-            except (EndOfStream, PeerDied, trio.Cancelled):
-                self._ended.unsent.append(record)
-                raise
+    async def _send(self) -> QueueError:
+        try:
+            with self._sending:
+                # Space first: what is taken from the source can then be sent at once, so nothing
+                # is in hand when the loop is cancelled.
+                await self._interface.await_space()
+                async for record in self._source:
+                    if record is None:
+                        break
+                    await self._xmit(record)
+                    await self._interface.await_space()
+        except (EndOfStream, PeerDied) as end:
+            return end  # the receiving side meets the same end, after draining
+        if not self._sending.cancelled_caught:
+            self._interface.finish()
+        return self._ended.cause
+
+    async def _xmit(self, record: Any) -> None:
+        try:
+            await self._interface.xmit(record, timeout=0)
+        except (EndOfStream, PeerDied, Full, trio.Cancelled):
+            self._ended.unsent.append(record)
+            raise
