@@ -8,6 +8,7 @@ import mmap
 import os
 import stat
 import sys
+from collections import deque
 from typing import Self
 
 from ._errors import ClosedFd, NotReserved, WrongSeals, WrongSize, WrongType
@@ -58,8 +59,9 @@ class Memfd(Fd):
         if size < 1:
             raise ValueError(f"expected a size of at least 1 byte, received {size}")
         _refuse_what_cannot_be(size)
-        self = cls(_create(name))
+        self = cls.__new__(cls)
         try:
+            _create_in(self, name)
             os.ftruncate(self._number, size)
             # Without it, running out of memory would be a SIGBUS at some later write.
             os.posix_fallocate(self._number, 0, size)
@@ -83,7 +85,12 @@ class Memfd(Fd):
 
         Raises WrongType, WrongSeals, WrongSize, NotReserved, all MemfdRefused; ClosedFd.
         """
-        self = cls(fd.detach() if isinstance(fd, Fd) else fd)
+        if not isinstance(fd, Fd):
+            fd = Fd(fd)
+        fd.fileno()
+        self = cls.__new__(cls)
+        # From one owner to the other without a call in between, during which nobody owns it.
+        self._number, fd._number = fd._number, -1  # noqa: SLF001 (of its own base class)
         try:
             self._check(max_size, seals)
         except BaseException:
@@ -171,17 +178,24 @@ def _map(number: int, size: int, *, writable: bool) -> mmap.mmap:
     return mmap.mmap(number, size, mmap.MAP_SHARED, protection)
 
 
-def _create(name: str) -> int:
+def _create_in(owner: Fd, name: str) -> None:
     flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
     try:
         try:
-            return os.memfd_create(name, flags | _MFD_NOEXEC_SEAL)
+            _fill(owner, name, flags | _MFD_NOEXEC_SEAL)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-            return os.memfd_create(name, flags)  # Linux < 6.3
+            _fill(owner, name, flags)  # Linux < 6.3
     except OSError as error:
         raise OSError(error.errno, f"memfd_create: {error.strerror}") from error
+
+
+def _fill(owner: Fd, name: str, flags: int) -> None:
+    # One call of C code, as in _socket: an exception that a signal handler raises in between
+    # would lose a number that nothing owns yet.
+    numbers = map(os.memfd_create, (name,), (flags,))
+    deque(map(setattr, (owner,), ("_number",), numbers), maxlen=0)
 
 
 def _refuse_what_cannot_be(size: int) -> None:
@@ -206,5 +220,6 @@ def _refuse_what_cannot_be(size: int) -> None:
 
 @functools.cache
 def _device_of_memfds() -> int:
-    with Fd(_create("fdpass")) as fd:
+    with Fd.__new__(Fd) as fd:
+        _create_in(fd, "fdpass")
         return os.fstat(fd.fileno()).st_dev

@@ -102,11 +102,7 @@ class Threads:
         if most == 0:
             return endpoint.codec.decode_many(b"", 0)
 
-        def attempt() -> Any:
-            records = endpoint.try_pop_many(most)
-            return records if len(records) else None
-
-        records = self._until(attempt, Event.RECORDS, timeout)
+        records = self._until(lambda: endpoint.try_pop_many(most), Event.RECORDS, timeout)
         return endpoint.codec.decode_many(b"", 0) if records is None else records
 
     def take_message(self, timeout: float | None) -> bytes | None:
@@ -184,19 +180,22 @@ class Threads:
         except Closed:
             return False  # the attempt that follows says so
         finally:
+            # First what must be done, by bytecodes that cannot be interrupted.
+            if leading:
+                endpoint.reading = False
             if counted:
-                self._leave(event, follower, leading=leading)
+                endpoint.waiting[event] -= 1
+            self._leave(event, follower)
 
-    def _leave(self, event: Event, follower: threading.Lock | None, *, leading: bool) -> None:
+    def _leave(self, event: Event, follower: threading.Lock | None) -> None:
         endpoint = self._endpoint
         with endpoint.mutex:
-            endpoint.waiting[event] -= 1
             if not endpoint.waiting[event]:
                 endpoint.withdraw(event)
             if follower is not None:
                 endpoint.followers.discard(follower)
-            if leading:
-                endpoint.stop_reading()
+            if not endpoint.reading:
+                endpoint.wake_followers()
 
 
 def _readable(sock: Any, seconds: float) -> bool:

@@ -24,6 +24,7 @@ import threading
 import time
 import warnings
 import weakref
+from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import fdpass
@@ -270,6 +271,7 @@ class Endpoint:
             capacity = peer.identity.capacity
             self.receiver = RingReceiver(own.mapping, peer.mapping, capacity, *common)
         self._released = False
+        _ring.renewed_after_fork(self)
 
     def fileno(self) -> int:
         """Return the socket's descriptor; raise Closed."""
@@ -288,10 +290,10 @@ class Endpoint:
         return record
 
     def try_pop_many(self, limit: int) -> Any:
-        """Take up to `limit` records; see try_pop."""
+        """Take up to `limit` records; None if there is none yet; see try_pop."""
         end = self._end
         records = self._receiver().try_pop_many(limit)
-        if end is not None and len(records) == 0:
+        if records is None and end is not None:
             self.raise_end()
         return records
 
@@ -340,6 +342,8 @@ class Endpoint:
         """Return the counters; after close, as they were then."""
         if self._last_statistics is not None:
             return self._last_statistics
+        if self.closed:
+            self.raise_end()
         sent, taken = self.sender.indices() if self.sender else (0, 0)
         published, received = self.receiver.indices() if self.receiver else (0, 0)
         sending, receiving = self._own.mapping.counts()
@@ -362,15 +366,21 @@ class Endpoint:
         end = self._end
         if self.closed:
             self.raise_end()
-        with self.mutex:
-            if self._inbox:
-                # Not pop(): an exception after the call would lose what it returned.
-                message = self._inbox[0]
-                del self._inbox[0]
-                return message
-        if end is not None:
+        message = None
+        try:
+            with self.mutex:
+                if self._inbox:
+                    # Not pop(): an exception after the call would lose what it returned.
+                    message = self._inbox[0]
+                    del self._inbox[0]
+        except BaseException:
+            if message is not None:  # it struck while the mutex was released
+                with self.mutex:
+                    self._inbox.insert(0, message)
+            raise
+        if message is None and end is not None:
             self.raise_end()
-        return None
+        return message
 
     def try_send_message(self, message: bytes) -> bool:
         """Send a message to the peer's application; False if the socket is full."""
@@ -416,12 +426,12 @@ class Endpoint:
             self.service()
         finally:
             if reading:
-                self.stop_reading()
+                self.reading = False  # first, and not by a call: an exception may strike again
+                self.wake_followers()
 
-    def stop_reading(self) -> None:
-        """Let another one read, and have every sleeper look again at what concerns it."""
+    def wake_followers(self) -> None:
+        """Have every sleeper look again at what concerns it; after reading, and not during."""
         with self.mutex:
-            self.reading = False
             followers, self.followers = self.followers, set()
             for follower in followers:
                 follower.release()
@@ -449,10 +459,12 @@ class Endpoint:
     def _digest(self, data: bytes, ancillary: Any) -> None:
         """Act on what was read, entirely or (if an exception strikes) not at all."""
         if ancillary:
-            descriptors = [fd for kind in fdpass.unpack(ancillary) for fd in kind]
-            for fd in descriptors:
-                os.close(fd)
-            raise CorruptPeer(f"the peer sent {len(descriptors)} descriptors nobody asked for")
+            numbers = [number for kind in fdpass.unpack(ancillary) for number in kind]
+            # Together, and noted as done: a number closed twice may be somebody else's by then.
+            closing = map(os.close, numbers)
+            self._unread[0] = (data, [], 0, None)
+            deque(closing, maxlen=0)
+            raise CorruptPeer(f"the peer sent {len(numbers)} descriptors nobody asked for")
         if not data:
             self._note_end(self._who_left())
             self._unread.clear()
@@ -518,6 +530,11 @@ class Endpoint:
             raise Closed("this side has closed the connection")
         # A new one each time: two threads that raise one exception write into its traceback.
         raise type(self._end)(*self._end.args)
+
+    def renew_locks(self) -> None:
+        """In a forked child: forget who held them."""
+        self.mutex = threading.RLock()
+        self.followers = set()
 
     def _who_left(self) -> QueueError:
         if self._peer.mapping.is_closed():
@@ -587,21 +604,27 @@ class Endpoint:
             self.closed = True
             self._release()
             return
-        with self.mutex:
-            if self.closed:
-                return
+        try:
+            self._close()
+        except BaseException:  # Ctrl-C: finish what was begun
+            self._close()
+            raise
+
+    def _close(self) -> None:
+        """Close; each step can be repeated."""
+        # Before the mutex is taken: the rings have locks of their own.
+        if not self.closed:
             with contextlib.suppress(QueueError):
                 self._last_statistics = self.statistics()
-            self.closed = True
-        try:
-            for ring in (self.sender, self.receiver):
-                if ring is not None:
-                    ring.close()
+        self.closed = True
+        for ring in (self.sender, self.receiver):
+            if ring is not None:
+                ring.close()
+        if not self._released:
             self._say_goodbye(self._sock)
-        finally:
-            with self.mutex:
-                if not self._users:  # else the last of them does it
-                    self._release()
+        with self.mutex:
+            if not self._users:  # else the last of them does it
+                self._release()
 
     def _release(self) -> None:
         self._released = True

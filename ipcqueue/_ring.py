@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
@@ -34,6 +35,7 @@ CORRUPT: int = lib.IPCQ_CORRUPT
 _AGAIN: int = lib.IPCQ_AGAIN
 CLOSED = 100  # ours: the end was closed on this side
 
+_U64 = (1 << 64) - 1  # indices are u64, also where they wrap
 MAX_SLOT_SIZE: int = lib.IPCQ_MAX_SLOT_SIZE
 # What one call of pop_many copies out of the ring at once.  A guess: inside the second-level
 # cache, and far above what the call itself costs.
@@ -101,8 +103,9 @@ class Mapping:
         lib.ipcq_set_closed(self.at)
 
     def is_closed(self) -> bool:
-        """Whether the owner has said it."""
-        return bool(lib.ipcq_is_closed(self.at))
+        """Whether the owner has said it; also once this side has let go."""
+        at = self.at
+        return at is None or bool(lib.ipcq_is_closed(at))
 
     def counts(self) -> tuple[Counts, Counts]:
         """Return the counters of its sending and its receiving role."""
@@ -167,6 +170,7 @@ class RingSender:
         ring = _allocate("ipcq_sender *", lib.ipcq_sender_size(), own.at, peer.at)
         lib.ipcq_sender_init(ring, own.at, peer.at, capacity, codec.size, bell, head)
         self._ring: Any = ring
+        renewed_after_fork(self)
 
     def try_push(self, record: Any) -> bool:
         """Publish one record; False if there is no space.  Raises BadRecord."""
@@ -216,6 +220,10 @@ class RingSender:
         if ring is not None:
             lib.ipcq_disarm_space(ring)
 
+    def renew_locks(self) -> None:
+        """In a forked child: forget who held them."""
+        self._lock = threading.RLock()
+
     def indices(self) -> tuple[int, int]:
         """Return the records published, and those of them taken by the peer; also once closed."""
         return _indices(self, lib.ipcq_sender_indices)
@@ -223,23 +231,38 @@ class RingSender:
     def close(self) -> None:
         """Let go of memory and socket.  A push in progress ends first."""
         with self._lock:
-            self._last_indices = _indices(self, lib.ipcq_sender_indices)
+            _look(self, lib.ipcq_sender_indices)
             ring, self._ring = self._ring, None
             if ring is not None:
                 lib.ipcq_sender_silence(ring)
+
+
+class _TroubleError(Exception):
+    """Carries a result of the core out of a lock: what is made of it takes other locks."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
 
 
 class RingReceiver:
     """The receiving end of a ring: records out, without waiting.
 
     A record that the core has copied out is gone from the ring, so from there on no exception
-    between two bytecodes may lose it.  `_delivered` counts what was handed on; it is written
-    after the record is ready, by a bytecode that cannot be interrupted.  Where it stays behind,
-    the core notices at the next call and takes nothing: what it took earlier still stands in
-    `_buffer`, and moves to `_stash`, which is served first.
+    between two bytecodes (Ctrl-C) may lose it, and no signal handler that uses this end in
+    between may disturb it.  Hence three places before the caller, served in reverse order:
 
-    A record put back that way wakes nobody: a thread that sleeps already finds it when the next
-    doorbell rings, or after its slice of time.
+    - `_buffer`: what the core copied out.  `_delivered` counts what has left it; where that stays
+      behind the core's own count, the next call finds out (AGAIN) and moves the rest to
+    - `_stash`: raw records, which were taken and not handed on; and
+    - `_kept`: decoded records, which were about to be handed on when an exception struck.
+
+    Moves are made of bytecodes between which CPython looks for no signal (it does after calls, at
+    the start of functions and when jumping back), right after a test that nobody else has moved
+    anything meanwhile.
+
+    A record put back wakes nobody: a thread that sleeps already finds it when the next doorbell
+    rings, or after its slice of time.
     """
 
     def __init__(
@@ -262,10 +285,12 @@ class RingReceiver:
         self._count = ffi.new("uint64_t *")
         self._delivered = tail
         self._stash = b""
+        self._kept: list[Any] = []
         self._new_buffer(1)
         ring = _allocate("ipcq_receiver *", lib.ipcq_receiver_size(), own.at, peer.at)
         lib.ipcq_receiver_init(ring, own.at, peer.at, capacity, codec.size, bell, tail)
         self._ring: Any = ring
+        renewed_after_fork(self)
 
     def _new_buffer(self, records: int) -> None:
         buffer = ffi.new("char[]", records * self._size)
@@ -279,99 +304,155 @@ class RingReceiver:
         try:
             with self._lock:
                 record = self._next()
+        except _TroubleError as trouble:
+            code = trouble.code
         except BaseException:
             if record is not None:  # it struck while the lock was released
-                self._put_back(bytes(self._codec.encode(record)))
+                self._keep([record])
             raise
-        return record
-
-    def _next(self) -> Any:
-        """Take one record under the lock: it is taken exactly if this returns."""
-        ring = self._ring
-        if ring is None or self._stash:
-            return self._next_held()
-        before = self._delivered
-        code = _pop(ring, self._buffer, 1, before, self._count)
-        if code == EMPTY:
-            return None
-        if code:
-            self._recover(code)
-            return self._next_held()
-        try:
-            record = self._decode(self._one)
-        except Exception:
-            self._delivered = before + 1  # the error is all that this record will ever give
-            raise
-        if self._delivered == before:
-            self._delivered = before + 1
+        else:
             return record
-        return self._next_held()  # a signal handler has used this end meanwhile
+        self._trouble(code)
 
-    def _next_held(self) -> Any:
-        if self._ring is None:
-            self._trouble(CLOSED)
-        size = self._size
-        data, rest = self._stash[:size], self._stash[size:]
-        if not data:
-            return self._next()
+    def _keep(self, records: list[Any]) -> None:
+        with self._lock:
+            self._kept = records + self._kept
+
+    def _next(self) -> Any:  # noqa: C901 (three places, one loop)
+        """Take one record under the lock: it is taken exactly if this returns."""
+        while True:
+            if self._kept:
+                record = self._kept[0]
+                del self._kept[0]
+                return record
+            if self._stash:
+                stash = self._stash
+                record = self._decode_stashed(stash)
+                if self._stash is stash:
+                    self._stash = stash[self._size :]
+                    return record
+                continue
+            ring, before = self._ring, self._delivered
+            if ring is None:
+                raise _TroubleError(CLOSED)
+            code = _pop(ring, self._buffer, 1, before, self._count)
+            if code == EMPTY:
+                return None
+            if code:
+                self._recover(code, before)
+                continue
+            try:
+                record = self._decode(self._one)
+            except Exception:
+                # What fails again will never give anything but its error; else it was not its
+                # fault, but that of a signal handler.
+                if self._fails(self._one) and self._delivered == before:
+                    self._delivered = (before + 1) & _U64
+                raise
+            if self._delivered == before:
+                self._delivered = (before + 1) & _U64
+                return record
+
+    def _decode_stashed(self, stash: bytes) -> Any:
+        first = stash[: self._size]
         try:
-            record = self._decode(data)
+            return self._decode(first)
         except Exception:
-            self._stash = rest
+            if self._fails(first) and self._stash is stash:
+                self._stash = stash[self._size :]
             raise
-        self._stash = rest
-        return record
 
-    def _recover(self, code: int) -> None:
+    def _fails(self, data: bytes | memoryview) -> bool:
+        """Whether a record cannot be decoded."""
+        try:
+            self._decode(data)
+        except Exception:  # noqa: BLE001 (whatever a user's class may raise)
+            return True
+        return False
+
+    def _recover(self, code: int, before: int) -> None:
         """Stash what the core has copied out and nobody was given; any other code is trouble."""
         if code != _AGAIN:
-            self._trouble(code)
+            raise _TroubleError(code)
         count = int(self._count[0])
-        stash = self._stash + bytes(self._view[: count * self._size])
-        # No bytecode between these two stores can be interrupted.
-        self._stash, self._delivered = stash, self._delivered + count
-
-    def _put_back(self, data: bytes | bytearray) -> None:
-        with self._lock:
-            self._stash = bytes(data) + self._stash
+        data = bytes(self._view[: count * self._size])
+        if self._delivered == before:
+            self._stash, self._delivered = self._stash + data, (before + count) & _U64
 
     def try_pop_many(self, limit: int) -> Any:
-        """Take up to `limit` records and no more than a ringful; empty if there are none."""
-        data = bytearray()
+        """Take up to `limit` records and no more than a ringful; None if there are none."""
+        limit = min(limit, self.capacity)
+        size = self._size
+        kept: list[Any] = []
+        data = bytearray()  # what to put back if an exception strikes
         try:
             with self._lock:
-                self._collect(data, min(limit, self.capacity))
-            return self._decode_many(data)
-        except Exception:
-            raise
+                if self._kept:
+                    kept, self._kept = self._kept[:limit], self._kept[limit:]
+                else:
+                    self._collect(data, limit)
+            if kept:
+                return self._as_batch(kept)
+            if not data:
+                return None
+            try:
+                return self._codec.decode_many(data, len(data) // size)
+            except Exception:
+                good = self._good(data)
+                if good == len(data):  # no record's fault
+                    raise
+                if good == 0:  # only the first is lost: there is nothing else to say of it
+                    data = data[size:]
+                    raise
+                with self._lock:
+                    self._stash, data = bytes(data[good:]) + self._stash, data[:good]
+                return self._codec.decode_many(data, good // size)
+        except _TroubleError as trouble:
+            code = trouble.code
         except BaseException:
-            self._put_back(data)
+            self._keep(kept)
+            with self._lock:
+                self._stash = bytes(data) + self._stash
             raise
+        self._trouble(code)
+
+    def _as_batch(self, records: list[Any]) -> Any:
+        """Return decoded records in the form of a batch."""
+        if isinstance(self._codec.decode_many(b"", 0), list):
+            return records
+        buffer, count = self._codec.encode_many(records)
+        return self._codec.decode_many(buffer, count)
 
     def _collect(self, data: bytearray, limit: int) -> None:
         """Append the bytes of up to `limit` records to `data`, which owns them from then on."""
+        if self._ring is None:
+            raise _TroubleError(CLOSED)
         self._make_room(limit)
         size = self._size
         while len(data) < limit * size:
             missing = limit * size - len(data)
+            before = self._delivered  # ahead of the look at the stash, which it covers
             if self._stash:
-                taken, rest = self._stash[:missing], self._stash[missing:]
+                stash = self._stash
+                taken, rest = stash[:missing], stash[missing:]
                 data += taken
                 self._stash = rest
                 continue
             ring, wanted = self._ring, min(missing // size, self._room)
             if ring is None:
-                self._trouble(CLOSED)
-            code = _pop(ring, self._buffer, wanted, self._delivered, self._count)
+                return
+            code = _pop(ring, self._buffer, wanted, before, self._count)
             if code == EMPTY or (code and code != _AGAIN and data):
                 return  # trouble will still be there when these are gone
             if code:
-                self._recover(code)
+                self._recover(code, before)
                 continue
             count = int(self._count[0])
             got = self._view[: count * size]
+            if self._delivered != before:
+                continue
             data += got
-            self._delivered += count
+            self._delivered = (before + count) & _U64
             if count < wanted:
                 return
 
@@ -380,28 +461,18 @@ class RingReceiver:
         wanted = min(limit, self.capacity, max(1, _BATCH_BYTES // self._size))
         if wanted <= self._room or self._ring is None:
             return
-        code = _pop(self._ring, self._buffer, 0, self._delivered, self._count)
+        before = self._delivered
+        code = _pop(self._ring, self._buffer, 0, before, self._count)
         if code == _AGAIN:
-            self._recover(code)
+            self._recover(code, before)
         self._new_buffer(wanted)
 
-    def _decode_many(self, data: bytearray) -> Any:
-        """Decode a batch; if one record cannot be decoded, only that one is lost."""
-        size = self._size
-        count = len(data) // size
-        try:
-            return self._codec.decode_many(data, count)
-        except Exception:
-            for i in range(count):
-                try:
-                    self._decode(bytes(data[i * size : (i + 1) * size]))
-                except Exception:
-                    good = data[: i * size]
-                    self._put_back(data[i * size :] if good else data[size:])
-                    if good:
-                        return self._codec.decode_many(good, i)
-                    raise
-            raise
+    def _good(self, data: bytearray) -> int:
+        """Return how many bytes of records stand before the first that cannot be decoded."""
+        at = 0
+        while at < len(data) and not self._fails(bytes(data[at : at + self._size])):
+            at += self._size
+        return at
 
     def spin(self, nanoseconds: int) -> bool:
         """Look for records for a while."""
@@ -411,7 +482,9 @@ class RingReceiver:
     def arm(self) -> bool:
         """Ask for a doorbell when there is a record; False if there is no need to sleep."""
         ring = self._ring
-        if ring is None or self._stash or lib.ipcq_undelivered(ring, self._delivered):
+        if ring is None or self._kept or self._stash:
+            return False
+        if lib.ipcq_undelivered(ring, self._delivered):
             return False
         return bool(lib.ipcq_arm_records(ring) == EMPTY)
 
@@ -421,6 +494,10 @@ class RingReceiver:
         if ring is not None:
             lib.ipcq_disarm_records(ring)
 
+    def renew_locks(self) -> None:
+        """In a forked child: forget who held them."""
+        self._lock = threading.RLock()
+
     def indices(self) -> tuple[int, int]:
         """Return the records published by the peer, and those taken; also once closed."""
         return _indices(self, lib.ipcq_receiver_indices)
@@ -428,7 +505,7 @@ class RingReceiver:
     def close(self) -> None:
         """Let go of memory and socket.  A pop in progress ends first."""
         with self._lock:
-            self._last_indices = _indices(self, lib.ipcq_receiver_indices)
+            _look(self, lib.ipcq_receiver_indices)
             ring, self._ring = self._ring, None
             if ring is not None:
                 lib.ipcq_receiver_silence(ring)
@@ -436,13 +513,37 @@ class RingReceiver:
 
 def _indices(end: RingSender | RingReceiver, call: Any) -> tuple[int, int]:
     """Return (head, tail); once closed, as they were then, so that one can still tell."""
-    head, tail = ffi.new("uint64_t *"), ffi.new("uint64_t *")
     with end._lock:  # noqa: SLF001 (one module, two ends)
-        ring = end._ring  # noqa: SLF001
-        if ring is None:
-            return end._last_indices  # noqa: SLF001
-        code = call(ring, head, tail)
+        code = _look(end, call)
     if code == FORKED:
         end._trouble(code)  # noqa: SLF001
-    # A corrupt peer's index was not taken over; that it is corrupt, the next record tells.
-    return int(head[0]), int(tail[0])
+    # An impossible index was not taken over; that it came, the next push or pop says.
+    return end._last_indices  # noqa: SLF001
+
+
+def _look(end: RingSender | RingReceiver, call: Any) -> int:
+    """Note the indices as they are, unless the end is closed; return the core's result."""
+    ring = end._ring  # noqa: SLF001
+    if ring is None:
+        return DONE
+    head, tail = ffi.new("uint64_t *"), ffi.new("uint64_t *")
+    code = int(call(ring, head, tail))
+    end._last_indices = int(head[0]), int(tail[0])  # noqa: SLF001
+    return code
+
+
+# Every end, for the child of a fork: a lock may be held there by a thread that does not exist.
+_ends: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def renewed_after_fork(thing: Any) -> None:
+    """Call thing.renew_locks() in every forked child, as long as it lives."""
+    _ends.add(thing)
+
+
+def _renew_all() -> None:
+    for each in list(_ends):
+        each.renew_locks()
+
+
+os.register_at_fork(after_in_child=_renew_all)

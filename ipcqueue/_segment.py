@@ -91,6 +91,8 @@ def adopt(fd: Fd, max_segment: int) -> Segment:
     except MemfdRefused as error:
         raise SealsRefused(f"the peer's segment: {error}") from error
     try:
+        if memfd.seals & Seal.WRITE:
+            raise SealsRefused("the peer's segment: sealed so that even its owner cannot write")
         if memfd.size < HEADER_SIZE:
             raise SizeRefused(
                 f"the peer's segment has {memfd.size} bytes, less than its header of {HEADER_SIZE}"

@@ -278,12 +278,10 @@ class Interface(trio.abc.Channel[Any]):
         endpoint = self._endpoint or await self._opened()
         deadline_of(timeout)
         most = endpoint.most(limit)
-
-        def attempt() -> Any:
-            records = endpoint.try_pop_many(most)
-            return records if len(records) or not most else None
-
-        records = await self._until(attempt, Event.RECORDS, timeout)
+        if most == 0:
+            await checkpoint()
+            return endpoint.codec.decode_many(b"", 0)
+        records = await self._until(lambda: endpoint.try_pop_many(most), Event.RECORDS, timeout)
         return endpoint.codec.decode_many(b"", 0) if records is None else records
 
     @enable_ki_protection
@@ -381,7 +379,7 @@ class Interface(trio.abc.Channel[Any]):
                     await wait_readable(endpoint.fileno())
                     endpoint.service()
                 finally:
-                    endpoint.stop_reading()
+                    endpoint.reading = False
                     self._followers.unpark_all()
         except (trio.ClosedResourceError, ipcqueue.Closed):
             pass  # the attempt that follows says so
