@@ -15,7 +15,7 @@ import errno
 import os
 import threading
 import weakref
-from dataclasses import dataclass
+from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from ._core import ffi, lib
@@ -55,12 +55,16 @@ class Counts(NamedTuple):
     last_active_ns: int
 
 
-@dataclass
 class Mapping:
-    """A segment in memory, unmapped when this and the rings that use it have let go."""
+    """A segment in memory, unmapped when the last one that holds this object lets go."""
 
-    at: Any
-    size: int
+    def __init__(self, size: int = 0) -> None:
+        self.at: Any = None  # nothing, until map_segment has filled it
+        self.size = size
+
+    def __del__(self, unmap: Any = lib.ipcq_unmap) -> None:
+        if self.at is not None:
+            unmap(self.at, self.size)
 
     def read_identity(self) -> Identity:
         """Copy out what the segment says about itself."""
@@ -94,18 +98,13 @@ class Mapping:
             ffi.memmove(into, data, len(data))
         lib.ipcq_write_identity(self.at, raw)
 
-    def release(self) -> None:
-        """Let go."""
-        self.at = None
-
     def set_closed(self) -> None:
         """Say the owner's last word."""
         lib.ipcq_set_closed(self.at)
 
     def is_closed(self) -> bool:
         """Whether the owner has said it; also once this side has let go."""
-        at = self.at
-        return at is None or bool(lib.ipcq_is_closed(at))
+        return self.at is None or bool(lib.ipcq_is_closed(self.at))
 
     def counts(self) -> tuple[Counts, Counts]:
         """Return the counters of its sending and its receiving role."""
@@ -120,13 +119,17 @@ class Mapping:
 
 def map_segment(fd: int, size: int, *, writable: bool) -> Mapping:
     """Map a segment with all its pages; raise OSError if memory is short or seals forbid."""
-    at = lib.ipcq_map(fd, size, writable)
-    if at == ffi.NULL:
-        code = ffi.errno
+    mapping = Mapping(size)
+    # One call of C code, as an exception in between would lose an address that nobody holds yet.
+    deque(
+        map(setattr, (mapping,), ("at",), map(lib.ipcq_map, (fd,), (size,), (writable,))), maxlen=0
+    )
+    if mapping.at == ffi.NULL:
+        code, mapping.at = ffi.errno, None
         if code == errno.EFAULT:  # what MADV_POPULATE says where a touch would be SIGBUS
             code = errno.ENOMEM
         raise OSError(code, f"mapping a segment of {size} bytes: {os.strerror(code)}")
-    return Mapping(ffi.gc(at, lambda at: lib.ipcq_unmap(at, size), size), size)
+    return mapping
 
 
 def _text(field: Any) -> str:
@@ -167,7 +170,7 @@ class RingSender:
         self._lock = threading.RLock()
         self._last_indices = (head, head)
         self._count = ffi.new("uint64_t *")
-        ring = _allocate("ipcq_sender *", lib.ipcq_sender_size(), own.at, peer.at)
+        ring = _allocate("ipcq_sender *", lib.ipcq_sender_size(), own, peer)
         lib.ipcq_sender_init(ring, own.at, peer.at, capacity, codec.size, bell, head)
         self._ring: Any = ring
         renewed_after_fork(self)
@@ -287,7 +290,7 @@ class RingReceiver:
         self._stash = b""
         self._kept: list[Any] = []
         self._new_buffer(1)
-        ring = _allocate("ipcq_receiver *", lib.ipcq_receiver_size(), own.at, peer.at)
+        ring = _allocate("ipcq_receiver *", lib.ipcq_receiver_size(), own, peer)
         lib.ipcq_receiver_init(ring, own.at, peer.at, capacity, codec.size, bell, tail)
         self._ring: Any = ring
         renewed_after_fork(self)

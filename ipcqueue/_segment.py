@@ -36,7 +36,7 @@ class Segment:
     def close(self) -> None:
         """Close the file, and the mapping once no ring uses it."""
         self.memfd.close()
-        self.mapping.release()
+        self.mapping = Mapping()
 
 
 def rounded_capacity(capacity: int) -> int:
