@@ -1,0 +1,136 @@
+"""The one arrow between the layers: memenpsf -> ipcqueue -> fdpass -> the standard library."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+BELOW = {"fdpass": None, "ipcqueue": "fdpass", "memenpsf": "ipcqueue"}
+# What else a module may import; the third parties of the whole project stand in this table.
+THIRD_PARTIES = {
+    "fdpass/trio.py": {"trio"},
+    "ipcqueue/_build.py": {"cffi"},
+    "memenpsf/trio.py": {"trio"},
+}
+MODULES = sorted(
+    str(path.relative_to(REPOSITORY))
+    for package in BELOW
+    for path in (REPOSITORY / package).rglob("*.py")
+)
+
+
+class Import(NamedTuple):
+    module: str  # absolute, as it would stand after `import`
+    names: tuple[str, ...]  # what `from` takes out of it; empty for a plain import
+    line: int
+
+
+def package_of(module: str) -> str:
+    return Path(module).parts[0]
+
+
+def parsed(module: str) -> ast.Module:
+    return ast.parse((REPOSITORY / module).read_text(), module)
+
+
+def imports(module: str) -> list[Import]:
+    found = []
+    for node in ast.walk(parsed(module)):
+        if isinstance(node, ast.Import):
+            found += [Import(alias.name, (), node.lineno) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            origin = node.module or ""
+            if node.level:
+                assert node.level == 1, f"{module}:{node.lineno} climbs out of its package"
+                origin = ".".join(filter(None, (package_of(module), origin)))
+            found.append(Import(origin, tuple(a.name for a in node.names), node.lineno))
+    return found
+
+
+def test_the_three_packages_are_found_here():
+    assert {package_of(module) for module in MODULES} == set(BELOW)
+    assert len(MODULES) > 15
+    for module, third_parties in THIRD_PARTIES.items():
+        assert third_parties <= {i.module.split(".")[0] for i in imports(module)}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_only_its_package_the_one_below_and_the_standard_library(module):
+    package = package_of(module)
+    allowed = {package, BELOW[package], *THIRD_PARTIES.get(module, ())} | sys.stdlib_module_names
+    wrong = [i for i in imports(module) if i.module.split(".")[0] not in allowed]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_nothing_dynamic_gets_around_the_imports(module):
+    for node in ast.walk(parsed(module)):
+        name = getattr(node, "id", getattr(node, "attr", None))
+        assert name not in {"__import__", "import_module"}, node.lineno
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_only_public_names_of_the_layer_below_are_used(module):
+    below = BELOW[package_of(module)]
+    if below is None:
+        return
+    public = set(importlib.import_module(below).__all__)
+    for found in imports(module):
+        if found.module.split(".")[0] == below:
+            assert found.module == below, f"{module}:{found.line} imports {found.module}"
+            assert set(found.names) <= public, f"{module}:{found.line}"
+    for node in ast.walk(parsed(module)):
+        if isinstance(node, ast.Attribute) and getattr(node.value, "id", None) == below:
+            assert node.attr in public, f"{module}:{node.lineno} uses {below}.{node.attr}"
+
+
+def test_one_module_alone_knows_the_c_core():
+    def knows_it(module):
+        return any(i.module == "ipcqueue._core" or "_core" in i.names for i in imports(module))
+
+    assert [module for module in MODULES if knows_it(module)] == ["ipcqueue/_ring.py"]
+
+
+@pytest.mark.parametrize("package", BELOW)
+def test_importing_a_package_loads_nothing_it_does_not_need(package):
+    source = f"import sys, {package}; print(*sys.modules)"
+    command = [sys.executable, "-c", source]
+    loaded = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    above = set(BELOW) - {package, BELOW[package], "fdpass"}
+    unwanted = {"trio", "numpy", "ctypes", "cffi", "asyncio", "multiprocessing", "subprocess"}
+    assert {package} <= set(loaded)
+    assert (above | unwanted) & {name.split(".")[0] for name in loaded} == set()
+
+
+@pytest.mark.parametrize("package", BELOW)
+def test_all_names_exactly_what_a_package_offers(package):
+    module = importlib.import_module(package)
+    assert len(module.__all__) == len(set(module.__all__))
+    tree = parsed(f"{package}/__init__.py")
+    imported = [n for i in ast.walk(tree) if isinstance(i, ast.ImportFrom) for n in i.names]
+    offered = {alias.asname or alias.name for alias in imported}
+    assert {name for name in offered if not name.startswith("_")} == set(module.__all__)
+    for name in module.__all__:
+        getattr(module, name)
+
+
+def test_memenpsf_offers_every_error_of_the_queue():
+    import ipcqueue
+    import memenpsf
+
+    for name in ipcqueue.__all__:
+        thing = getattr(ipcqueue, name)
+        if isinstance(thing, type) and issubclass(thing, Exception):
+            assert getattr(memenpsf, name) is thing
+
+
+@pytest.mark.parametrize("package", BELOW)
+def test_type_checkers_are_told_that_a_package_is_typed(package):
+    assert (REPOSITORY / package / "py.typed").is_file()
