@@ -222,6 +222,20 @@ class Interface(trio.abc.Channel[Any]):
             raise Full(f"no space for a record within {timeout} s")
 
     @enable_ki_protection
+    def xmit_nowait(self, record: Any) -> None:
+        """Publish one record if that can be done at once; raise Full if not.  No checkpoint.
+
+        Raises as xmit does, and Closed before the handshake.
+        """
+        endpoint = self._open_endpoint()
+        try:
+            if endpoint.try_push(record):
+                return
+        except QueueError as error:
+            raise _translated(error) from None
+        raise Full("no space for a record just now")
+
+    @enable_ki_protection
     async def xmit_many(self, records: Iterable[Any], timeout: float | None = None) -> int:
         """Publish records in order; return how many, which is fewer only if time ran out.
 
@@ -673,7 +687,7 @@ class _Loop:
                 async for record in self._source:
                     if record is None:
                         break
-                    await self._xmit(record)
+                    self._xmit(record)
                     await self._interface.await_space()
         except (EndOfStream, PeerDied) as end:
             return end  # the receiving side meets the same end, after draining
@@ -681,9 +695,9 @@ class _Loop:
             self._interface.finish()
         return self._ended.cause
 
-    async def _xmit(self, record: Any) -> None:
+    def _xmit(self, record: Any) -> None:
         try:
-            await self._interface.xmit(record, timeout=0)
-        except (EndOfStream, PeerDied, Full, trio.Cancelled):
+            self._interface.xmit_nowait(record)
+        except (EndOfStream, PeerDied, Full):
             self._ended.unsent.append(record)
             raise

@@ -317,7 +317,7 @@ async def test_what_is_no_socket_is_a_type_error(stream):
 async def test_closing_before_or_during_the_handshake_is_closed():
     here, there = socket.socketpair()
     with there:
-        async with Interface(here, "<Q") as a:
+        async with Interface(here, "<Q", timeout=None) as a:
             async with trio.open_nursery() as nursery:
                 calls = [Call(nursery, v) for v in (a.do_handshake, a.recv, lambda: a.xmit((1,)))]
                 await wait_all_tasks_blocked()
@@ -1547,18 +1547,19 @@ async def test_a_loop_that_is_cancelled_ends_in_good_order_and_loses_nothing_it_
     assert drained(arriving) == numbers(3)
 
 
-@pytest.mark.parametrize("turns", range(TURNS))
+@pytest.mark.parametrize("turns", range(4))
 async def test_a_loop_cancelled_as_it_takes_from_the_source_sends_it_or_leaves_it(turns):
-    feeding, source = trio.open_memory_channel(math.inf)
-    sink, _ = trio.open_memory_channel(math.inf)
-    async with looped(source, sink) as (call, peer):
-        await wait_all_tasks_blocked()
-        feeding.send_nowait((1,))
-        for _ in range(turns):
-            await trio.lowlevel.checkpoint()
-        call.scope.cancel()
-        got = [record async for record in peer]
-    assert got + drained(source) == [(1,)]
+    for _ in range(10):  # Trio runs the tasks that are ready in any order
+        feeding, source = trio.open_memory_channel(math.inf)
+        sink, _arriving = trio.open_memory_channel(math.inf)
+        async with looped(source, sink) as (call, peer):
+            await wait_all_tasks_blocked()
+            feeding.send_nowait((1,))
+            for _ in range(turns):
+                await trio.lowlevel.checkpoint()
+            call.scope.cancel()
+            got = [record async for record in peer]
+        assert got + drained(source) == [(1,)]
 
 
 async def test_a_loop_that_is_cancelled_in_its_handshake_takes_the_stream():
