@@ -185,16 +185,20 @@ class Threads:
                 endpoint.reading = False
             if counted:
                 endpoint.waiting[event] -= 1
-            self._leave(event, follower)
+            try:
+                self._leave(event, follower, leading=leading)
+            except BaseException:
+                self._leave(event, follower, leading=leading)
+                raise
 
-    def _leave(self, event: Event, follower: threading.Lock | None) -> None:
+    def _leave(self, event: Event, follower: threading.Lock | None, *, leading: bool) -> None:
         endpoint = self._endpoint
         with endpoint.mutex:
             if not endpoint.waiting[event]:
                 endpoint.withdraw(event)
             if follower is not None:
                 endpoint.followers.discard(follower)
-            if not endpoint.reading:
+            if leading:  # what was read may be for them, whoever reads by now
                 endpoint.wake_followers()
 
 

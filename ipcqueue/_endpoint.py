@@ -255,7 +255,7 @@ class Endpoint:
         self._sock = opening.sock
         self._own, self._peer = own, peer
         self._generation = _ring.fork_generation()
-        self._unread: list[tuple[bytes, Any, int, Any]] = []  # results of recvmsg()
+        self._unread: list[Any] = []  # results of recvmsg(), or what they turned out to be
         self._parser = ControlParser()
         self._inbox: list[bytes] = []
         self._end: QueueError | None = None
@@ -346,7 +346,10 @@ class Endpoint:
             self.raise_end()
         sent, taken = self.sender.indices() if self.sender else (0, 0)
         published, received = self.receiver.indices() if self.receiver else (0, 0)
-        sending, receiving = self._own.mapping.counts()
+        counts = self._own.mapping.counts()
+        if counts is None:  # closed meanwhile
+            return self.statistics()
+        sending, receiving = counts
         return Statistics(
             sent=sent,
             taken=taken,
@@ -427,7 +430,11 @@ class Endpoint:
         finally:
             if reading:
                 self.reading = False  # first, and not by a call: an exception may strike again
-                self.wake_followers()
+                try:
+                    self.wake_followers()
+                except BaseException:
+                    self.wake_followers()
+                    raise
 
     def wake_followers(self) -> None:
         """Have every sleeper look again at what concerns it; after reading, and not during."""
@@ -449,22 +456,25 @@ class Endpoint:
                     return
                 except OSError:  # ECONNRESET, once, when it left without reading all we sent
                     self._unread.append((b"", [], 0, None))
-        data, ancillary, _, _ = self._unread[0]
         try:
-            self._digest(data, ancillary)
+            self._digest(self._unread[0])
         except CorruptPeer as error:
-            self._unread.clear()
             self._abandon(error)
+            self._unread.clear()
 
-    def _digest(self, data: bytes, ancillary: Any) -> None:
+    def _digest(self, read: Any) -> None:
         """Act on what was read, entirely or (if an exception strikes) not at all."""
+        if isinstance(read, CorruptPeer):
+            raise read
+        data, ancillary, _, _ = read
         if ancillary:
             numbers = [number for kind in fdpass.unpack(ancillary) for number in kind]
+            error = CorruptPeer(f"the peer sent {len(numbers)} descriptors nobody asked for")
             # Together, and noted as done: a number closed twice may be somebody else's by then.
             closing = map(os.close, numbers)
-            self._unread[0] = (data, [], 0, None)
+            self._unread[0] = error
             deque(closing, maxlen=0)
-            raise CorruptPeer(f"the peer sent {len(numbers)} descriptors nobody asked for")
+            raise error
         if not data:
             self._note_end(self._who_left())
             self._unread.clear()

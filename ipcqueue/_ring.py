@@ -100,14 +100,17 @@ class Mapping:
 
     def set_closed(self) -> None:
         """Say the owner's last word."""
-        lib.ipcq_set_closed(self.at)
+        if self.at is not None:
+            lib.ipcq_set_closed(self.at)
 
     def is_closed(self) -> bool:
         """Whether the owner has said it; also once this side has let go."""
         return self.at is None or bool(lib.ipcq_is_closed(self.at))
 
-    def counts(self) -> tuple[Counts, Counts]:
-        """Return the counters of its sending and its receiving role."""
+    def counts(self) -> tuple[Counts, Counts] | None:
+        """Return the counters of its sending and its receiving role; None without memory."""
+        if self.at is None:
+            return None
         raw = ffi.new("struct ipcq_counts[2]")
         lib.ipcq_sending_counts(self.at, ffi.addressof(raw, 0))
         lib.ipcq_receiving_counts(self.at, ffi.addressof(raw, 1))

@@ -11,6 +11,7 @@ import os
 import random
 import signal
 import socket
+import sys
 import threading
 from typing import ClassVar
 
@@ -25,6 +26,7 @@ from ipcqueue import (
     ConcurrentUse,
     CorruptPeer,
     EndOfStream,
+    Event,
     Full,
     Opening,
     PeerDied,
@@ -43,7 +45,7 @@ from ipcqueue._record import codec_for
 
 SPEC = "<Q"
 BOTH = Role(sends=True, receives=True)
-HEAD, ENDED = 1024, 1288
+HEAD, TAIL, ENDED = 1024, 1152, 1288
 
 
 @pytest.fixture(autouse=True)
@@ -865,6 +867,164 @@ class TestInterruptsAnywhere:
 
         assert at_every_place(prepare, call, interrupt, check) > 50
         segment.close()
+
+
+def holds_a_lock_of(endpoint):
+    """Whether this thread is where no other can go on."""
+    locks = endpoint.mutex, endpoint.sender._lock, endpoint.receiver._lock
+    return any(lock._is_owned() for lock in locks)
+
+
+class TestHandOverAnywhere:
+    """Who reads the socket for another thread leaves; the other needs no clock to go on."""
+
+    def leave(self, in_thread, monkeypatch, read, action, then):
+        """Let somebody read this while another follows, with `action` at each place in turn."""
+        at_hand = []
+
+        def prepare():
+            peer = Peer()
+            at_hand[:] = [peer, Side(peer.endpoint)]
+
+        def readable(sock, seconds):
+            if threading.current_thread() is not threading.main_thread():
+                return real(sock, seconds)
+            tracer = sys.gettrace()
+            sys.settrace(None)
+            if len(at_hand) == 2:
+                peer, side = at_hand
+                at_hand.append(in_thread(side.take_message, None))
+                until(lambda: peer.endpoint.followers)
+                peer.say(read)
+            sys.settrace(tracer)
+            return True
+
+        def call():
+            return at_hand[1].pop(0.001)
+
+        def act():
+            action(*at_hand)
+
+        def check(_):
+            if len(at_hand) > 2:
+                then(*at_hand)
+            at_hand[0].close()
+
+        real = _blocking._readable
+        monkeypatch.setattr(_blocking, "_readable", readable)
+        assert at_every_place(prepare, call, act, check) > 10
+
+    @pytest.mark.deadline(20)
+    def test_when_an_exception_strikes(self, in_thread, monkeypatch):
+        def then(peer, side, follower):
+            peer.say(b"\x80\x01")
+            assert follower.result() == b"\x80\x01"
+
+        self.leave(in_thread, monkeypatch, b"\x01\x00", interrupt, then)
+
+    @pytest.mark.deadline(20)
+    def test_when_a_newcomer_begins_to_read(self, in_thread, monkeypatch):
+        newcomers = []
+
+        def begin(peer, side, *follower):
+            if follower:
+                poppers = side.endpoint.waiting[Event.RECORDS]
+                newcomers.append(in_thread(side.pop, None))
+                if not holds_a_lock_of(side.endpoint):  # else it waits for us
+                    until(lambda: side.endpoint.waiting[Event.RECORDS] > poppers)
+
+        def then(peer, side, follower):
+            assert follower.result() == b"\x80\x01"  # what was read belongs to it
+            peer.publish(1)
+            peer.say(b"\x01\x01")
+            while newcomers:
+                assert newcomers.pop().result() == (1,)
+
+        self.leave(in_thread, monkeypatch, b"\x80\x01", begin, then)
+
+
+class TestClosedAnywhere:
+    """Another thread closes at any place of a call, which then says Closed or has succeeded."""
+
+    CALLS: ClassVar = {
+        "pop": lambda side: side.pop(0.001),
+        "pop_many": lambda side: side.pop_many(None, 0.001),
+        "push": lambda side: side.push((9,), 0.001),
+        "push_many": lambda side: side.push_many([(9,)], 0.001),
+        "take_message": lambda side: side.take_message(0.001),
+        "send_message": lambda side: side.send_message(b"\xff\xff", 0.001),
+        "turn": lambda side: side.endpoint.turn(),
+        "arm": lambda side: side.endpoint.arm(records=True, space=True),
+        "indices": lambda side: side.endpoint.indices(),
+        "statistics": lambda side: side.endpoint.statistics(),
+        "fileno": lambda side: side.endpoint.fileno(),
+        "finish": lambda side: side.endpoint.finish(),
+        "close": lambda side: side.endpoint.close(),
+        "repr": lambda side: repr(side.endpoint),
+    }
+
+    OUTCOMES: ClassVar = {
+        "idle": (Closed, Full),
+        "busy": (Closed, Full),
+        "ended": (Closed, EndOfStream),
+        "corrupt": (Closed, CorruptPeer, Full),
+    }
+
+    @pytest.mark.parametrize("verb", CALLS)
+    def test_of(self, in_thread, verb):
+        for state in self.OUTCOMES:
+            self.close_during(in_thread, verb, state)
+
+    def close_during(self, in_thread, verb, state):
+        before = descriptors()
+        at_hand = []
+
+        def prepare():
+            peer = Peer()
+            side = Side(peer.endpoint)
+            at_hand[:] = [peer, side]
+            if state == "busy":  # and full
+                peer.say(b"\x80\x01\x01\x00")
+                peer.publish(1, 2)
+                side.fill()
+                if verb == "send_message":
+                    side.fill_socket()
+            if state == "ended":
+                peer.poke(ENDED, 1)
+                peer.sock.close()
+            if state == "corrupt":
+                peer.poke(HEAD, 99)
+                peer.poke(TAIL, 99)
+                peer.say(b"\x00\x00")
+
+        def close():
+            endpoint = at_hand[0].endpoint
+            closer = in_thread(endpoint.close)
+            at_hand.append(closer)
+            if not holds_a_lock_of(endpoint):  # else it waits for us
+                closer.join()
+
+        def call():
+            try:
+                return self.CALLS[verb](at_hand[1])
+            except QueueError as error:
+                return error
+
+        def check(result):
+            peer, side, *closers = at_hand
+            for closer in closers:
+                closer.result()
+                assert peer.endpoint.closed
+            if isinstance(result, QueueError):
+                assert isinstance(result, self.OUTCOMES[state])
+            peer.close()
+            assert len(peer.endpoint.statistics()) == 8
+            with pytest.raises(Closed):
+                side.pop(0)
+            at_hand.clear()
+            assert settled(before)
+
+        assert at_every_place(prepare, call, close, check) >= 1
 
 
 STORM = """
