@@ -1,4 +1,6 @@
-"""What one xmit and one recv cost, and where the time goes: python benchmarks/calls.py
+"""What one xmit and one recv cost, and where the time goes.
+
+python benchmarks/calls.py
 
 Both ends in one process, so that nothing waits; the least of many rounds, as everything else on
 the machine only adds.  Each line is one layer of the same call, from the C core outwards; what
@@ -12,8 +14,9 @@ import platform
 import timeit
 from typing import TYPE_CHECKING
 
-import memenpsf
 from ipcqueue._core import lib
+
+import memenpsf
 
 if TYPE_CHECKING:
     from collections.abc import Callable
