@@ -5,13 +5,13 @@
     receiver = ipcqueue.Receiver(sock, "<QdI")
 
 Read in this order: core/layout.h (the bytes), core/ring.c (the algorithm), _control, _handshake
-(pure: messages, agreement), _segment, _ring (the C core from Python), _endpoint (one side,
-without waiting), _blocking (waiting), _queue (the product).  Imports fdpass, and nothing above.
+(pure: messages, agreement), _segment, _ring (the C core from Python), _opening, _endpoint
+(one side, without waiting), _blocking (waiting), _queue (the product).  Imports fdpass, and nothing above.
 """
 
 from fdpass import Credentials
 
-from ._endpoint import Endpoint, Event, Opening, Statistics, Terms, checked_socket, deadline_of
+from ._endpoint import Endpoint, Event, Statistics
 from ._errors import (
     BadRecord,
     Closed,
@@ -32,6 +32,7 @@ from ._errors import (
     VersionRefused,
 )
 from ._handshake import Role
+from ._opening import Opening, Terms, checked_socket, deadline_of
 from ._queue import Connection, Receiver, Sender, iterate, open_pair, pair
 from ._record import char, f32, f64, i8, i16, i32, i64, u8, u16, u32, u64
 

@@ -20,13 +20,15 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ._endpoint import Event, deadline_of
+from ._endpoint import Event
 from ._errors import Closed, Full
+from ._opening import deadline_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ._endpoint import Endpoint, Opening
+    from ._endpoint import Endpoint
+    from ._opening import Opening
 
 T = TypeVar("T")
 

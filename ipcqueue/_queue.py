@@ -7,9 +7,9 @@ import socket
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from ._blocking import Threads, open_endpoint
-from ._endpoint import Opening, Terms, checked_socket
 from ._errors import EndOfStream
 from ._handshake import Role
+from ._opening import Opening, Terms, checked_socket
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

@@ -32,6 +32,7 @@ from ipcqueue import (
     Role,
     Terms,
     _endpoint,
+    _opening,
     _segment,
     deadline_of,
     open_pair,
@@ -158,7 +159,7 @@ class TestTimeouts:
         assert deadline_of(None) == float("inf")
 
     def test_seconds_are_counted_from_now(self, monkeypatch):
-        monkeypatch.setattr(_endpoint.time, "monotonic", lambda: 100.0)
+        monkeypatch.setattr(_opening.time, "monotonic", lambda: 100.0)
         assert [deadline_of(seconds) for seconds in (0, 0.5, 7)] == [100.0, 100.5, 107.0]
 
     @pytest.mark.parametrize("timeout", [-1, -0.001, float("nan"), float("-inf")])
@@ -444,6 +445,22 @@ class TestCorruptPeer:
         self.over(peer)
         assert peer.endpoint.statistics().waiting == 2
 
+    def test_an_exception_anywhere_makes_nobody_forget_it(self, make_peer):
+        peers = []
+
+        def prepare():
+            peers.append(make_peer())
+            peers[-1].say(b"\x80\x01\x03\x00")
+
+        def turn():
+            peers[-1].endpoint.turn()
+
+        def check(_):
+            turns(peers[-1].endpoint)
+            self.over(peers.pop())
+
+        assert at_every_place(prepare, turn, interrupt, check) > 10
+
     def test_closing_ends_it_whatever_stands_in_the_indices(self, peer):
         peer.poke(HEAD, 99)
         peer.poke(TAIL, 99)
@@ -724,6 +741,12 @@ class TestArm:
         sender.send_ctrl_msg(b"\x80\x02")
         assert self.readable(receiver)
 
+    def test_when_it_is_false_no_doorbell_comes(self, two_way):
+        first, second = two_way
+        assert not first.arm(records=True, space=True)  # there is space, though no record
+        second.try_push((1,))
+        assert second.statistics().doorbells == 0
+
     def test_it_is_false_after_the_peers_end_for_ever(self, ends):
         sender, receiver = ends
         assert receiver.arm()
@@ -890,6 +913,15 @@ class TestClose:
             assert Path(f"/proc/self/fd/{number}").exists()
             with pytest.raises(Closed), first.socket_in_hand():
                 pass
+        assert not Path(f"/proc/self/fd/{number}").exists()
+
+    def test_the_last_who_has_it_in_hand_closes_it(self, two_way):
+        first = two_way[0]
+        number = first.fileno()
+        with first.socket_in_hand():
+            with first.socket_in_hand():
+                first.close()
+            assert Path(f"/proc/self/fd/{number}").exists()
         assert not Path(f"/proc/self/fd/{number}").exists()
 
     @pytest.mark.parametrize("answer", [None, (b"", [], 0, None), (b"\x80\x01", [], 0, None)])
@@ -1162,7 +1194,7 @@ def test_a_constructor_that_is_interrupted_closes_what_it_took(monkeypatch, step
     ours, theirs = socket.socketpair()
     segment = _segment.create(codec_for(SPEC), 4, "")
     fdpass.send_fds(theirs, [segment.memfd], HELLO)
-    monkeypatch.setattr(_endpoint, step, interrupt)
+    monkeypatch.setattr(_opening, step, interrupt)
     with theirs, pytest.raises(Interrupt):
         Receiver(ours, SPEC)
     segment.close()

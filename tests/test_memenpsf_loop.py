@@ -395,6 +395,42 @@ def test_what_the_source_raises_is_raised_after_what_has_arrived_is_delivered(po
         assert taken_by(peer) == []
 
 
+def test_what_was_taken_just_as_the_peer_ended_is_reported(pool):
+    class Source:
+        def get(self, block=True, timeout=None):
+            until(lambda: peers)
+            peers[0].close()
+            return (1,)
+
+    peers = []
+    here, there = socket.socketpair()
+    loop = pool.submit(memenpsf.run, "", 4, 0, here, Source(), queue.Queue(), "<Q")
+    with Interface(there, "<Q") as peer:
+        peers.append(peer)
+        ended = loop.result()
+    assert isinstance(ended.cause, memenpsf.EndOfStream)
+    assert ended.unsent == [(1,)]
+
+
+def test_what_has_arrived_is_delivered_after_none_however_slow_the_sink(pool):
+    got, slow = [], threading.Event()
+
+    class Sink:
+        def put(self, item):
+            slow.wait()
+            got.append(item)
+
+    with loop_and_peer(pool, ThreadLoop, sink=Sink()) as (loop, peer):
+        peer.xmit((0,))
+        until(lambda: peer.indices() == (1, 1))  # it is on its way into the sink
+        peer.xmit_many(numbers(1, 1 + CAPACITY))
+        loop.feed(None)
+        assert taken_by(peer) == []
+        slow.set()
+        assert isinstance(loop.result().cause, memenpsf.Closed)
+    assert got == numbers(1 + CAPACITY)
+
+
 def test_what_the_sink_raises_is_raised_and_both_threads_end(pool):
     class Sink:
         def put(self, item):

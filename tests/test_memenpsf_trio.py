@@ -669,6 +669,62 @@ async def test_a_message_cancelled_on_its_way_is_there_or_not_there(turns):
         assert await other.recv_ctrl_msg() == (None if call.cancelled else b"\xfe!")
 
 
+MOMENTS = {
+    "recv": ("try_pop", lambda side: side.recv(), (7,)),
+    "recv that waits": ("try_pop", lambda side: side.recv(), (7,)),
+    "recv_vectored": ("try_pop_many", lambda side: side.recv_vectored(), [(7,)]),
+    "recv_ctrl_msg": ("try_take_message", lambda side: side.recv_ctrl_msg(None), b"\x87!"),
+    "xmit": ("try_push", lambda side: side.xmit((1,)), None),
+    "xmit_many": ("try_push_many", lambda side: side.xmit_many([(1,)]), 1),
+    "send_ctrl_msg": ("try_send_message", lambda side: side.send_ctrl_msg(b"\x81!"), None),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+async def test_a_call_cancelled_in_the_very_moment_it_is_done_is_done(moment):
+    attempt, verb, gives = MOMENTS[moment]
+    async with opened(capacity=4) as (one, other):
+        really = getattr(one._endpoint, attempt)
+
+        def attempt_and_be_cancelled(*args):
+            result = really(*args)
+            if result or isinstance(result, tuple):
+                call.scope.cancel()
+            return result
+
+        setattr(one._endpoint, attempt, attempt_and_be_cancelled)
+        if "waits" not in moment:
+            await other.xmit((7,))
+            await other.send_ctrl_msg(b"\x87!")
+        async with trio.open_nursery() as nursery:
+            call = Call(nursery, verb, one)
+            if "waits" in moment:
+                await wait_all_tasks_blocked()
+                await other.xmit((7,))
+        assert not call.cancelled
+        assert (call.error, call.result) == (None, gives)
+
+
+async def test_an_accept_cancelled_in_the_very_moment_its_client_is_ready_has_it(tmp_path):
+    async with await listen(tmp_path / "s", "<Q") as listener, trio.open_nursery() as nursery:
+        turn = listener._reception.turn
+
+        def turn_and_be_cancelled():
+            endpoint = turn()
+            if endpoint is not None:
+                accepting.scope.cancel()
+            return endpoint
+
+        listener._reception.turn = turn_and_be_cancelled
+        accepting = Call(nursery, listener.accept)
+        client = await connect(tmp_path / "s", "<Q", name="client")
+        while not accepting.done:
+            await trio.lowlevel.checkpoint()
+        assert not accepting.cancelled
+        async with client, accepting.result as accepted:
+            assert accepted.peer_name == "client"
+
+
 async def test_indices_tell_what_of_a_cancelled_batch_was_sent():
     async with opened(capacity=4) as (one, other):
         async with trio.open_nursery() as nursery:
@@ -1516,6 +1572,39 @@ async def test_the_end_of_the_peer_waits_for_a_slow_sink():
         assert not call.done
         assert [await arriving.receive() for _ in range(8)] == numbers(8)
     assert isinstance(call.result.cause, memenpsf.EndOfStream)
+
+
+async def test_what_has_arrived_is_delivered_after_none_however_slow_the_sink():
+    feeding, source = trio.open_memory_channel(math.inf)
+    sink, arriving = trio.open_memory_channel(0)
+    async with looped(source, sink) as (call, peer):
+        await peer.xmit((0,))
+        await wait_all_tasks_blocked()
+        await peer.xmit_many(numbers(1, 5))
+        feeding.send_nowait(None)
+        assert [record async for record in peer] == []
+        assert [await arriving.receive() for _ in range(5)] == numbers(5)
+    assert isinstance(call.result.cause, memenpsf.Closed)
+
+
+async def test_what_was_taken_just_as_the_peer_ended_is_reported():
+    class Source:
+        def __aiter__(self):
+            return self
+
+        async def receive(self):
+            await trio.lowlevel.checkpoint()
+            peer.close()
+            return (1,)
+
+        __anext__ = receive
+
+    sink, _arriving = trio.open_memory_channel(0)
+    async with looped(Source(), sink) as (call, peer):
+        while not call.done:
+            await trio.lowlevel.checkpoint()
+    assert isinstance(call.result.cause, memenpsf.EndOfStream)
+    assert call.result.unsent == [(1,)]
 
 
 async def test_a_sink_that_nobody_reads_any_more_is_raised():

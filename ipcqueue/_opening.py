@@ -1,0 +1,180 @@
+"""From a connected socket to an Endpoint, in steps that do not wait.
+
+`Terms` is what this side wants, checked once; an `Opening` is one handshake under these terms.
+Who waits for it: `_blocking.open_endpoint`, listeners, and `memenpsf.trio`.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import select
+import socket
+import time
+from typing import TYPE_CHECKING, Any
+
+import fdpass
+
+from . import _segment
+from ._control import HELLO, err
+from ._endpoint import Endpoint, tell
+from ._errors import CorruptPeer, CredentialsRefused, HandshakeTimeout, PeerDied, QueueError
+from ._handshake import Greeting, Role, check, checked_name
+from ._record import codec_for
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from ._record import Codec
+    from ._segment import Segment
+
+
+def checked_socket(sock: socket.socket) -> socket.socket:
+    """Return the socket; raise TypeError for what is none, and so cannot be closed either."""
+    if not isinstance(sock, socket.socket):
+        raise TypeError(f"expected a connected AF_UNIX socket, got {sock!r}")
+    return sock
+
+
+def deadline_of(timeout: float | None) -> float:
+    """Return the time.monotonic() at which `timeout` seconds are over; None means never.
+
+    What `timeout` means everywhere.  Raises ValueError for a negative one.
+    """
+    if timeout is None:
+        return math.inf
+    if not timeout >= 0:
+        raise ValueError(f"timeout is None or at least 0 seconds, not {timeout!r}")
+    return time.monotonic() + timeout
+
+
+class Terms:
+    """What this side wants of a connection, checked; for any number of connections."""
+
+    def __init__(
+        self,
+        record: Any,
+        role: Role,
+        *,
+        capacity: int = 1024,
+        name: str = "",
+        timeout: float | None = 5.0,
+        allow_uids: Collection[int] | None = None,
+        max_segment: int = _segment.MAX_SEGMENT,
+    ) -> None:
+        """Take the options that every constructor and listener passes on; see Connection."""
+        deadline_of(timeout)
+        self.codec: Codec = codec_for(record)
+        self.role = role
+        self.capacity = _segment.rounded_capacity(capacity) if role.sends else 0
+        self.name = checked_name(name)
+        self.timeout = timeout
+        self.allow_uids = allow_uids
+        self.max_segment = max_segment
+
+
+class Opening:
+    """A connection in the making, in steps that do not wait.
+
+    Takes the socket: it becomes non-blocking, and is closed when the opening fails.
+    """
+
+    def __init__(self, sock: socket.socket, terms: Terms) -> None:
+        self.sock = checked_socket(sock)
+        self.terms = terms
+        self._segments: list[Segment] = []
+        self._greeting = Greeting()
+        self._received: list[fdpass.Fd] = []
+        self._said_hello = False
+        self.deadline = deadline_of(terms.timeout)
+        try:
+            if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
+                raise ValueError(f"expected an AF_UNIX SOCK_STREAM socket, got {sock!r}")
+            sock.setblocking(False)
+            self.peer = fdpass.peer_credentials(sock)
+            admitted = terms.allow_uids
+            if admitted is not None and self.peer.uid not in admitted:
+                raise CredentialsRefused(
+                    f"the peer runs under uid {self.peer.uid}, admitted are {sorted(admitted)}"
+                )
+            self._segments.append(_segment.create(terms.codec, terms.capacity, terms.name))
+        except BaseException as error:
+            self.abandon(error)
+            raise
+
+    def fileno(self) -> int:
+        """Return the socket's descriptor, to poll for `events`."""
+        return self.sock.fileno()
+
+    @property
+    def events(self) -> int:
+        """What the next step waits for: POLLIN, with POLLOUT until HELLO is sent."""
+        return select.POLLIN if self._said_hello else select.POLLIN | select.POLLOUT
+
+    def step(self) -> Endpoint | None:
+        """Do what can be done now; return the Endpoint once both sides have agreed.
+
+        Raises Refused, CorruptPeer, PeerDied, OSError, and HandshakeTimeout from `deadline` on (a
+        time.monotonic()); then everything is closed, and the peer has been told why as far as it
+        listens.
+        """
+        try:
+            if not self._said_hello:
+                self._say_hello()
+            if not self._hear_hello():
+                if time.monotonic() >= self.deadline:
+                    raise HandshakeTimeout(
+                        f"the peer did not introduce itself within {self.terms.timeout} s"
+                    )
+                return None
+            mine, theirs = self._segments[0], self._adopt_segment()
+            check(mine.identity, self.terms.role, theirs.identity, theirs.mapping.size)
+            return Endpoint(self, mine, theirs)
+        except BaseException as error:
+            self.abandon(error)
+            raise
+
+    def _say_hello(self) -> None:
+        try:
+            fdpass.send_fds(self.sock, [self._segments[0].memfd], HELLO)
+        except BlockingIOError:
+            return
+        except fdpass.TooManyInFlight as error:
+            raise OSError(errno.ETOOMANYREFS, f"sending a descriptor: {error}") from error
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # the peer may have said why before it left: listen first
+        self._said_hello = True
+
+    def _hear_hello(self) -> bool:
+        while self._greeting.missing:
+            try:
+                data, fds = fdpass.recv_fds(self.sock, 1, self._greeting.missing)
+            except BlockingIOError:
+                return False
+            except fdpass.FdPassError as error:
+                raise CorruptPeer(f"the peer's HELLO: {error}") from error
+            except ConnectionResetError:
+                data, fds = b"", []
+            self._received += fds
+            if not data:
+                raise PeerDied("the peer closed the connection before it had introduced itself")
+            self._greeting.feed(data, len(fds))
+        return self._said_hello
+
+    def _adopt_segment(self) -> Segment:
+        segment = _segment.adopt(self._received.pop(), self.terms.max_segment)
+        self._segments.append(segment)
+        if os.path.samestat(*(os.fstat(s.memfd.fileno()) for s in self._segments)):
+            raise CorruptPeer("the peer sent our own segment back")
+        return segment
+
+    def abandon(self, error: BaseException | None = None) -> None:
+        """Give up: tell the peer why if it can be told, and close everything."""
+        if isinstance(error, QueueError):
+            tell(self.sock, err(error))
+        self.sock.close()
+        for fd in self._received:
+            fd.close()
+        for segment in self._segments:
+            segment.close()
