@@ -24,13 +24,20 @@ import pytest
 
 REPOSITORY = Path(__file__).parent.parent
 DEADLINE = 60.0
+GRACE = 10.0  # seconds from the deadline until the whole run ends
+
+faulthandler.enable()
 
 
 class DeadlineExceeded(BaseException):
     """Not an Exception: code under test must not handle it."""
 
 
+_real_stderr = pytest.StashKey[int]()
+
+
 def pytest_configure(config):
+    config.stash[_real_stderr] = os.dup(2)  # now, while pytest captures nothing
     config.addinivalue_line("markers", "deadline(seconds): how long the test may take")
 
 
@@ -75,7 +82,8 @@ def _leaves_nothing_behind_in_time(request):
     things, mappings = _state()
     previous = signal.signal(signal.SIGALRM, expired)
     signal.setitimer(signal.ITIMER_REAL, seconds)
-    faulthandler.dump_traceback_later(seconds + 10, exit=True, file=sys.__stderr__)
+    stderr = request.config.stash[_real_stderr]
+    faulthandler.dump_traceback_later(seconds + GRACE, exit=True, file=stderr)
     try:
         yield
     finally:

@@ -26,7 +26,7 @@ def inner(pytester):
 
     def run(body):
         pytester.makepyfile("import pytest\n" + body)
-        return pytester.runpytest_subprocess("-p", "no:cacheprovider")
+        return pytester.runpytest_subprocess("-p", "no:cacheprovider", "-p", "no:faulthandler")
 
     return run
 
@@ -46,6 +46,23 @@ def test_a_test_that_takes_too_long_fails(inner):
     )
     result.assert_outcomes(failed=1)
     assert "took longer than its 0.05 s" in result.stdout.str()
+
+
+def test_a_test_that_cannot_be_ended_ends_the_run(inner, pytester):
+    # It fails in time, and then its fixture hangs.
+    pytester.makeconftest(CONFTEST.replace("GRACE = 10.0", "GRACE = 0.5"))
+    result = inner(
+        "import signal, threading\n"
+        "@pytest.fixture\n"
+        "def hanging():\n"
+        "    yield\n"
+        "    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])\n"
+        "    threading.Event().wait()\n"
+        "@pytest.mark.deadline(0.05)\n"
+        "def test_fails(hanging):\n    assert False\n"
+    )
+    assert result.ret == 1
+    assert "Timeout (" in result.stderr.str()
 
 
 def test_a_clean_test_passes(inner):
