@@ -19,6 +19,8 @@ Padding that struct or a conversion makes is zero; that of a ctypes or numpy rec
 is, with whatever this process left in it.
 
 Neither numpy nor ctypes is imported here: a spec made with one of them has already done so.
+
+The file is long because it has one section for each kind of spec, and none of them is used alone.
 """
 
 from __future__ import annotations

@@ -7,6 +7,9 @@ and use the same end.
 Exceptions between bytecodes (Ctrl-C): what the core does is complete when it returns, wake-up
 included, so an interrupted push has happened or has not.  A pop is more delicate, since the
 record lives only in this process from then on; see RingReceiver.
+
+The file is long because nothing else may call the core; half of it is RingReceiver, most of whose
+lines are about exceptions and signal handlers between two bytecodes.
 """
 
 from __future__ import annotations

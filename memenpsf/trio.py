@@ -7,6 +7,9 @@ a trio.BrokenResourceError, Closed is a trio.ClosedResourceError, Full is a trio
 
 One task at a time waits for the socket; the others park, and look again when it has read (the
 reasons stand in ipcqueue/_blocking.py; between tasks no mutex is needed).
+
+The file is long because it is the only one that may import Trio: it mirrors _interface, _listener,
+_loop and ipcqueue._blocking, in that order, and leaves to them all that does not wait.
 """
 
 from __future__ import annotations
