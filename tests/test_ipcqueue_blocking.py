@@ -443,7 +443,7 @@ class TestOneSocketForAll:
 
     def test_a_reader_that_leaves_hands_over(self, sides, in_thread):
         first, second = sides
-        leaves = in_thread(first.pop, 0.05)
+        leaves = in_thread(first.pop, 1.0)  # long enough to be seen waiting
         until(lambda: first.endpoint.reading)
         stays = in_thread(first.take_message, None)
         first.waiting(1, 0, 1)
