@@ -1,4 +1,4 @@
-"""Sends file descriptors over Unix sockets; makes, seals and checks memory files worth sending.
+"""Sends file descriptors over Unix sockets; makes, seals and checks memory worth sending.
 
 For sockets of Trio, import fdpass.trio. Who calls recvmsg() himself needs ANCILLARY_SPACE,
 RECEIVE_FLAGS and unpack().
@@ -6,10 +6,16 @@ RECEIVE_FLAGS and unpack().
 
 from ._errors import (
     ClosedFd,
+    ClosedRegion,
+    ClosedRegistry,
     Disconnected,
     FdPassError,
+    ForkedRegistry,
     MemfdRefused,
     NotReserved,
+    RegionError,
+    RegionInUse,
+    SharedRefused,
     TooManyInFlight,
     TruncatedData,
     TruncatedDescriptors,
@@ -21,6 +27,8 @@ from ._errors import (
 )
 from ._fd import Fd
 from ._memfd import Memfd, Seal
+from ._region import MemoryRegion, Mode
+from ._registry import MemoryRegistry, RegistryStatistics, Returned
 from ._rights import ANCILLARY_SPACE, MAX_FDS, RECEIVE_FLAGS, unpack
 from ._socket import Credentials, peer_credentials, recv_fd, recv_fds, send_fd, send_fds
 
@@ -29,14 +37,25 @@ __all__ = [
     "MAX_FDS",
     "RECEIVE_FLAGS",
     "ClosedFd",
+    "ClosedRegion",
+    "ClosedRegistry",
     "Credentials",
     "Disconnected",
     "Fd",
     "FdPassError",
+    "ForkedRegistry",
     "Memfd",
     "MemfdRefused",
+    "MemoryRegion",
+    "MemoryRegistry",
+    "Mode",
     "NotReserved",
+    "RegionError",
+    "RegionInUse",
+    "RegistryStatistics",
+    "Returned",
     "Seal",
+    "SharedRefused",
     "TooManyInFlight",
     "TruncatedData",
     "TruncatedDescriptors",

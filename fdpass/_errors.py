@@ -103,3 +103,31 @@ class NotReserved(MemfdRefused):
     what = "memory reserved for the memory file in bytes"
     expected: int
     received: int
+
+
+class SharedRefused(MemfdRefused):
+    """It is a region that its giver, too, could write, and the receiver did not accept such."""
+
+    what = "mode of the memory region"
+    expected: str
+    received: str
+
+
+class RegionError(FdPassError):
+    """Base of what goes wrong with a memory region on this side."""
+
+
+class RegionInUse(RegionError, BufferError):
+    """It cannot be frozen while something here can still write it; the message says what to do."""
+
+
+class ClosedRegion(RegionError, ValueError):
+    """It was closed, by its owner or with the registry it came from, before it was used."""
+
+
+class ClosedRegistry(RegionError, ValueError):
+    """The registry was closed before it was used."""
+
+
+class ForkedRegistry(RegionError):
+    """A forked child used the registry of its parent, which may only be closed there."""

@@ -161,7 +161,10 @@ class Memfd(Fd):
         (on Linux < 5.14 only create() guards against it). OSError too, EPERM, if the seals
         forbid writing. Before Python 3.13 a mapping holds a duplicate of the descriptor.
         """
-        mapping = _map(self.fileno(), self._size, writable=writable)
+        # Linux < 6.7 refuses to share a file sealed WRITE, even for reading. A private mapping
+        # of what cannot change shows the same bytes, in the same pages.
+        private = not writable and Seal.WRITE in self.seals
+        mapping = _map(self.fileno(), self._size, writable=writable, private=private)
         try:
             mapping.madvise(_MADV_POPULATE_WRITE if writable else _MADV_POPULATE_READ)
         except OSError as error:
@@ -171,11 +174,12 @@ class Memfd(Fd):
         return mapping
 
 
-def _map(number: int, size: int, *, writable: bool) -> mmap.mmap:
+def _map(number: int, size: int, *, writable: bool, private: bool) -> mmap.mmap:
+    flags = mmap.MAP_PRIVATE if private else mmap.MAP_SHARED
     protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
     if sys.version_info >= (3, 13):
-        return mmap.mmap(number, size, mmap.MAP_SHARED, protection, trackfd=False)
-    return mmap.mmap(number, size, mmap.MAP_SHARED, protection)
+        return mmap.mmap(number, size, flags, protection, trackfd=False)
+    return mmap.mmap(number, size, flags, protection)
 
 
 def _create_in(owner: Fd, name: str) -> None:

@@ -17,6 +17,7 @@ import fdpass
         fdpass.WrongSeals(fdpass.Seal.SHRINK, fdpass.Seal.GROW),
         fdpass.WrongSize(range(1, 11), 11),
         fdpass.NotReserved(4096, 0),
+        fdpass.SharedRefused("frozen or lent", "shared"),
     ],
 )
 def test_a_mismatch_shows_both_sides_and_survives_pickling(error):
@@ -37,5 +38,14 @@ def test_errors_are_also_the_builtin_they_mean():
     assert issubclass(fdpass.Disconnected, EOFError)
     assert issubclass(fdpass.ClosedFd, ValueError)
     assert issubclass(fdpass.TruncatedDescriptors, fdpass.WrongDescriptors)
-    for refusal in (fdpass.WrongType, fdpass.WrongSeals, fdpass.WrongSize, fdpass.NotReserved):
+    assert issubclass(fdpass.RegionInUse, BufferError)
+    assert issubclass(fdpass.ClosedRegion, ValueError)
+    assert issubclass(fdpass.ClosedRegistry, ValueError)
+    for refusal in (
+        fdpass.WrongType,
+        fdpass.WrongSeals,
+        fdpass.WrongSize,
+        fdpass.NotReserved,
+        fdpass.SharedRefused,
+    ):
         assert issubclass(refusal, fdpass.MemfdRefused)

@@ -1,0 +1,345 @@
+"""Memory to fill and to hand over without copying it.
+
+The mode says who may write, and the seals hold everybody to it, the giver included:
+
+    mode      the giver writes       receivers   seals                            descriptors
+    frozen    until it is given      only read   SHRINK GROW WRITE SEAL           memory
+    lent      at any time            only read   SHRINK GROW FUTURE_WRITE SEAL    memory, token
+    shared    at any time            write too   SHRINK GROW SEAL                 memory
+
+Frozen memory can never be written again, so what is to be used again is lent: by a
+MemoryRegistry, which learns from the token when everybody has let go (_registry.py).
+
+Views outlive what they came from: a NumPy array made of `.buffer` is valid after close(). So the
+memory is unmapped, and a token closed, when the last view is gone and never under it. What a
+region can revoke is the view that `.buffer` gave; what was derived from it, it cannot even see.
+"""
+
+import contextlib
+import errno
+import fcntl
+import mmap
+import os
+import stat
+import sys
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from pickle import PickleBuffer
+from types import MappingProxyType, TracebackType
+from typing import TYPE_CHECKING, Final, Literal, Self, TypeAlias
+
+from ._errors import ClosedRegion, RegionInUse, SharedRefused, WrongDescriptors, WrongType
+from ._fd import Fd
+from ._memfd import Memfd, Seal
+
+if TYPE_CHECKING:
+    import ctypes
+
+Mode: TypeAlias = Literal["frozen", "lent", "shared"]
+"""Who may write a memory region; see MemoryRegion."""
+
+Exporter: TypeAlias = "mmap.mmap | ctypes.Array[ctypes.c_ubyte]"
+"""What all views of a region keep alive, and nothing else does once the region is closed."""
+
+_SIZE_SEALS = Seal.SHRINK | Seal.GROW | Seal.SEAL
+SEALS: Final[Mapping[Mode, Seal]] = MappingProxyType(
+    {
+        "frozen": _SIZE_SEALS | Seal.WRITE,
+        "lent": _SIZE_SEALS | Seal.FUTURE_WRITE,
+        "shared": _SIZE_SEALS,
+    }
+)
+
+
+class MemoryRegion:
+    """Anonymous memory: create() makes it, descriptors() gives it, adopt() takes what was given.
+
+    `frozen`: nobody writes once it is given. `shared`: giver and receivers write. `lent` comes
+    from MemoryRegistry.alloc(): its giver may write at any time, and will write something else
+    once everybody has closed it; receivers read. So a receiver that must not see bytes change
+    between checking and using them copies first, unless the mode is `frozen`.
+
+    Closed by close(), or at the end of a with block; one that is forgotten is closed when it is
+    collected, with a ResourceWarning. A forked child is one more holder of it. It costs a
+    descriptor (`lent` two) until it is closed, and before Python 3.13 one more until the last
+    view is gone. Any thread may use it.
+    """
+
+    # On the class, so that an instance that was never finished is a closed one.
+    _closed = True
+    _loan: int | None = None
+
+    def __init__(
+        self, memfd: Memfd, mode: Mode, *, writable: bool, token: Fd | None = None
+    ) -> None:
+        """Take the descriptors; for create(), adopt() and the registry."""
+        self._memfd = memfd
+        self._mode = mode
+        self._writable = writable
+        self._token = token
+        self._exporter: Exporter | None = None
+        self._view: memoryview | None = None
+        self._lock = threading.Lock()
+        self._closed = False
+
+    @classmethod
+    def create(
+        cls, size: int, *, mode: Literal["frozen", "shared"] = "frozen", name: str = "region"
+    ) -> Self:
+        """Make `size` bytes of zeros, all reserved, to fill through `.buffer`; the caller closes it.
+
+        `name` (at most 249 bytes) is only for people reading /proc.
+
+        Raises ValueError (size below 1, mode), OSError when memory is short; see Memfd.create().
+        """
+        if mode not in ("frozen", "shared"):
+            raise ValueError(f"expected the mode 'frozen' or 'shared', received {mode!r}")
+        memfd = Memfd.create(name, size)
+        try:
+            if mode == "shared":
+                memfd.seal(SEALS[mode])
+            return cls(memfd, mode, writable=True)
+        except BaseException:
+            memfd.close()
+            raise
+
+    @classmethod
+    def adopt(cls, fds: Iterable[int | Fd], *, max_size: int, accept_shared: bool = False) -> Self:
+        """Take the descriptors of one region, as descriptors() gave them; close what is refused.
+
+        Its seals say which mode it has. Nothing is mapped before `.buffer` is used.
+
+        Raises SharedRefused for mode `shared` unless accepted, and what Memfd.adopt() raises
+        (WrongType, WrongSeals, WrongSize, NotReserved), all MemfdRefused; WrongDescriptors (one
+        of them; two for mode `lent`); ClosedFd.
+        """
+        owned = [_own(fd) for fd in fds]
+        try:
+            if not owned:
+                raise WrongDescriptors(1, 0)
+            memfd = Memfd.adopt(owned[0], max_size=max_size, seals=_SIZE_SEALS)
+            owned[0] = memfd
+            mode = _mode_of(memfd)
+            wanted = 2 if mode == "lent" else 1
+            if len(owned) != wanted:
+                raise WrongDescriptors(wanted, len(owned))
+            if mode == "shared":
+                _check_shared(memfd, accept_shared=accept_shared)
+            token = owned[1] if mode == "lent" else None
+            if token is not None:
+                _check_token(token)
+            return cls(memfd, mode, writable=mode == "shared", token=token)
+        except BaseException:
+            for fd in owned:
+                fd.close()
+            raise
+
+    @property
+    def buffer(self) -> memoryview:
+        """Its bytes, mapped on first use; writable as the mode says, see `writable`.
+
+        The same view each time. freeze() and close() revoke it: using it then is a ValueError.
+        Whatever was derived from it (a slice, a NumPy array) stays valid, keeps the memory
+        mapped, keeps a `lent` region from coming home, and makes freeze() fail.
+
+        Raises ClosedRegion, OSError when memory is short.
+        """
+        with self._lock:
+            self._check_open()
+            if self._exporter is None:
+                self._exporter = self._export()
+                if self._token is not None:
+                    _tie(self._token, self._exporter)
+            if self._view is None or _is_released(self._view):
+                # A ctypes array calls its bytes "<B", to which memoryview refuses to assign
+                # bytes; raw() calls them "B". Both keep the exporter alive.
+                self._view = PickleBuffer(self._exporter).raw()
+            return self._view
+
+    @property
+    def size(self) -> int:
+        """The number of bytes; from a registry, perhaps more than was asked for."""
+        return self._memfd.size
+
+    @property
+    def mode(self) -> Mode:
+        """Who may write it: `frozen`, `lent` or `shared`; known to be so from its seals."""
+        return self._mode
+
+    @property
+    def writable(self) -> bool:
+        """Whether `.buffer` can be written here and now."""
+        return self._writable
+
+    @property
+    def loan(self) -> int | None:
+        """What number the registry here gave to this lending; else None. See Returned."""
+        return self._loan
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed, or the registry it came from."""
+        return self._closed or self._memfd.closed
+
+    def freeze(self) -> None:
+        """Give up writing for ever, if the mode is `frozen`; descriptors() does it by itself.
+
+        Afterwards it can be read here, and given any number of times. Other modes, and a region
+        already frozen, stay as they are.
+
+        Raises RegionInUse, and the region can be written still: through a new `.buffer`, as the
+        one given before is revoked all the same. ClosedRegion.
+        """
+        with self._lock:
+            self._check_open()
+            if self._writable and self._mode == "frozen":
+                self._freeze()
+
+    def _freeze(self) -> None:
+        try:
+            if self._view is not None:
+                self._view.release()
+                self._view = None
+            if isinstance(self._exporter, mmap.mmap):
+                self._exporter.close()
+                self._exporter = None
+        except BufferError as error:
+            raise RegionInUse(
+                "expected no writable view of the region but its .buffer, received others: "
+                "delete arrays and release slices made of it before giving it"
+            ) from error
+        try:
+            self._memfd.seal(SEALS["frozen"])
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            raise RegionInUse(
+                "expected no writable mapping of the region elsewhere, received one (EBUSY): "
+                "fill it after forking, or wait for the forked child or direct I/O to end"
+            ) from error
+        self._writable = False
+
+    def descriptors(self) -> tuple[Fd, ...]:
+        """Lend the descriptors to send, in order: adopt() takes them at the other end.
+
+        One, or two if the mode is `lent`. They belong to the region, which must stay open until
+        they are sent; afterwards it may be closed, or given again, also by who received it.
+        Calls freeze().
+
+        Raises RegionInUse, ClosedRegion.
+        """
+        self.freeze()
+        with self._lock:
+            self._check_open()
+            return (self._memfd,) if self._token is None else (self._memfd, self._token)
+
+    def close(self) -> None:
+        """Let go of it; doing so again does nothing. Views other than `.buffer` stay valid."""
+        with self._lock:
+            self._close()
+
+    def _close(self) -> None:
+        # Also from __del__, which must not wait: no lock here.
+        self._closed = True
+        exporter, self._exporter = self._exporter, None
+        view, self._view = self._view, None
+        token, self._token = self._token, None
+        # BufferError: somebody has views, and the last of them will take the mapping along.
+        if view is not None:
+            with contextlib.suppress(BufferError):
+                view.release()
+        if isinstance(exporter, mmap.mmap):
+            with contextlib.suppress(BufferError):
+                exporter.close()
+        if exporter is None and token is not None:
+            token.close()  # else it is tied to the exporter, of which this is the last reference
+        self._close_memory()
+
+    # What a region of a registry does otherwise, as its memory is not its own.
+
+    def _export(self) -> Exporter:
+        return self._memfd.map(writable=self._writable)
+
+    def _close_memory(self) -> None:
+        self._memfd.close()
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ClosedRegion(f"expected an open memory region, received {self!r}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = " closed" if self.closed else ""
+        return f"<MemoryRegion {self._mode} {self.size} bytes{state}>"
+
+    # At interpreter shutdown the globals of this module may be None already, hence the defaults.
+    def __del__(
+        self,
+        _warn: Callable[..., None] = warnings.warn,
+        _finalizing: Callable[[], bool] = sys.is_finalizing,
+        _category: type[Warning] = ResourceWarning,
+    ) -> None:
+        if self._closed or _finalizing():
+            return
+        try:
+            _warn(f"unclosed {self!r}", _category, source=self)
+        finally:
+            self._close()
+
+
+def _own(fd: int | Fd) -> Fd:
+    if isinstance(fd, Fd):
+        return fd
+    # Fd(-1) would raise here, and lose the others; this is a closed one, refused when used.
+    own = Fd.__new__(Fd)
+    own._number = fd  # noqa: SLF001 (as Inbox does)
+    return own
+
+
+def _mode_of(memfd: Memfd) -> Mode:
+    seals = memfd.seals
+    if Seal.WRITE in seals:
+        return "frozen"
+    return "lent" if Seal.FUTURE_WRITE in seals else "shared"
+
+
+def _check_shared(memfd: Memfd, *, accept_shared: bool) -> None:
+    if not accept_shared:
+        raise SharedRefused("frozen or lent", "shared")
+    if fcntl.fcntl(memfd.fileno(), fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDWR:
+        raise WrongType("a descriptor for reading and writing", "a read-only one")
+
+
+def _check_token(token: Fd) -> None:
+    """Refuse what is not the write end of a pipe, of which closing never waits for anybody."""
+    wanted = "the write end of a pipe as the token"
+    mode = os.fstat(token.fileno()).st_mode
+    if not stat.S_ISFIFO(mode):
+        raise WrongType(wanted, stat.filemode(mode))
+    if fcntl.fcntl(token.fileno(), fcntl.F_GETFL) & os.O_ACCMODE != os.O_WRONLY:
+        raise WrongType(wanted, "a pipe not open for only writing")
+
+
+def _tie(token: Fd, exporter: Exporter) -> None:
+    """Close the token when the last view is gone, and no earlier."""
+    # Not at exit: views may be in use until the very end, and the kernel closes it after that.
+    weakref.finalize(exporter, token.close).atexit = False
+
+
+def _is_released(view: memoryview) -> bool:
+    try:
+        return view.nbytes < 0
+    except ValueError:
+        return True

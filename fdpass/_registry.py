@@ -1,0 +1,429 @@
+"""Memory regions used again once everybody has let go of them.
+
+Making memory costs the kernel a zeroed page for every 4 KiB and a mapping of each: 25 ms for
+64 MiB where this was written. Memory that comes home costs 0.02 ms, whatever its size
+(benchmarks/regions.py). How the registry learns that nobody holds a region, though receivers are
+not trusted and may die at any moment:
+
+    alloc()     makes a pipe: its read end stays here, watched; the write end is the token
+    giving      duplicates the token, with the memory, into each receiver
+    letting go  closes the token: close() and the last view, here as at a receiver; the kernel,
+                if a process dies or the message that carries it is never received
+    HUP         the read end reports it when the last copy of the token is gone: it is home
+
+Each lending has a pipe of its own, so what was let go once cannot be held again. A receiver that
+closes the token and keeps the memory can only read, and only what is lent under the same tag.
+"""
+
+import bisect
+import errno
+import itertools
+import mmap
+import os
+import select
+import sys
+import threading
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Hashable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from types import TracebackType
+from typing import NamedTuple, Self, TypeVar
+
+from ._errors import ClosedRegistry, ForkedRegistry
+from ._fd import Fd
+from ._memfd import Memfd
+from ._region import SEALS, Exporter, MemoryRegion
+
+_T = TypeVar("_T")
+
+_SHORTAGES = (errno.ENOMEM, errno.ENOSPC, errno.EMFILE, errno.ENFILE)
+
+
+class Returned(NamedTuple):
+    """A region has come home: nobody holds it any more."""
+
+    loan: int
+    """The number of this lending; that of the region that alloc() returned."""
+    tag: Hashable
+    size: int
+    """In bytes."""
+    seconds: float
+    """From alloc() until it was noticed here."""
+
+
+class RegistryStatistics(NamedTuple):
+    """What a registry did, and what it holds: created == lent + idle + freed."""
+
+    created: int
+    """Regions made because none could be reused."""
+    reused: int
+    """Regions that alloc() gave out again."""
+    returned: int
+    """Times a region came home."""
+    freed: int
+    """Regions given up: nobody reused them for a while, or the registry was closed."""
+    lent: int
+    """Regions that somebody held when collect() last looked."""
+    lent_bytes: int
+    idle: int
+    """Regions at home."""
+    idle_bytes: int
+
+
+class MemoryRegistry:
+    """Lends memory regions, and lends them again once giver and receivers have let go.
+
+    A region used again still holds the bytes of its last use, and may be read by receivers of
+    that use that only pretended to let go. So a tag is a circle of trust: regions never move from
+    one to another, and who must not read each other's messages gets regions of different tags.
+    A receiver that never lets go keeps its region for good: `lent_bytes` tells how much is out.
+
+    There is no thread: alloc() and collect() look for what came home, and `on_return`, if given,
+    is called from within them, once for each. Event loops wait for fileno() to become readable,
+    at most until_expiry() seconds, and call collect().
+
+    Any thread may use it, but no signal handler. Regions lent cost two descriptors (four until
+    the giver closes them, one more before Python 3.13), idle ones one (two).
+
+    Raises ValueError (keep), OSError when descriptors are short.
+    """
+
+    # On the class, so that an instance that was never finished is a closed one.
+    _closed = True
+
+    def __init__(
+        self,
+        *,
+        keep: float = 5.0,
+        on_return: Callable[[Returned], object] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        name: str = "region",
+    ) -> None:
+        """Keep idle regions for `keep` seconds of `clock`; `name` is for people reading /proc."""
+        if not keep >= 0:
+            raise ValueError(f"expected to keep regions for at least 0 seconds, received {keep}")
+        self._keep = keep
+        self._on_return = on_return
+        self._clock = clock
+        self._name = name
+        self._owner = os.getpid()
+        self._lock = threading.Lock()
+        self._loans: dict[int, _Loan] = {}  # by the number of the read end
+        self._idle = _Idle()
+        self._news: deque[Returned] = deque()
+        self._numbers = itertools.count(1)
+        self._created = self._reused = self._returned = self._freed = 0
+        self._epoll = select.epoll()
+        self._closed = False
+
+    def alloc(self, size: int, tag: Hashable = "") -> MemoryRegion:
+        """Lend a region of `size` to twice as many bytes, of mode `lent`; the caller closes it.
+
+        The smallest fitting one that is idle under the same tag, with whatever bytes it holds;
+        else a new one of exactly `size` zeros. It comes home when it was closed here, every view
+        of it is gone, and every receiver did the same or died. Calls collect().
+
+        Raises ValueError (size below 1), OSError when memory or descriptors are short,
+        ClosedRegistry, ForkedRegistry, and whatever `on_return` raises: then nothing was lent.
+        """
+        self.collect()
+        with ExitStack() as undo:
+            ends = self._despite_shortage(lambda: os.pipe2(os.O_CLOEXEC))
+            watch, token = (undo.enter_context(Fd(number)) for number in ends)
+            memory = self._take(size, tag) or self._make(size, tag)
+            undo.callback(self._give_up, memory)
+            loan = next(self._numbers)
+            region = undo.enter_context(_LentRegion(memory, token, loan))
+            undo.callback(self._loans.pop, watch.fileno(), None)
+            with self._lock:
+                self._check_usable()
+                self._loans[watch.fileno()] = _Loan(loan, memory, watch, self._clock())
+                # No events asked for: EPOLLHUP is always reported, and a byte that a receiver
+                # writes into the pipe shall wake nobody.
+                self._epoll.register(watch.fileno(), 0)
+            undo.pop_all()
+        return region
+
+    def _take(self, size: int, tag: Hashable) -> "_Memory | None":
+        with self._lock:
+            self._check_usable()
+            memory = self._idle.take(size, tag)
+            if memory is not None:
+                self._reused += 1
+            return memory
+
+    def _make(self, size: int, tag: Hashable) -> "_Memory":
+        # Without the lock, as the kernel takes its time.
+        memory = self._despite_shortage(lambda: _Memory.made(self._name, size, tag))
+        with self._lock:
+            self._created += 1
+        return memory
+
+    def _despite_shortage(self, make: Callable[[], _T]) -> _T:
+        try:
+            return make()
+        except OSError as error:
+            # What lies idle here may be what is missing.
+            if error.errno not in _SHORTAGES or not self._free(float("inf")):
+                raise
+            return make()
+
+    def _give_up(self, memory: "_Memory") -> None:
+        with self._lock:
+            self._freed += 1
+        memory.close()
+
+    def collect(self) -> int:
+        """Look, without waiting, for regions that came home; return how many. Calls expire().
+
+        Raises ClosedRegistry, ForkedRegistry, and whatever `on_return` raises; the calls left
+        are then made next time.
+        """
+        with self._lock:
+            self._check_usable()
+            home = self._epoll.poll(0, max(1, len(self._loans)))
+            for number, _ in home:
+                self._come_home(self._loans.pop(number))
+        self.expire()
+        self._tell()
+        return len(home)
+
+    def _tell(self) -> None:
+        # Without the lock: what is called may use the registry. Other threads may tell as well.
+        while self._on_return is not None:
+            try:
+                news = self._news.popleft()
+            except IndexError:
+                return
+            self._on_return(news)
+
+    def _come_home(self, loan: "_Loan") -> None:
+        # In this order: closing does not end the watching if a forked child has a copy.
+        self._epoll.unregister(loan.watch.fileno())
+        loan.watch.close()
+        now = self._clock()
+        self._returned += 1
+        self._idle.put(loan.memory, now)
+        if self._on_return is not None:
+            memory = loan.memory
+            self._news.append(Returned(loan.number, memory.tag, memory.size, now - loan.since))
+
+    def expire(self) -> int:
+        """Free the regions that have been idle for `keep` seconds; return how many.
+
+        Raises ClosedRegistry, ForkedRegistry.
+        """
+        return self._free(self._clock() - self._keep)
+
+    def _free(self, until: float) -> int:
+        with self._lock:
+            self._check_usable()
+            old = self._idle.remove_since(until)
+            self._freed += len(old)
+        for memory in old:  # without the lock: the kernel takes its time
+            memory.close()
+        return len(old)
+
+    def until_expiry(self) -> float | None:
+        """Say in how many seconds expire() has something to free; None if nothing is idle."""
+        with self._lock:
+            oldest = self._idle.oldest()
+            return None if oldest is None else max(0.0, oldest + self._keep - self._clock())
+
+    def fileno(self) -> int:
+        """Lend a descriptor that is readable when collect() has something to find.
+
+        Raises ClosedRegistry, ForkedRegistry.
+        """
+        self._check_usable()
+        return self._epoll.fileno()
+
+    def statistics(self) -> RegistryStatistics:
+        """Return the counters."""
+        with self._lock:
+            return RegistryStatistics(
+                created=self._created,
+                reused=self._reused,
+                returned=self._returned,
+                freed=self._freed,
+                lent=len(self._loans),
+                lent_bytes=sum(loan.memory.size for loan in self._loans.values()),
+                idle=len(self._idle.since),
+                idle_bytes=sum(memory.size for memory in self._idle.since),
+            )
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return self._closed
+
+    def close(self) -> None:
+        """Free all memory; doing so again does nothing.
+
+        Regions not closed yet are closed by it; what receivers hold is theirs until they let go.
+        """
+        with self._lock:
+            self._close()
+
+    def _close(self) -> None:
+        # Also from __del__, which must not wait: no lock here. And nothing is unregistered: a
+        # forked child would do so for its parent as well.
+        if self._closed:
+            return
+        self._closed = True
+        self._freed += len(self._loans) + len(self._idle.since)
+        for loan in self._loans.values():
+            loan.watch.close()
+            loan.memory.close()
+        for memory in self._idle.remove_since(float("inf")):
+            memory.close()
+        self._loans.clear()
+        self._epoll.close()
+
+    def _check_usable(self) -> None:
+        if self._closed:
+            raise ClosedRegistry("expected an open registry, received a closed one")
+        if os.getpid() != self._owner:
+            raise ForkedRegistry(
+                f"expected the process that made the registry, {self._owner}, "
+                f"received its forked child {os.getpid()}: make one there"
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = (
+            "closed" if self._closed else f"{len(self._loans)} lent, {len(self._idle.since)} idle"
+        )
+        return f"<{type(self).__name__} {state}>"
+
+    # At interpreter shutdown the globals of this module may be None already, hence the defaults.
+    def __del__(
+        self,
+        _warn: Callable[..., None] = warnings.warn,
+        _finalizing: Callable[[], bool] = sys.is_finalizing,
+        _category: type[Warning] = ResourceWarning,
+    ) -> None:
+        if self._closed or _finalizing():
+            return
+        try:
+            _warn(f"unclosed {self!r}", _category, source=self)
+        finally:
+            self._close()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Memory:
+    """What is lent again and again: a file, and the one writable mapping it can ever have."""
+
+    memfd: Memfd
+    mapping: mmap.mmap
+    tag: Hashable
+
+    @classmethod
+    def made(cls, name: str, size: int, tag: Hashable) -> Self:
+        memfd = Memfd.create(name, size)
+        try:
+            mapping = memfd.map(writable=True)
+            memfd.seal(SEALS["lent"])
+            return cls(memfd, mapping, tag)
+        except BaseException:
+            memfd.close()
+            raise
+
+    @property
+    def size(self) -> int:
+        return self.memfd.size
+
+    def close(self) -> None:
+        self.memfd.close()
+        # Of a region still lent there may be views, and the last will take the mapping along.
+        with suppress(BufferError):
+            self.mapping.close()
+
+
+class _Loan(NamedTuple):
+    number: int
+    memory: _Memory
+    watch: Fd
+    since: float
+
+
+class _Idle:
+    """The regions at home: by tag and size, to find one; by time, to let the oldest go."""
+
+    def __init__(self) -> None:
+        self.since: dict[_Memory, float] = {}  # in the order of coming home
+        self._by_tag: dict[Hashable, list[_Memory]] = {}  # each in the order of sizes
+
+    def put(self, memory: _Memory, now: float) -> None:
+        self.since[memory] = now
+        # Before others of its size: what was used last is most likely still in a cache.
+        bisect.insort_left(self._by_tag.setdefault(memory.tag, []), memory, key=_size_of)
+
+    def take(self, size: int, tag: Hashable) -> _Memory | None:
+        fitting = self._by_tag.get(tag, [])
+        at = bisect.bisect_left(fitting, size, key=_size_of)
+        if at == len(fitting) or fitting[at].size > 2 * size:
+            return None
+        memory = fitting.pop(at)
+        del self.since[memory]
+        self._keep_only(tag, fitting)
+        return memory
+
+    def oldest(self) -> float | None:
+        return next(iter(self.since.values()), None)
+
+    def remove_since(self, until: float) -> list[_Memory]:
+        """Remove those that came home at `until` or before."""
+        old: list[_Memory] = []
+        for memory, since in self.since.items():
+            if since > until:
+                break
+            old.append(memory)
+        for memory in old:
+            del self.since[memory]
+        for tag in {memory.tag for memory in old}:
+            self._keep_only(tag, [m for m in self._by_tag[tag] if m in self.since])
+        return old
+
+    def _keep_only(self, tag: Hashable, left: list[_Memory]) -> None:
+        if left:
+            self._by_tag[tag] = left
+        else:
+            del self._by_tag[tag]
+
+
+def _size_of(memory: _Memory) -> int:
+    return memory.size
+
+
+class _LentRegion(MemoryRegion):
+    """One lending of memory that stays the registry's: it owns only its token."""
+
+    def __init__(self, memory: _Memory, token: Fd, loan: int) -> None:
+        self._mapping = memory.mapping
+        self._loan = loan
+        super().__init__(memory.memfd, "lent", writable=True, token=token)
+
+    def _export(self) -> Exporter:
+        import ctypes  # noqa: PLC0415 (only a registry needs it, and it is slow to import)
+
+        # An object of this lending's own between its views and the mapping, which stays from one
+        # lending to the next: so that it is known when the views of this one are gone.
+        return (ctypes.c_ubyte * self.size).from_buffer(self._mapping)
+
+    def _close_memory(self) -> None:
+        """Leave it open for the next lending."""
