@@ -4,12 +4,14 @@
     sender = ipcqueue.Sender(sock, "<QdI")            # … over a connected AF_UNIX socket
     receiver = ipcqueue.Receiver(sock, "<QdI")
 
-Read in this order: core/layout.h (the bytes), core/ring.c (the algorithm), _control, _handshake
-(pure: messages, agreement), _segment, _ring (the C core from Python), _opening, _endpoint
-(one side, without waiting), _blocking (waiting), _queue (the product).  Imports fdpass, and nothing above.
+Read in this order: core/layout.h (the bytes), core/ends.h (the algorithm), _control, _handshake
+(pure: messages, agreement), _segment, _ring (the C core from Python), _record and _slots (records
+of one size), _message and _frames (messages of any length), _loan (either in place), _opening,
+_endpoint (one side, without waiting), _blocking (waiting), _queue (the product).  Imports fdpass,
+and nothing above.
 """
 
-from fdpass import Credentials
+from fdpass import Credentials, Fd, MemoryRegion
 
 from ._endpoint import Endpoint, Event, Statistics
 from ._errors import (
@@ -18,10 +20,13 @@ from ._errors import (
     ConcurrentUse,
     CorruptPeer,
     CredentialsRefused,
+    DecodeFailed,
+    DescriptorsLost,
     EndOfStream,
     ForkedUse,
     Full,
     HandshakeTimeout,
+    LoanError,
     PeerDied,
     QueueError,
     RecordRefused,
@@ -29,30 +34,44 @@ from ._errors import (
     RoleRefused,
     SealsRefused,
     SizeRefused,
+    TooLarge,
+    Unaccepted,
     VersionRefused,
 )
 from ._handshake import Role
+from ._loan import Borrowing, Loan
+from ._message import Encoded, Message, Received
 from ._opening import Opening, Terms, checked_socket, deadline_of
 from ._queue import Connection, Receiver, Sender, iterate, open_pair, pair
 from ._record import char, f32, f64, i8, i16, i32, i64, u8, u16, u32, u64
 
 __all__ = [
     "BadRecord",
+    "Borrowing",
     "Closed",
     "ConcurrentUse",
     "Connection",
     "CorruptPeer",
     "Credentials",
     "CredentialsRefused",
+    "DecodeFailed",
+    "DescriptorsLost",
+    "Encoded",
     "EndOfStream",
     "Endpoint",
     "Event",
+    "Fd",
     "ForkedUse",
     "Full",
     "HandshakeTimeout",
+    "Loan",
+    "LoanError",
+    "MemoryRegion",
+    "Message",
     "Opening",
     "PeerDied",
     "QueueError",
+    "Received",
     "Receiver",
     "RecordRefused",
     "Refused",
@@ -63,6 +82,8 @@ __all__ = [
     "SizeRefused",
     "Statistics",
     "Terms",
+    "TooLarge",
+    "Unaccepted",
     "VersionRefused",
     "char",
     "checked_socket",

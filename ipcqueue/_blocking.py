@@ -22,13 +22,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ._endpoint import Event
 from ._errors import Closed, Full
+from ._loan import Borrowing, Loan
 from ._opening import deadline_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from ._endpoint import Endpoint
+    from ._message import Received
     from ._opening import Opening
+    from ._ring import SenderEnd
 
 T = TypeVar("T")
 
@@ -64,27 +67,54 @@ class Threads:
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
 
-    def push(self, record: Any, timeout: float | None) -> None:
+    def push(
+        self,
+        record: Any,
+        timeout: float | None,
+        fds: Iterable[Any] = (),
+        regions: Iterable[Any] = (),
+    ) -> None:
         """Publish a record; raise Full if there was no space in time."""
-        endpoint = self._endpoint
-        if not self._until(lambda: endpoint.try_push(record) or None, Event.SPACE, timeout):
-            raise Full(f"no space for a record within {timeout} s")
+        sender = self._endpoint.sending()
+        deadline = deadline_of(timeout)
+        with sender.parcel(record, fds, regions) as parcel:
+            if not self._send(sender, parcel, timeout, deadline):
+                raise Full(f"no space for a record within {timeout} s")
+
+    def _send(
+        self, sender: SenderEnd, parcel: Any, timeout: float | None, deadline: float
+    ) -> bool | None:
+        def attempt() -> bool | None:
+            while (sent := sender.try_send(parcel)) is None:
+                if time.monotonic() >= deadline:
+                    return None
+                self._await_room(deadline)
+            return sent or None
+
+        return self._until(attempt, Event.SPACE, timeout, lambda: sender.units(parcel))
 
     def push_many(self, records: Any, timeout: float | None) -> int:
         """Publish records in order; return how many there was space for in time."""
-        endpoint = self._endpoint
-        buffer, count = endpoint.codec.encode_many(records)
-        data, size = memoryview(buffer).cast("B"), endpoint.codec.size
+        sender = self._endpoint.sending()
+        batch = sender.batch(records)
         deadline = deadline_of(timeout)
         done = 0
 
         def attempt() -> int | None:
-            return endpoint.try_push_many(data[done * size :], count - done) or None
+            return sender.try_push_many(batch, done) or None
 
-        while done < count:
+        def units() -> int:
+            return sender.units_of(batch, done)
+
+        while done < batch.count:
             left = None if timeout is None else max(0.0, deadline - time.monotonic())
-            pushed = self._until(attempt, Event.SPACE, left)
-            if pushed is None:
+            alone = sender.parcel_in(batch, done)
+            if alone is None:
+                pushed = self._until(attempt, Event.SPACE, left, units)
+            else:
+                with alone as parcel:
+                    pushed = self._send(sender, parcel, left, deadline)
+            if not pushed:
                 break
             done += pushed
         return done
@@ -92,6 +122,30 @@ class Threads:
     def await_space(self) -> None:
         """Wait until a record can be pushed at once, if nobody else pushes."""
         self._until(self._endpoint.has_space, Event.SPACE, None)
+
+    def loan(self, size: int, timeout: float | None, tag: int, flags: int) -> Loan:
+        """Return a loan that waits for its space on entry."""
+        deadline_of(timeout)
+        return Loan(self._endpoint, size, tag, flags, lambda loan: self.open_loan(loan, timeout))
+
+    def borrow(self, limit: int | None, timeout: float | None) -> Borrowing:
+        """Return a borrowing that waits for something to borrow on entry."""
+        deadline_of(timeout)
+        return Borrowing(self._endpoint, limit, lambda it: self.open_borrowing(it, timeout))
+
+    def open_loan(self, loan: Loan, timeout: float | None) -> None:
+        """Wait for the space of a loan; raise Full if there was none in time."""
+        if self._until(loan.try_open, Event.SPACE, timeout, lambda: loan.units) is None:
+            raise Full(f"no space for a loan within {timeout} s")
+
+    def open_borrowing(self, borrowing: Borrowing, timeout: float | None) -> None:
+        """Wait for something to borrow; leave it empty if nothing came in time."""
+        endpoint = self._endpoint
+        self._until(lambda: endpoint.or_end(borrowing.try_open), Event.RECORDS, timeout)
+
+    def receive(self, timeout: float | None) -> Received | None:
+        """Take a message with what is attached to it; None if none came in time."""
+        return self._until(self._endpoint.try_receive, Event.RECORDS, timeout)
 
     def pop(self, timeout: float | None) -> Any:
         """Take a record; None if none came in time."""
@@ -119,27 +173,41 @@ class Threads:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise Full(f"no room for a control message within {timeout} s")
-            with endpoint.socket_in_hand() as sock:
-                # Also read: the peer may be waiting for room in the same way.
-                poll = select.poll()
-                poll.register(sock, select.POLLOUT | (0 if endpoint.reading else select.POLLIN))
-                poll.poll(_milliseconds(left))
-            endpoint.turn()
+            self._await_room(deadline)
+
+    def _await_room(self, deadline: float) -> None:
+        """Wait for a while until the socket takes more; and read it meanwhile.
+
+        Both, as the peer may be waiting for room in the same way.
+        """
+        endpoint = self._endpoint
+        with endpoint.socket_in_hand() as sock:
+            poll = select.poll()
+            poll.register(sock, select.POLLOUT | (0 if endpoint.reading else select.POLLIN))
+            poll.poll(_milliseconds(max(0.0, deadline - time.monotonic())))
+        endpoint.turn()
 
     def _until(
-        self, attempt: Callable[[], T | None], event: Event, timeout: float | None
+        self,
+        attempt: Callable[[], T | None],
+        event: Event,
+        timeout: float | None,
+        units: Callable[[], int] = lambda: 1,
     ) -> T | None:
-        """Call `attempt` until it gives something, sleeping for `event` in between."""
+        """Call `attempt` until it gives something, sleeping for `event` in between.
+
+        For SPACE, `units` says how much of it there must be.
+        """
         deadline = deadline_of(timeout)
         if (result := attempt()) is not None:
             return result
         if timeout == 0:
             self._endpoint.turn()  # or the end of the connection would never be seen
             return attempt()
-        if self._spin(event) and (result := attempt()) is not None:
+        if self._spin(event, units()) and (result := attempt()) is not None:
             return result
         while True:
-            by_the_clock = self._sleep(event, deadline)
+            by_the_clock = self._sleep(event, deadline, units())
             if (result := attempt()) is not None:
                 self._endpoint.rescues += by_the_clock
                 return result
@@ -147,12 +215,14 @@ class Threads:
                 self._endpoint.turn()  # a short timeout may have left no time to read
                 return attempt()
 
-    def _spin(self, event: Event) -> bool:
-        ring = {Event.RECORDS: self._endpoint.receiver, Event.SPACE: self._endpoint.sender}
-        end = ring.get(event)
-        return end is not None and SPIN_NS > 0 and end.spin(SPIN_NS)
+    def _spin(self, event: Event, units: int) -> bool:
+        if not SPIN_NS:
+            return False
+        if event is Event.RECORDS:
+            return self._endpoint.receiving().spin(SPIN_NS)
+        return event is Event.SPACE and self._endpoint.sending().spin(SPIN_NS, units)
 
-    def _sleep(self, event: Event, deadline: float) -> bool:
+    def _sleep(self, event: Event, deadline: float, units: int) -> bool:
         """Sleep until `event` may have come; return whether only a slice of time had passed."""
         endpoint = self._endpoint
         leading = counted = False
@@ -161,7 +231,7 @@ class Threads:
             with endpoint.mutex:
                 endpoint.waiting[event] += 1
                 counted = True
-                if not endpoint.announce(event):
+                if not endpoint.announce(event, units):
                     return False
                 left = min(deadline - time.monotonic(), SLICE)
                 if left <= 0:

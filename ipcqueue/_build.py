@@ -27,9 +27,9 @@ ffibuilder.cdef(declarations((Path(__file__).parent / "core" / "ring.h").read_te
 ffibuilder.set_source(
     "ipcqueue._core",
     '#include "ring.h"',
-    sources=[str(CORE / "ring.c"), str(CORE / "segment.c")],
+    sources=[str(CORE / f"{name}.c") for name in ("ring", "slots", "frames", "segment")],
     include_dirs=[str(CORE)],
-    depends=[str(CORE / "ring.h"), str(CORE / "layout.h")],
+    depends=[str(CORE / f"{name}.h") for name in ("ring", "layout", "ends")],
     extra_compile_args=[
         "-std=c11",
         "-O2",

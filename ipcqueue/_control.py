@@ -31,6 +31,7 @@ class Opcode(IntEnum):
     WRITE = 1  # records were published; argument: low byte of head.  A hint, may be dropped
     READ = 2  # space was freed; argument: low byte of tail.  A hint, may be dropped
     HELLO = 16  # argument: protocol version; carries one descriptor, the sender's segment
+    FDS = 17  # argument: how many descriptors it carries, those of the next frame that has any
     ERR = 100  # argument: a Reason; the sender refuses or abandons the connection
 
 
@@ -122,6 +123,6 @@ class ControlParser:
                 messages.append(data[at : at + 2])
             elif opcode == Opcode.ERR:
                 return Drained(messages, refusal(data[at + 1]))
-            elif opcode not in (Opcode.WRITE, Opcode.READ):
+            elif opcode not in (Opcode.WRITE, Opcode.READ, Opcode.FDS):
                 raise CorruptPeer(f"the peer sent opcode {opcode}, which means nothing here")
         return Drained(messages, None)

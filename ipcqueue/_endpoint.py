@@ -1,12 +1,12 @@
 """One side of a connection, without waiting: what plain threads and Trio tasks both build on.
 
-An Endpoint owns the socket and both segments (three descriptors), has a RingSender and a
-RingReceiver, reads the control messages, and knows how the connection ended.  It begins with an
-Opening (_opening.py).  Waiting is for the doors above: `_blocking` for threads, `memenpsf.trio`
-for tasks.
+An Endpoint owns the socket and both segments (three descriptors), has the ends of the rings in
+them (_slots or _frames), reads the control messages, and knows how the connection ended.  It
+begins with an Opening (_opening.py).  Waiting is for the doors above: `_blocking` for threads,
+`memenpsf.trio` for tasks.
 
-The file is long because it is one class, and the class because records, messages and the end come
-through one socket, in one order, and may each be what another thread waits for.
+The file is long because it is one class, and the class because records, messages, descriptors and
+the end come through one socket, in one order, and may each be what another thread waits for.
 
 How it ends.  Orderly: the peer sets `closed` in its segment, then shuts the socket down.  A
 crash: the socket ends without that.  Both are noticed by reading the socket (or by a push, which
@@ -24,22 +24,27 @@ import threading
 import warnings
 import weakref
 from collections import deque
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
 import fdpass
 
-from . import _ring
+from . import _ring, _segment
 from ._control import ControlParser, Opcode, application_message, err
 from ._errors import (
     Closed,
     ConcurrentUse,
     CorruptPeer,
+    DescriptorsLost,
     EndOfStream,
     ForkedUse,
     PeerDied,
     QueueError,
 )
-from ._ring import RingReceiver, RingSender
+from ._frames import MAX_ATTACHED, FrameReceiver, FrameSender, blank, own
+from ._message import MessageCodec, Received
+from ._ring import Place
+from ._slots import SlotReceiver, SlotSender
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -47,11 +52,15 @@ if TYPE_CHECKING:
     from fdpass import Credentials
 
     from ._opening import Opening
+    from ._ring import ReceiverEnd, SenderEnd, Trouble
     from ._segment import Segment
 
 # How many control messages of the peer may wait for recv_ctrl_msg.  A guess: an application
 # that sends two bytes at a time means a handful; a peer that sends more wants our memory.
 MAX_INBOX = 65536
+
+
+T = TypeVar("T")
 
 
 class Event(enum.IntEnum):
@@ -72,6 +81,7 @@ class Statistics(NamedTuple):
     doorbells: int  # control messages sent to wake the peer
     waits: int  # times this side announced that it goes to sleep
     full: int  # pushes that found no space
+    dropped: int  # descriptors and regions closed because nobody took them with their message
     rescues: int  # times a sleeper was woken by the clock and found work: a lost wake-up
 
 
@@ -106,15 +116,26 @@ class Endpoint:
         self._end: QueueError | None = None
         self._users = 0  # threads that have the socket's number in hand
         self._last_statistics: Statistics | None = None
-        self.sender: RingSender | None = None
-        self.receiver: RingReceiver | None = None
-        common = (self.codec, opening.sock.fileno(), _weak_trouble(self))
+        self._attached: list[list[fdpass.Fd]] = []  # to frames not received yet, in order
+        self.sender: SenderEnd | None = None
+        self.receiver: ReceiverEnd | None = None
+        self._limits = _segment.limits_of(peer.identity)
+        codec, both, trouble = self.codec, (own.mapping, peer.mapping), _weak_trouble(self)
+        bell = opening.sock.fileno()
         if terms.role.sends:
-            capacity = own.identity.capacity
-            self.sender = RingSender(own.mapping, peer.mapping, capacity, *common)
+            place = Place(own.identity.capacity, codec.size, bell)
+            if isinstance(codec, MessageCodec):
+                self.sender = FrameSender(*both, place, codec, trouble, self._limits, terms.inline)
+            else:
+                self.sender = SlotSender(*both, place, codec, trouble)
         if terms.role.receives:
-            capacity = peer.identity.capacity
-            self.receiver = RingReceiver(own.mapping, peer.mapping, capacity, *common)
+            place = Place(peer.identity.capacity, codec.size, bell)
+            if isinstance(codec, MessageCodec):
+                self.receiver = FrameReceiver(
+                    *both, place, codec, trouble, terms.limits, self._attached
+                )
+            else:
+                self.receiver = SlotReceiver(*both, place, codec, trouble)
         self._released = False
         _ring.renewed_after_fork(self)
 
@@ -126,25 +147,72 @@ class Endpoint:
 
     # -- records ---------------------------------------------------------------------------
 
+    def try_push(self, record: Any) -> bool:
+        """Publish a record; False if there is no space.  Raises how the connection ended."""
+        return self.sending().try_push(record)
+
     def try_pop(self) -> Any:
         """Take a record; None if there is none yet.  Raises how the connection ended."""
-        end = self._end  # noted before the ring is found empty: see the module
-        record = self._receiver().try_pop()
-        if record is None and end is not None:
-            self.raise_end()
-        return record
+        return self.or_end(self.receiving().try_pop)
 
     def try_pop_many(self, limit: int) -> Any:
-        """Take up to `limit` records; None if there is none yet; see try_pop."""
-        end = self._end
-        records = self._receiver().try_pop_many(limit)
-        if records is None and end is not None:
+        """Take up to `limit` records, None if there are none yet; see try_pop."""
+        receiver = self.receiving()
+
+        def attempt() -> Any:
+            receiver.prepare(limit)
+            while receiver.lacking and self.read_on():
+                receiver.prepare(limit)
+            return receiver.try_pop_many(limit)
+
+        return self.or_end(attempt)
+
+    def try_receive(self) -> Received | None:
+        """Take a message with what is attached to it; see try_pop."""
+        receiver = self.receiving()
+        if isinstance(receiver, FrameReceiver):
+            return self.or_end(receiver.try_receive)
+        record = self.try_pop()
+        return None if record is None else Received(record, [], [])
+
+    def or_end(self, attempt: Callable[[], T | None]) -> T | None:
+        """Call `attempt`; if it finds nothing and never will, raise how the connection ended."""
+        end = self._end  # noted before the ring is found empty: see the module
+        result = attempt()
+        while result is None and self.receiving().lacking:
+            # The sender sends descriptors before it publishes their message.
+            read = self.read_on()
+            result = attempt()
+            if result is None and read is None:
+                return None
+            if result is None and not read and self.receiving().lacking:
+                if self._end is not None:  # DescriptorsLost, for instance
+                    self.raise_end()
+                self._trouble(_ring.CORRUPT, "a message came without its descriptors")
+        if result is None and end is not None:
             self.raise_end()
-        return records
+        return result
+
+    def read_on(self) -> bool | None:
+        """Read the socket; False if there was nothing to read, None if somebody else is reading.
+
+        As turn(), but also when the connection has ended.
+        """
+        reading = False
+        try:
+            with self.mutex:
+                if self.reading:
+                    return None
+                self.reading = reading = True
+            return self.service()
+        finally:
+            if reading:
+                self.reading = False  # first, and not by a call: an exception may strike again
+                self.wake_followers()
 
     def most(self, limit: int | None) -> int:
         """Return how many records to take at once at most: `limit`, but no more than a ringful."""
-        capacity = self._receiver().capacity
+        capacity = self.receiving().capacity
         if limit is None:
             return capacity
         if isinstance(limit, bool) or not isinstance(limit, int):
@@ -153,35 +221,37 @@ class Endpoint:
             raise ValueError(f"limit is at least 0 records, not {limit}")
         return min(limit, capacity)
 
-    def _receiver(self) -> RingReceiver:
+    def receiving(self) -> ReceiverEnd:
+        """Return the receiving end; raise TypeError if there is none."""
         if self.receiver is None:
             raise TypeError("this end only sends")
         return self.receiver
 
-    def _sender(self) -> RingSender:
+    def sending(self) -> SenderEnd:
+        """Return the sending end; raise TypeError if there is none."""
         if self.sender is None:
             raise TypeError("this end only receives")
         return self.sender
 
-    def try_push(self, record: Any) -> bool:
-        """Publish a record; False if there is no space.  Raises how the connection ended."""
-        return self._sender().try_push(record)
+    def check_message_size(self, size: int) -> None:
+        """Raise TooLarge for a message that the peer does not take."""
+        self._limits.check_size(size)
 
-    def try_push_many(self, data: Any, count: int) -> int:
-        """Publish encoded records, as many as fit; return how many."""
-        return self._sender().try_push_many(data, count)
+    def as_records(self, view: memoryview) -> Any:
+        """Return memory as the application shall see records in it."""
+        return view if isinstance(self.codec, MessageCodec) else self.codec.view(view)
 
     def has_space(self) -> bool | None:
         """Whether the next record can be pushed at once; None if not.  Raises the end."""
         if self.closed or self._end is not None:
             self.raise_end()
-        return self._sender().spin(0) or None
+        return self.sending().spin(0) or None
 
     def indices(self) -> tuple[int, int]:
         """Return (head, tail) of the queue this side sends on, else of the one it receives on."""
         if self.closed:
             self.raise_end()
-        return (self.sender or self._receiver()).indices()
+        return (self.sender or self.receiving()).indices()
 
     def statistics(self) -> Statistics:
         """Return the counters; after close, as they were then."""
@@ -203,6 +273,7 @@ class Endpoint:
             doorbells=sending.doorbells + receiving.doorbells,
             waits=sending.waits + receiving.waits,
             full=sending.refused,
+            dropped=getattr(self.receiver, "dropped", 0),
             rescues=self.rescues,
         )
 
@@ -289,38 +360,37 @@ class Endpoint:
                     follower.release()
             self.followers.clear()
 
-    def service(self) -> None:
-        """Read once from the socket, as `reading`: doorbells, messages, the end."""
-        if not self._unread:
-            with self.socket_in_hand() as sock:
+    def service(self) -> bool:
+        """Read once from the socket, as `reading`: doorbells, messages, descriptors, the end.
+
+        Return whether there was something to read.
+        """
+        with self.socket_in_hand() as sock:
+            if not self._unread:
                 how = (4096,), (fdpass.ANCILLARY_SPACE,), (fdpass.RECEIVE_FLAGS,)
                 try:
                     # One call, so that an exception between bytecodes (Ctrl-C) loses nothing:
                     # what was read stands in the list, and is digested now or next time.
                     self._unread.extend(map(sock.recvmsg, *how))
                 except BlockingIOError:
-                    return
+                    return False
                 except OSError:  # ECONNRESET, once, when it left without reading all we sent
                     self._unread.append((b"", [], 0, None))
-        try:
-            self._digest(self._unread[0])
-        except CorruptPeer as error:
-            self._abandon(error)
-            self._unread.clear()
+            data, ancillary, flags, error = self._unread[0]
+            try:
+                if isinstance(error, CorruptPeer):
+                    raise error
+                self._digest(data, ancillary, flags)
+            except CorruptPeer as error:
+                self._abandon(error)
+                self._unread.clear()
+            return bool(data)
 
-    def _digest(self, read: Any) -> None:
+    def _digest(self, data: bytes, ancillary: Any, flags: int) -> None:
         """Act on what was read, entirely or (if an exception strikes) not at all."""
-        if isinstance(read, CorruptPeer):
-            raise read
-        data, ancillary, _, _ = read
-        if ancillary:
-            numbers = [number for kind in fdpass.unpack(ancillary) for number in kind]
-            error = CorruptPeer(f"the peer sent {len(numbers)} descriptors nobody asked for")
-            # Together, and noted as done: a number closed twice may be somebody else's by then.
-            closing = map(os.close, numbers)
-            self._unread[0] = error
-            deque(closing, maxlen=0)
-            raise error
+        numbers = [number for kind in fdpass.unpack(ancillary) for number in kind]
+        if numbers or flags & socket.MSG_CTRUNC:  # there may have been no room even for the first
+            self._attach(data, numbers, flags)
         if not data:
             self._note_end(self._who_left())
             self._unread.clear()
@@ -337,26 +407,60 @@ class Endpoint:
         if len(inbox) > MAX_INBOX:
             raise CorruptPeer(f"the peer sent over {MAX_INBOX} messages that nobody took")
 
+    def _attach(self, data: bytes, numbers: list[int], flags: int) -> None:
+        """Keep descriptors for the frame they belong to: those of the last message in `data`."""
+        truncated = bool(flags & socket.MSG_CTRUNC)
+        whole = len(self._parser.rest + data) % 2 == 0
+        wanted = bytes((Opcode.FDS, len(numbers)))
+        welcome = (
+            isinstance(self.receiver, FrameReceiver)
+            and whole
+            and data[-2:] == wanted
+            and len(self._attached) < MAX_ATTACHED
+        )
+        if welcome and not truncated:
+            fds = blank(len(numbers))
+            digested = partial(self._unread.__setitem__, 0, (data, [], 0, None))
+            own(fds, numbers, digested, partial(self._attached.append, fds))
+            return
+        error = (
+            DescriptorsLost("this process may not open as many descriptors as the peer sent")
+            if truncated
+            else CorruptPeer(f"the peer sent {len(numbers)} descriptors nobody asked for")
+        )
+        closing = map(os.close, numbers)
+        # Together, and noted as done: a number closed twice may be somebody else's by then.
+        # No bytecode between these can be interrupted.
+        self._unread[0] = (data, [], flags, error)
+        deque(closing, maxlen=0)
+        if not truncated:
+            raise error
+        self._note_end(error)
+        self._unread[0] = (data, [], 0, None)
+
     # -- waiting -------------------------------------------------------------------------------
 
-    def announce(self, event: Event) -> bool:
-        """Ask for the socket to become readable at an event; False if there is no need to wait."""
+    def announce(self, event: Event, units: int = 1) -> bool:
+        """Ask for the socket to become readable at an event; False if there is no need to wait.
+
+        For SPACE, `units` says of how much.
+        """
         if self._unread and not self.reading:
             self.turn()  # an exception kept somebody from digesting it
         if self.closed or self._end is not None:
             return False
         if event is Event.RECORDS:
-            return self._receiver().arm()
+            return self.receiving().arm()
         if event is Event.SPACE:
-            return self._sender().arm()
+            return self.sending().arm(units)
         return not self._inbox
 
     def withdraw(self, event: Event) -> None:
         """Take an announcement back, which spares the peer a doorbell."""
         if event is Event.RECORDS:
-            self._receiver().disarm()
+            self.receiving().disarm()
         elif event is Event.SPACE:
-            self._sender().disarm()
+            self.sending().disarm()
 
     def arm(self, *, records: bool, space: bool) -> bool:
         """For foreign event loops: see Receiver.arm."""
@@ -420,11 +524,11 @@ class Endpoint:
             tell(sock, err(error))
             sock.shutdown(socket.SHUT_RDWR)
 
-    def _trouble(self, code: int) -> NoReturn:
+    def _trouble(self, code: int, message: str = "the peer's index cannot be true") -> NoReturn:
         """Turn a result of a ring that is neither done nor a matter of waiting into an error."""
         self._check_usable()
         if code == _ring.CORRUPT:
-            self._abandon(CorruptPeer("the peer's index cannot be true"))
+            self._abandon(CorruptPeer(message))
         elif code == _ring.GONE:
             # What it sent before it left comes first; and there is no end to read if the other
             # side has set `closed` and is just about to shut down the socket.
@@ -491,6 +595,14 @@ class Endpoint:
 
     def _release(self) -> None:
         self._released = True
+        for fd in (fd for descriptors in self._attached for fd in descriptors):
+            fd.close()
+        for _, ancillary, _, _ in self._unread:  # an exception kept somebody from digesting it
+            for number in (number for kind in fdpass.unpack(ancillary) for number in kind):
+                os.close(number)
+        self._unread.clear()
+        if self.receiver is not None:
+            self.receiver.discard()
         self._sock.close()
         self._own.close()
         self._peer.close()
@@ -500,6 +612,7 @@ class Endpoint:
         if not self._released:
             if not self._forked():
                 warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
+            self.closed = True  # for what the garbage collector finalizes after this
             self._release()
 
     def __repr__(self) -> str:
@@ -512,15 +625,15 @@ _TURNS_TO_THE_END = 64
 GOODBYE = bytes((Opcode.WRITE, 0, Opcode.READ, 0))
 
 
-def _weak_trouble(endpoint: Endpoint) -> Callable[[int], NoReturn]:
+def _weak_trouble(endpoint: Endpoint) -> Trouble:
     """Return endpoint._trouble without a reference cycle: what is dropped is freed at once."""
     this = weakref.ref(endpoint)
 
-    def trouble(code: int) -> NoReturn:
+    def trouble(code: int, message: str = "the peer's index cannot be true") -> NoReturn:
         endpoint = this()
         if endpoint is None:
             raise Closed("this end was dropped")
-        endpoint._trouble(code)  # noqa: SLF001 (the other half of this module)
+        endpoint._trouble(code, message)  # noqa: SLF001 (the other half of this module)
 
     return trouble
 

@@ -16,6 +16,22 @@ class BadRecord(QueueError, TypeError, ValueError):
     """The record to send does not fit the record spec; nothing was sent."""
 
 
+class TooLarge(BadRecord):
+    """The message is larger than the receiver takes; nothing was sent."""
+
+
+class Unaccepted(BadRecord):
+    """The receiver does not accept what was attached; nothing was sent."""
+
+
+class DecodeFailed(QueueError, ValueError):
+    """A message was received and could not be decoded; the next one can be received."""
+
+
+class LoanError(QueueError):
+    """A loan or a borrowing was used against its rules; the message says which."""
+
+
 class Full(QueueError):
     """There was no space in time; the record was not sent."""
 
@@ -42,6 +58,10 @@ class PeerDied(QueueError):
 
 class CorruptPeer(QueueError):
     """The peer broke the protocol; the connection is over."""
+
+
+class DescriptorsLost(QueueError):
+    """Descriptors were lost because this process may not open more; the connection is over."""
 
 
 class HandshakeTimeout(QueueError, TimeoutError):

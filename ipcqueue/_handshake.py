@@ -33,6 +33,16 @@ class Identity:
     layout_version: int = LAYOUT_VERSION
     byte_order: int = BYTE_ORDER
     header_size: int = HEADER_SIZE
+    shape: int = 0
+    max_message: int = 0
+    accept_fds: int = 0
+    accept_regions: int = 0
+    accept_flags: int = 0
+
+    @property
+    def layout(self) -> tuple[bytes, int, int]:
+        """What two sides must have in common to understand each other's ring."""
+        return self.fingerprint, self.slot_size, self.shape
 
 
 @dataclass(frozen=True)
@@ -68,7 +78,7 @@ def check(mine: Identity, role: Role, peer: Identity, file_size: int) -> None:
         ours, theirs = getattr(mine, what), getattr(peer, what)
         if ours != theirs:
             raise VersionRefused(f"{what} here is {ours:#x}, the peer's is {theirs:#x}")
-    if (mine.fingerprint, mine.slot_size) != (peer.fingerprint, peer.slot_size):
+    if mine.layout != peer.layout:
         raise RecordRefused(
             f"a record here is [{mine.record}], the peer's is [{peer.record}]"
             + (" (same words, other fingerprint)" if mine.record == peer.record else "")
@@ -78,6 +88,8 @@ def check(mine: Identity, role: Role, peer: Identity, file_size: int) -> None:
         raise RoleRefused(f"this end {role}, and its peer {does}")
     if peer.capacity & (peer.capacity - 1):
         raise CorruptPeer(f"the peer's capacity is {peer.capacity}, not a power of two")
+    if peer.shape and peer.capacity % HEADER_SIZE:
+        raise CorruptPeer(f"the peer's ring of frames has {peer.capacity} bytes, not whole pages")
     needed = HEADER_SIZE + peer.capacity * peer.slot_size
     if not needed <= peer.segment_size == file_size:
         raise CorruptPeer(

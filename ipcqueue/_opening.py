@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import math
+import mmap
 import os
 import select
 import socket
@@ -16,17 +17,17 @@ from typing import TYPE_CHECKING, Any
 
 import fdpass
 
-from . import _segment
+from . import _ring, _segment
 from ._control import HELLO, err
 from ._endpoint import Endpoint, tell
 from ._errors import CorruptPeer, CredentialsRefused, HandshakeTimeout, PeerDied, QueueError
-from ._handshake import Greeting, Role, check, checked_name
-from ._record import codec_for
+from ._handshake import Greeting, Identity, Role, check, checked_name
+from ._message import Limits
+from ._record import AnyCodec, codec_for
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from ._record import Codec
     from ._segment import Segment
 
 
@@ -49,6 +50,28 @@ def deadline_of(timeout: float | None) -> float:
     return time.monotonic() + timeout
 
 
+# What a ring holds unless told otherwise.  A thousand records hide the time that a receiver
+# sleeps; a mebibyte is a thousand messages of ordinary size, and inside the last-level cache.
+DEFAULT_RECORDS = 1024
+DEFAULT_BYTES = 1 << 20
+
+# A message that takes more than this part of the ring travels outside of it, unless told otherwise.
+INLINE_PART = 4
+
+
+# More bytes than any file has.
+_ANY_SIZE = 1 << 62
+
+
+def checked_number(what: str, number: int, most: int) -> int:
+    """Return the number; raise TypeError or ValueError unless it is one from 0 to `most`."""
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise TypeError(f"{what} is a number (int), not {number!r}")
+    if not 0 <= number <= most:
+        raise ValueError(f"{what} is from 0 to {most}, not {number}")
+    return number
+
+
 class Terms:
     """What this side wants of a connection, checked; for any number of connections."""
 
@@ -57,17 +80,39 @@ class Terms:
         record: Any,
         role: Role,
         *,
-        capacity: int = 1024,
+        capacity: int | None = None,
         name: str = "",
         timeout: float | None = 5.0,
         allow_uids: Collection[int] | None = None,
         max_segment: int = _segment.MAX_SEGMENT,
+        max_message: int = Limits.max_message,
+        inline: int | None = None,
+        accept_fds: int = Limits.fds,
+        accept_regions: int = Limits.regions,
+        accept_shared: bool = False,
+        accept_sockets: bool = False,
+        max_region: int = Limits.max_region,
     ) -> None:
         """Take the options that every constructor and listener passes on; see Connection."""
         deadline_of(timeout)
-        self.codec: Codec = codec_for(record)
+        self.codec: AnyCodec = codec_for(record)
         self.role = role
-        self.capacity = _segment.rounded_capacity(capacity) if role.sends else 0
+        frames = self.codec.shape == _ring.FRAMES
+        if capacity is None:
+            capacity = DEFAULT_BYTES if frames else DEFAULT_RECORDS
+        least = mmap.PAGESIZE if frames else 1
+        self.capacity = _segment.rounded_capacity(capacity, least) if role.sends else 0
+        if inline is None or not role.sends:
+            inline = self.capacity // INLINE_PART
+        self.inline = checked_number("inline", inline, self.capacity)
+        self.limits = Limits(
+            checked_number("max_message", max_message, _ANY_SIZE),
+            checked_number("accept_fds", accept_fds, fdpass.MAX_FDS),
+            checked_number("accept_regions", accept_regions, fdpass.MAX_FDS),
+            checked_number("max_region", max_region, _ANY_SIZE),
+            accept_shared,
+            accept_sockets,
+        )
         self.name = checked_name(name)
         self.timeout = timeout
         self.allow_uids = allow_uids
@@ -98,7 +143,9 @@ class Opening:
                 raise CredentialsRefused(
                     f"the peer runs under uid {self.peer.uid}, admitted are {sorted(admitted)}"
                 )
-            self._segments.append(_segment.create(terms.codec, terms.capacity, terms.name))
+            self._segments.append(
+                _segment.create(terms.codec, terms.capacity, terms.name, terms.limits)
+            )
         except BaseException as error:
             self.abandon(error)
             raise
@@ -128,9 +175,7 @@ class Opening:
                         f"the peer did not introduce itself within {self.terms.timeout} s"
                     )
                 return None
-            mine, theirs = self._segments[0], self._adopt_segment()
-            check(mine.identity, self.terms.role, theirs.identity, theirs.mapping.size)
-            return Endpoint(self, mine, theirs)
+            return Endpoint(self, self._segments[0], self._adopt_segment())
         except BaseException as error:
             self.abandon(error)
             raise
@@ -163,7 +208,10 @@ class Opening:
         return self._said_hello
 
     def _adopt_segment(self) -> Segment:
-        segment = _segment.adopt(self._received.pop(), self.terms.max_segment)
+        def judge(identity: Identity, size: int) -> None:
+            check(self._segments[0].identity, self.terms.role, identity, size)
+
+        segment = _segment.adopt(self._received.pop(), self.terms.max_segment, judge)
         self._segments.append(segment)
         if os.path.samestat(*(os.fstat(s.memfd.fileno()) for s in self._segments)):
             raise CorruptPeer("the peer sent our own segment back")

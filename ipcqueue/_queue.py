@@ -14,9 +14,11 @@ from ._opening import Opening, Terms, checked_socket
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from fdpass import Credentials
+    from fdpass import Credentials, Fd, MemoryRegion
 
     from ._endpoint import Endpoint, Statistics
+    from ._loan import Borrowing, Loan
+    from ._message import Received
 
 
 class Connection:
@@ -32,19 +34,26 @@ class Connection:
         sock: socket.socket,
         record: Any,
         *,
-        capacity: int = 1024,
+        capacity: int | None = None,
         name: str = "",
         timeout: float | None = 5.0,
         **options: Any,
     ) -> None:
         """Introduce both sides to each other over a connected AF_UNIX SOCK_STREAM socket.
 
-        Takes the socket, also when this fails.  `record` says what a slot holds; `capacity` is
-        the number of records this side can have under way, rounded up to a power of two;
-        `timeout` bounds the handshake, in seconds.
+        Takes the socket, also when this fails.  `record` says what a record is; `capacity` is
+        the number of records this side can have under way (default 1024), or of bytes for
+        messages of any length (default 1 MiB), rounded up to a power of two; `timeout` bounds
+        the handshake, in seconds.
 
         Options: `allow_uids`, the user ids admitted as a peer (default: any); `max_segment`, the
-        largest segment to accept from it, in bytes.
+        largest segment to accept from it, in bytes (4 GiB).  For messages of any length:
+        `max_message`, the largest to accept, in bytes (64 MiB); `inline`, the bytes of ring that
+        a message may take before it travels outside, as a memory region (a quarter of the
+        capacity); `accept_fds` and `accept_regions`, how many of them to accept with a message
+        (0 and 8); `accept_sockets`, whether there may be sockets among the descriptors;
+        `accept_shared`, whether regions may stay writable for both; `max_region`, the largest
+        to accept, in bytes (4 GiB).
 
         Raises TypeError or ValueError for a spec or a capacity that is none; Refused (its
         children and its message say why), CorruptPeer, PeerDied, HandshakeTimeout; OSError.
@@ -153,15 +162,27 @@ class Sender(Connection):
 
     def _join(self, endpoint: Endpoint) -> None:
         super()._join(endpoint)
-        self._try_push = endpoint.try_push if endpoint.sender is None else endpoint.sender.try_push
+        self._try_push = endpoint.sending().try_push
 
-    def push(self, record: Any, timeout: float | None = None) -> None:
+    def push(
+        self,
+        record: Any,
+        timeout: float | None = None,
+        *,
+        fds: Iterable[int | Fd] = (),
+        regions: Iterable[MemoryRegion] = (),
+    ) -> None:
         """Publish one record: it is then the receiver's, even if this process dies.
 
-        Raises BadRecord, Full (no space in time; not sent), EndOfStream or PeerDied (nobody is
-        left to take it), CorruptPeer, Refused, Closed, ForkedUse.
+        With messages of any length, descriptors and memory regions can go along; they are
+        borrowed, and may be closed afterwards.
+
+        Raises BadRecord (TooLarge, Unaccepted), Full (no space in time; not sent), EndOfStream
+        or PeerDied (nobody is left to take it), CorruptPeer, Refused, Closed, ForkedUse.
         """
-        if not self._try_push(record):
+        if fds or regions:
+            self._threads.push(record, timeout, fds, regions)
+        elif not self._try_push(record):
             self._threads.push(record, timeout)
 
     def push_many(self, records: Iterable[Any], timeout: float | None = None) -> int:
@@ -171,6 +192,16 @@ class Sender(Connection):
         that Full is not raised.
         """
         return self._threads.push_many(records, timeout)
+
+    def loan(
+        self, size: int, *, timeout: float | None = None, tag: int = 0, flags: int = 0
+    ) -> Loan:
+        """Return memory of the ring to fill in a with block, which publishes it; see Loan.
+
+        `size` is in bytes for messages, else in records.  Raises TooLarge, BadRecord; on entry
+        Full, and what push raises.
+        """
+        return self._threads.loan(size, timeout, tag, flags)
 
     def arm(self) -> bool:
         """Ask that fileno() become readable when there is space; False if there is already.
@@ -192,7 +223,7 @@ class Receiver(Connection):
 
     def _join(self, endpoint: Endpoint) -> None:
         super()._join(endpoint)
-        self._try_pop = endpoint.try_pop if endpoint.receiver is None else endpoint.receiver.try_pop
+        self._try_pop = endpoint.receiving().try_pop
 
     def pop(self, timeout: float | None = None) -> Any:
         """Return the next record; None if none came in time.
@@ -210,6 +241,17 @@ class Receiver(Connection):
         pop does.
         """
         return self._threads.pop_many(limit, timeout)
+
+    def recv_message(self, timeout: float | None = None) -> Received | None:
+        """Return the next message with the descriptors and regions that came with it.
+
+        The caller owns those.  None if none came in time; raises as pop does.
+        """
+        return self._threads.receive(timeout)
+
+    def borrow(self, limit: int | None = None, *, timeout: float | None = None) -> Borrowing:
+        """Return what waits, to read in place in a with block, which takes it; see Borrowing."""
+        return self._threads.borrow(limit, timeout)
 
     def __iter__(self) -> Iterator[Any]:
         return iterate(self.pop)
@@ -236,14 +278,16 @@ def iterate(receive: Callable[[], Any]) -> Iterator[Any]:
         return
 
 
-def pair(record: Any, capacity: int = 1024) -> tuple[Sender, Receiver]:
+def pair(record: Any, capacity: int | None = None, **options: Any) -> tuple[Sender, Receiver]:
     """Return the two ends of a queue, in one process.
 
     To have one end in another process, connect two sockets instead: a forked child may not use
     its parent's end.
     """
     roles = Role(sends=True, receives=False), Role(sends=False, receives=True)
-    first, second = open_pair(*(Terms(record, role, capacity=capacity) for role in roles))
+    first, second = open_pair(
+        *(Terms(record, role, capacity=capacity, **options) for role in roles)
+    )
     return Sender.of(first), Receiver.of(second)
 
 

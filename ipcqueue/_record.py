@@ -34,7 +34,7 @@ import sys
 import typing
 from functools import lru_cache
 from operator import attrgetter
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeAlias
 
 from ._errors import BadRecord
 from ._layout import (
@@ -45,6 +45,7 @@ from ._layout import (
     struct_items,
     struct_layout,
 )
+from ._message import Encoded, Message, MessageCodec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -65,7 +66,7 @@ f64 = Annotated[float, "d"]
 _ACCEPTED = (
     "a record spec is a size in bytes (int), a struct format (str or struct.Struct),"
     " a NamedTuple class or a dataclass with annotated fields, a ctypes.Structure class,"
-    " or a numpy.dtype"
+    " a numpy.dtype, or, for messages of any length, bytes, Message or Encoded(encode, decode)"
 )
 _FIELD_CODE = re.compile(r"[bBhHiIlLqQefdc?]|[1-9][0-9]*s|s")
 _FIELD_TYPES: dict[str, type] = {
@@ -88,6 +89,10 @@ def char(n: int) -> Any:
     return Annotated[bytes, f"{n}s"]
 
 
+def _in_place(memory: memoryview) -> memoryview:
+    return memory
+
+
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Codec:
     """How a record becomes slot bytes and back, for one spec.
@@ -102,6 +107,8 @@ class Codec:
 
     decode(view) makes a record from a bytes-like object of exactly `size` bytes, by copying.
 
+    view(memory) shows records in place, as a memoryview or, for a numpy spec, an array.
+
     decode_many(data, count) makes count records from the first count * size bytes of data, by
     copying: an array for a numpy spec, else a list.
     """
@@ -113,24 +120,27 @@ class Codec:
     encode_many: Callable[[Iterable[Any]], tuple[BytesLike, int]]
     decode: Callable[[BytesLike], Any]
     decode_many: Callable[[BytesLike, int], Any]
+    view: Callable[[memoryview], Any] = _in_place
+    shape: ClassVar[int] = 0  # IPCQ_SLOTS
 
     def __repr__(self) -> str:
         return f"<Codec for {reprlib.repr(self.spec)}: {self.layout.description}>"
 
 
-def codec_for(spec: Any) -> Codec:
+AnyCodec: TypeAlias = Codec | MessageCodec
+"""For records of one size, or for messages of any length."""
+
+
+def codec_for(spec: Any) -> AnyCodec:
     """Give the codec for a record spec; a Codec is returned as it is.
 
     Raises TypeError for what is no spec, or holds what means nothing in another process, such as
     pointers; ValueError for a size that is none, and for a malformed struct format.
     """
-    if isinstance(spec, Codec):
+    if isinstance(spec, Codec | MessageCodec):
         return spec
-    if isinstance(spec, type) and issubclass(spec, bytes | bytearray | memoryview | str):
-        raise TypeError(
-            f"messages of any length (record={spec.__name__}) are not supported yet:"
-            " give the size of every record in bytes, such as record=64"
-        )
+    if spec is bytes or spec is Message or isinstance(spec, Encoded):
+        return MessageCodec(spec)
     try:
         hash(spec)
     except TypeError:
@@ -444,9 +454,11 @@ def _numpy_codec(np: Any, spec: Any, dtype: Any) -> Codec:
     def decode_many(data: BytesLike, count: int) -> Any:
         return array((count,), dtype, bytearray(_window(data, size * count)))
 
-    return Codec(
-        spec, layout, size, encode, _numpy_encode_many(np, dtype, encode), decode, decode_many
-    )
+    def view(memory: memoryview) -> Any:
+        return np.frombuffer(memory, dtype)
+
+    encode_many = _numpy_encode_many(np, dtype, encode)
+    return Codec(spec, layout, size, encode, encode_many, decode, decode_many, view)
 
 
 def _numpy_encode(np: Any, dtype: Any, layout: Layout) -> Callable[[Any], bytes]:

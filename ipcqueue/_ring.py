@@ -1,4 +1,6 @@
-"""The only module that calls the C core: segments in memory, and the two ends of a ring.
+"""The C core from Python: segments in memory, and what the ends of any ring have in common.
+
+_slots and _frames, the two shapes of ring, and _loan build on it; nobody else calls the core.
 
 Threads: the core wants one caller at a time for each end, and cffi releases the GIL, so each
 end has a lock.  It is re-entrant, because a signal handler may interrupt its own thread inside
@@ -6,28 +8,25 @@ and use the same end.
 
 Exceptions between bytecodes (Ctrl-C): what the core does is complete when it returns, wake-up
 included, so an interrupted push has happened or has not.  A pop is more delicate, since the
-record lives only in this process from then on; see RingReceiver.
-
-The file is long because nothing else may call the core; half of it is RingReceiver, most of whose
-lines are about exceptions and signal handlers between two bytecodes.
+record lives only in this process from then on; see SlotReceiver and FrameReceiver.
 """
 
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import threading
 import weakref
-from collections import deque
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
 
 from ._core import ffi, lib
+from ._errors import ConcurrentUse, ForkedUse, LoanError
 from ._handshake import MAGIC, Identity
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from ._record import Codec
+    from collections.abc import Callable, Iterable
+    from contextlib import AbstractContextManager
 
 DONE: int = lib.IPCQ_DONE
 FULL: int = lib.IPCQ_FULL
@@ -35,17 +34,16 @@ EMPTY: int = lib.IPCQ_EMPTY
 GONE: int = lib.IPCQ_GONE
 FORKED: int = lib.IPCQ_FORKED
 CORRUPT: int = lib.IPCQ_CORRUPT
-_AGAIN: int = lib.IPCQ_AGAIN
+AGAIN: int = lib.IPCQ_AGAIN
+STUCK: int = lib.IPCQ_STUCK
+ERROR: int = lib.IPCQ_ERROR
 CLOSED = 100  # ours: the end was closed on this side
 
-_U64 = (1 << 64) - 1  # indices are u64, also where they wrap
+U64 = (1 << 64) - 1  # indices are u64, also where they wrap
 MAX_SLOT_SIZE: int = lib.IPCQ_MAX_SLOT_SIZE
-# What one call of pop_many copies out of the ring at once.  A guess: inside the second-level
-# cache, and far above what the call itself costs.
-_BATCH_BYTES = 256 * 1024
+SLOTS: int = lib.IPCQ_SLOTS
+FRAMES: int = lib.IPCQ_FRAMES
 
-# Looking a function up in `lib` costs as much as calling it.
-_push, _push_many, _pop = lib.ipcq_push, lib.ipcq_push_many, lib.ipcq_pop
 fork_generation: Callable[[], int] = lib.ipcq_fork_generation
 
 
@@ -59,15 +57,11 @@ class Counts(NamedTuple):
 
 
 class Mapping:
-    """A segment in memory, unmapped when the last one that holds this object lets go."""
+    """A segment in memory, unmapped when the last one that holds `at` lets go."""
 
-    def __init__(self, size: int = 0) -> None:
-        self.at: Any = None  # nothing, until map_segment has filled it
+    def __init__(self, at: Any = None, size: int = 0) -> None:
+        self.at = at  # None: nothing any more
         self.size = size
-
-    def __del__(self, unmap: Any = lib.ipcq_unmap) -> None:
-        if self.at is not None:
-            unmap(self.at, self.size)
 
     def read_identity(self) -> Identity:
         """Copy out what the segment says about itself."""
@@ -81,6 +75,11 @@ class Mapping:
             creator_pid=raw.creator_pid,
             name=_text(raw.name),
             record=_text(raw.record),
+            shape=raw.shape,
+            max_message=raw.max_message,
+            accept_fds=raw.accept_fds,
+            accept_regions=raw.accept_regions,
+            accept_flags=raw.accept_flags,
             magic=bytes(ffi.buffer(raw.magic)),
             layout_version=raw.layout_version,
             byte_order=raw.byte_order,
@@ -91,10 +90,21 @@ class Mapping:
         """Write it; only before the first peer sees the segment."""
         raw = ffi.new("struct ipcq_identity *")
         raw.magic = MAGIC
-        for field in ("layout_version", "byte_order", "header_size", "slot_size", "capacity"):
+        for field in (
+            "layout_version",
+            "byte_order",
+            "header_size",
+            "slot_size",
+            "capacity",
+            "segment_size",
+            "creator_pid",
+            "shape",
+            "max_message",
+            "accept_fds",
+            "accept_regions",
+            "accept_flags",
+        ):
             setattr(raw, field, getattr(identity, field))
-        raw.segment_size = identity.segment_size
-        raw.creator_pid = identity.creator_pid
         ffi.memmove(raw.fingerprint, identity.fingerprint, 16)
         for into, text in ((raw.name, identity.name), (raw.record, identity.record)):
             data = text.encode()[: ffi.sizeof(into)]
@@ -123,18 +133,24 @@ class Mapping:
         return sending, receiving
 
 
-def map_segment(fd: int, size: int, *, writable: bool) -> Mapping:
-    """Map a segment with all its pages; raise OSError if memory is short or seals forbid."""
-    mapping = Mapping(size)
-    # One call of C code, as an exception in between would lose an address that nobody holds yet.
-    deque(
-        map(setattr, (mapping,), ("at",), map(lib.ipcq_map, (fd,), (size,), (writable,))), maxlen=0
-    )
-    if mapping.at == ffi.NULL:
-        code, mapping.at = ffi.errno, None
-        if code == errno.EFAULT:  # what MADV_POPULATE says where a touch would be SIGBUS
-            code = errno.ENOMEM
-        raise OSError(code, f"mapping a segment of {size} bytes: {os.strerror(code)}")
+def map_segment(fd: int, size: int, *, writable: bool, mirrored: int = 0) -> Mapping:
+    """Map a segment with all its pages; raise OSError if memory is short or seals forbid.
+
+    Its last `mirrored` bytes appear a second time behind its end.
+    """
+    # Python's own mapping reserves the addresses, and gives them back.  It does so when the last
+    # reference is gone, and has no finalizer: those run in any order for what the garbage
+    # collector finds together, and a generator among them may close an interface in its own.
+    try:
+        addresses = mmap.mmap(-1, size + mirrored, mmap.MAP_PRIVATE, prot=0)
+        mapping = Mapping(ffi.from_buffer(addresses), size)
+        if lib.ipcq_map(mapping.at, fd, size, mirrored, writable) < 0:
+            raise OSError(ffi.errno, "")
+    except OSError as error:
+        # EFAULT is what MADV_POPULATE says where a touch would be SIGBUS.
+        code = errno.ENOMEM if error.errno == errno.EFAULT else error.errno or 0
+        message = f"mapping a segment of {size} bytes: {os.strerror(code)}"
+        raise OSError(code, message) from None
     return mapping
 
 
@@ -144,84 +160,254 @@ def _text(field: Any) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
-def _allocate(kind: str, size: int, *kept: object) -> Any:
+def allocate(kind: str, size: int, *kept: object) -> Any:
     """Return a zeroed struct of the core that keeps alive what it points to."""
-    memory = ffi.new("char[]", size)
-
-    def keep(_: Any, memory: Any = memory, kept: object = kept) -> None:
-        pass
-
-    return ffi.gc(ffi.cast(kind, memory), keep)
+    # Not by ffi.gc(), whose destructors are finalizers: see map_segment.
+    memory = _Memory(size)
+    memory.kept = kept
+    return ffi.from_buffer(kind, memory)
 
 
-class RingSender:
-    """The sending end of a ring: records in, without waiting.
+class _Memory(bytearray):
+    kept: object = None
 
-    `trouble(code)` is called for every result but done and full, and raises.
+
+class Trouble(Protocol):
+    """What an end calls for every result that is neither done nor a matter of waiting."""
+
+    def __call__(self, code: int, message: str = "") -> NoReturn:
+        """Raise; `message` says more about CORRUPT."""
+
+
+class TroubleError(Exception):
+    """Carries a result of the core out of a lock: what is made of it takes other locks."""
+
+    def __init__(self, code: int, *message: str) -> None:
+        super().__init__(code, *message)
+        self.code = code
+
+
+class Lent(NamedTuple):
+    """A piece of the incoming ring, in place."""
+
+    memory: Any  # owned or borrowed by cffi, and kept alive by views of it
+    offset: int
+    size: int  # bytes
+    tag: int
+    flags: int
+
+
+class Place(NamedTuple):
+    """Where a ring is, and what it counts in."""
+
+    capacity: int  # units
+    unit: int  # bytes of one
+    bell: int  # the socket to ring the peer's doorbell on
+    start: int = 0  # the index to begin with
+
+
+def offset_in(memory: Any, at: Any) -> int:
+    """Return where a pointer of the core points, from the beginning of memory."""
+    return int(ffi.cast("uintptr_t", at)) - int(ffi.cast("uintptr_t", memory))
+
+
+class Views:
+    """Views of shared memory that were handed out, and must be gone before it is used again.
+
+    A memoryview can be released, but not the slices and arrays made of it.  They all keep alive
+    the exporter below them, so a weak reference to that tells whether any is left.
     """
 
-    def __init__(
-        self,
-        own: Mapping,
-        peer: Mapping,
-        capacity: int,
-        codec: Codec,
-        bell: int,
-        trouble: Callable[[int], NoReturn],
-        head: int = 0,
-    ) -> None:
-        self.capacity = capacity
-        self._encode = codec.encode
+    def __init__(self) -> None:
+        self._exporters: list[weakref.ref[Any]] = []
+
+    def new(self, memory: Any, offset: int, size: int) -> memoryview:
+        """Return a writable view of a part of memory, which it keeps alive."""
+        exporter = ffi.buffer(memory, offset + size)
+        self._exporters.append(weakref.ref(exporter))
+        return memoryview(exporter).cast("B")[offset:]
+
+    def left(self) -> int:
+        """Return how many views of before still have users."""
+        self._exporters = [each for each in self._exporters if each() is not None]
+        return len(self._exporters)
+
+    def check(self) -> None:
+        """Raise LoanError if there are any."""
+        if count := self.left():
+            raise LoanError(
+                f"{count} views of borrowed or lent memory outlive their block: delete slices and "
+                "arrays made of them first"
+            )
+
+
+class End:
+    """One end of a ring of either shape: the core's struct, who may use it now, and its views.
+
+    While its memory is lent to the application, the ring is parked, and every other use fails: also
+    by a signal handler, while memory is being lent or taken back.  Where the loan or the borrowing
+    itself is gone, an exception (Ctrl-C) has kept its block from beginning or from ending, and it
+    is given back.
+    """
+
+    _look_call: Any
+
+    def __init__(self, place: Place, ring: Any, memory: Mapping, trouble: Trouble) -> None:
+        self.capacity = place.capacity
+        self._last_indices = (place.start, place.start)
         self._trouble = trouble
         self._lock = threading.RLock()
-        self._last_indices = (head, head)
-        self._count = ffi.new("uint64_t *")
-        ring = _allocate("ipcq_sender *", lib.ipcq_sender_size(), own, peer)
-        lib.ipcq_sender_init(ring, own.at, peer.at, capacity, codec.size, bell, head)
         self._ring: Any = ring
+        self._memory: Any = memory.at  # of the slots or frames that it shows in place
+        self._generation = fork_generation()
+        self._parked: Any = None
+        self._borrower: weakref.ref[Any] | None = None
+        self._views = Views()
         renewed_after_fork(self)
+
+    def renew_locks(self) -> None:
+        """In a forked child: forget who held them."""
+        self._lock = threading.RLock()
+
+    def _usable(self) -> Any:
+        """Return the ring if it can be used after all, None if it is closed.
+
+        For when `_ring` is None.  Raises ConcurrentUse or LoanError while memory is lent.
+        """
+        if self._parked is None:
+            return self._ring
+        if fork_generation() != self._generation:
+            raise ForkedUse("this end belongs to the parent process; a child may only close it")
+        if self._borrower is not None:
+            if self._borrower() is not None:
+                raise ConcurrentUse("another loan or borrowing is open at this end")
+            self._forget()
+        self._views.check()
+        if self._parked is not None:  # else a signal handler has done it meanwhile
+            self._ring, self._parked = self._parked, None
+        return self._ring
+
+    def _forget(self) -> None:
+        """Take lent memory back as if nothing had been done with it, once its views are gone."""
+        self._borrower = None
+
+    def _unpark(self, ring: Any) -> None:
+        """Use the ring again, as nothing of it was lent after all."""
+        if self._parked is ring:  # else a signal handler has closed it
+            self._ring, self._parked, self._borrower = ring, None, None
+
+    def view(self, memory: Any, offset: int, size: int) -> memoryview:
+        """Return a writable view of a part of lent memory."""
+        return self._views.new(memory, offset, size)
+
+    def _withdraw(self) -> Any:
+        """Return the ring for the last time."""
+        with self._lock:
+            _look(self, self._look_call)
+            ring = self._parked if self._ring is None else self._ring
+            self._ring = self._parked = self._memory = None
+        return ring
+
+
+class SenderEnd(End):
+    """What the sending ends of both shapes of ring share."""
+
+    _look_call = lib.ipcq_sender_indices
+
+    def __init__(self, own: Mapping, peer: Mapping, place: Place, trouble: Trouble) -> None:
+        ring = allocate("ipcq_sender *", lib.ipcq_sender_size(), own.at, peer.at)
+        lib.ipcq_sender_init(
+            ring, own.at, peer.at, place.capacity, place.unit, place.bell, place.start
+        )
+        super().__init__(place, ring, own, trouble)
 
     def try_push(self, record: Any) -> bool:
         """Publish one record; False if there is no space.  Raises BadRecord."""
-        data = self._encode(record)
-        if type(data) is bytes:
-            with self._lock:
-                ring = self._ring
-                code = CLOSED if ring is None else _push(ring, data)
-        else:
-            # Released, not left to the garbage collector: see try_push_many.
-            with ffi.from_buffer(data) as buffer, self._lock:
-                ring = self._ring
-                code = CLOSED if ring is None else _push(ring, buffer)
-        if not code:
-            return True
-        if code == FULL:
-            return False
-        self._trouble(code)
+        raise NotImplementedError
 
-    def try_push_many(self, records: Any, count: int) -> int:
-        """Publish the first of `count` encoded records, as many as fit; return how many."""
-        # Released before anything is raised: kept in a traceback that is part of a cycle, a buffer
-        # of cffi over a memoryview crashes the garbage collector (cffi 2.1, CPython 3.11).
-        with ffi.from_buffer(records) as data, self._lock:
-            ring = self._ring
-            code = CLOSED if ring is None else _push_many(ring, data, count, self._count)
-            done = int(self._count[0])
-        if not code:
-            return done
-        if code == FULL:
-            return 0
-        self._trouble(code)
+    def parcel(
+        self, record: Any, fds: Iterable[Any] = (), regions: Iterable[Any] = ()
+    ) -> AbstractContextManager[Any]:
+        """Encode a record, to try more than once; raise BadRecord if it cannot be sent."""
+        raise NotImplementedError
 
-    def spin(self, nanoseconds: int) -> bool:
+    def try_send(self, parcel: Any) -> bool | None:
+        """Publish what was encoded; False if there is no space, None if the socket is full."""
+        raise NotImplementedError
+
+    def units(self, parcel: Any) -> int:
+        """Return the space to wait for when there was none for this parcel."""
+        raise NotImplementedError
+
+    def batch(self, records: Iterable[Any]) -> Any:
+        """Encode records, `count` of them; raise BadRecord if one of them cannot be sent."""
+        raise NotImplementedError
+
+    def parcel_in(self, batch: Any, start: int) -> AbstractContextManager[Any] | None:
+        """Return record number `start` of a batch as a parcel if it must be sent by itself."""
+        raise NotImplementedError
+
+    def try_push_many(self, batch: Any, start: int) -> int:
+        """Publish records from number `start` on, as many as fit; return how many.
+
+        The first of them need not be sent by itself.
+        """
+        raise NotImplementedError
+
+    def units_of(self, batch: Any, start: int) -> int:
+        """Return the space to wait for when there was none for the rest of the batch."""
+        raise NotImplementedError
+
+    def lend_space(self, units: int, borrower: object) -> tuple[Any, int, int] | None:
+        """Lend the memory of the next `units`; None if it is not there.
+
+        Returns the segment, the offset in it, and how many of the units are contiguous.
+        Everything else fails until end_loan(), or until `borrower` is gone.
+        """
+        code, lent, reference = CLOSED, None, weakref.ref(borrower)
+        with self._lock:
+            ring = self._ring if self._ring is not None else self._usable()
+            memory = self._memory
+            if ring is not None:
+                self._parked, self._ring, self._borrower = ring, None, reference
+                try:
+                    at, run = ffi.new("char **"), ffi.new("uint64_t *")
+                    code = lib.ipcq_reserve(ring, units, at, run)
+                    lent = None if code else (memory, offset_in(memory, at[0]), int(run[0]))
+                finally:
+                    if lent is None:
+                        self._unpark(ring)
+        if code and code != FULL:
+            self._trouble(code)
+        return lent
+
+    def end_loan(self, commit: Callable[[Any], int] | None) -> None:
+        """Take the memory back, and publish with `commit(ring)` unless that is None.
+
+        Raises LoanError, and publishes nothing, while views of it are left.
+        """
+        code = DONE
+        with self._lock:
+            ring = self._parked
+            try:
+                if commit is not None:
+                    self._views.check()
+                    code = CLOSED if ring is None else commit(ring)
+            finally:
+                self._forget()
+            self._usable()
+        if code:
+            self._trouble(code)
+
+    def spin(self, nanoseconds: int, units: int = 1) -> bool:
         """Look for space for a while."""
         ring = self._ring
-        return ring is None or lib.ipcq_spin_space(ring, nanoseconds) == DONE
+        return ring is None or lib.ipcq_spin_space(ring, units, nanoseconds) == DONE
 
-    def arm(self) -> bool:
+    def arm(self, units: int = 1) -> bool:
         """Ask for a doorbell when there is space; False if there is no need to sleep."""
         ring = self._ring
-        return ring is not None and lib.ipcq_arm_space(ring) == FULL
+        return ring is not None and lib.ipcq_arm_space(ring, units) == FULL
 
     def disarm(self) -> None:
         """Take that back."""
@@ -229,259 +415,59 @@ class RingSender:
         if ring is not None:
             lib.ipcq_disarm_space(ring)
 
-    def renew_locks(self) -> None:
-        """In a forked child: forget who held them."""
-        self._lock = threading.RLock()
-
     def indices(self) -> tuple[int, int]:
-        """Return the records published, and those of them taken by the peer; also once closed."""
-        return _indices(self, lib.ipcq_sender_indices)
+        """Return the units published, and those of them taken by the peer; also once closed."""
+        return _indices(self)
 
     def close(self) -> None:
         """Let go of memory and socket.  A push in progress ends first."""
-        with self._lock:
-            _look(self, lib.ipcq_sender_indices)
-            ring, self._ring = self._ring, None
-            if ring is not None:
-                lib.ipcq_sender_silence(ring)
+        ring = self._withdraw()
+        if ring is not None:
+            lib.ipcq_sender_silence(ring)
 
 
-class _TroubleError(Exception):
-    """Carries a result of the core out of a lock: what is made of it takes other locks."""
+class ReceiverEnd(End):
+    """What the receiving ends of both shapes of ring share."""
 
-    def __init__(self, code: int) -> None:
-        super().__init__(code)
-        self.code = code
+    _look_call = lib.ipcq_receiver_indices
 
+    def __init__(self, own: Mapping, peer: Mapping, place: Place, trouble: Trouble) -> None:
+        ring = allocate("ipcq_receiver *", lib.ipcq_receiver_size(), own.at, peer.at)
+        lib.ipcq_receiver_init(
+            ring, own.at, peer.at, place.capacity, place.unit, place.bell, place.start
+        )
+        super().__init__(place, ring, peer, trouble)
 
-class RingReceiver:
-    """The receiving end of a ring: records out, without waiting.
+    @property
+    def lacking(self) -> bool:
+        """Whether the next message waits for descriptors that are still in the socket."""
+        return False
 
-    A record that the core has copied out is gone from the ring, so from there on no exception
-    between two bytecodes (Ctrl-C) may lose it, and no signal handler that uses this end in
-    between may disturb it.  Hence three places before the caller, served in reverse order:
-
-    - `_buffer`: what the core copied out.  `_delivered` counts what has left it; where that stays
-      behind the core's own count, the next call finds out (AGAIN) and moves the rest to
-    - `_stash`: raw records, which were taken and not handed on; and
-    - `_kept`: decoded records, which were about to be handed on when an exception struck.
-
-    Moves are made of bytecodes between which CPython looks for no signal (it does after calls, at
-    the start of functions and when jumping back), right after a test that nobody else has moved
-    anything meanwhile.
-
-    A record put back wakes nobody: a thread that sleeps already finds it when the next doorbell
-    rings, or after its slice of time.
-    """
-
-    def __init__(
-        self,
-        own: Mapping,
-        peer: Mapping,
-        capacity: int,
-        codec: Codec,
-        bell: int,
-        trouble: Callable[[int], NoReturn],
-        tail: int = 0,
-    ) -> None:
-        self.capacity = capacity
-        self._codec = codec
-        self._size = codec.size
-        self._decode = codec.decode
-        self._trouble = trouble
-        self._lock = threading.RLock()
-        self._last_indices = (tail, tail)
-        self._count = ffi.new("uint64_t *")
-        self._delivered = tail
-        self._stash = b""
-        self._kept: list[Any] = []
-        self._new_buffer(1)
-        ring = _allocate("ipcq_receiver *", lib.ipcq_receiver_size(), own, peer)
-        lib.ipcq_receiver_init(ring, own.at, peer.at, capacity, codec.size, bell, tail)
-        self._ring: Any = ring
-        renewed_after_fork(self)
-
-    def _new_buffer(self, records: int) -> None:
-        buffer = ffi.new("char[]", records * self._size)
-        view = memoryview(ffi.buffer(buffer)).cast("B")
-        one = view[: self._size]
-        self._buffer, self._view, self._one, self._room = buffer, view, one, records
+    def prepare(self, limit: int) -> None:
+        """Do what can be done for the next `limit` records without taking them."""
 
     def try_pop(self) -> Any:
         """Take one record; None if there is none."""
-        record = None
-        try:
-            with self._lock:
-                record = self._next()
-        except _TroubleError as trouble:
-            code = trouble.code
-        except BaseException:
-            if record is not None:  # it struck while the lock was released
-                self._keep([record])
-            raise
-        else:
-            return record
-        self._trouble(code)
-
-    def _keep(self, records: list[Any]) -> None:
-        with self._lock:
-            self._kept = records + self._kept
-
-    def _next(self) -> Any:  # noqa: C901 (three places, one loop)
-        """Take one record under the lock: it is taken exactly if this returns."""
-        while True:
-            if self._kept:
-                record = self._kept[0]
-                del self._kept[0]
-                return record
-            if self._stash:
-                stash = self._stash
-                record = self._decode_stashed(stash)
-                if self._stash is stash:
-                    self._stash = stash[self._size :]
-                    return record
-                continue
-            ring, before = self._ring, self._delivered
-            if ring is None:
-                raise _TroubleError(CLOSED)
-            code = _pop(ring, self._buffer, 1, before, self._count)
-            if code == EMPTY:
-                return None
-            if code:
-                self._recover(code, before)
-                continue
-            try:
-                record = self._decode(self._one)
-            except Exception:
-                # What fails again will never give anything but its error; else it was not its
-                # fault, but that of a signal handler.
-                if self._fails(self._one) and self._delivered == before:
-                    self._delivered = (before + 1) & _U64
-                raise
-            if self._delivered == before:
-                self._delivered = (before + 1) & _U64
-                return record
-
-    def _decode_stashed(self, stash: bytes) -> Any:
-        first = stash[: self._size]
-        try:
-            return self._decode(first)
-        except Exception:
-            if self._fails(first) and self._stash is stash:
-                self._stash = stash[self._size :]
-            raise
-
-    def _fails(self, data: bytes | memoryview) -> bool:
-        """Whether a record cannot be decoded."""
-        try:
-            self._decode(data)
-        except Exception:  # noqa: BLE001 (whatever a user's class may raise)
-            return True
-        return False
-
-    def _recover(self, code: int, before: int) -> None:
-        """Stash what the core has copied out and nobody was given; any other code is trouble."""
-        if code != _AGAIN:
-            raise _TroubleError(code)
-        count = int(self._count[0])
-        data = bytes(self._view[: count * self._size])
-        if self._delivered == before:
-            self._stash, self._delivered = self._stash + data, (before + count) & _U64
+        raise NotImplementedError
 
     def try_pop_many(self, limit: int) -> Any:
         """Take up to `limit` records and no more than a ringful; None if there are none."""
-        limit = min(limit, self.capacity)
-        size = self._size
-        kept: list[Any] = []
-        data = bytearray()  # what to put back if an exception strikes
-        try:
-            with self._lock:
-                if self._kept:
-                    kept, self._kept = self._kept[:limit], self._kept[limit:]
-                else:
-                    self._collect(data, limit)
-            if kept:
-                return self._as_batch(kept)
-            if not data:
-                return None
-            try:
-                return self._codec.decode_many(data, len(data) // size)
-            except Exception:
-                good = self._good(data)
-                if good == len(data):  # no record's fault
-                    raise
-                if good == 0:  # only the first is lost: there is nothing else to say of it
-                    data = data[size:]
-                    raise
-                with self._lock:
-                    self._stash, data = bytes(data[good:]) + self._stash, data[:good]
-                return self._codec.decode_many(data, good // size)
-        except _TroubleError as trouble:
-            code = trouble.code
-        except BaseException:
-            self._keep(kept)
-            with self._lock:
-                self._stash = bytes(data) + self._stash
-            raise
-        self._trouble(code)
+        raise NotImplementedError
 
-    def _as_batch(self, records: list[Any]) -> Any:
-        """Return decoded records in the form of a batch."""
-        if isinstance(self._codec.decode_many(b"", 0), list):
-            return records
-        buffer, count = self._codec.encode_many(records)
-        return self._codec.decode_many(buffer, count)
+    def holds(self) -> bool:
+        """Whether records wait in this process already."""
+        raise NotImplementedError
 
-    def _collect(self, data: bytearray, limit: int) -> None:
-        """Append the bytes of up to `limit` records to `data`, which owns them from then on."""
-        if self._ring is None:
-            raise _TroubleError(CLOSED)
-        self._make_room(limit)
-        size = self._size
-        while len(data) < limit * size:
-            missing = limit * size - len(data)
-            before = self._delivered  # ahead of the look at the stash, which it covers
-            if self._stash:
-                stash = self._stash
-                taken, rest = stash[:missing], stash[missing:]
-                data += taken
-                self._stash = rest
-                continue
-            ring, wanted = self._ring, min(missing // size, self._room)
-            if ring is None:
-                return
-            code = _pop(ring, self._buffer, wanted, before, self._count)
-            if code == EMPTY or (code and code != _AGAIN and data):
-                return  # trouble will still be there when these are gone
-            if code:
-                self._recover(code, before)
-                continue
-            count = int(self._count[0])
-            got = self._view[: count * size]
-            if self._delivered != before:
-                continue
-            data += got
-            self._delivered = (before + count) & _U64
-            if count < wanted:
-                return
+    def lend_records(self, limit: int, borrower: object) -> list[Lent] | None:
+        """Lend up to `limit` of what waits; None if nothing does.
 
-    def _make_room(self, limit: int) -> None:
-        """Enlarge the buffer for batches, once; idle ends do not pay for it."""
-        wanted = min(limit, self.capacity, max(1, _BATCH_BYTES // self._size))
-        if wanted <= self._room or self._ring is None:
-            return
-        before = self._delivered
-        code = _pop(self._ring, self._buffer, 0, before, self._count)
-        if code == _AGAIN:
-            self._recover(code, before)
-        self._new_buffer(wanted)
+        Everything else fails until end_borrowing(), or until `borrower` is gone.
+        """
+        raise NotImplementedError
 
-    def _good(self, data: bytearray) -> int:
-        """Return how many bytes of records stand before the first that cannot be decoded."""
-        at = 0
-        while at < len(data) and not self._fails(bytes(data[at : at + self._size])):
-            at += self._size
-        return at
+    def end_borrowing(self, *, take: bool) -> None:
+        """Take the memory back, and free what was lent if it is to be taken."""
+        raise NotImplementedError
 
     def spin(self, nanoseconds: int) -> bool:
         """Look for records for a while."""
@@ -491,11 +477,10 @@ class RingReceiver:
     def arm(self) -> bool:
         """Ask for a doorbell when there is a record; False if there is no need to sleep."""
         ring = self._ring
-        if ring is None or self._kept or self._stash:
+        if ring is None or self.holds():
             return False
-        if lib.ipcq_undelivered(ring, self._delivered):
-            return False
-        return bool(lib.ipcq_arm_records(ring) == EMPTY)
+        # What it lacks comes through the socket, too.
+        return bool(lib.ipcq_arm_records(ring) == EMPTY) or self.lacking
 
     def disarm(self) -> None:
         """Take that back."""
@@ -503,36 +488,33 @@ class RingReceiver:
         if ring is not None:
             lib.ipcq_disarm_records(ring)
 
-    def renew_locks(self) -> None:
-        """In a forked child: forget who held them."""
-        self._lock = threading.RLock()
-
     def indices(self) -> tuple[int, int]:
-        """Return the records published by the peer, and those taken; also once closed."""
-        return _indices(self, lib.ipcq_receiver_indices)
+        """Return the units published by the peer, and those taken; also once closed."""
+        return _indices(self)
 
     def close(self) -> None:
         """Let go of memory and socket.  A pop in progress ends first."""
-        with self._lock:
-            _look(self, lib.ipcq_receiver_indices)
-            ring, self._ring = self._ring, None
-            if ring is not None:
-                lib.ipcq_receiver_silence(ring)
+        ring = self._withdraw()
+        if ring is not None:
+            lib.ipcq_receiver_silence(ring)
+
+    def discard(self) -> None:
+        """Close the descriptors of messages that nobody will take; takes no lock."""
 
 
-def _indices(end: RingSender | RingReceiver, call: Any) -> tuple[int, int]:
+def _indices(end: End) -> tuple[int, int]:
     """Return (head, tail); once closed, as they were then, so that one can still tell."""
     with end._lock:  # noqa: SLF001 (one module, two ends)
-        code = _look(end, call)
+        code = _look(end, end._look_call)  # noqa: SLF001
     if code == FORKED:
         end._trouble(code)  # noqa: SLF001
     # An impossible index was not taken over; that it came, the next push or pop says.
     return end._last_indices  # noqa: SLF001
 
 
-def _look(end: RingSender | RingReceiver, call: Any) -> int:
+def _look(end: End, call: Any) -> int:
     """Note the indices as they are, unless the end is closed; return the core's result."""
-    ring = end._ring  # noqa: SLF001
+    ring = end._parked if end._ring is None else end._ring  # noqa: SLF001
     if ring is None:
         return DONE
     head, tail = ffi.new("uint64_t *"), ffi.new("uint64_t *")

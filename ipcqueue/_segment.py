@@ -15,10 +15,13 @@ from fdpass import Fd, Memfd, MemfdRefused, NotReserved, Seal, WrongSize
 
 from ._errors import SealsRefused, SizeRefused
 from ._handshake import HEADER_SIZE, Identity
-from ._ring import MAX_SLOT_SIZE, Mapping, map_segment
+from ._message import Limits
+from ._ring import FRAMES, MAX_SLOT_SIZE, Mapping, map_segment
 
 if TYPE_CHECKING:
-    from ._record import Codec
+    from collections.abc import Callable
+
+    from ._record import AnyCodec
 
 # Nobody can change the size, write by a new mapping, or add seals of his own.
 SEALS = Seal.SHRINK | Seal.GROW | Seal.FUTURE_WRITE | Seal.SEAL
@@ -39,17 +42,22 @@ class Segment:
         self.mapping = Mapping()
 
 
-def rounded_capacity(capacity: int) -> int:
-    """Return the power of two that is at least `capacity`, which is at least 1."""
+def rounded_capacity(capacity: int, least: int = 1) -> int:
+    """Return the power of two that is at least `capacity`, which is at least 1, and `least`."""
     if isinstance(capacity, bool) or not isinstance(capacity, int):
-        raise TypeError(f"capacity is a number of records (int), not {capacity!r}")
+        raise TypeError(f"capacity is a number of records, or of bytes (int), not {capacity!r}")
     if capacity < 1:
-        raise ValueError(f"capacity is at least 1 record, not {capacity}")
-    return 1 << (capacity - 1).bit_length()
+        raise ValueError(f"capacity is at least 1, not {capacity}")
+    return 1 << (max(capacity, least) - 1).bit_length()
 
 
-def create(codec: Codec, capacity: int, name: str) -> Segment:
-    """Make this side's segment with room for `capacity` records (0: it sends nothing).
+def create(
+    codec: AnyCodec,
+    capacity: int,
+    name: str,
+    limits: Limits = Limits(),  # noqa: B008 (frozen)
+) -> Segment:
+    """Make this side's segment with room for `capacity` records, or bytes (0: it sends nothing).
 
     Raises ValueError for a name or a record that is too long, OSError when memory is short.
     """
@@ -66,10 +74,16 @@ def create(codec: Codec, capacity: int, name: str) -> Segment:
         creator_pid=os.getpid(),
         name=name,
         record=codec.layout.description,
+        shape=codec.shape,
+        max_message=limits.max_message,
+        accept_fds=limits.fds,
+        accept_regions=limits.regions,
+        accept_flags=limits.shared + 2 * limits.sockets,
     )
     memfd = Memfd.create("memenpsf", size)
     try:
-        mapping = map_segment(memfd.fileno(), size, writable=True)
+        mirrored = capacity if codec.shape == FRAMES else 0
+        mapping = map_segment(memfd.fileno(), size, writable=True, mirrored=mirrored)
         mapping.write_identity(identity)
         memfd.seal(SEALS)
     except BaseException:
@@ -78,11 +92,24 @@ def create(codec: Codec, capacity: int, name: str) -> Segment:
     return Segment(memfd, mapping, identity)
 
 
-def adopt(fd: Fd, max_segment: int) -> Segment:
-    """Take the peer's segment, and close it unless it is safe to map.
+def limits_of(identity: Identity) -> Limits:
+    """Return what the owner of a segment accepts."""
+    return Limits(
+        max_message=identity.max_message,
+        fds=identity.accept_fds,
+        regions=identity.accept_regions,
+        shared=bool(identity.accept_flags & 1),
+        sockets=bool(identity.accept_flags & 2),
+    )
 
-    Raises SealsRefused or SizeRefused; OSError when memory is short.  What its identity says
-    is for `_handshake.check` to judge.
+
+def adopt(
+    fd: Fd, max_segment: int, judge: Callable[[Identity, int], None] = lambda *_: None
+) -> Segment:
+    """Take the peer's segment, and close it unless it is safe to map and `judge` agrees.
+
+    judge(identity, size of the file) raises if not.  Raises SealsRefused or SizeRefused, too;
+    OSError when memory is short.
     """
     try:
         memfd = Memfd.adopt(fd, max_size=max_segment, seals=SEALS)
@@ -97,8 +124,10 @@ def adopt(fd: Fd, max_segment: int) -> Segment:
             raise SizeRefused(
                 f"the peer's segment has {memfd.size} bytes, less than its header of {HEADER_SIZE}"
             )
-        mapping = map_segment(memfd.fileno(), memfd.size, writable=False)
-        identity = mapping.read_identity()
+        identity = map_segment(memfd.fileno(), HEADER_SIZE, writable=False).read_identity()
+        judge(identity, memfd.size)
+        mirrored = identity.capacity if identity.shape == FRAMES else 0
+        mapping = map_segment(memfd.fileno(), memfd.size, writable=False, mirrored=mirrored)
     except BaseException:
         memfd.close()
         raise

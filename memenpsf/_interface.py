@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable, Iterator
 
-    from ipcqueue import Endpoint
+    from ipcqueue import Borrowing, Endpoint, Fd, Loan, MemoryRegion, Received
 
 BOTH_WAYS = Role(sends=True, receives=True)
 ROLES = ("client", "server")
@@ -55,7 +55,7 @@ class Interface(Connection):
         record: Any,
         *,
         name: str = "",
-        capacity: int = 1024,
+        capacity: int | None = None,
         role: str = "client",
         timeout: float | None = 5.0,
         **options: Any,
@@ -80,14 +80,26 @@ class Interface(Connection):
         self._try_push = endpoint.sender.try_push
         self._try_pop = endpoint.receiver.try_pop
 
-    def xmit(self, record: Any, timeout: float | None = None) -> None:
+    def xmit(
+        self,
+        record: Any,
+        timeout: float | None = None,
+        *,
+        fds: Iterable[int | Fd] = (),
+        regions: Iterable[MemoryRegion] = (),
+    ) -> None:
         """Publish one record: it is then the peer's, even if this process dies.
 
-        Waits for space for `timeout` seconds (None: for ever; 0: not at all).  Raises BadRecord,
-        Full (no space in time; not sent), EndOfStream or PeerDied (nobody is left to take it),
-        CorruptPeer, Refused, Closed, ForkedUse.
+        Waits for space for `timeout` seconds (None: for ever; 0: not at all).  With messages of
+        any length, descriptors and memory regions can go along; they are borrowed, and may be
+        closed afterwards.
+
+        Raises BadRecord (TooLarge, Unaccepted), Full (no space in time; not sent), EndOfStream
+        or PeerDied (nobody is left to take it), CorruptPeer, Refused, Closed, ForkedUse.
         """
-        if not self._try_push(record):
+        if fds or regions:
+            self._threads.push(record, timeout, fds, regions)
+        elif not self._try_push(record):
             self._threads.push(record, timeout)
 
     def await_space(self) -> None:
@@ -121,6 +133,27 @@ class Interface(Connection):
         recv does.
         """
         return self._threads.pop_many(limit, timeout)
+
+    def recv_message(self, timeout: float | None = None) -> Received | None:
+        """Return the next message with the descriptors and regions that came with it.
+
+        The caller owns those.  None if none came in time; raises as recv does.
+        """
+        return self._threads.receive(timeout)
+
+    def loan(
+        self, size: int, *, timeout: float | None = None, tag: int = 0, flags: int = 0
+    ) -> Loan:
+        """Return memory of the ring to fill in a with block, which publishes it; see Loan.
+
+        `size` is in bytes for messages, else in records.  Raises TooLarge, BadRecord; on entry
+        Full, and what xmit raises.
+        """
+        return self._threads.loan(size, timeout, tag, flags)
+
+    def borrow(self, limit: int | None = None, *, timeout: float | None = None) -> Borrowing:
+        """Return what waits, to read in place in a with block, which takes it; see Borrowing."""
+        return self._threads.borrow(limit, timeout)
 
     def __iter__(self) -> Iterator[Any]:
         """Yield records until the peer ends the stream; PeerDied and the like are raised."""
@@ -170,8 +203,10 @@ def connect(
     return Interface(sock, record, timeout=timeout, **options)
 
 
-def pair(record: Any, *, capacity: int = 1024) -> tuple[Interface, Interface]:
+def pair(
+    record: Any, *, capacity: int | None = None, **options: Any
+) -> tuple[Interface, Interface]:
     """Return the two sides of a connection, in one process: for tests, and between threads."""
-    terms = Terms(record, BOTH_WAYS, capacity=capacity)
+    terms = Terms(record, BOTH_WAYS, capacity=capacity, **options)
     first, second = open_pair(terms, terms)
     return Interface.of(first), Interface.of(second)

@@ -51,9 +51,10 @@ from ._loop import Ended
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable, Iterator
+    from types import TracebackType
 
-    from ipcqueue import Credentials, Statistics
+    from ipcqueue import Credentials, Fd, MemoryRegion, Received, Statistics
 
 T = TypeVar("T")
 
@@ -104,7 +105,7 @@ class Interface(trio.abc.Channel[Any]):
         record: Any,
         *,
         name: str = "",
-        capacity: int = 1024,
+        capacity: int | None = None,
         role: str = "client",
         timeout: float | None = 5.0,
         **options: Any,
@@ -210,19 +211,63 @@ class Interface(trio.abc.Channel[Any]):
         return self._endpoint
 
     @enable_ki_protection
-    async def xmit(self, record: Any, timeout: float | None = None) -> None:
+    async def xmit(
+        self,
+        record: Any,
+        timeout: float | None = None,
+        *,
+        fds: Iterable[int | Fd] = (),
+        regions: Iterable[MemoryRegion] = (),
+    ) -> None:
         """Publish one record: it is then the peer's, even if this process dies.
 
-        If it raises, it was not sent.  Raises BadRecord, Full (no space in time), EndOfStream or
-        PeerDied (nobody is left to take it), CorruptPeer, Refused, Closed, ForkedUse.
+        If it raises, it was not sent.  With messages of any length, descriptors and memory
+        regions can go along; they are borrowed, and may be closed afterwards.
+
+        Raises BadRecord (TooLarge, Unaccepted), Full (no space in time), EndOfStream or PeerDied
+        (nobody is left to take it), CorruptPeer, Refused, Closed, ForkedUse.
         """
+        deadline_of(timeout)
         endpoint = self._endpoint or await self._opened()
+        sender = endpoint.sending()
+        until = trio.current_time() + (math.inf if timeout is None else timeout)
+        with sender.parcel(record, fds, regions) as parcel:
+            if not await self._send(endpoint, parcel, until):
+                raise Full(f"no space for a record within {timeout} s")
+
+    async def _send(self, endpoint: Endpoint, parcel: Any, until: float) -> bool:
+        sender = endpoint.sending()
+        stuck = False
 
         def attempt() -> bool | None:
-            return endpoint.try_push(record) or None
+            nonlocal stuck
+            sent = sender.try_send(parcel)
+            stuck = sent is None
+            return sent is not False or None
 
-        if not await self._until(attempt, Event.SPACE, timeout):
-            raise Full(f"no space for a record within {timeout} s")
+        while True:
+            left = None if until == math.inf else max(0.0, until - trio.current_time())
+            done = await self._until(attempt, Event.SPACE, left, lambda: sender.units(parcel))
+            if not stuck:
+                return bool(done)
+            if trio.current_time() >= until:
+                return False
+            await self._await_room(endpoint, until)
+
+    async def _await_room(self, endpoint: Endpoint, until: float) -> None:
+        """Wait for a while until the socket takes more; and read it meanwhile.
+
+        In slices, as the peer may be waiting in the same way.  Raises Closed.
+        """
+        try:
+            async with self._writing:
+                with trio.move_on_at(min(until, trio.current_time() + _SLICE)):
+                    await wait_writable(endpoint.fileno())
+                endpoint.turn()
+        except QueueError as error:
+            raise _translated(error) from None
+        except trio.ClosedResourceError:
+            raise Closed("this side has closed the connection") from None
 
     @enable_ki_protection
     def xmit_nowait(self, record: Any) -> None:
@@ -246,22 +291,30 @@ class Interface(trio.abc.Channel[Any]):
         that Full is not raised.  When it is cancelled, the first records may have been sent:
         indices() tells.
         """
-        endpoint = self._endpoint or await self._opened()
-        buffer, count = endpoint.codec.encode_many(records)
-        data, size = memoryview(buffer).cast("B"), endpoint.codec.size
         deadline_of(timeout)
+        endpoint = self._endpoint or await self._opened()
+        sender = endpoint.sending()
+        batch = sender.batch(records)
         until = trio.current_time() + (math.inf if timeout is None else timeout)
         done = 0
 
         def attempt() -> int | None:
-            return endpoint.try_push_many(data[done * size :], count - done) or None
+            return sender.try_push_many(batch, done) or None
 
-        if count == 0:
+        def units() -> int:
+            return sender.units_of(batch, done)
+
+        if batch.count == 0:
             await checkpoint()
-        while done < count:
-            left = None if timeout is None else max(0.0, until - trio.current_time())
-            pushed = await self._until(attempt, Event.SPACE, left)
-            if pushed is None:
+        while done < batch.count:
+            alone = sender.parcel_in(batch, done)
+            if alone is None:
+                left = None if timeout is None else max(0.0, until - trio.current_time())
+                pushed = await self._until(attempt, Event.SPACE, left, units)
+            else:
+                with alone as parcel:
+                    pushed = await self._send(endpoint, parcel, until)
+            if not pushed:
                 break
             done += pushed
         return done
@@ -302,6 +355,28 @@ class Interface(trio.abc.Channel[Any]):
         return endpoint.codec.decode_many(b"", 0) if records is None else records
 
     @enable_ki_protection
+    async def recv_message(self, timeout: float | None = None) -> Received | None:
+        """Return the next message with the descriptors and regions that came with it.
+
+        The caller owns those.  None if none came in time; raises as recv does.
+        """
+        endpoint = self._endpoint or await self._opened()
+        return await self._until(endpoint.try_receive, Event.RECORDS, timeout)
+
+    def loan(
+        self, size: int, *, timeout: float | None = None, tag: int = 0, flags: int = 0
+    ) -> AsyncLoan:
+        """Return memory of the ring to fill in an async with block; see ipcqueue.Loan.
+
+        The connection must be open: connect() and a listener see to that, or do_handshake().
+        """
+        return AsyncLoan(self, size, timeout, tag, flags)
+
+    def borrow(self, limit: int | None = None, *, timeout: float | None = None) -> AsyncBorrowing:
+        """Return what waits, to read in place in an async with block; see ipcqueue.Borrowing."""
+        return AsyncBorrowing(self, limit, timeout)
+
+    @enable_ki_protection
     async def send_ctrl_msg(self, message: bytes, timeout: float | None = None) -> None:
         """Send two bytes to the peer's application, the first from 128 to 255.
 
@@ -315,7 +390,7 @@ class Interface(trio.abc.Channel[Any]):
             sent = endpoint.try_send_message(message)
             with trio.move_on_after(math.inf if timeout is None else timeout):
                 while not sent:
-                    await self._await_room(endpoint)
+                    await self._await_room(endpoint, math.inf)
                     sent = endpoint.try_send_message(message)
             if sent:
                 await cancel_shielded_checkpoint()
@@ -325,16 +400,6 @@ class Interface(trio.abc.Channel[Any]):
         except trio.ClosedResourceError:
             raise Closed("this side has closed the connection") from None
         raise Full(f"no room for a control message within {timeout} s")
-
-    async def _await_room(self, endpoint: Endpoint) -> None:
-        """Wait for a while until the socket takes more; and read it meanwhile.
-
-        In slices, as the peer may be waiting in the same way.
-        """
-        async with self._writing:
-            with trio.move_on_after(_SLICE):
-                await wait_writable(endpoint.fileno())
-            endpoint.turn()
 
     @enable_ki_protection
     async def recv_ctrl_msg(self, timeout: float | None = 0) -> bytes | None:
@@ -355,11 +420,15 @@ class Interface(trio.abc.Channel[Any]):
 
     @enable_ki_protection
     async def _until(
-        self, attempt: Callable[[], T | None], event: Event, timeout: float | None
+        self,
+        attempt: Callable[[], T | None],
+        event: Event,
+        timeout: float | None,
+        units: Callable[[], int] = lambda: 1,
     ) -> T | None:
         """Call `attempt` until it gives something, sleeping for `event` in between.
 
-        Nothing is taken before a point at which this can be cancelled.
+        For SPACE, `units` says how much of it there must be.  Nothing is taken before a point at which this can be cancelled.
         """
         deadline_of(timeout)
         await checkpoint_if_cancelled()
@@ -374,7 +443,7 @@ class Interface(trio.abc.Channel[Any]):
                 return result
             with trio.move_on_after(math.inf if timeout is None else timeout):
                 while True:
-                    await self._sleep(endpoint, event)
+                    await self._sleep(endpoint, event, units())
                     if (result := attempt()) is not None:
                         return result
             endpoint.turn()  # a short timeout may have left no time to read
@@ -382,11 +451,11 @@ class Interface(trio.abc.Channel[Any]):
         except QueueError as error:
             raise _translated(error) from None
 
-    async def _sleep(self, endpoint: Endpoint, event: Event) -> None:
+    async def _sleep(self, endpoint: Endpoint, event: Event, units: int) -> None:
         """Sleep until `event` may have come; a checkpoint in any case."""
         endpoint.waiting[event] += 1
         try:
-            if not endpoint.announce(event):
+            if not endpoint.announce(event, units):
                 await checkpoint()
             elif endpoint.reading:
                 await self._followers.park()
@@ -433,6 +502,68 @@ class Interface(trio.abc.Channel[Any]):
 
     def __repr__(self) -> str:
         return f"<memenpsf.trio.Interface {self.name!r}: {self._endpoint or 'no handshake yet'}>"
+
+
+class AsyncLoan:
+    """An ipcqueue.Loan for an async with block."""
+
+    def __init__(
+        self, interface: Interface, size: int, timeout: float | None, tag: int, flags: int
+    ) -> None:
+        self._interface = interface
+        self._timeout = timeout
+        self._loan = ipcqueue.Loan(interface._open_endpoint(), size, tag, flags)  # noqa: SLF001 (one module)
+
+    async def __aenter__(self) -> ipcqueue.Loan:
+        loan = self._loan
+        opened = await self._interface._until(  # noqa: SLF001
+            loan.try_open, Event.SPACE, self._timeout, lambda: loan.units
+        )
+        if opened is None:
+            raise Full(f"no space for a loan within {self._timeout} s")
+        return loan
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        with _translating():
+            self._loan.__exit__(kind, error, traceback)
+
+
+class AsyncBorrowing:
+    """An ipcqueue.Borrowing for an async with block."""
+
+    def __init__(self, interface: Interface, limit: int | None, timeout: float | None) -> None:
+        self._interface = interface
+        self._timeout = timeout
+        self._borrowing = ipcqueue.Borrowing(interface._open_endpoint(), limit)  # noqa: SLF001 (one module)
+
+    async def __aenter__(self) -> ipcqueue.Borrowing:
+        endpoint, borrowing = self._interface._open_endpoint(), self._borrowing  # noqa: SLF001
+        await self._interface._until(  # noqa: SLF001
+            lambda: endpoint.or_end(borrowing.try_open), Event.RECORDS, self._timeout
+        )
+        return borrowing
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        with _translating():
+            self._borrowing.__exit__(kind, error, traceback)
+
+
+@contextlib.contextmanager
+def _translating() -> Iterator[None]:
+    try:
+        yield
+    except QueueError as error:
+        raise _translated(error) from None
 
 
 # How long a task that waits for room to send looks away from what there is to read; in seconds.

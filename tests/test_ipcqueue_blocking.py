@@ -17,7 +17,7 @@ from typing import ClassVar
 
 import pytest
 from test_ipcqueue_endpoint import Peer, descriptors, turns
-from test_ipcqueue_ring import at_every_place, interrupt
+from test_ipcqueue_ring import at_every_place, interrupt, push_packed
 
 import fdpass
 from ipcqueue import (
@@ -341,7 +341,7 @@ class TestBatches:
 
     def test_the_ring_of_the_peer_bounds_what_is_taken(self, in_thread):
         small, large = open_pair(Terms(SPEC, BOTH, capacity=1), Terms(SPEC, BOTH, capacity=64))
-        assert large.try_push_many(bytes(400), 50) == 50
+        assert push_packed(large.sending(), bytes(400), 50) == 50
         assert len(Threads(small).pop_many(None, 0)) == 50
         small.close()
         large.close()
@@ -769,12 +769,12 @@ class TestInterruptsAnywhere:
             prepare.last = next(total)
             looked = []
 
-            def announce(event):
+            def announce(event, units=1):
                 if not looked:
                     looked.append(event)
                     peer.poke(4096 + 8 * ((prepare.last - 1) % 4), prepare.last)
                     peer.poke(HEAD, prepare.last)
-                return real(event)
+                return real(event, units)
 
             monkeypatch.setattr(endpoint, "announce", announce)
             if ended and prepare.last == 1:
@@ -1028,7 +1028,7 @@ class TestClosedAnywhere:
             if isinstance(result, QueueError):
                 assert isinstance(result, self.OUTCOMES[state])
             peer.close()
-            assert len(peer.endpoint.statistics()) == 8
+            assert len(peer.endpoint.statistics()) == 9
             with pytest.raises(Closed):
                 side.pop(0)
             at_hand.clear()

@@ -10,11 +10,12 @@ import socket
 import struct
 import subprocess
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
 from ipcqueue._core import ffi, lib
-from test_ipcqueue_ring import Interrupt, at_every_place, interrupt
+from test_ipcqueue_ring import Interrupt, at_every_place, interrupt, push_packed
 
 import fdpass
 from ipcqueue import (
@@ -178,7 +179,7 @@ class TestRecords:
         for n in range(10):
             for sends, receives in itertools.permutations(two_way):
                 assert sends.try_push((n,))
-                assert sends.try_push_many(struct.pack("<2Q", n + 1, n + 2), 2) == 2
+                assert push_packed(sends.sending(), struct.pack("<2Q", n + 1, n + 2), 2) == 2
                 assert receives.try_pop() == (n,)
                 assert receives.try_pop_many(9) == [(n + 1,), (n + 2,)]
                 assert receives.try_pop() is None
@@ -186,8 +187,8 @@ class TestRecords:
     def test_each_side_has_the_capacity_it_chose(self):
         first, second = open_pair(Terms(SPEC, BOTH, capacity=2), Terms(SPEC, BOTH, capacity=5))
         assert (first.capacity, second.capacity) == (2, 8)
-        assert first.try_push_many(bytes(80), 10) == 2
-        assert second.try_push_many(bytes(80), 10) == 8
+        assert push_packed(first.sending(), bytes(80), 10) == 2
+        assert push_packed(second.sending(), bytes(80), 10) == 8
         first.close()
         second.close()
 
@@ -196,7 +197,10 @@ class TestRecords:
         for call in (sender.try_pop, lambda: sender.try_pop_many(1)):
             with pytest.raises(TypeError, match="only sends"):
                 call()
-        for call in (lambda: receiver.try_push((1,)), lambda: receiver.try_push_many(b"", 0)):
+        for call in (
+            lambda: receiver.try_push((1,)),
+            lambda: push_packed(receiver.sending(), b"", 0),
+        ):
             with pytest.raises(TypeError, match="only receives"):
                 call()
 
@@ -344,7 +348,7 @@ class TestCorruptPeer:
             endpoint.try_pop,
             lambda: endpoint.try_pop_many(2),
             lambda: endpoint.try_push((1,)),
-            lambda: endpoint.try_push_many(bytes(8), 1),
+            lambda: push_packed(endpoint.sending(), bytes(8), 1),
             lambda: endpoint.try_send_message(b"\x80\x00"),
             endpoint.try_take_message,
         )
@@ -376,9 +380,9 @@ class TestCorruptPeer:
     @pytest.mark.parametrize("tail", [5, (1 << 64) - 1])
     @pytest.mark.parametrize("batch", [False, True])
     def test_a_tail_beyond_what_was_sent(self, peer, tail, batch):
-        assert peer.endpoint.try_push_many(bytes(32), 4) == 4
+        assert push_packed(peer.endpoint.sending(), bytes(32), 4) == 4
         peer.poke(TAIL, tail)
-        push = peer.endpoint.try_push_many if batch else peer.endpoint.try_push
+        push = partial(push_packed, peer.endpoint.sending()) if batch else peer.endpoint.try_push
         with pytest.raises(CorruptPeer, match="index"):
             push(*((bytes(8), 1) if batch else ((1,),)))
         self.over(peer)
@@ -466,7 +470,7 @@ class TestCorruptPeer:
         peer.poke(TAIL, 99)
         peer.endpoint.close()
         assert peer.endpoint.closed
-        assert peer.endpoint.statistics() == (0,) * 8
+        assert peer.endpoint.statistics() == (0,) * 9
 
     def test_looking_for_the_end_takes_a_whole_flood_of_doorbells_but_not_for_ever(self, peer):
         peer.say(b"\x01\x00" * 5000)
@@ -601,7 +605,7 @@ class TestPeersEnd:
         assert getattr(endpoint, verb)(*arguments) in ((1,), [(1,)])
         raises_for_good(EndOfStream, endpoint.try_pop)
 
-    def test_the_end_is_read_only_once(self, two_way):
+    def test_the_end_isread_only_once(self, two_way):
         first, second = two_way
         first.close()
         turns(second)
@@ -613,9 +617,9 @@ class TestPeersEnd:
 class TestStatistics:
     def test_they_count_what_happened(self, two_way):
         first, second = two_way
-        assert first.statistics() == (0,) * 8
+        assert first.statistics() == (0,) * 9
         assert second.announce(Event.RECORDS)  # to sleep
-        assert first.try_push_many(bytes(48), 6) == 4
+        assert push_packed(first.sending(), bytes(48), 6) == 4
         assert not first.try_push((1,))
         second.try_pop()
         assert first.statistics()._asdict() == {
@@ -626,6 +630,7 @@ class TestStatistics:
             "doorbells": 1,
             "waits": 0,
             "full": 1,
+            "dropped": 0,
             "rescues": 0,
         }
         assert second.statistics()._asdict() == {
@@ -636,6 +641,7 @@ class TestStatistics:
             "doorbells": 0,
             "waits": 1,
             "full": 0,
+            "dropped": 0,
             "rescues": 0,
         }
 
@@ -775,7 +781,7 @@ class TestArm:
 
     def test_for_both_at_once_the_first_of_them_rings(self, two_way):
         first, second = two_way
-        first.try_push_many(bytes(32), 4)
+        push_packed(first.sending(), bytes(32), 4)
         assert first.arm(records=True, space=True)
         second.try_pop()
         assert self.readable(first)
@@ -874,7 +880,7 @@ class TestClose:
             first.try_pop,
             lambda: first.try_pop_many(1),
             lambda: first.try_push((1,)),
-            lambda: first.try_push_many(bytes(8), 1),
+            lambda: push_packed(first.sending(), bytes(8), 1),
             lambda: first.try_send_message(b"\x80\x00"),
             first.try_take_message,
             first.indices,
@@ -1054,7 +1060,7 @@ def touch_everything(endpoint):
         endpoint.try_pop,
         lambda: endpoint.try_pop_many(1),
         lambda: endpoint.try_push((9,)),
-        lambda: endpoint.try_push_many(bytes(8), 1),
+        lambda: push_packed(endpoint.sending(), bytes(8), 1),
         endpoint.try_take_message,
         lambda: endpoint.try_send_message(b"\x80\x09"),
         lambda: endpoint.arm(records=True, space=True),

@@ -768,7 +768,7 @@ class TestSockets:
     @pytest.mark.parametrize(
         ("end", "record", "options", "error"),
         [
-            (Sender, bytes, {}, TypeError),
+            (Sender, bytearray, {}, TypeError),
             (Receiver, "<P", {}, ValueError),
             (Receiver, "P", {}, TypeError),
             (Sender, SPEC, {"capacity": 0}, ValueError),

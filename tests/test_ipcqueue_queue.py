@@ -101,12 +101,17 @@ class TestPair:
     def test_its_capacity_is_rounded_up(self):
         for end in (ends := pair(8, capacity=5)):
             assert end.capacity == 8
-        assert pair.__defaults__ == (1024,)
         for end in ends:
             end.close()
 
+    @pytest.mark.parametrize(("record", "capacity"), [(8, 1024), (bytes, 1 << 20)])
+    def test_its_capacity_is_that_of_the_design_unless_told(self, record, capacity):
+        for end in pair(record):
+            with end:
+                assert end.capacity == capacity
+
     def test_bad_specs_leave_nothing(self):
-        for record, options in ((bytes, {}), (8, {"capacity": 0}), ("P", {}), (0, {})):
+        for record, options in ((bytearray, {}), (8, {"capacity": 0}), ("P", {}), (0, {})):
             with pytest.raises((TypeError, ValueError)):
                 pair(record, **options)
 

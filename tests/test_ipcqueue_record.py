@@ -445,10 +445,15 @@ def test_a_malformed_struct_format_is_a_value_error(form):
         codec_for(form)
 
 
-@pytest.mark.parametrize("spec", [bytes, bytearray, memoryview, str, np.bytes_])
-def test_messages_of_any_length_are_for_later(spec):
-    with pytest.raises(TypeError, match="not supported yet"):
+@pytest.mark.parametrize("spec", [bytearray, memoryview, str])
+def test_only_bytes_stands_for_messages_of_any_length(spec):
+    with pytest.raises(TypeError, match=r"for messages of any length, bytes, .* not <class"):
         codec_for(spec)
+
+
+def test_a_numpy_type_without_a_size_stands_for_no_messages():
+    with pytest.raises(ValueError, match="0 bytes"):
+        codec_for(np.bytes_)
 
 
 @pytest.mark.parametrize(

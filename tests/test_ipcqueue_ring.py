@@ -24,10 +24,11 @@ import pytest
 from ipcqueue._core import ffi, lib
 
 from fdpass import Fd
-from ipcqueue import BadRecord, _ring, _segment
+from ipcqueue import BadRecord, _segment, _slots
 from ipcqueue._record import codec_for
-from ipcqueue._ring import CLOSED, CORRUPT, FORKED, GONE, RingReceiver, RingSender
+from ipcqueue._ring import CLOSED, CORRUPT, FORKED, GONE, Place
 from ipcqueue._segment import MAX_SEGMENT
+from ipcqueue._slots import Batch, SlotReceiver, SlotSender
 
 TESTS = str(Path(__file__).parent)
 HEAD, TAIL, WAIT_RECORDS, WAIT_SPACE, ENDED = 1024, 1152, 1280, 1284, 1288
@@ -42,8 +43,21 @@ class Trouble(Exception):
         self.code = code
 
 
-def trouble(code):
+def trouble(code, message=""):
     raise Trouble(code)
+
+
+def sender_end(own, peer, capacity, codec, bell, trouble, start=0):
+    return SlotSender(own, peer, Place(capacity, codec.size, bell, start), codec, trouble)
+
+
+def receiver_end(own, peer, capacity, codec, bell, trouble, start=0):
+    return SlotReceiver(own, peer, Place(capacity, codec.size, bell, start), codec, trouble)
+
+
+def push_packed(sender, data, count):
+    """Push records that are encoded already, as many as fit."""
+    return sender.try_push_many(Batch(memoryview(data).cast("B"), count), 0)
 
 
 class Ring:
@@ -64,10 +78,10 @@ class Ring:
         """Make new ends, which begin at the start; with another codec, perhaps."""
         ours, theirs = (-1, -1) if self.bell is None else [sock.fileno() for sock in self.bell]
         own, peer = self.at_sender.mapping, self.seen_by_sender.mapping
-        self.sender = RingSender(own, peer, self.capacity, codec, ours, trouble, self.start)
+        self.sender = sender_end(own, peer, self.capacity, codec, ours, trouble, self.start)
         own, peer = self.at_receiver.mapping, self.seen_by_receiver.mapping
         codec = to_receive or codec
-        self.receiver = RingReceiver(own, peer, self.capacity, codec, theirs, trouble, self.start)
+        self.receiver = receiver_end(own, peer, self.capacity, codec, theirs, trouble, self.start)
 
     def adopted(self, segment):
         return _segment.adopt(Fd(os.dup(segment.memfd.fileno())), MAX_SEGMENT)
@@ -173,10 +187,10 @@ class TestRecords:
         assert slots[8 * size :] == bytes(len(slots) - 8 * size)
 
     def test_a_batch_larger_than_the_space_is_cut(self, ring):
-        assert ring.sender.try_push_many(packed(*range(10)), 10) == 4
-        assert ring.sender.try_push_many(packed(*range(10)), 10) == 0
+        assert push_packed(ring.sender, packed(*range(10)), 10) == 4
+        assert push_packed(ring.sender, packed(*range(10)), 10) == 0
         assert numbers(ring.receiver.try_pop_many(3)) == [0, 1, 2]
-        assert ring.sender.try_push_many(packed(*range(4, 10)), 6) == 3
+        assert push_packed(ring.sender, packed(*range(4, 10)), 6) == 3
         assert numbers(ring.receiver.try_pop_many(100)) == [3, 4, 5, 6]
         assert ring.receiver.try_pop_many(100) is None
 
@@ -184,15 +198,15 @@ class TestRecords:
     def test_batches_wrap_anywhere(self, ring, offset):
         ring.push_numbers(*range(offset))
         assert numbers(drained(ring.receiver)) == list(range(offset))
-        assert ring.sender.try_push_many(packed(5, 6, 7, 8), 4) == 4
+        assert push_packed(ring.sender, packed(5, 6, 7, 8), 4) == 4
         assert numbers(ring.receiver.try_pop_many(4)) == [5, 6, 7, 8]
 
     def test_a_large_batch_is_taken_in_parts(self, make_ring, monkeypatch):
-        monkeypatch.setattr(_ring, "_BATCH_BYTES", 100)  # 12 records and a bit
+        monkeypatch.setattr(_slots, "_BATCH_BYTES", 100)  # 12 records and a bit
         ring = make_ring(capacity=64)
         for round_ in range(3):
             data = packed(*range(round_, round_ + 64))
-            assert ring.sender.try_push_many(data, 64) == 64
+            assert push_packed(ring.sender, data, 64) == 64
             got = ring.receiver.try_pop_many(50) + ring.receiver.try_pop_many(50)
             assert numbers(got) == list(range(round_, round_ + 64))
 
@@ -214,7 +228,7 @@ class TestRecords:
         ring = make_ring(np.dtype("<i4"), 1)
         got = []
         for n in range(3):
-            assert ring.sender.try_push_many(np.full(1, n, "<i4"), 1) == 1
+            assert push_packed(ring.sender, np.full(1, n, "<i4"), 1) == 1
             got.append(ring.receiver.try_pop_many(1)[0:1].reshape(()))
             assert ring.sender.try_push(n + 10)
             got.append(ring.receiver.try_pop())
@@ -243,7 +257,7 @@ class TestIndices:
     def test_they_begin_again_at_zero_after_the_last_number(self, make_ring, before):
         ring = make_ring("<Q", 4, LAST - before)
         for n in range(10):
-            assert ring.sender.try_push_many(packed(*range(n, n + 3)), 3) == 3
+            assert push_packed(ring.sender, packed(*range(n, n + 3)), 3) == 3
             assert ring.receiver.try_pop() == (n,)
             assert numbers(ring.receiver.try_pop_many(4)) == [n + 1, n + 2]
         assert ring.sender.indices() == ring.receiver.indices() == (29 - before, 29 - before)
@@ -285,7 +299,7 @@ def compare_with_model(ring, chance):
                 assert ring.sender.try_push((number,)) == bool(model.push([number]))
             case 1:
                 batch = [next(serial) for _ in range(chance.randint(1, 2 * capacity + 1))]
-                done = ring.sender.try_push_many(packed(*batch), len(batch))
+                done = push_packed(ring.sender, packed(*batch), len(batch))
                 assert done == model.push(batch)
             case 2:
                 got = ring.receiver.try_pop()
@@ -328,7 +342,7 @@ class TestCorruptPeer:
 
     @pytest.mark.parametrize("tail", [5, 1 << 32, 1 << 63, LAST])
     def test_a_tail_beyond_the_head_is_noticed_and_never_forgotten(self, make_ring, tail):
-        calls = ("try_push", ((9,),)), ("try_push_many", (packed(9), 1))
+        calls = ("try_push", ((9,),)), ("try_push_many", (Batch(memoryview(packed(9)), 1), 0))
         for verb, arguments in calls:
             ring = make_ring()
             ring.push_numbers(1, 2, 3, 4)
@@ -336,7 +350,7 @@ class TestCorruptPeer:
             fails_with(CORRUPT, getattr(ring.sender, verb), *arguments)
             ring.poke(ring.at_receiver, TAIL, 4)
             fails_with(CORRUPT, ring.sender.try_push, (9,))
-            fails_with(CORRUPT, ring.sender.try_push_many, packed(9), 1)
+            fails_with(CORRUPT, push_packed, ring.sender, packed(9), 1)
             assert numbers(ring.receiver.try_pop_many(4)) == [1, 2, 3, 4]
 
     def test_indices_never_show_what_cannot_be_true(self, ring):
@@ -346,7 +360,7 @@ class TestCorruptPeer:
         ring.poke(ring.at_sender, HEAD, 99)
         ring.poke(ring.at_receiver, TAIL, 77)
         assert ring.sender.indices() == ring.receiver.indices() == (4, 1)
-        fails_with(CORRUPT, ring.sender.try_push_many, packed(5, 6), 2)
+        fails_with(CORRUPT, push_packed, ring.sender, packed(5, 6), 2)
         for end in (ring.sender, ring.receiver):
             end.close()
             assert end.indices() == (4, 1)
@@ -368,7 +382,7 @@ class TestCorruptPeer:
     def test_ones_own_index_is_never_read_back(self, ring):
         for n in range(6):
             ring.poke(ring.at_sender, HEAD, 99)
-            assert ring.sender.try_push_many(packed(n, n), 2) == 2
+            assert push_packed(ring.sender, packed(n, n), 2) == 2
             ring.poke(ring.at_receiver, TAIL, 77)
             assert ring.receiver.try_pop() == (n,)
             ring.poke(ring.at_receiver, TAIL, 77)
@@ -399,7 +413,7 @@ class TestEnds:
         ring.sender.close()
         ring.receiver.close()
         fails_with(CLOSED, ring.sender.try_push, (1,))
-        fails_with(CLOSED, ring.sender.try_push_many, packed(1), 1)
+        fails_with(CLOSED, push_packed, ring.sender, packed(1), 1)
         fails_with(CLOSED, ring.receiver.try_pop)
         fails_with(CLOSED, ring.receiver.try_pop_many, 1)
         for end in (ring.sender, ring.receiver):
@@ -417,7 +431,7 @@ class TestEnds:
         ring.push_numbers(1)
         ring.at_receiver.mapping.set_closed()
         fails_with(GONE, ring.sender.try_push, (1,))
-        fails_with(GONE, ring.sender.try_push_many, packed(1), 1)
+        fails_with(GONE, push_packed, ring.sender, packed(1), 1)
         assert numbers(drained(ring.receiver)) == [1]
 
     def test_nobody_waits_for_space_from_a_receiver_that_has_ended(self, ring):
@@ -442,7 +456,7 @@ class TestEnds:
 
         def child():
             fails_with(FORKED, ring.sender.try_push, (2,))
-            fails_with(FORKED, ring.sender.try_push_many, packed(2), 1)
+            fails_with(FORKED, push_packed, ring.sender, packed(2), 1)
             fails_with(FORKED, ring.sender.indices)
             fails_with(FORKED, ring.receiver.try_pop)
             fails_with(FORKED, ring.receiver.try_pop_many, 1)
@@ -484,7 +498,7 @@ class TestDoorbells:
     def test_one_for_a_record_however_many_follow(self, belled, bells):
         assert belled.receiver.arm()
         belled.push_numbers(1, 2)
-        assert belled.sender.try_push_many(packed(3, 4), 2) == 2
+        assert push_packed(belled.sender, packed(3, 4), 2) == 2
         assert self.rung(bells[1]) == b"\1\1"
         drained(belled.receiver)
         belled.push_numbers(5)
@@ -505,9 +519,9 @@ class TestDoorbells:
     def test_its_argument_is_the_low_byte_of_the_index(self, make_ring, bells):
         ring = make_ring(capacity=512, bell=bells)
         assert ring.receiver.arm()
-        assert ring.sender.try_push_many(packed(*range(300)), 300) == 300
+        assert push_packed(ring.sender, packed(*range(300)), 300) == 300
         assert self.rung(bells[1]) == bytes((1, 300 % 256))
-        assert ring.sender.try_push_many(packed(*range(212)), 300 - 88) == 212
+        assert push_packed(ring.sender, packed(*range(212)), 300 - 88) == 212
         assert ring.sender.arm()
         assert len(ring.receiver.try_pop_many(300)) == 300
         assert self.rung(bells[0]) == bytes((2, 300 % 256))
@@ -630,7 +644,7 @@ class TestThreads:
             for n in range(8 * who, 8 * who + 8):
                 record = bytes([n]) * self.SIZE
                 if many:
-                    assert ring.sender.try_push_many(record, 1) == 1
+                    assert push_packed(ring.sender, record, 1) == 1
                 else:
                     assert ring.sender.try_push(record)
 
@@ -1012,7 +1026,7 @@ class TestSignals:
         def pushing(how, first):
             if how == "push":
                 return int(ring.sender.try_push((first,)))
-            return ring.sender.try_push_many(packed(first, first + 1, first + 2), 3)
+            return push_packed(ring.sender, packed(first, first + 1, first + 2), 3)
 
         done = []
 

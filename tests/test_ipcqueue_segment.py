@@ -11,20 +11,22 @@ from pathlib import Path
 
 import pytest
 from ipcqueue._core import ffi
+from test_ipcqueue_ring import push_packed, receiver_end, sender_end
 
 from fdpass import Fd, Memfd, Seal
 from ipcqueue import SealsRefused, SizeRefused, _segment
+from ipcqueue._message import Limits
 from ipcqueue._record import codec_for
-from ipcqueue._ring import MAX_SLOT_SIZE, RingReceiver, RingSender, map_segment
+from ipcqueue._ring import MAX_SLOT_SIZE, SLOTS, map_segment
 from ipcqueue._segment import MAX_SEGMENT, adopt, create, rounded_capacity
 
 SPEC = "<QH"
 SIZE = 10
-HEADER = struct.Struct("<8sIIIIQQ16sII64s512s")
+HEADER = struct.Struct("<8sIIIIQQ16sIIQIII64s512s4x")
 libc = ctypes.CDLL(None, use_errno=True)
 
 
-def trouble(code):
+def trouble(code, message=""):
     raise AssertionError(f"trouble {code}")
 
 
@@ -80,8 +82,11 @@ class TestLayout:
             codec_for(SPEC).layout.fingerprint,
             os.getpid(),
         )
-        assert header[10] == "nämé".encode().ljust(64, b"\0")
-        assert header[11] == b"10 bytes: 0:u64 8:u16".ljust(512, b"\0")
+        limits = Limits()
+        accepted = (limits.max_message, limits.fds, limits.regions, 0)
+        assert header[9:14] == (SLOTS, *accepted)
+        assert header[14] == "nämé".encode().ljust(64, b"\0")
+        assert header[15] == b"10 bytes: 0:u64 8:u16".ljust(512, b"\0")
         assert bytes_of(segment, HEADER.size, size) == bytes(size - HEADER.size)
         segment.close()
 
@@ -98,8 +103,8 @@ class TestLayout:
         codec = codec_for(SPEC)
         theirs = adopt(duplicate(of_receiver), MAX_SEGMENT)
         ours = adopt(duplicate(of_sender), MAX_SEGMENT)
-        sender = RingSender(of_sender.mapping, theirs.mapping, 4, codec, -1, trouble)
-        receiver = RingReceiver(of_receiver.mapping, ours.mapping, 4, codec, -1, trouble)
+        sender = sender_end(of_sender.mapping, theirs.mapping, 4, codec, -1, trouble)
+        receiver = receiver_end(of_receiver.mapping, ours.mapping, 4, codec, -1, trouble)
 
         for n in (7, 8, 9):
             assert sender.try_push((n, n))
@@ -119,7 +124,7 @@ class TestLayout:
         assert not sender.arm()
         assert (u32(of_sender, 1280), u32(of_sender, 1284)) == (0, 1)
 
-        assert sender.try_push_many(packed * 2, 6) == 3
+        assert push_packed(sender, packed * 2, 6) == 3
         assert not sender.try_push((0, 0))
         assert receiver.try_pop() == (9, 9)  # rings the bell, of which there is none
         sending = struct.unpack("<4Q", bytes_of(of_sender, 1408, 32))
@@ -310,7 +315,7 @@ class TestCapacity:
 
     @pytest.mark.parametrize("capacity", [0, -1, -1024])
     def test_there_is_at_least_one_record(self, capacity):
-        with pytest.raises(ValueError, match=f"at least 1 record, not {capacity}"):
+        with pytest.raises(ValueError, match=f"at least 1, not {capacity}"):
             rounded_capacity(capacity)
 
     @pytest.mark.parametrize("capacity", [1.0, "8", None, True, b"8", [8]])
@@ -365,7 +370,7 @@ class TestAdopt:
 
         codec, before = codec_for(SPEC), mapped()
         segment = create(codec, 4, "")
-        receiver = RingReceiver(segments[1].mapping, segment.mapping, 4, codec, -1, trouble)
+        receiver = receiver_end(segments[1].mapping, segment.mapping, 4, codec, -1, trouble)
         segment.close()
         assert mapped() == before + 1
         receiver.close()

@@ -518,11 +518,11 @@ def short_of_memory(monkeypatch):
     adopt = ipcqueue._segment.adopt
     first = iter([True])
 
-    def adopt_but_not_the_first(fd, max_segment):
+    def adopt_but_not_the_first(fd, *terms):
         if next(first, False):
             fd.close()
             raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
-        return adopt(fd, max_segment)
+        return adopt(fd, *terms)
 
     monkeypatch.setattr(ipcqueue._segment, "adopt", adopt_but_not_the_first)
 

@@ -18,7 +18,7 @@ def promised(snippet):
 
 def test_there_are_snippets_of_each_kind():
     assert len(SERVERS) == 2
-    assert len(ALONE) == 2
+    assert len(ALONE) == 3
 
 
 def until_it_connects(client):
@@ -50,7 +50,7 @@ def test_both_ends_exchange_what_they_say(program, tmp_path, monkeypatch, server
         assert started.wait(timeout=30) == 0
 
 
-@pytest.mark.parametrize("snippet", ALONE, ids=["records", "run"])
+@pytest.mark.parametrize("snippet", ALONE, ids=["records", "messages", "run"])
 def test_a_snippet_prints_what_it_says(capsys, snippet):
     exec(compile(snippet, str(README), "exec"), {"__name__": "__main__"})
     assert capsys.readouterr().out.splitlines() == promised(snippet)

@@ -10,7 +10,8 @@
  * Nothing here allocates, and nothing blocks but ipcq_spin_* for as long as it is told.
  * Calls that take a sender (or a receiver) must not run concurrently for the same one,
  * except ipcq_undelivered, ipcq_spin_*, ipcq_arm_* and ipcq_disarm_*, which may run beside push
- * and pop; arm and disarm not beside each other.  Results: 0 done, positive expected, negative the peer is corrupt.
+ * and pop; arm and disarm not beside each other.  Results: 0 done, positive expected, negative
+ * the peer is corrupt.
  */
 enum {
     IPCQ_DONE = 0,
@@ -19,14 +20,26 @@ enum {
     IPCQ_GONE = 3,    /* the peer has ended or died: nobody will take what is pushed */
     IPCQ_FORKED = 4,  /* this process is a fork of the one that owns the ring */
     IPCQ_AGAIN = 5,   /* records taken earlier were never delivered: see ipcq_pop */
+    IPCQ_STUCK = 6,   /* the socket has no room for descriptors just now; nothing was sent */
+    IPCQ_ERROR = 7,   /* a system call failed: errno; nothing was sent */
     IPCQ_CORRUPT = -1 /* the peer's index is impossible; latched, every later call says so */
+};
+
+/* The two shapes of ring; capacity counts slots in the one, bytes in the other. */
+enum {
+    IPCQ_SLOTS = 0,
+    IPCQ_FRAMES = 1
 };
 
 enum {
     IPCQ_LAYOUT_VERSION = 1,
     IPCQ_BYTE_ORDER = 0x01020304,
     IPCQ_HEADER_SIZE = 4096,
-    IPCQ_MAX_SLOT_SIZE = 16777216
+    IPCQ_MAX_SLOT_SIZE = 16777216,
+    IPCQ_FRAME_ALIGN = 16,       /* every frame begins at a multiple, and its header has that size */
+    IPCQ_MAX_FRAME_FDS = 253,    /* SCM_MAX_FD */
+    IPCQ_KNOWN_FLAGS = 0x80ff,   /* of a frame; as in _message.py */
+    IPCQ_OPCODE_FDS = 17         /* as in _control.py */
 };
 
 /* What a segment says about itself.  Plain data: copied out once, by ipcq_read_identity. */
@@ -35,12 +48,16 @@ struct ipcq_identity {
     uint32_t layout_version;
     uint32_t byte_order;
     uint32_t header_size;
-    uint32_t slot_size;    /* bytes of one record, 1 to IPCQ_MAX_SLOT_SIZE */
-    uint64_t capacity;     /* slots, a power of two; 0: the owner sends nothing */
+    uint32_t slot_size;    /* bytes of one record, 1 to IPCQ_MAX_SLOT_SIZE; 1 for frames */
+    uint64_t capacity;     /* slots, or bytes of frames; a power of two; 0: sends nothing */
     uint64_t segment_size; /* bytes of the whole file */
     uint8_t fingerprint[16]; /* of the record's layout; not of its field names */
     uint32_t creator_pid;    /* as the creator sees it; for tools, never for decisions */
-    uint32_t reserved;
+    uint32_t shape; /* IPCQ_SLOTS or IPCQ_FRAMES */
+    uint64_t max_message;    /* frames: bytes of the largest message the owner takes */
+    uint32_t accept_fds;     /* frames: descriptors it takes with one message, at most */
+    uint32_t accept_regions; /* frames: memory regions, likewise */
+    uint32_t accept_flags;   /* 1: regions that the giver can still write; 2: sockets */
     char name[64];    /* UTF-8, zero-padded */
     char record[512]; /* the record's layout in words, for error messages */
 };
@@ -54,11 +71,13 @@ struct ipcq_counts {
 
 /* -- segments ------------------------------------------------------------------------ */
 
-/* Map `size` bytes of `fd`, all pages present; NULL and errno on failure.  A writable
- * mapping must be made before F_SEAL_FUTURE_WRITE.  Borrows the descriptor: it may be
- * closed afterwards. */
-void *ipcq_map(int fd, size_t size, int writable);
-void ipcq_unmap(void *segment, size_t size);
+/* Map `size` bytes of `fd`, all pages present, over a mapping of `size` + `mirrored` bytes that
+ * stands at `at` already; -1 and errno on failure.  A writable mapping must be made before
+ * F_SEAL_FUTURE_WRITE.  Borrows the descriptor: it may be closed afterwards.
+ *
+ * The last `mirrored` bytes (whole pages; 0 for slots) are mapped a second time behind the
+ * end, so that a frame that wraps around stands in one piece at both of its addresses. */
+int ipcq_map(char *at, int fd, size_t size, size_t mirrored, int writable);
 
 /* Copy the identity out, each byte read once: the peer may be changing it meanwhile. */
 void ipcq_read_identity(const void *segment, struct ipcq_identity *into);
@@ -88,17 +107,27 @@ int ipcq_push(ipcq_sender *s, const char *record);
  * DONE (*done > 0, or count is 0), FULL (*done == 0), GONE, FORKED, CORRUPT. */
 int ipcq_push_many(ipcq_sender *s, const char *records, uint64_t count, uint64_t *done);
 
-/* Look for space for at most `nanoseconds`.  DONE, FULL. */
-int ipcq_spin_space(ipcq_sender *s, uint64_t nanoseconds);
+/* Look for space of `units` (records, or bytes of frames) for at most `nanoseconds`.
+ * DONE, FULL. */
+int ipcq_spin_space(ipcq_sender *s, uint64_t units, uint64_t nanoseconds);
 
-/* Announce that this side goes to sleep until there is space, then look again: FULL means
- * that a doorbell will come, DONE that there is no need to sleep.  Arming while armed asks
- * for a new doorbell.  disarm takes the announcement back; harmless when there is none. */
-int ipcq_arm_space(ipcq_sender *s);
+/* Announce that this side goes to sleep until there is space of `units`, then look again: FULL
+ * means that a doorbell will come when some is freed, DONE that there is no need to sleep.
+ * Arming while armed asks for a new doorbell.  disarm takes the announcement back; harmless
+ * when there is none. */
+int ipcq_arm_space(ipcq_sender *s, uint64_t units);
 void ipcq_disarm_space(ipcq_sender *s);
 
 /* Records published, records the peer has taken (as last seen). CORRUPT is possible. */
 int ipcq_sender_indices(ipcq_sender *s, uint64_t *head, uint64_t *tail);
+
+/* Where the next `units` go: *at, of which *run are contiguous (frames do not need to ask).  What
+ * is written there is seen by nobody before it is committed, and costs nothing to forget.
+ * DONE, FULL, GONE, FORKED, CORRUPT. */
+int ipcq_reserve(ipcq_sender *s, uint64_t units, char **at, uint64_t *run);
+
+/* Publish the first `units` of what was reserved; with wake 0 a sleeping peer goes on sleeping. */
+int ipcq_commit(ipcq_sender *s, uint64_t units, int wake);
 
 /* -- receiving ----------------------------------------------------------------------- */
 
@@ -116,6 +145,14 @@ void ipcq_receiver_silence(ipcq_receiver *r);
  * that earlier call. */
 int ipcq_pop(ipcq_receiver *r, char *into, uint64_t max, uint64_t delivered, uint64_t *count);
 
+/* What waits from index `from` on, in place: *run units at *at, contiguous; there may be more
+ * behind them.  The peer can change it at any time.  DONE, EMPTY, AGAIN (it was taken already),
+ * FORKED, CORRUPT. */
+int ipcq_look(ipcq_receiver *r, uint64_t from, const char **at, uint64_t *run);
+
+/* Free everything before index `to`; to repeat it, or to come behind it, is harmless. */
+int ipcq_take(ipcq_receiver *r, uint64_t to);
+
 /* Whether earlier calls took more than was delivered, so that the next one will say AGAIN. */
 int ipcq_undelivered(ipcq_receiver *r, uint64_t delivered);
 
@@ -123,6 +160,46 @@ int ipcq_spin_records(ipcq_receiver *r, uint64_t nanoseconds);
 int ipcq_arm_records(ipcq_receiver *r);
 void ipcq_disarm_records(ipcq_receiver *r);
 int ipcq_receiver_indices(ipcq_receiver *r, uint64_t *head, uint64_t *tail);
+
+/* -- frames: messages of any length -------------------------------------------------------
+ *
+ * A frame is a header and `size` bytes, padded to IPCQ_FRAME_ALIGN.  Indices count bytes.  */
+
+struct ipcq_frame {
+    uint32_t size;    /* bytes of payload */
+    uint32_t tag;     /* the application's */
+    uint16_t flags;   /* low byte: the application's; high byte: ours, see _message.py */
+    uint16_t fds;     /* descriptors sent beside it: those of the application */
+    uint16_t regions; /* and after them those of memory regions */
+    uint16_t reserved;
+};
+
+/* Bytes of ring that a frame of `size` bytes takes. */
+uint64_t ipcq_frame_extent(uint64_t size);
+
+/* Publish a frame: copy the payload in.  With descriptors (frame->fds + frame->regions of them),
+ * send those first, in one message: then they are there when the frame is.  DONE, FULL (space,
+ * or too many frames with descriptors under way), STUCK, ERROR, GONE, FORKED, CORRUPT. */
+int ipcq_frame_push(ipcq_sender *s, const struct ipcq_frame *frame, const char *payload,
+                    const int *fds);
+
+/* The units of space for which to wait when ipcq_frame_push said FULL. */
+uint64_t ipcq_frame_units(ipcq_sender *s, const struct ipcq_frame *frame);
+
+/* Publish the first *done of `count` frames without descriptors; their payloads stand in
+ * `payloads` without gaps.  As ipcq_push_many. */
+int ipcq_frame_push_many(ipcq_sender *s, const struct ipcq_frame *frames, const char *payloads,
+                         uint64_t count, uint64_t *done);
+
+/* Publish the frame whose payload stands behind a header's room in the space that ipcq_reserve
+ * gave.  With wake 0 a sleeping peer goes on sleeping. */
+int ipcq_frame_commit(ipcq_sender *s, const struct ipcq_frame *frame, int wake);
+
+/* Show the frame that begins at byte index `from`: its payload, in place, which the peer can
+ * change at any time.  DONE, EMPTY, AGAIN, FORKED (as ipcq_look), CORRUPT (a frame that reaches
+ * beyond what is published, is larger than `max_size`, or has flags that mean nothing). */
+int ipcq_frame_look(ipcq_receiver *r, uint64_t from, uint64_t max_size, struct ipcq_frame *frame,
+                    const char **at);
 
 /* -- both ---------------------------------------------------------------------------- */
 

@@ -16,25 +16,23 @@
 #define MADV_POPULATE_WRITE 23
 #endif
 
-void *ipcq_map(int fd, size_t size, int writable)
+/* Shortage of memory is an error here, or a SIGBUS at some later record. */
+static int populate(void *at, size_t size, int writable)
 {
-    void *at = mmap(NULL, size, writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED, fd, 0);
-    if (at == MAP_FAILED)
-        return NULL;
-    /* Shortage of memory is an error here, or a SIGBUS at some later record. */
-    if (madvise(at, size, writable ? MADV_POPULATE_WRITE : MADV_POPULATE_READ) < 0 &&
-        errno != EINVAL) {
-        int error = errno;
-        munmap(at, size);
-        errno = error;
-        return NULL;
-    }
-    return at;
+    if (madvise(at, size, writable ? MADV_POPULATE_WRITE : MADV_POPULATE_READ) < 0)
+        return errno == EINVAL ? 0 : -1;
+    return 0;
 }
 
-void ipcq_unmap(void *segment, size_t size)
+int ipcq_map(char *at, int fd, size_t size, size_t mirrored, int writable)
 {
-    munmap(segment, size);
+    int protection = writable ? PROT_READ | PROT_WRITE : PROT_READ;
+    if (mmap(at, size, protection, MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED)
+        return -1;
+    if (mirrored && mmap(at + size, mirrored, protection, MAP_SHARED | MAP_FIXED, fd,
+                         (off_t)(size - mirrored)) == MAP_FAILED)
+        return -1;
+    return populate(at, size + mirrored, writable);
 }
 
 void ipcq_read_identity(const void *segment, struct ipcq_identity *into)

@@ -1,0 +1,770 @@
+"""A ring of frames from Python: messages of any length, with what is attached to them.
+
+A message that does not fit well into the ring travels as a memory region of its own, and its
+frame only says so; for who receives there is no difference.
+
+Descriptors go through the socket, in one two-byte message per frame that has any, sent before
+the frame is published.  Both streams are in order, so the n-th of the one belongs to the n-th of
+the other, and when a frame is seen its descriptors are there already.
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+import stat
+import struct
+import weakref
+from collections import deque
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain, repeat
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias
+
+import fdpass
+
+from ._core import ffi, lib
+from ._errors import BadRecord, DecodeFailed, Unaccepted
+from ._message import MAX_FLAGS, OUT_OF_LINE, Framed, Received
+from ._ring import (
+    CLOSED,
+    CORRUPT,
+    DONE,
+    EMPTY,
+    ERROR,
+    FORKED,
+    FULL,
+    STUCK,
+    U64,
+    Lent,
+    Mapping,
+    Place,
+    ReceiverEnd,
+    SenderEnd,
+    Trouble,
+    TroubleError,
+    fork_generation,
+    offset_in,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from ._message import Limits, MessageCodec
+
+_push, _push_many, _look = lib.ipcq_frame_push, lib.ipcq_frame_push_many, lib.ipcq_frame_look
+_free = lib.ipcq_take
+_MAX_FDS: int = lib.IPCQ_MAX_FRAME_FDS
+HEADER: int = lib.IPCQ_FRAME_ALIGN
+_HEADER = struct.Struct("=IIHHHH")  # struct ipcq_frame
+MAX_EXTENT = 1 << 32  # of one frame: its size is a u32
+_RUN = 256  # messages in one call of the core; a guess
+MAX_ATTACHED = 16  # how many frames with descriptors may be under way; as in core/ends.h
+extent: Callable[[int], int] = lib.ipcq_frame_extent
+
+
+class Parcel:
+    """One message ready to go: its frame, its bytes, and the descriptors beside it.
+
+    Borrows the descriptors; owns, until close(), the region of a message that travels outside
+    the ring.
+    """
+
+    def __init__(
+        self,
+        framed: Framed,
+        fds: Sequence[int],
+        regions: Sequence[int],
+        outside: fdpass.MemoryRegion | None,
+        kept: object,
+    ) -> None:
+        data, tag, flags = framed
+        self._outside = outside
+        self._kept = kept
+        own: list[int] = []
+        if outside is not None:
+            own = [fd.fileno() for fd in outside.descriptors()]
+            data, flags = b"", flags | OUT_OF_LINE
+        self.data = data
+        self.frame = ffi.new("struct ipcq_frame *")
+        self.frame.size, self.frame.tag, self.frame.flags = len(data), tag, flags
+        self.frame.fds, self.frame.regions = len(fds), len(regions) + len(own)
+        self.numbers = ffi.new("int[]", [*fds, *regions, *own])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._outside is not None:
+            self._outside.close()
+
+
+@dataclass
+class FrameBatch:
+    """Encoded messages, none of them sent yet."""
+
+    framed: list[Framed]
+    count: int
+
+
+class FrameSender(SenderEnd):
+    """The sending end of a ring of frames."""
+
+    def __init__(
+        self,
+        own: Mapping,
+        peer: Mapping,
+        place: Place,
+        codec: MessageCodec,
+        trouble: Trouble,
+        limits: Limits,
+        inline: int,
+    ) -> None:
+        super().__init__(own, peer, place, trouble)
+        self._encode = codec.encode
+        self._limits = limits
+        self._inline = min(inline, MAX_EXTENT)
+        self._frame = ffi.new("struct ipcq_frame *")
+
+    def _travels_outside(self, size: int) -> bool:
+        return size > 0 and extent(size) > self._inline
+
+    def parcel(
+        self,
+        record: Any,
+        fds: Iterable[int | fdpass.Fd] = (),
+        regions: Iterable[fdpass.MemoryRegion] = (),
+    ) -> Parcel:
+        """Encode a message; raise BadRecord, TooLarge or Unaccepted for what cannot be sent."""
+        return self._parcel_of(self._encode(record), fds, regions)
+
+    def _parcel_of(
+        self,
+        framed: Framed,
+        fds: Iterable[int | fdpass.Fd] = (),
+        regions: Iterable[fdpass.MemoryRegion] = (),
+    ) -> Parcel:
+        size = len(framed.data)
+        self._limits.check_size(size)
+        fds, regions = tuple(fds), tuple(regions)
+        self._limits.check_attached(len(fds), len(regions))
+        numbers = [self._checked_fd(fd) for fd in fds]
+        of_regions = [d.fileno() for region in regions for d in self._given(region)]
+        outside = self._travels_outside(size)
+        count = len(numbers) + len(of_regions) + outside
+        if count > _MAX_FDS:
+            raise BadRecord(
+                f"{len(numbers)} descriptors and {len(regions)} regions"
+                + (f" and {size} bytes that travel as a region" if outside else "")
+                + f" are {count} descriptors, and one message carries at most {_MAX_FDS}"
+            )
+        if not outside:
+            return Parcel(framed, numbers, of_regions, None, (fds, regions))
+        region = fdpass.MemoryRegion.create(size, name="message")
+        try:
+            region.buffer[:] = framed.data
+            return Parcel(framed, numbers, of_regions, region, (fds, regions))
+        except BaseException:
+            region.close()
+            raise
+
+    def _checked_fd(self, fd: int | fdpass.Fd) -> int:
+        try:
+            number = fd if isinstance(fd, int) else fd.fileno()
+            mode = os.fstat(number).st_mode
+        except (OSError, OverflowError, AttributeError, TypeError, ValueError) as error:
+            raise BadRecord(f"expected an open descriptor, got {fd!r}") from error
+        if stat.S_ISSOCK(mode) and not self._limits.sockets:
+            raise Unaccepted(f"descriptor {number} is a socket, and the receiver accepts none")
+        return number
+
+    def _given(self, region: fdpass.MemoryRegion) -> tuple[fdpass.Fd, ...]:
+        if not isinstance(region, fdpass.MemoryRegion):
+            raise BadRecord(f"expected a MemoryRegion, got {type(region).__name__}")
+        if region.mode == "shared" and not self._limits.shared:
+            raise Unaccepted("the region is shared, and the receiver accepts none that are")
+        try:
+            return region.descriptors()
+        except fdpass.FdPassError as error:
+            raise BadRecord(f"the region cannot be given: {error}") from error
+
+    def try_push(self, record: Any) -> bool:
+        """Publish one message; False if there is no space.  Raises BadRecord, TooLarge."""
+        framed = self._encode(record)
+        if self._travels_outside(len(framed.data)):
+            with self._parcel_of(framed) as parcel:
+                return bool(self.try_send(parcel))
+        self._limits.check_size(len(framed.data))
+        data, frame = framed.data, self._frame
+        # Released, not left to the garbage collector: kept in a traceback that is part of a cycle,
+        # a buffer of cffi over a memoryview crashes it (cffi 2.1, CPython 3.11).
+        with ffi.from_buffer(data) as buffer, self._lock:
+            ring = self._ring if self._ring is not None else self._usable()
+            frame.size, frame.tag, frame.flags = len(data), framed.tag, framed.flags
+            code = CLOSED if ring is None else _push(ring, frame, buffer, ffi.NULL)
+        return self._sent(code)
+
+    def try_send(self, parcel: Any) -> bool | None:
+        """Publish one message with what is attached to it.
+
+        False if there is no space; None if the socket has no room for descriptors just now.
+        """
+        with ffi.from_buffer(parcel.data) as buffer, self._lock:
+            ring = self._ring if self._ring is not None else self._usable()
+            code = CLOSED if ring is None else _push(ring, parcel.frame, buffer, parcel.numbers)
+        return None if code == STUCK else self._sent(code)
+
+    def _sent(self, code: int) -> bool:
+        if not code:
+            return True
+        if code == FULL:
+            return False
+        if code == ERROR:
+            number = ffi.errno
+            raise OSError(number, f"sending descriptors: {os.strerror(number)}")
+        self._trouble(code)
+
+    def batch(self, records: Iterable[Any]) -> FrameBatch:
+        """Encode messages to push; raise BadRecord or TooLarge if one of them is none."""
+        framed: list[Framed] = []
+        try:
+            for record in records:
+                one = self._encode(record)
+                self._limits.check_size(len(one.data))
+                framed.append(one)
+        except BadRecord as error:
+            raise type(error)(f"record {len(framed)}: {error}") from None
+        return FrameBatch(framed, len(framed))
+
+    def parcel_in(self, batch: Any, start: int) -> Parcel | None:
+        """Return message number `start` of a batch as a parcel if it travels outside the ring."""
+        framed = batch.framed[start]
+        return self._parcel_of(framed) if self._travels_outside(len(framed.data)) else None
+
+    def try_push_many(self, batch: Any, start: int) -> int:
+        """Publish messages from number `start` on; return how many, which may be some of them."""
+        run: list[Framed] = []
+        for framed in batch.framed[start : start + _RUN]:
+            if self._travels_outside(len(framed.data)):
+                break
+            run.append(framed)
+        frames = ffi.from_buffer(
+            "struct ipcq_frame[]",
+            b"".join(_HEADER.pack(len(f.data), f.tag, f.flags, 0, 0, 0) for f in run),
+        )
+        data = b"".join(f.data for f in run)
+        pushed = ffi.new("uint64_t *")  # its own: a signal handler may use this end in between
+        with self._lock:
+            ring = self._ring if self._ring is not None else self._usable()
+            code = CLOSED
+            if ring is not None:
+                code = _push_many(ring, frames, data, len(run), pushed)
+            done = int(pushed[0])
+        return done if self._sent(code) else 0
+
+    def units(self, parcel: Any) -> int:
+        """Return the bytes of space to wait for when there was none for this parcel."""
+        with self._lock:
+            ring = self._ring if self._ring is not None else self._usable()
+            return 0 if ring is None else int(lib.ipcq_frame_units(ring, parcel.frame))
+
+    def units_of(self, batch: Any, start: int) -> int:
+        """Return the bytes to wait for when there was no space for message `start` of a batch."""
+        return extent(len(batch.framed[start].data))
+
+
+@dataclass
+class _Lending:
+    """What is lent in one borrowing, and what happens when it is taken."""
+
+    to: int = 0  # where the last frame ends
+    messages: int = 0
+    built: int = 0  # how many of them were copied already
+    attached: int = 0  # how many of the others have any descriptors
+    dropped: int = 0  # attachments of the application
+    spent: list[Spent] = field(default_factory=list)
+    outside: list[fdpass.MemoryRegion] = field(default_factory=list)
+
+
+Spent: TypeAlias = fdpass.Fd | fdpass.MemoryRegion
+
+
+class _Contents(NamedTuple):
+    """What came beside a frame: checked, and lent."""
+
+    fds: list[fdpass.Fd]
+    regions: list[list[fdpass.Fd]]  # the descriptors of each
+    outside: list[fdpass.Fd]  # those of the region in which the message travels, if any
+
+
+class _Built(NamedTuple):
+    """A message that is decoded but not handed on yet; owns what is attached to it."""
+
+    end: int  # where its frame ends
+    raw: Framed
+    record: Any
+    fds: list[fdpass.Fd]
+    regions: list[fdpass.MemoryRegion]
+    error: Exception | None
+
+
+def _corrupt(message: str) -> TroubleError:
+    return TroubleError(CORRUPT, message)
+
+
+class FrameReceiver(ReceiverEnd):
+    """The receiving end of a ring of frames.
+
+    A message is first built, in place, then the ring is told that it is taken, then it is handed
+    on; all that time it stands in `_built`.  An exception between two bytecodes (Ctrl-C) can
+    strike anywhere in between, because each step can be repeated.  Descriptors stand in
+    `_attached` until their message is built, and what is to be closed in `_spent` until it is.
+    """
+
+    def __init__(
+        self,
+        own: Mapping,
+        peer: Mapping,
+        place: Place,
+        codec: MessageCodec,
+        trouble: Trouble,
+        limits: Limits,
+        attached: list[list[fdpass.Fd]],
+    ) -> None:
+        super().__init__(own, peer, place, trouble)
+        self._decode = codec.decode
+        self._limits = limits
+        self._attached = attached  # to messages not built yet, in order
+        self._wanted = 0  # how many of these there must be to go on
+        self._built: list[_Built] = []
+        self._next = place.start  # where the first frame that is not built begins
+        self._handed = 0
+        self._scratch: list[tuple[Any, Any]] = []
+        self._lending: _Lending | None = None
+        self._spent: list[Spent] = []
+        self.dropped = 0
+
+    @property
+    def lacking(self) -> bool:
+        """Whether the next message waits for descriptors that are still in the socket."""
+        return self._wanted > len(self._attached)
+
+    def holds(self) -> bool:
+        """Whether messages wait in this process already."""
+        return bool(self._built)
+
+    def prepare(self, limit: int) -> None:
+        """Build up to `limit` messages without taking them."""
+        try:
+            with self._lock:
+                self._build(limit)
+        except TroubleError as error:
+            trouble = error.args
+        else:
+            return
+        self._trouble(*trouble)
+
+    def try_pop(self) -> Any:
+        """Take one message and close what is attached to it; None if there is none."""
+        taken = self._take(1, strip=True)
+        return taken[0] if taken else None
+
+    def try_receive(self) -> Received | None:
+        """Take one message with what is attached to it; None if there is none.
+
+        Raises DecodeFailed for a message that is taken all the same.
+        """
+        taken = self._take(1, strip=False)
+        return taken[0] if taken else None
+
+    def try_pop_many(self, limit: int) -> list[Any] | None:
+        """Take up to `limit` messages, and close what is attached to them; None if there are none."""
+        return self._take(limit, strip=True) or None
+
+    def _take(self, limit: int, *, strip: bool) -> list[Any]:
+        taken: list[_Built] = []
+        try:
+            with self._lock:
+                self._build(limit)
+                self._hand_on(limit, taken)
+                failed = bool(taken) and taken[0].error is not None
+                if strip or failed:
+                    self._strip(taken)
+                self._close_spent()
+            if failed:
+                error, taken = taken[0].error, []
+                raise error  # type: ignore[misc]  # just tested
+            if strip:
+                return [built.record for built in taken]
+            return [Received(built.record, built.fds, built.regions) for built in taken]
+        except TroubleError as error:
+            trouble = error.args
+        except BaseException:
+            self._put_back(taken)
+            raise
+        self._trouble(*trouble)
+
+    def _put_back(self, taken: list[_Built]) -> None:
+        with self._lock:
+            self._built = taken + self._built
+            self._handed -= len(taken)
+
+    def _strip(self, taken: list[_Built]) -> None:
+        """Give up what is attached to messages that go to who has not asked for it."""
+        if not any(built.fds or built.regions for built in taken):
+            return
+        spent = _attachments(taken)
+        bare = [built._replace(fds=[], regions=[]) for built in taken]
+        count = len(spent)
+        # No bytecode between these can be interrupted.
+        self._spent = self._spent + spent
+        self.dropped += count
+        taken[:] = bare
+
+    def _close_spent(self) -> None:
+        spent = self._spent
+        if spent:
+            _close(spent)  # which can be repeated
+            if self._spent is spent:  # else a signal handler has seen to it
+                self._spent = []
+
+    def lend_records(self, limit: int, borrower: object) -> list[Lent] | None:
+        """Lend messages in place, those too that travel outside the ring.
+
+        Attachments of the application do not belong to a borrowing: they are closed when the
+        messages are taken.
+        """
+        lent, reference = None, weakref.ref(borrower)
+        try:
+            with self._lock:
+                ring = self._ring if self._ring is not None else self._usable()
+                memory = self._memory
+                if ring is None:
+                    raise TroubleError(CLOSED)
+                self._parked, self._ring, self._borrower = ring, None, reference
+                try:
+                    self._lending = lending = _Lending()
+                    if self._built:
+                        lent = self._lend_built(limit, lending)
+                    else:
+                        lent = self._lend_in_place(ring, memory, limit, lending)
+                except Exception:
+                    if self._parked is not ring:  # a signal handler has closed it
+                        raise TroubleError(CLOSED) from None
+                    raise
+                finally:
+                    if lent is None:
+                        self._forget()
+                        self._unpark(ring)
+                        self._close_spent()
+        except TroubleError as error:
+            trouble = error.args
+        else:
+            return lent
+        self._trouble(*trouble)
+
+    def _lend_built(self, limit: int, lending: _Lending) -> list[Lent]:
+        """Lend what an earlier call has copied already."""
+        now = self._built[:limit]
+        lending.to, lending.messages, lending.built = now[-1].end, len(now), len(now)
+        lending.spent = _attachments(now)
+        lending.dropped = len(lending.spent)
+        return [
+            Lent(ffi.from_buffer(data), 0, len(data), tag, flags & MAX_FLAGS)
+            for data, tag, flags in (built.raw for built in now)
+        ]
+
+    def _lend_in_place(
+        self, ring: Any, segment: Any, limit: int, lending: _Lending
+    ) -> list[Lent] | None:
+        lent: list[Lent] = []
+        frame, position = _new_scratch()
+        attached = self._attached[:]
+        lending.to = self._next
+        self._wanted = 0
+        try:
+            while len(lent) < limit and self._look(ring, lending.to, frame, position):
+                descriptors: list[fdpass.Fd] = []
+                if frame.fds + frame.regions:
+                    if lending.attached == len(attached):
+                        self._wanted = lending.attached + 1
+                        break
+                    descriptors = attached[lending.attached]
+                contents = self._contents(frame, descriptors)
+                memory, offset, size = segment, offset_in(segment, position[0]), int(frame.size)
+                if contents.outside:
+                    region = self._adopt(contents.outside, self._limits.max_message)
+                    lending.outside.append(region)
+                    memory, offset, size = _memory_of(region), 0, region.size
+                tag, flags = int(frame.tag), int(frame.flags) & MAX_FLAGS
+                lent.append(Lent(memory, offset, size, tag, flags))
+                lending.to = (lending.to + extent(int(frame.size))) & U64
+                lending.messages += 1
+                lending.attached += bool(descriptors)
+                lending.dropped += len(contents.fds) + len(contents.regions)
+                lending.spent += descriptors
+        except (TroubleError, OSError):
+            if not lent:
+                raise  # else it will still be there when these are gone
+        return lent or None
+
+    def _forget(self) -> None:
+        lending = self._lending
+        if lending is not None:
+            self._spent = [*self._spent, *lending.outside]
+        self._lending = self._borrower = None
+
+    def end_borrowing(self, *, take: bool) -> None:
+        """Take the memory back, and free what was lent if it is to be taken."""
+        code = DONE
+        with self._lock:
+            ring, lending = self._parked, self._lending
+            try:
+                if take:
+                    self._views.check()
+                if take and ring is None:
+                    code = CLOSED
+                elif take and lending is not None:
+                    # No bytecode between these can be interrupted.
+                    self._built = self._built[lending.built :]
+                    if not lending.built:
+                        self._next = lending.to
+                    self._handed += lending.messages
+                    self.dropped += lending.dropped
+                    self._spent = self._spent + lending.spent
+                    del self._attached[: lending.attached]
+                    self._wanted = 0
+                    code = _free(ring, lending.to)
+            finally:
+                self._forget()
+                self._close_spent()
+            self._usable()
+        if code:
+            self._trouble(code)
+
+    def _build(self, limit: int) -> None:
+        """Copy and decode up to `limit` messages; the ring still holds them."""
+        while not self._build_once(limit):
+            pass  # a signal handler has used this end, or closed it, meanwhile
+
+    def _build_once(self, limit: int) -> bool:  # noqa: C901 (one loop, and its ways out)
+        ring = self._ring if self._ring is not None else self._usable()
+        if ring is None:
+            raise TroubleError(CLOSED)
+        if self._built and fork_generation() != self._generation:
+            raise TroubleError(FORKED)
+        before, start = self._built, self._next
+        built, at, used, wanted = list(before), start, 0, 0
+        attached = self._attached[:]
+        carrying = sum(map(_carries, built))
+        spent: list[Spent] = []
+        frame, position = scratch = self._scratch.pop() if self._scratch else _new_scratch()
+        failure: Exception | None = None
+        try:
+            while len(built) < limit and self._look(ring, at, frame, position):
+                if frame.fds + frame.regions and built and carrying >= MAX_ATTACHED:
+                    break  # a peer that keeps the rules has not more of them under way
+                descriptors: list[fdpass.Fd] = []
+                if frame.fds + frame.regions:
+                    if used == len(attached):
+                        wanted = 1
+                        break
+                    descriptors = attached[used]
+                one = self._build_one(at, frame, position[0], len(built), descriptors)
+                built.append(one)
+                at = one.end
+                if descriptors:
+                    used += 1
+                    carrying += 1
+                    spent += descriptors[len(one.fds) :]
+        except Exception as error:  # noqa: BLE001 (raised unless a signal handler was the cause)
+            failure = error
+        except BaseException:
+            _close_regions(built[len(before) :])
+            raise
+        self._scratch.append(scratch)
+        if self._ring is not ring or self._built is not before or self._next != start:
+            _close_regions(built[len(before) :])
+            return False
+        # No bytecode between these can be interrupted.
+        self._built, self._next, self._wanted = built, at, wanted
+        self._spent = self._spent + spent
+        del self._attached[:used]
+        if failure is not None and not built:
+            raise failure  # else it will still be there when these are gone
+        return True
+
+    def _look(self, ring: Any, at: int, frame: Any, position: Any) -> bool:
+        """Look at the frame that begins at `at`; False if there is none yet."""
+        most = min(self._limits.max_message, self.capacity)
+        code = _look(ring, at, most, frame, position)
+        if code == DONE:
+            return True
+        if code == EMPTY:
+            return False
+        if code == CORRUPT:
+            raise _corrupt("the peer's index, or the header of a frame, cannot be true")
+        raise TroubleError(code)
+
+    def _contents(self, frame: Any, descriptors: list[fdpass.Fd]) -> _Contents:
+        """Check what came beside a frame; raise TroubleError if this side does not accept it."""
+        announced, count = int(frame.fds + frame.regions), int(frame.fds)
+        if len(descriptors) != announced:
+            raise _corrupt(f"a message announced {announced} descriptors, {len(descriptors)} came")
+        fds, rest, outside = descriptors[:count], descriptors[count:], descriptors[:0]
+        if frame.flags & OUT_OF_LINE:
+            if frame.size or not rest:
+                raise _corrupt("a message outside the ring came without its region")
+            rest, outside = rest[:-1], rest[-1:]
+        regions = _grouped(rest)
+        try:
+            self._limits.check_attached(len(fds), len(regions))
+        except Unaccepted as error:
+            raise _corrupt(f"the peer sent {error}") from None
+        if not self._limits.sockets and any(_kind(fd) == stat.S_IFSOCK for fd in fds):
+            raise _corrupt("the peer sent a socket, and this side accepts none")
+        return _Contents(fds, regions, outside)
+
+    def _build_one(
+        self, at: int, frame: Any, position: Any, number: int, descriptors: list[fdpass.Fd]
+    ) -> _Built:
+        size, tag, flags = int(frame.size), int(frame.tag), int(frame.flags)
+        limits = self._limits
+        fds: list[fdpass.Fd] = []
+        regions: list[fdpass.MemoryRegion] = []
+        record = error = None
+        try:
+            if descriptors or flags & OUT_OF_LINE:
+                contents = self._contents(frame, descriptors)
+                fds = contents.fds
+                for group in contents.regions:  # one by one, as the next may fail
+                    region = self._adopt(group, limits.max_region, shared=limits.shared)
+                    regions += [region]
+            if flags & OUT_OF_LINE:
+                with self._adopt(contents.outside, limits.max_message) as region:
+                    data = bytes(region.buffer)
+            else:
+                data = bytes(ffi.buffer(position, size))
+            try:
+                record = self._decode(data, tag, flags & MAX_FLAGS)
+            except Exception as failure:  # noqa: BLE001 (raised, as DecodeFailed, in its turn)
+                error = DecodeFailed(
+                    f"message {self._handed + number} ({len(data)} bytes, tag {tag}) could not be "
+                    f"decoded: {type(failure).__name__}: {failure}"
+                )
+                error.__cause__ = failure
+            end = (at + extent(size)) & U64
+            return _Built(end, Framed(data, tag, flags), record, fds, regions, error)
+        except BaseException:
+            _close(regions)
+            raise
+
+    def _adopt(
+        self, descriptors: list[fdpass.Fd], max_size: int, *, shared: bool = False
+    ) -> fdpass.MemoryRegion:
+        """Make a region of copies of its descriptors; raise TroubleError if they are none."""
+        copies = blank(len(descriptors))
+        own(copies, map(os.dup, [fd.fileno() for fd in descriptors]))
+        try:
+            return fdpass.MemoryRegion.adopt(copies, max_size=max_size, accept_shared=shared)
+        except BaseException as error:
+            _close(copies)
+            if isinstance(error, fdpass.FdPassError):
+                raise _corrupt(f"the peer sent a memory region that is none: {error}") from error
+            raise
+
+    def _hand_on(self, limit: int, taken: list[_Built]) -> None:
+        """Move what is built to `taken`, up to a message that failed, and free its frames."""
+        while (built := self._built) and (ring := self._ring) is not None:
+            count = 1
+            while count < min(limit, len(built)) and not (built[0].error or built[count].error):
+                count += 1
+            now, later = built[:count], built[count:]
+            if self._built is built and self._ring is ring:  # else a signal handler came between
+                # No bytecode between these can be interrupted.
+                self._built = later
+                self._handed += count
+                taken += now
+                _free(ring, now[-1].end)
+                return
+
+    def discard(self) -> None:
+        """Close what is attached to messages that nobody will take; takes no lock."""
+        for built in self._built:
+            _close(built.fds)
+            _close(built.regions)
+        _close(self._spent)
+        lending, borrower = self._lending, self._borrower
+        if lending is not None and (borrower is None or borrower() is None):
+            _close(lending.outside)  # else the end of the borrowing does it
+
+
+def blank(count: int) -> list[fdpass.Fd]:
+    """Make owners of no descriptor yet, for own()."""
+    return [fdpass.Fd.__new__(fdpass.Fd) for _ in range(count)]
+
+
+def own(
+    fds: list[fdpass.Fd], numbers: Iterable[int], *then: Callable[[], object]
+) -> list[fdpass.Fd]:
+    """Have `fds` own descriptors, then call `then`: all in one call of C code, or not at all.
+
+    See fdpass/_socket.py: whatever interrupts us, a number stands in exactly one place.
+    """
+    try:
+        filling = map(setattr, fds, repeat("_number"), numbers)
+        deque(chain(filling, map(operator.call, then)), maxlen=0)
+    except OSError:
+        _close(fds)
+        raise
+    return fds
+
+
+def _new_scratch() -> tuple[Any, Any]:
+    return ffi.new("struct ipcq_frame *"), ffi.new("char const **")
+
+
+def _memory_of(region: fdpass.MemoryRegion) -> Any:
+    """Return a pointer that keeps the region's memory mapped."""
+    view = region.buffer[:]  # of its own, which closing the region does not revoke
+    with ffi.from_buffer(view) as buffer:  # see FrameSender.try_push
+        pointer = ffi.cast("char *", int(ffi.cast("uintptr_t", buffer)))
+    # What is called in the end does nothing, and in C: there a signal handler that raises would
+    # raise in vain.
+    return ffi.gc(pointer, partial(operator.is_, view))
+
+
+def _carries(built: _Built) -> bool:
+    return bool(built.fds or built.regions or built.raw.flags & OUT_OF_LINE)
+
+
+def _grouped(descriptors: list[fdpass.Fd]) -> list[list[fdpass.Fd]]:
+    """Tell the descriptors of several regions apart: each a file, perhaps with a token behind it."""
+    groups: list[list[fdpass.Fd]] = []
+    for fd in descriptors:
+        if _kind(fd) == stat.S_IFREG or not groups:
+            groups.append([])
+        groups[-1].append(fd)
+    return groups
+
+
+def _kind(fd: fdpass.Fd) -> int:
+    return stat.S_IFMT(os.fstat(fd.fileno()).st_mode)
+
+
+def _attachments(messages: Iterable[_Built]) -> list[Spent]:
+    spent: list[Spent] = []
+    for built in messages:
+        spent += built.fds
+        spent += built.regions
+    return spent
+
+
+def _close(spent: Iterable[Spent]) -> None:
+    for each in spent:
+        each.close()
+
+
+def _close_regions(built: Iterable[_Built]) -> None:
+    for each in built:
+        _close(each.regions)

@@ -1,0 +1,287 @@
+"""Loans and borrowings: shared memory in the application's hands, for the length of a block.
+
+A loan is memory of the outgoing ring to fill in place; nobody sees it before it is published, so
+giving it up costs nothing.  A borrowing is what waits in the incoming ring, to read in place; it
+is taken only when the block ends well, so a process that raises or dies inside has taken nothing.
+
+The views given out are dead after the block.  Where slices or arrays made of them still live, the
+end of the block raises LoanError, nothing is published or taken, and this end of the ring
+refuses to work until they are gone: no view ever shows what it was not given for.
+
+What is read in place can be changed by the peer at any time: check it only on a copy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any, Self
+
+from ._core import ffi, lib
+from ._errors import BadRecord, LoanError, TooLarge
+from ._frames import HEADER, MAX_ATTACHED, MAX_EXTENT, FrameReceiver, FrameSender, extent
+from ._message import MAX_FLAGS, MAX_TAG, Message
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import TracebackType
+
+    from ._endpoint import Endpoint
+
+
+class Loan:
+    """Memory of the outgoing ring, to fill in a with block.  Made by Interface.loan().
+
+    Leaving the block publishes it; an exception, or cancel(), gives it back.  `data` is a
+    writable memoryview of the bytes, or an array of shape (n,) for a numpy record.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        size: int,
+        tag: int = 0,
+        flags: int = 0,
+        wait: Callable[[Loan], None] | None = None,
+    ) -> None:
+        if isinstance(size, bool) or not isinstance(size, int):
+            raise TypeError(f"the size of a loan is a number (int), not {size!r}")
+        self._endpoint = endpoint
+        self._wait = wait
+        self._sender = endpoint.sending()
+        self._frames = isinstance(self._sender, FrameSender)
+        self._size = size  # bytes of a message, or records
+        self._tag, self._flags = tag, flags
+        self._wake = True
+        self._open = False
+        self._done = False
+        self._at: Any = None
+        self._run = 0  # records that are contiguous there
+        self._aside: Any = None  # stands in where the ring wraps around
+        self._view: memoryview | None = None
+        self.data: Any = None
+        self._check()
+
+    def _check(self) -> None:
+        capacity = self._sender.capacity
+        most = min(capacity, MAX_EXTENT)
+        if self._frames:
+            if self._size < 0:
+                raise ValueError(f"a message has at least 0 bytes, not {self._size}")
+            if extent(self._size) > most:
+                raise TooLarge(
+                    f"a loan of {self._size} bytes does not fit into a ring of {capacity} bytes, "
+                    f"which holds at most {most - HEADER} in one message"
+                )
+            self._endpoint.check_message_size(self._size)
+            for what, value, most in (
+                ("tag", self._tag, MAX_TAG),
+                ("flags", self._flags, MAX_FLAGS),
+            ):
+                if not isinstance(value, int) or not 0 <= value <= most:
+                    raise BadRecord(f"{what} is a number from 0 to {most}, not {value!r}")
+        elif not 1 <= self._size <= capacity:
+            raise TooLarge(
+                f"a loan has 1 to {capacity} records, as the ring does, not {self._size}"
+            )
+        elif self._tag or self._flags:
+            raise BadRecord("tag and flags go with messages (record=bytes), not with records")
+
+    @property
+    def units(self) -> int:
+        """How much space of the ring it takes: bytes, or records."""
+        return extent(self._size) if self._frames else self._size
+
+    def try_open(self) -> Self | None:
+        """Get the memory; None if there is no space for it yet."""
+        if self._open or self._done:
+            raise LoanError("this loan was used before: ask for a new one")
+        lent = self._sender.lend_space(self.units, self)
+        if lent is None:
+            return None
+        memory, offset, self._run = lent
+        self._at = memory + offset
+        nbytes = self._size * self._endpoint.codec.size
+        if self._frames:
+            offset += HEADER
+        elif self._run < self._size:
+            memory, offset = ffi.new("char[]", nbytes), 0
+            self._aside = memory
+        view = self._sender.view(memory, offset, nbytes)
+        self._view = view
+        self._open = True
+        self.data = self._endpoint.as_records(view)
+        return self
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise LoanError("the loan is not open: " + ("it is over" if self._done else "use with"))
+
+    def shrink(self, size: int) -> None:
+        """Publish only the first `size` bytes (or records) of it."""
+        self._check_open()
+        if isinstance(size, bool) or not isinstance(size, int):
+            raise TypeError(f"the size of a loan is a number (int), not {size!r}")
+        least = 0 if self._frames else 1
+        if not least <= size <= self._size:
+            raise LoanError(f"a loan of {self._size} can shrink to {least} or more, not to {size}")
+        self._size = size
+
+    def cancel(self) -> None:
+        """Give it back now, without publishing it."""
+        self._check_open()
+        self._end(publish=False)
+
+    def publish(self, *, wake: bool = True) -> None:
+        """Publish it now; with wake=False without waking a peer that sleeps.
+
+        Such a peer sees it at the next message that does ring, or when it looks for itself.
+        """
+        self._check_open()
+        self._wake = wake
+        self._end(publish=True)
+
+    def _end(self, *, publish: bool) -> None:
+        self._open, self._done = False, True
+        view, self._view, self.data = self._view, None, None
+        commit = self._commit() if publish else None
+        _release(view)
+        del view
+        self._sender.end_loan(commit)
+
+    def _commit(self) -> Callable[[Any], int]:
+        """Return what publishes the memory as it stands now."""
+        size, wake = self._size, self._wake
+        if self._frames:
+            frame = ffi.new("struct ipcq_frame *", [size, self._tag, self._flags, 0, 0, 0])
+            return lambda ring: int(lib.ipcq_frame_commit(ring, frame, wake))
+        if self._aside is None:
+            return lambda ring: int(lib.ipcq_commit(ring, size, wake))
+
+        def commit(ring: Any) -> int:
+            record = self._endpoint.codec.size
+            first = min(size, self._run)
+            start = self._at - (self._sender.capacity - self._run) * record  # of the ring
+            ffi.memmove(self._at, self._aside, first * record)
+            ffi.memmove(start, self._aside + first * record, (size - first) * record)
+            return int(lib.ipcq_commit(ring, size, wake))
+
+        return commit
+
+    def __enter__(self) -> Self:
+        if self._wait is None:
+            raise TypeError("a loan under Trio needs async with")
+        self._wait(self)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._open and kind is None:
+            self._end(publish=True)
+        elif self._open:
+            with contextlib.suppress(LoanError):  # the exception is what its block has to say
+                self._end(publish=False)
+
+
+class Borrowing:
+    """What waits in the incoming ring, to read in place in a with block.
+
+    Made by Interface.borrow().  `data` is a list of Message with read-only memoryviews, or, of
+    records, one memoryview (or array of shape (n,) for a numpy spec) up to where the ring wraps
+    around; empty if nothing came in time.  The Borrowing itself is a sequence of the same.
+    Leaving the block takes what it got; an exception, or cancel(), takes nothing.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        limit: int | None,
+        wait: Callable[[Borrowing], object] | None = None,
+    ) -> None:
+        self._endpoint = endpoint
+        self._receiver = endpoint.receiving()
+        self._most = endpoint.most(limit)
+        self._wait = wait
+        self._open = False
+        self._views: list[memoryview] = []
+        self.data: Any = endpoint.codec.decode_many(b"", 0)
+        if isinstance(self.data, list) and not isinstance(self._receiver, FrameReceiver):
+            self.data = memoryview(b"")
+
+    def try_open(self) -> Self | None:
+        """Get what waits; None if nothing does."""
+        if self._open:
+            raise LoanError("this borrowing is open already")
+        if self._most == 0:
+            return self
+        receiver = self._receiver
+        lent = receiver.lend_records(self._most, self)
+        if lent is not None and receiver.lacking:
+            # Some of what waits was left out, as its descriptors are in the socket still.
+            lent = None
+            receiver.end_borrowing(take=False)
+            for _ in range(MAX_ATTACHED):
+                if not self._endpoint.read_on():
+                    break
+            lent = receiver.lend_records(self._most, self)
+        if lent is None:
+            return None
+        self._open = True
+        views = [self._receiver.view(p.memory, p.offset, p.size).toreadonly() for p in lent]
+        self._views = views
+        if isinstance(self._receiver, FrameReceiver):
+            pieces = zip(views, lent, strict=True)
+            self.data = [Message(view, piece.tag, piece.flags) for view, piece in pieces]
+        else:
+            self.data = self._endpoint.as_records(views[0])
+        return self
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.data)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.data[index]
+
+    def cancel(self) -> None:
+        """Take nothing, and leave what waits for the next call that receives."""
+        if not self._open:
+            raise LoanError("the borrowing is not open")
+        self._end(take=False)
+
+    def _end(self, *, take: bool) -> None:
+        self._open = False
+        views, self._views, self.data = self._views, [], ()
+        while views:
+            _release(views.pop())
+        self._receiver.end_borrowing(take=take)
+
+    def __enter__(self) -> Self:
+        if self._wait is None:
+            raise TypeError("a borrowing under Trio needs async with")
+        self._wait(self)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._open and kind is None:
+            self._end(take=True)
+        elif self._open:
+            with contextlib.suppress(LoanError):  # the exception is what its block has to say
+                self._end(take=False)
+
+
+def _release(view: memoryview | None) -> None:
+    if view is not None:
+        # BufferError: an array is left, which Views finds.
+        with contextlib.suppress(BufferError):
+            view.release()

@@ -1,0 +1,174 @@
+"""Messages of any length: the specs `bytes`, `Message` and `Encoded`, and what goes with them.
+
+The counterpart of _record for the ring of frames.  A frame carries bytes, a tag and flags; what
+the specs differ in is what of that the user sees.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ._errors import BadRecord, TooLarge, Unaccepted
+from ._layout import Layout
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fdpass import Fd, MemoryRegion
+
+MAX_TAG = 0xFFFFFFFF
+MAX_FLAGS = 0xFF  # the low byte of a frame's flags is the application's
+OUT_OF_LINE = 0x8000  # ours: the payload is the last memory region beside the frame
+
+_DESCRIPTION = "messages of any length"
+MESSAGES = Layout(
+    1, (), hashlib.blake2b(_DESCRIPTION.encode(), digest_size=16).digest(), _DESCRIPTION
+)
+
+
+class Message(NamedTuple):
+    """A message with what the frame carries beside its bytes."""
+
+    data: bytes | bytearray | memoryview
+    tag: int = 0  # 0 to 2**32 - 1
+    flags: int = 0  # 0 to 255
+
+
+class Received(NamedTuple):
+    """A message with what was attached to it; the receiver owns, and closes, both."""
+
+    record: Any
+    fds: list[Fd]
+    regions: list[MemoryRegion]
+
+    def close(self) -> None:
+        """Close what was attached."""
+        for fd in self.fds:
+            fd.close()
+        for region in self.regions:
+            region.close()
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A record spec: objects that `encode` turns into bytes and `decode` makes of them.
+
+    decode(data: bytes) gets exactly what encode(object) gave, from a peer that may be hostile:
+    pickle.loads would run whatever the peer likes, so use it only between programs that trust
+    each other entirely.  It must not give None.  The other side may state `bytes`, or another Encoded.
+    """
+
+    encode: Callable[[Any], bytes | bytearray | memoryview]
+    decode: Callable[[bytes], Any]
+
+    def __post_init__(self) -> None:
+        for what in ("encode", "decode"):
+            if not callable(getattr(self, what)):
+                raise TypeError(f"{what} is a function, not {getattr(self, what)!r}")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the receiver of messages accepts; the sender learns it in the handshake."""
+
+    max_message: int = 64 << 20  # bytes
+    fds: int = 0  # descriptors with one message
+    regions: int = 8  # memory regions with one message
+    max_region: int = 4 << 30  # bytes; only for who receives
+    shared: bool = False  # regions that the giver can go on writing, and we can write
+    sockets: bool = False  # among the descriptors: they can form cycles only the kernel can free
+
+    def check_size(self, size: int) -> None:
+        """Raise TooLarge for a message that the receiver would not take."""
+        if size > self.max_message:
+            raise TooLarge(
+                f"a message has {size} bytes, and the receiver takes at most {self.max_message}"
+            )
+
+    def check_attached(self, fds: int, regions: int) -> None:
+        """Raise Unaccepted for more attachments than the receiver takes."""
+        for what, count, most in (
+            ("descriptors", fds, self.fds),
+            ("memory regions", regions, self.regions),
+        ):
+            if count > most:
+                raise Unaccepted(
+                    f"{count} {what} with one message, and the receiver accepts at most {most}"
+                )
+
+
+class Framed(NamedTuple):
+    """What the encoding of a message gives: what goes into its frame."""
+
+    data: Any  # contiguous, of format "B"
+    tag: int
+    flags: int
+
+
+class MessageCodec:
+    """How a message becomes a frame and back, for one of the three specs."""
+
+    size = 1
+    layout = MESSAGES
+    shape = 1  # IPCQ_FRAMES
+
+    def __init__(self, spec: Any) -> None:
+        self.spec = spec
+        self.encode: Callable[[Any], Framed]
+        self.decode: Callable[[bytes, int, int], Any]
+        if spec is bytes:
+            self.encode, self.decode = _encode_bytes, _decode_bytes
+        elif spec is Message:
+            self.encode, self.decode = _encode_message, Message
+        else:
+            self.encode, self.decode = self._encode_object, self._decode_object
+
+    def _encode_object(self, record: Any) -> Framed:
+        return _encode_bytes(self.spec.encode(record))
+
+    def _decode_object(self, data: bytes, tag: int, flags: int) -> Any:  # noqa: ARG002 (one signature)
+        record = self.spec.decode(data)
+        if record is None:
+            raise ValueError("decode gave None, which is what receiving gives when nothing comes")
+        return record
+
+    def decode_many(self, data: bytes, count: int) -> list[Any]:  # noqa: ARG002 (as Codec)
+        """Return the empty batch, which is all that a record codec is asked for in common."""
+        return []
+
+
+def _encode_bytes(record: Any) -> Framed:
+    return Framed(record if type(record) is bytes else _contiguous(record), 0, 0)
+
+
+def _encode_message(record: Any) -> Framed:
+    if not isinstance(record, Message):
+        raise BadRecord(f"expected a Message, got {type(record).__name__}")
+    data, tag, flags = record
+    for what, value, most in (("tag", tag, MAX_TAG), ("flags", flags, MAX_FLAGS)):
+        if not isinstance(value, int) or not 0 <= value <= most:
+            raise BadRecord(f"{what} is a number from 0 to {most}, not {value!r}")
+    return Framed(_contiguous(data), tag, flags)
+
+
+def _contiguous(data: Any) -> Any:
+    try:
+        view = memoryview(data)
+    except (TypeError, ValueError, BufferError):
+        raise BadRecord(f"expected bytes, got {type(data).__name__}") from None
+    if not view.c_contiguous:
+        raise BadRecord("expected contiguous bytes, got a view with gaps")
+    if view.ndim == 1 and view.format == "B":
+        return view
+    if view.format in {"O", "P"}:
+        raise BadRecord("expected bytes, got pointers into this process")
+    return view.cast("B") if view.format in _CASTABLE and view.nbytes else view.tobytes()
+
+
+_CASTABLE = frozenset("bBhHiIlLqQnNfdc?")  # what memoryview.cast takes; as in _record.py
+
+
+def _decode_bytes(data: bytes, tag: int, flags: int) -> bytes:  # noqa: ARG001 (one signature)
+    return data

@@ -1,0 +1,443 @@
+"""A ring of slots from Python: records of one size, copied in and out."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+from ._core import ffi, lib
+from ._errors import Unaccepted
+from ._ring import (
+    AGAIN,
+    CLOSED,
+    DONE,
+    EMPTY,
+    FULL,
+    U64,
+    Lent,
+    Mapping,
+    Place,
+    ReceiverEnd,
+    SenderEnd,
+    Trouble,
+    TroubleError,
+    offset_in,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ._record import Codec
+
+# What one call of pop_many copies out of the ring at once.  A guess: inside the second-level
+# cache, and far above what the call itself costs.
+_BATCH_BYTES = 256 * 1024
+
+# Looking a function up in `lib` costs as much as calling it.
+_push, _push_many, _pop = lib.ipcq_push, lib.ipcq_push_many, lib.ipcq_pop
+
+
+class Parcel(NamedTuple):
+    """One record ready to go."""
+
+    data: Any
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if type(self.data) is not bytes:
+            ffi.release(self.data)  # see try_push_many
+
+
+@dataclass
+class Batch:
+    """Encoded records, side by side."""
+
+    data: memoryview
+    count: int
+
+
+class SlotSender(SenderEnd):
+    """The sending end of a ring: records in, without waiting.
+
+    `trouble(code)` is called for every result but done and full, and raises.
+    """
+
+    def __init__(
+        self,
+        own: Mapping,
+        peer: Mapping,
+        place: Place,
+        codec: Codec,
+        trouble: Trouble,
+    ) -> None:
+        super().__init__(own, peer, place, trouble)
+        self._encode = codec.encode
+        self._encode_many = codec.encode_many
+        self._size = codec.size
+
+    def try_push(self, record: Any) -> bool:
+        """Publish one record; False if there is no space.  Raises BadRecord."""
+        data = self._encode(record)
+        if type(data) is bytes:
+            with self._lock:
+                ring = self._ring if self._ring is not None else self._usable()
+                code = CLOSED if ring is None else _push(ring, data)
+        else:
+            with ffi.from_buffer(data) as buffer, self._lock:  # released: see try_push_many
+                ring = self._ring if self._ring is not None else self._usable()
+                code = CLOSED if ring is None else _push(ring, buffer)
+        if not code:
+            return True
+        if code == FULL:
+            return False
+        self._trouble(code)
+
+    def parcel(self, record: Any, fds: Iterable[Any] = (), regions: Iterable[Any] = ()) -> Parcel:
+        """Encode a record to push; raise BadRecord if it is none."""
+        if tuple(fds) or tuple(regions):
+            raise Unaccepted(
+                "descriptors and memory regions go with messages (record=bytes), "
+                "not with records of a fixed size"
+            )
+        data = self._encode(record)
+        return Parcel(data if type(data) is bytes else ffi.from_buffer(data))
+
+    def try_send(self, parcel: Any) -> bool:
+        """Publish the record; False if there is no space."""
+        with self._lock:
+            ring = self._ring if self._ring is not None else self._usable()
+            code = CLOSED if ring is None else _push(ring, parcel.data)
+        if code in (DONE, FULL):
+            return code == DONE
+        self._trouble(code)
+
+    def units(self, parcel: Any) -> int:  # noqa: ARG002 (as FrameSender)
+        """Return the slots to wait for when there was none for this parcel."""
+        return 1
+
+    def batch(self, records: Iterable[Any]) -> Batch:
+        """Encode records to push; BadRecord if one of them is none."""
+        buffer, count = self._encode_many(records)
+        return Batch(memoryview(buffer).cast("B"), count)
+
+    def parcel_in(self, batch: Any, start: int) -> None:
+        """Return None: no record has to be sent by itself."""
+
+    def try_push_many(self, batch: Any, start: int) -> int:
+        """Publish the records from number `start` on, as many as fit; return how many."""
+        pushed = ffi.new("uint64_t *")  # its own: a signal handler may use this end in between
+        # Released before anything is raised: kept in a traceback that is part of a cycle, a buffer
+        # of cffi over a memoryview crashes the garbage collector (cffi 2.1, CPython 3.11).
+        with ffi.from_buffer(batch.data[start * self._size :]) as data, self._lock:
+            ring = self._ring if self._ring is not None else self._usable()
+            count = batch.count - start
+            code = CLOSED if ring is None else _push_many(ring, data, count, pushed)
+            done = int(pushed[0])
+        if not code:
+            return done
+        if code == FULL:
+            return 0
+        self._trouble(code)
+
+    def units_of(self, batch: Any, start: int) -> int:  # noqa: ARG002 (as FrameSender)
+        """Return the slots to wait for when there was none for the rest of a batch."""
+        return 1
+
+
+class SlotReceiver(ReceiverEnd):
+    """The receiving end of a ring: records out, without waiting.
+
+    A record that the core has copied out is gone from the ring, so from there on no exception
+    between two bytecodes (Ctrl-C) may lose it, and no signal handler that uses this end in
+    between may disturb it.  Hence three places before the caller, served in reverse order:
+
+    - `_buffer`: what the core copied out.  `_delivered` counts what has left it; where that stays
+      behind the core's own count, the next call finds out (AGAIN) and moves the rest to
+    - `_stash`: raw records, which were taken and not handed on; and
+    - `_kept`: decoded records, which were about to be handed on when an exception struck.
+
+    Moves are made of bytecodes between which CPython looks for no signal (it does after calls, at
+    the start of functions and when jumping back), right after a test that nobody else has moved
+    anything meanwhile.
+
+    A record put back wakes nobody: a thread that sleeps already finds it when the next doorbell
+    rings, or after its slice of time.
+    """
+
+    def __init__(
+        self,
+        own: Mapping,
+        peer: Mapping,
+        place: Place,
+        codec: Codec,
+        trouble: Trouble,
+    ) -> None:
+        super().__init__(own, peer, place, trouble)
+        self._codec = codec
+        self._size = codec.size
+        self._decode = codec.decode
+        self._count = ffi.new("uint64_t *")
+        self._delivered = place.start
+        self._stash = b""
+        self._kept: list[Any] = []
+        self._lent_to: int | None = None  # None: the first bytes of the stash are lent
+        self._lent_data = b""
+        self._new_buffer(1)
+
+    def holds(self) -> bool:
+        """Whether records wait in this process already."""
+        ring = self._ring
+        return bool(self._kept or self._stash) or (
+            ring is not None and bool(lib.ipcq_undelivered(ring, self._delivered))
+        )
+
+    def lend_records(self, limit: int, borrower: object) -> list[Lent] | None:
+        """Lend records in place: one piece, which ends where the ring wraps around."""
+        code, lent, reference = CLOSED, None, weakref.ref(borrower)
+        with self._lock:
+            ring = self._ring if self._ring is not None else self._usable()
+            memory = self._memory
+            if ring is not None:
+                self._parked, self._ring, self._borrower = ring, None, reference
+                try:
+                    code, lent = self._lend_from(ring, memory, limit)
+                finally:
+                    if lent is None:
+                        self._unpark(ring)
+        if code and code != EMPTY:
+            self._trouble(code)
+        return lent
+
+    def _lend_from(self, ring: Any, memory: Any, limit: int) -> tuple[int, list[Lent] | None]:
+        # What was taken before, by a call that was interrupted, is handed out first.
+        self._recover_all(ring)
+        if self._stash:
+            data = self._stash[: limit * self._size]
+            self._lent_to, self._lent_data = None, data
+            return DONE, [Lent(ffi.from_buffer(data), 0, len(data), 0, 0)]
+        at, run = ffi.new("char const **"), ffi.new("uint64_t *")
+        code = lib.ipcq_look(ring, self._delivered, at, run)
+        if code:
+            return code, None
+        count = min(limit, int(run[0]))
+        self._lent_to, self._lent_data = (self._delivered + count) & U64, b""
+        return DONE, [Lent(memory, offset_in(memory, at[0]), count * self._size, 0, 0)]
+
+    def end_borrowing(self, *, take: bool) -> None:
+        """Take the memory back, and free what was lent if it is to be taken."""
+        code = DONE
+        with self._lock:
+            ring, to, held = self._parked, self._lent_to, len(self._lent_data)
+            try:
+                if take:
+                    self._views.check()
+                    if ring is None:
+                        code = CLOSED
+                    elif to is None:
+                        self._stash = self._stash[held:]
+                    else:
+                        # No bytecode between these can be interrupted.
+                        self._delivered = to
+                        code = lib.ipcq_take(ring, to)
+            finally:
+                self._forget()
+            self._usable()
+        if code:
+            self._trouble(code)
+
+    def _new_buffer(self, records: int) -> None:
+        buffer = ffi.new("char[]", records * self._size)
+        view = memoryview(ffi.buffer(buffer)).cast("B")
+        one = view[: self._size]
+        self._buffer, self._view, self._one, self._room = buffer, view, one, records
+
+    def try_pop(self) -> Any:
+        """Take one record; None if there is none."""
+        record = None
+        try:
+            with self._lock:
+                record = self._next()
+        except TroubleError as trouble:
+            code = trouble.code
+        except BaseException:
+            if record is not None:  # it struck while the lock was released
+                self._keep([record])
+            raise
+        else:
+            return record
+        self._trouble(code)
+
+    def _keep(self, records: list[Any]) -> None:
+        with self._lock:
+            self._kept = records + self._kept
+
+    def _next(self) -> Any:  # noqa: C901 (three places, one loop)
+        """Take one record under the lock: it is taken exactly if this returns."""
+        if self._ring is None and self._usable() is None:
+            raise TroubleError(CLOSED)
+        while True:
+            if self._kept:
+                record = self._kept[0]
+                del self._kept[0]
+                return record
+            if self._stash:
+                stash = self._stash
+                record = self._decode_stashed(stash)
+                if self._stash is stash:
+                    self._stash = stash[self._size :]
+                    return record
+                continue
+            ring, before = self._ring, self._delivered
+            if ring is None:
+                if self._usable() is None:
+                    raise TroubleError(CLOSED)
+                continue
+            code = _pop(ring, self._buffer, 1, before, self._count)
+            if code == EMPTY:
+                return None
+            if code:
+                self._recover(code, before)
+                continue
+            try:
+                record = self._decode(self._one)
+            except Exception:
+                # What fails again will never give anything but its error; else it was not its
+                # fault, but that of a signal handler.
+                if self._fails(self._one) and self._delivered == before:
+                    self._delivered = (before + 1) & U64
+                raise
+            if self._delivered == before:
+                self._delivered = (before + 1) & U64
+                return record
+
+    def _decode_stashed(self, stash: bytes) -> Any:
+        first = stash[: self._size]
+        try:
+            return self._decode(first)
+        except Exception:
+            if self._fails(first) and self._stash is stash:
+                self._stash = stash[self._size :]
+            raise
+
+    def _fails(self, data: bytes | memoryview) -> bool:
+        """Whether a record cannot be decoded."""
+        try:
+            self._decode(data)
+        except Exception:  # noqa: BLE001 (whatever a user's class may raise)
+            return True
+        return False
+
+    def _recover(self, code: int, before: int) -> None:
+        """Stash what the core has copied out and nobody was given; any other code is trouble."""
+        if code != AGAIN:
+            raise TroubleError(code)
+        count = int(self._count[0])
+        data = bytes(self._view[: count * self._size])
+        if self._delivered == before:
+            self._stash, self._delivered = self._stash + data, (before + count) & U64
+
+    def _recover_all(self, ring: Any) -> None:
+        before = self._delivered
+        code = _pop(ring, self._buffer, 0, before, self._count)
+        if code == AGAIN:
+            self._recover(code, before)
+        if self._kept:  # as raw records, which is what can be lent
+            kept = b"".join(bytes(self._codec.encode(record)) for record in self._kept)
+            self._stash, self._kept = kept + self._stash, []
+
+    def try_pop_many(self, limit: int) -> Any:
+        """Take up to `limit` records and no more than a ringful; None if there are none."""
+        limit = min(limit, self.capacity)
+        size = self._size
+        kept: list[Any] = []
+        data = bytearray()  # what to put back if an exception strikes
+        try:
+            with self._lock:
+                if self._ring is None and self._usable() is None:
+                    raise TroubleError(CLOSED)
+                if self._kept:
+                    kept, self._kept = self._kept[:limit], self._kept[limit:]
+                else:
+                    self._collect(data, limit)
+            if kept:
+                return self._as_batch(kept)
+            if not data:
+                return None
+            try:
+                return self._codec.decode_many(data, len(data) // size)
+            except Exception:
+                good = self._good(data)
+                if good == len(data):  # no record's fault
+                    raise
+                if good == 0:  # only the first is lost: there is nothing else to say of it
+                    data = data[size:]
+                    raise
+                with self._lock:
+                    self._stash, data = bytes(data[good:]) + self._stash, data[:good]
+                return self._codec.decode_many(data, good // size)
+        except TroubleError as trouble:
+            code = trouble.code
+        except BaseException:
+            self._keep(kept)
+            with self._lock:
+                self._stash = bytes(data) + self._stash
+            raise
+        self._trouble(code)
+
+    def _as_batch(self, records: list[Any]) -> Any:
+        """Return decoded records in the form of a batch."""
+        if isinstance(self._codec.decode_many(b"", 0), list):
+            return records
+        buffer, count = self._codec.encode_many(records)
+        return self._codec.decode_many(buffer, count)
+
+    def _collect(self, data: bytearray, limit: int) -> None:
+        """Append the bytes of up to `limit` records to `data`, which owns them from then on."""
+        if self._ring is None and self._usable() is None:
+            raise TroubleError(CLOSED)
+        self._make_room(limit)
+        size = self._size
+        while len(data) < limit * size:
+            missing = limit * size - len(data)
+            before = self._delivered  # ahead of the look at the stash, which it covers
+            if self._stash:
+                stash = self._stash
+                taken, rest = stash[:missing], stash[missing:]
+                data += taken
+                self._stash = rest
+                continue
+            ring, wanted = self._ring, min(missing // size, self._room)
+            if ring is None:
+                return
+            code = _pop(ring, self._buffer, wanted, before, self._count)
+            if code == EMPTY or (code and code != AGAIN and data):
+                return  # trouble will still be there when these are gone
+            if code:
+                self._recover(code, before)
+                continue
+            count = int(self._count[0])
+            got = self._view[: count * size]
+            if self._delivered != before:
+                continue
+            data += got
+            self._delivered = (before + count) & U64
+            if count < wanted:
+                return
+
+    def _make_room(self, limit: int) -> None:
+        """Enlarge the buffer for batches, once; idle ends do not pay for it."""
+        wanted = min(limit, self.capacity, max(1, _BATCH_BYTES // self._size))
+        if wanted <= self._room or self._ring is None:
+            return
+        self._recover_all(self._ring)
+        self._new_buffer(wanted)
+
+    def _good(self, data: bytearray) -> int:
+        """Return how many bytes of records stand before the first that cannot be decoded."""
+        at = 0
+        while at < len(data) and not self._fails(bytes(data[at : at + self._size])):
+            at += self._size
+        return at

@@ -1,0 +1,158 @@
+/*
+ * A ring of frames: messages of any length, each behind a header that says how long it is.
+ *
+ * The ring is mapped twice in a row, so a frame never appears in two pieces and there is no
+ * padding at the end to skip.  What the header says is the peer's word: it is copied out once,
+ * checked against what the peer has published, and only the copy is used.
+ */
+#include "ends.h"
+
+enum { HEADER = sizeof(struct ipcq_frame), ALIGN = IPCQ_FRAME_ALIGN };
+static_assert(HEADER == ALIGN, "a header fills the alignment, so it never wraps either");
+
+/* Bytes of ring that a frame takes; `size` is at most 2^32. */
+static uint64_t extent(uint64_t size)
+{
+    return HEADER + ((size + ALIGN - 1) & ~(uint64_t)(ALIGN - 1));
+}
+
+uint64_t ipcq_frame_extent(uint64_t size)
+{
+    return extent(size);
+}
+
+/* -- sending ------------------------------------------------------------------------------ */
+
+static void write_frame(struct ipcq_sender *s, uint64_t head, const struct ipcq_frame *frame,
+                        const char *payload)
+{
+    char *at = (char *)s->own->slots + (head & (s->capacity - 1));
+    memcpy(at, frame, HEADER);
+    if (payload)
+        memcpy(at + HEADER, payload, frame->size);
+}
+
+int ipcq_frame_commit(ipcq_sender *s, const struct ipcq_frame *frame, int wake)
+{
+    int result = sender_state(s);
+    if (result != IPCQ_DONE)
+        return result;
+    uint64_t head = atomic_load_explicit(&s->head, memory_order_relaxed);
+    write_frame(s, head, frame, NULL);
+    publish(s, head + extent(frame->size), wake);
+    return IPCQ_DONE;
+}
+
+static int send_fds(struct ipcq_sender *s, const int *fds, size_t n)
+{
+    char control[CMSG_SPACE(IPCQ_MAX_FRAME_FDS * sizeof(int))] = {0};
+    unsigned char message[2] = {IPCQ_OPCODE_FDS, (unsigned char)n};
+    struct iovec bytes = {message, sizeof message};
+    struct msghdr m = {.msg_iov = &bytes,
+                       .msg_iovlen = 1,
+                       .msg_control = control,
+                       .msg_controllen = CMSG_SPACE(n * sizeof(int))};
+    struct cmsghdr *c = CMSG_FIRSTHDR(&m);
+    c->cmsg_level = SOL_SOCKET;
+    c->cmsg_type = SCM_RIGHTS;
+    c->cmsg_len = CMSG_LEN(n * sizeof(int));
+    memcpy(CMSG_DATA(c), fds, n * sizeof(int));
+    for (;;) {
+        if (sendmsg(s->bell.socket, &m, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0)
+            return IPCQ_DONE;
+        if (errno == EAGAIN || errno == EWOULDBLOCK)
+            return IPCQ_STUCK;
+        if (errno != EINTR)
+            return errno == EPIPE || errno == ECONNRESET ? IPCQ_GONE : IPCQ_ERROR;
+    }
+}
+
+uint64_t ipcq_frame_units(ipcq_sender *s, const struct ipcq_frame *frame)
+{
+    uint64_t units = extent(frame->size);
+    if (frame->fds + frame->regions == 0 || s->attached_count < MAX_ATTACHED)
+        return units;
+    /* The oldest of those under way must have been taken: tail must have reached its end. */
+    uint64_t end = s->attached[s->attached_count % MAX_ATTACHED];
+    uint64_t behind = atomic_load_explicit(&s->head, memory_order_relaxed) - end;
+    uint64_t until = behind < s->capacity ? s->capacity - behind : 0;
+    return units > until ? units : until;
+}
+
+int ipcq_frame_push(ipcq_sender *s, const struct ipcq_frame *frame, const char *payload,
+                    const int *fds)
+{
+    uint64_t head = atomic_load_explicit(&s->head, memory_order_relaxed);
+    int result = sender_state(s);
+    if (result == IPCQ_DONE)
+        result = make_space(s, head, ipcq_frame_units(s, frame));
+    if (result == IPCQ_FULL)
+        count(&s->own->sending.refused);
+    /* Space first: it stays, as only this side takes any.  So once the descriptors are on
+     * their way, nothing can keep the frame from following them. */
+    if (result == IPCQ_DONE && frame->fds + frame->regions)
+        result = send_fds(s, fds, (size_t)(frame->fds + frame->regions));
+    if (result != IPCQ_DONE)
+        return result;
+    write_frame(s, head, frame, payload);
+    head += extent(frame->size);
+    if (frame->fds + frame->regions)
+        s->attached[s->attached_count++ % MAX_ATTACHED] = head;
+    publish(s, head, 1);
+    return IPCQ_DONE;
+}
+
+int ipcq_frame_push_many(ipcq_sender *s, const struct ipcq_frame *frames, const char *payloads,
+                         uint64_t n, uint64_t *done)
+{
+    *done = 0;
+    uint64_t head = atomic_load_explicit(&s->head, memory_order_relaxed);
+    int result = sender_state(s);
+    if (result != IPCQ_DONE)
+        return result;
+    uint64_t i;
+    for (i = 0; i < n; i++) {
+        result = make_space(s, head, extent(frames[i].size));
+        if (result != IPCQ_DONE)
+            break;
+        write_frame(s, head, &frames[i], payloads);
+        payloads += frames[i].size;
+        head += extent(frames[i].size);
+    }
+    if (i > 0)
+        publish(s, head, 1);
+    else if (result == IPCQ_FULL)
+        count(&s->own->sending.refused);
+    *done = i;
+    return i > 0 && result == IPCQ_FULL ? IPCQ_DONE : result;
+}
+
+/* -- receiving ---------------------------------------------------------------------------- */
+
+/* Copy out and check the header at index `from`, where `available` bytes are published. */
+static int read_header(struct ipcq_receiver *r, uint64_t from, uint64_t max_size,
+                       struct ipcq_frame *frame)
+{
+    const volatile uint64_t *at =
+        (const volatile uint64_t *)(r->peer->slots + (from & (r->capacity - 1)));
+    uint64_t words[2] = {at[0], at[1]};
+    memcpy(frame, words, HEADER);
+    uint64_t available = r->head - from;
+    if (frame->size > max_size || frame->reserved != 0 || (frame->flags & ~IPCQ_KNOWN_FLAGS) ||
+        frame->fds + frame->regions > IPCQ_MAX_FRAME_FDS || available < HEADER ||
+        extent(frame->size) > available) {
+        r->corrupt = 1;
+        return IPCQ_CORRUPT;
+    }
+    return IPCQ_DONE;
+}
+
+int ipcq_frame_look(ipcq_receiver *r, uint64_t from, uint64_t max_size, struct ipcq_frame *frame,
+                    const char **at)
+{
+    int result = look_from(r, from);
+    if (result != IPCQ_DONE)
+        return result;
+    *at = (const char *)r->peer->slots + (from & (r->capacity - 1)) + HEADER;
+    return read_header(r, from, max_size, frame);
+}

@@ -1,0 +1,361 @@
+"""Messages of any length, loans, borrowings, regions and descriptors, as a user meets them."""
+
+import contextlib
+import hashlib
+import json
+import os
+import random
+import socket
+import struct
+from pathlib import Path
+
+import pytest
+import trio
+
+import fdpass
+import memenpsf
+import memenpsf.trio
+from fdpass import MemoryRegion
+
+np = pytest.importorskip("numpy")
+
+
+@contextlib.contextmanager
+def pair(record=bytes, **options):
+    one, other = memenpsf.pair(record, **options)
+    with one, other:
+        yield one, other
+
+
+def descriptors():
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+# -- messages -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("inline", [0, 512, 4096])
+def test_messages_of_any_length_arrive_in_order(inline):
+    chance = random.Random(inline)
+    sizes = [chance.choice([0, 1, 15, 16, 17, 500, 5000, 100_000]) for _ in range(300)]
+    with pair(capacity=4096, inline=inline) as (one, other):
+        for size in sizes:
+            data = chance.randbytes(size)
+            one.xmit(data, timeout=0)
+            assert other.recv(timeout=0) == data
+
+
+def test_a_batch_of_any_lengths_goes_through_a_small_ring(program, tmp_path):
+    # The other process hashes everything it gets, in order.
+    path = tmp_path / "s"
+    peer = program(
+        "import hashlib, memenpsf, sys\n"
+        "total = hashlib.blake2b()\n"
+        "with memenpsf.listen(sys.argv[1], bytes) as listener:\n"
+        "    print('ready', flush=True)\n"
+        "    with listener.accept() as interface:\n"
+        "        for data in interface:\n"
+        "            total.update(len(data).to_bytes(8, 'little') + data)\n"
+        "print(total.hexdigest())\n",
+        path,
+    )
+    assert peer.stdout.readline() == "ready\n"
+    chance, total = random.Random(1), hashlib.blake2b()
+    with memenpsf.connect(path, bytes, capacity=1 << 16) as interface:
+        for _ in range(20):
+            batch = [
+                chance.randbytes(chance.choice([0, 3, 900, 20_000, 2_000_000])) for _ in range(9)
+            ]
+            for data in batch:
+                total.update(len(data).to_bytes(8, "little") + data)
+            assert interface.xmit_many(batch) == len(batch)
+    assert peer.communicate()[0] == total.hexdigest() + "\n"
+
+
+def test_tags_and_flags_arrive():
+    with pair(memenpsf.Message) as (one, other):
+        sent = [memenpsf.Message(b"x" * n, tag=2**32 - 1 - n, flags=n) for n in (0, 1, 255)]
+        sent.append(memenpsf.Message(bytes(1 << 20), tag=7, flags=3))  # outside the ring
+        one.xmit_many(sent)
+        assert other.recv_vectored() == sent
+
+
+@pytest.mark.parametrize(
+    "bad", [b"bytes", memenpsf.Message(b"", tag=-1), memenpsf.Message(b"", flags=256)]
+)
+def test_a_message_that_is_none_is_a_bad_record(bad):
+    with pair(memenpsf.Message) as (one, other):
+        with pytest.raises(memenpsf.BadRecord):
+            one.xmit(bad)
+        one.xmit(memenpsf.Message(b"fine"))
+        assert other.recv().data == b"fine"
+
+
+def test_what_cannot_be_decoded_is_named_and_loses_nothing_else():
+    spec = memenpsf.Encoded(lambda value: json.dumps(value).encode(), json.loads)
+    one, other = memenpsf.pair(spec)
+    with one, other:
+        one.xmit({"a": 1})
+        one._endpoint.sender._encode = lambda value: (
+            (value, 0, 0) and __import__("ipcqueue")._message.Framed(value, 0, 0)
+        )
+        one.xmit(b"{")
+        one._endpoint.sender._encode = one._endpoint.codec.encode
+        one.xmit([2])
+        assert other.recv() == {"a": 1}
+        with pytest.raises(memenpsf.DecodeFailed, match="message 1"):
+            other.recv()
+        assert other.recv() == [2]
+
+
+def test_a_message_larger_than_the_receiver_takes_is_refused_at_the_sender():
+    with pair(max_message=1000) as (one, other):
+        with pytest.raises(memenpsf.TooLarge, match=r"1001 .* 1000"):
+            one.xmit(bytes(1001))
+        with pytest.raises(memenpsf.TooLarge, match="record 1"):
+            one.xmit_many([b"a", bytes(1001)])
+        one.xmit(bytes(1000))
+        assert other.recv() == bytes(1000)
+        assert other.recv(timeout=0) is None
+
+
+# -- loans and borrowings ------------------------------------------------------------------------
+
+
+def test_a_loan_is_published_when_its_block_ends():
+    with pair() as (one, other):
+        with one.loan(5, tag=9) as loan:
+            loan.data[:] = b"hello"
+            assert other.recv(timeout=0) is None
+        assert other.recv() == b"hello"
+        with one.loan(5) as loan:
+            loan.data[:] = b"hello"
+            loan.shrink(4)
+        assert other.recv() == b"hell"
+
+
+def test_a_loan_given_up_publishes_nothing_and_costs_no_space():
+    with pair(capacity=4096) as (one, other):
+        for _ in range(20):
+            with one.loan(3000, timeout=0) as loan:
+                loan.cancel()
+            with pytest.raises(KeyError), one.loan(3000, timeout=0):
+                raise KeyError
+        assert other.recv(timeout=0) is None
+        one.xmit(b"next", timeout=0)
+        assert other.recv() == b"next"
+
+
+def test_misuse_of_a_loan_is_told():
+    with pair(capacity=4096) as (one, other):
+        with pytest.raises(memenpsf.TooLarge, match="4096"):
+            one.loan(4096)
+        with one.loan(10) as loan:
+            with pytest.raises(memenpsf.ConcurrentUse):
+                one.xmit(b"meanwhile")
+            with pytest.raises(memenpsf.LoanError):
+                loan.shrink(11)
+            loan.publish()
+            for again in (loan.publish, loan.cancel, lambda: loan.shrink(1)):
+                with pytest.raises(memenpsf.LoanError):
+                    again()
+        assert other.recv() == bytes(10)
+
+
+def test_views_that_outlive_their_block_fail_cleanly():
+    with pair() as (one, other):
+        with pytest.raises(memenpsf.LoanError), one.loan(4) as loan:
+            left = loan.data[1:]
+        with pytest.raises(memenpsf.LoanError):
+            one.xmit(b"not yet")
+        del left
+        one.xmit(b"now")
+        with pytest.raises(memenpsf.LoanError), other.borrow() as messages:
+            left = np.frombuffer(messages[0].data, "u1")
+        with pytest.raises(memenpsf.LoanError):
+            other.recv(timeout=0)
+        del left
+        assert other.recv() == b"now"
+
+
+def test_what_is_borrowed_is_taken_only_when_the_block_ends_well():
+    with pair() as (one, other):
+        one.xmit_many([b"one", bytes(1 << 20), b"three"])
+        with pytest.raises(KeyError), other.borrow():
+            raise KeyError
+        with other.borrow(2) as messages:
+            assert [len(message.data) for message in messages] == [3, 1 << 20]
+            assert all(message.data.readonly for message in messages)
+        with other.borrow() as messages:
+            kept = messages[0].data
+            messages.cancel()
+        with pytest.raises(ValueError, match="released"):
+            kept[0]
+        assert other.recv() == b"three"
+        with other.borrow(timeout=0) as messages:
+            assert len(messages) == 0
+
+
+def test_the_exception_that_ends_a_block_is_not_hidden():
+    with pair(np.dtype("<u8")) as (one, other):
+        views = []
+
+        def fail(data):
+            views.append(data[:1])
+            raise KeyError
+
+        with pytest.raises(KeyError), one.loan(2) as loan:
+            fail(loan.data)
+        views.clear()
+        one.xmit_many(np.arange(3, dtype="<u8"))
+        assert list(other.recv_vectored()) == [0, 1, 2]
+
+
+def test_records_can_be_lent_and_borrowed_across_the_wrap():
+    with pair(np.dtype("<u8"), capacity=8) as (one, other):
+        taken = []
+        for n in range(0, 60, 3):
+            with one.loan(3, timeout=0) as loan:
+                loan.data[:] = [n, n + 1, n + 2]
+            while len(taken) < n + 3:
+                with other.borrow() as records:
+                    taken += records.data.tolist()
+        assert taken == list(range(60))
+
+
+# -- regions and descriptors -----------------------------------------------------------------------
+
+
+def test_descriptors_arrive_with_their_message_and_no_other():
+    before = descriptors()
+    with pair(accept_fds=8) as (one, other):
+        for n in range(40):
+            pipes = [os.pipe() for _ in range(n % 5)]
+            for number, (_, write) in enumerate(pipes):
+                os.write(write, struct.pack("<2I", n, number))
+            one.xmit(b"%d" % n, fds=[read for read, _ in pipes])
+            for ends in pipes:
+                for end in ends:
+                    os.close(end)
+            message = other.recv_message()
+            assert message.record == b"%d" % n
+            got = [struct.unpack("<2I", os.read(fd.fileno(), 8)) for fd in message.fds]
+            assert got == [(n, number) for number in range(n % 5)]
+            assert not any(os.get_inheritable(fd.fileno()) for fd in message.fds)
+            message.close()
+    assert descriptors() == before
+
+
+def test_plain_recv_closes_what_is_attached_and_counts_it():
+    before = descriptors()
+    with pair(accept_fds=2) as (one, other), MemoryRegion.create(4096) as region:
+        one.xmit(b"all", fds=[0, 1], regions=[region])
+        assert other.recv() == b"all"
+        assert other.statistics().dropped == 3
+    assert descriptors() == before
+
+
+def test_a_region_is_frozen_once_given_and_read_only():
+    with pair() as (one, other), MemoryRegion.create(1 << 20) as region:
+        region.buffer[:4] = b"data"
+        one.xmit(b"see", regions=[region, region])
+        assert region.buffer.readonly
+        message = other.recv_message()
+        for got in message.regions:
+            assert bytes(got.buffer[:4]) == b"data"
+            assert got.buffer.readonly
+        message.close()
+
+
+def test_what_the_receiver_does_not_accept_is_refused_at_the_sender():
+    here, there = socket.socketpair()
+    with pair(accept_fds=1, accept_regions=1) as (one, other), here, there:
+        with MemoryRegion.create(1, mode="shared") as shared, MemoryRegion.create(1) as region:
+            closed = fdpass.Fd(os.dup(0))
+            closed.close()
+            gone = MemoryRegion.create(1)
+            gone.close()
+            for attachments in (
+                {"fds": [0, 1]},
+                {"fds": [here]},
+                {"fds": [closed]},
+                {"fds": range(254)},
+                {"regions": [region, region]},
+                {"regions": [shared]},
+                {"regions": [gone]},
+                {"regions": [b"none"]},
+            ):
+                with pytest.raises(memenpsf.BadRecord):
+                    one.xmit(b"no", **attachments)
+        one.xmit(b"yes", fds=[0])
+        message = other.recv_message()
+        assert message.record == b"yes"
+        message.close()
+
+
+def test_a_killed_sender_leaves_whole_messages_with_their_descriptors(program):
+    here, there = socket.socketpair()
+    with there:
+        peer = program(
+            "import memenpsf, socket, sys\n"
+            "sock = socket.socket(fileno=int(sys.argv[1]))\n"
+            "with memenpsf.Interface(sock, bytes) as interface:\n"
+            "    for n in range(10_000):\n"
+            "        interface.xmit(b'%d' % n, fds=[0] * (n % 4))\n"
+            "        if n == 5: print('on', flush=True)\n",
+            there.fileno(),
+            pass_fds=[there.fileno()],
+        )
+    with memenpsf.Interface(here, bytes, accept_fds=3) as interface:
+        before, n = descriptors(), 0
+        with contextlib.suppress(memenpsf.PeerDied):
+            while message := interface.recv_message():
+                assert (message.record, len(message.fds)) == (b"%d" % n, n % 4)
+                message.close()
+                n += 1
+                if n == 200:
+                    peer.kill()
+        assert n >= 200
+        assert descriptors() == before
+
+
+def test_records_of_fixed_size_carry_nothing():
+    with pair(8) as (one, other):
+        with pytest.raises(memenpsf.Unaccepted):
+            one.xmit(bytes(8), fds=[0])
+        one.xmit(bytes(8))
+        assert other.recv_message() == (bytes(8), [], [])
+
+
+# -- Trio -------------------------------------------------------------------------------------------
+
+
+async def test_everything_works_from_trio(tmp_path):
+    listener = await memenpsf.trio.listen(tmp_path / "s", bytes, accept_fds=3)
+    got = []
+
+    async def serve():
+        async with await listener.accept() as interface:
+            for _ in range(100):
+                message = await interface.recv_message()
+                got.append((message.record, len(message.fds)))
+                message.close()
+            async with interface.borrow() as messages:
+                got.append(bytes(messages[0].data))
+            with MemoryRegion.create(10) as region:
+                await interface.xmit(bytes(3_000_000), regions=[region])
+
+    async with listener, trio.open_nursery() as nursery:
+        nursery.start_soon(serve)
+        async with await memenpsf.trio.connect(tmp_path / "s", bytes) as interface:
+            for n in range(100):
+                await interface.xmit(b"%d" % n, fds=[0] * (n % 4))
+            async with interface.loan(5) as loan:
+                loan.data[:] = b"12345"
+            message = await interface.recv_message()
+            assert len(message.record) == 3_000_000
+            assert message.regions[0].size == 10
+            message.close()
+            with pytest.raises(trio.EndOfChannel):
+                await interface.recv()
+    assert got == [*((b"%d" % n, n % 4) for n in range(100)), b"12345"]
