@@ -2,8 +2,9 @@
 
 First a counter server with two clients, one on plain blocking calls and one on Trio, which also
 commands a shorter interval.  Then a million numbered records between two processes, one by one
-and in batches (and, if there is numpy, in arrays), each of them checked.  Exit status 0 if all of
-it went well, else 1; it takes less than a minute in any case.
+and in batches (and, if there is numpy, in arrays), each of them checked.  Then, if their packages
+are installed, a capture of network packets and pictures in motion.  Exit status 0 if all of it
+went well, else 1; it takes less than a minute in any case.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import IO, TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+PIPE = subprocess.PIPE
 HERE = Path(__file__).parent
 PATIENCE = 55  # seconds for all
 ADDRESS = f"demo-{os.getpid()}"
@@ -97,7 +99,7 @@ def watch(seconds: float) -> None:
     one = "--seconds", str(seconds)
     other = *one, "--trio", "--interval", "0.2"
     with (
-        example("ipc_server.py", stdout=subprocess.PIPE) as server,
+        example("ipc_server.py", stdout=PIPE) as server,
         tempfile.TemporaryFile("w+") as one_heard,  # files, because nobody reads along
         tempfile.TemporaryFile("w+") as other_heard,
     ):
@@ -119,15 +121,47 @@ def stream(records: int) -> None:
     """Let one process stream numbered records to another, in each of the ways."""
     print(f"\n{records:,} numbered records from one process to another")
     ways = ["one", "batch"]
-    if importlib.util.find_spec("numpy"):
+    if has("numpy"):
         ways.append("array")
     for way in ways:
         how = "--by", way, "--records", str(records)
-        with example("stream.py", *how, "receive", stdout=subprocess.PIPE) as receiver:
+        with example("stream.py", *how, "receive", stdout=PIPE) as receiver:
             first_line(receiver)
             with example("stream.py", *how, "send") as sender:
                 the_rest(sender)
             print(f"  {the_rest(receiver)}", end="")
+
+
+def packets() -> None:
+    """Stream a capture in the pace it was made in, to a client of each kind."""
+    capture = HERE.parent / "tests/data/loopback.pcapng"
+    print(f"\nA capture of {capture.stat().st_size:,} bytes, in the pace it was captured in")
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        example("packets/server.py", str(capture), "--speed", "1", stdout=PIPE) as server,
+    ):
+        first_line(server)
+        copies = [Path(directory, name) for name in ("copy.pcapng", "again.pcapng")]
+        for copy, kind in zip(copies, ([], ["--trio"]), strict=True):
+            with example("packets/client.py", str(copy), *kind, stdout=PIPE) as client:
+                print(f"  {the_rest(client).removeprefix(directory + '/')}", end="")
+        server.send_signal(signal.SIGINT)
+        show("server", the_rest(server), most=5)
+
+
+def frames(count: int) -> None:
+    """Hand pictures over, copied and in place."""
+    print(f"\n{count} pictures of 1920 x 1080 in each of two ways")
+    with example("frames/consumer.py", stdout=PIPE) as consumer:
+        first_line(consumer)
+        with example("frames/producer.py", "--frames", str(count), stdout=PIPE) as producer:
+            show("producer", the_rest(producer), most=2)
+        show("consumer", the_rest(consumer), most=5)
+
+
+def has(*modules: str) -> bool:
+    """Whether optional packages are installed."""
+    return all(importlib.util.find_spec(module) for module in modules)
 
 
 def too_late(*_: object) -> NoReturn:
@@ -141,12 +175,17 @@ def main() -> int:
     add = parser.add_argument
     add("--seconds", type=float, default=3.0, metavar="S", help="watch so long (default: 3)")
     add("--records", type=int, default=1_000_000, metavar="N", help="stream so many (default: 1e6)")
+    add("--frames", type=int, default=100, metavar="N", help="hand over so many (default: 100)")
     options = parser.parse_args()
     signal.signal(signal.SIGALRM, too_late)
     signal.alarm(PATIENCE)
     try:
         watch(options.seconds)
         stream(options.records)
+        if has("scapy"):
+            packets()
+        if has("numpy", "PIL"):
+            frames(options.frames)
     except Failure as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
