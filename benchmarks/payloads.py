@@ -45,9 +45,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-import fdpass
 import memenpsf
-from fdpass import MemoryRegion
+from fdpass import MemoryRegion, MemoryRegistry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -63,7 +62,6 @@ REPEATS = 5
 NUMBER = struct.Struct("<Q")
 FRAME_HEADER = 16  # bytes that a message takes in the ring beside its own
 SMALL_RING = 4 * KIB  # the smallest there is
-REGISTRY = getattr(fdpass, "MemoryRegistry", None)
 
 
 class WrongMessage(Exception):
@@ -80,7 +78,7 @@ class Outbox:
         self.size = size
         self.source = pattern(size)
         self.buffer = memoryview(bytearray(size))
-        self.registry = REGISTRY() if REGISTRY else None
+        self.registry = MemoryRegistry()
         self.beside_region = bytes(SMALL_RING // regions_under_way(size) - FRAME_HEADER)
         self.number = 0
 
@@ -93,8 +91,7 @@ class Outbox:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        if self.registry is not None:
-            self.registry.close()
+        self.registry.close()
 
 
 def send_copy(interface: Interface, outbox: Outbox) -> None:
@@ -118,7 +115,6 @@ def send_region(interface: Interface, outbox: Outbox) -> None:
 
 def send_reused(interface: Interface, outbox: Outbox) -> None:
     """Fill a region that has come home, if there is one."""
-    assert outbox.registry is not None, "this way is offered only with a registry"
     with outbox.registry.alloc(outbox.size) as region:
         region.buffer[: outbox.size] = outbox.source
         interface.xmit(outbox.beside_region, regions=[region])
@@ -159,12 +155,12 @@ WAYS = {
     "outside": Way(send_copy, receive_copy, "unused"),
     "loan": Way(send_loan, receive_loan),
     "region": Way(send_region, receive_region, "small"),
+    "reused": Way(send_reused, receive_region, "small"),
 }
-if REGISTRY is not None:
-    WAYS["reused"] = Way(send_reused, receive_region, "small")
 
 # What one asks: from which size on is the second faster than the first?
 QUESTIONS = (
+    ("in ring", "loan"),
     ("in ring", "outside"),
     ("in ring", "region"),
     ("in ring", "reused"),

@@ -1,9 +1,12 @@
 """A descriptor with one owner."""
 
+import operator
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
+from itertools import chain, repeat
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -31,6 +34,22 @@ class Fd:
         if number < 0:
             raise ClosedFd(f"expected the number of an open descriptor, received {number}")
         self._number = number
+
+    @staticmethod
+    def blank(count: int) -> "list[Fd]":
+        """Make owners of no descriptor yet, closed ones, for own()."""
+        return [Fd.__new__(Fd) for _ in range(count)]
+
+    @staticmethod
+    def own(fds: "Iterable[Fd]", numbers: Iterable[int], *then: Callable[[], object]) -> None:
+        """Let each of `fds` take a descriptor, then call each of `then`, written in C.
+
+        It is one call of C code for Python, so where `numbers` makes descriptors (by recvmsg,
+        dup, …) no exception of a signal handler comes between a number and its owner. If
+        `numbers` raises, some may own one already.
+        """
+        filling = map(setattr, fds, repeat("_number"), numbers)
+        deque(chain(filling, map(operator.call, then)), maxlen=0)
 
     def fileno(self) -> int:
         """Lend the number; it means this descriptor only until close() or detach()."""

@@ -8,7 +8,6 @@ import mmap
 import os
 import stat
 import sys
-from collections import deque
 from typing import Self
 
 from ._errors import ClosedFd, NotReserved, WrongSeals, WrongSize, WrongType
@@ -198,8 +197,7 @@ def _create_in(owner: Fd, name: str) -> None:
 def _fill(owner: Fd, name: str, flags: int) -> None:
     # One call of C code, as in _socket: an exception that a signal handler raises in between
     # would lose a number that nothing owns yet.
-    numbers = map(os.memfd_create, (name,), (flags,))
-    deque(map(setattr, (owner,), ("_number",), numbers), maxlen=0)
+    Fd.own((owner,), map(os.memfd_create, (name,), (flags,)))
 
 
 def _refuse_what_cannot_be(size: int) -> None:

@@ -5,9 +5,7 @@ import os
 import socket
 import struct
 import time
-from collections import deque
 from collections.abc import Iterable
-from itertools import repeat
 from types import TracebackType
 from typing import NamedTuple, Protocol, Self
 
@@ -76,8 +74,8 @@ class Inbox:
         # An open one means that a signal came between filling and clear(): not a second time.
         if all(fd.closed for fd in self._fds):
             sent, stray = unpack_all(self.messages)
-            self._fds = [Fd.__new__(Fd) for _ in (*sent, *stray)]
-            deque(map(setattr, self._fds, repeat("_number"), (*sent, *stray)), maxlen=0)
+            self._fds = Fd.blank(len(sent) + len(stray))
+            Fd.own(self._fds, (*sent, *stray))
         self.messages.clear()
         return self._fds
 

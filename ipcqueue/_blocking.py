@@ -121,7 +121,7 @@ class Threads:
 
     def await_space(self) -> None:
         """Wait until a record can be pushed at once, if nobody else pushes."""
-        self._until(self._endpoint.has_space, Event.SPACE, None)
+        self._until(self._endpoint.has_space, Event.SPACE, None, self._endpoint.enough)
 
     def loan(self, size: int, timeout: float | None, tag: int, flags: int) -> Loan:
         """Return a loan that waits for its space on entry."""
@@ -181,10 +181,16 @@ class Threads:
         Both, as the peer may be waiting for room in the same way.
         """
         endpoint = self._endpoint
+        left = max(0.0, deadline - time.monotonic())
+        events = 0 if endpoint.reading else select.POLLIN
+        if endpoint.crowded():
+            left = min(left, endpoint.CROWDED)
+        else:
+            events |= select.POLLOUT
         with endpoint.socket_in_hand() as sock:
             poll = select.poll()
-            poll.register(sock, select.POLLOUT | (0 if endpoint.reading else select.POLLIN))
-            poll.poll(_milliseconds(max(0.0, deadline - time.monotonic())))
+            poll.register(sock, events)
+            poll.poll(_milliseconds(left))
         endpoint.turn()
 
     def _until(

@@ -19,12 +19,14 @@ from __future__ import annotations
 import contextlib
 import enum
 import os
+import select
 import socket
 import threading
 import warnings
 import weakref
 from collections import deque
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
 import fdpass
@@ -41,7 +43,7 @@ from ._errors import (
     PeerDied,
     QueueError,
 )
-from ._frames import MAX_ATTACHED, FrameReceiver, FrameSender, blank, own
+from ._frames import MAX_ATTACHED, FrameReceiver, FrameSender
 from ._message import MessageCodec, Received
 from ._ring import Place
 from ._slots import SlotReceiver, SlotSender
@@ -74,10 +76,11 @@ class Event(enum.IntEnum):
 class Statistics(NamedTuple):
     """Counters of this side of a connection; all only grow."""
 
-    sent: int  # records published
-    taken: int  # of those, records the peer has taken
-    received: int  # records taken from the peer
-    waiting: int  # records the peer has published and this side has not taken; not a counter
+    # In records; with messages of any length, in bytes of the ring (indices() says more).
+    sent: int  # published
+    taken: int  # of those, taken by the peer
+    received: int  # taken from the peer
+    waiting: int  # published by the peer and not taken by this side; not a counter
     doorbells: int  # control messages sent to wake the peer
     waits: int  # times this side announced that it goes to sleep
     full: int  # pushes that found no space
@@ -91,6 +94,9 @@ class Endpoint:
     Threads: everything here may be called from any.  `reading`, `waiting` and `followers` belong
     to the doors and are guarded by `mutex`; a call that reads the socket does so as `reading`.
     """
+
+    CROWDED = 0.002
+    """How long to wait, in seconds, where crowded(); a guess."""
 
     _released = True  # so that __del__ is right about an object that was never completed
 
@@ -119,13 +125,16 @@ class Endpoint:
         self._attached: list[list[fdpass.Fd]] = []  # to frames not received yet, in order
         self.sender: SenderEnd | None = None
         self.receiver: ReceiverEnd | None = None
-        self._limits = _segment.limits_of(peer.identity)
+        self._peer_limits = _segment.limits_of(peer.identity)
+        self._most_fds = terms.limits.most_fds()
         codec, both, trouble = self.codec, (own.mapping, peer.mapping), _weak_trouble(self)
         bell = opening.sock.fileno()
         if terms.role.sends:
             place = Place(own.identity.capacity, codec.size, bell)
             if isinstance(codec, MessageCodec):
-                self.sender = FrameSender(*both, place, codec, trouble, self._limits, terms.inline)
+                self.sender = FrameSender(
+                    *both, place, codec, trouble, self._peer_limits, terms.inline
+                )
             else:
                 self.sender = SlotSender(*both, place, codec, trouble)
         if terms.role.receives:
@@ -161,7 +170,7 @@ class Endpoint:
 
         def attempt() -> Any:
             receiver.prepare(limit)
-            while receiver.lacking and self.read_on():
+            while receiver.lacking is not None and self.read_on():
                 receiver.prepare(limit)
             return receiver.try_pop_many(limit)
 
@@ -178,18 +187,20 @@ class Endpoint:
     def or_end(self, attempt: Callable[[], T | None]) -> T | None:
         """Call `attempt`; if it finds nothing and never will, raise how the connection ended."""
         end = self._end  # noted before the ring is found empty: see the module
-        result = attempt()
-        while result is None and self.receiving().lacking:
+        receiver = self.receiving()
+        result = attempt()  # from here on no call that Ctrl-C could interrupt, if there is one
+        while result is None and (position := receiver.lacking) is not None:
             # The sender sends descriptors before it publishes their message.
             read = self.read_on()
             result = attempt()
             if result is None and read is None:
                 return None
-            if result is None and not read and self.receiving().lacking:
+            if result is None and not read and receiver.lacking == position:
                 if self._end is not None:  # DescriptorsLost, for instance
                     self.raise_end()
                 self._trouble(_ring.CORRUPT, "a message came without its descriptors")
         if result is None and end is not None:
+            receiver.drop_strays()
             self.raise_end()
         return result
 
@@ -235,7 +246,7 @@ class Endpoint:
 
     def check_message_size(self, size: int) -> None:
         """Raise TooLarge for a message that the peer does not take."""
-        self._limits.check_size(size)
+        self._peer_limits.check_size(size)
 
     def as_records(self, view: memoryview) -> Any:
         """Return memory as the application shall see records in it."""
@@ -245,7 +256,11 @@ class Endpoint:
         """Whether the next record can be pushed at once; None if not.  Raises the end."""
         if self.closed or self._end is not None:
             self.raise_end()
-        return self.sending().spin(0) or None
+        return self.sending().spin(0, self.enough()) or None
+
+    def enough(self) -> int:
+        """Return how much space is enough for any record: records, or bytes of messages."""
+        return self.sending().enough
 
     def indices(self) -> tuple[int, int]:
         """Return (head, tail) of the queue this side sends on, else of the one it receives on."""
@@ -273,7 +288,7 @@ class Endpoint:
             doorbells=sending.doorbells + receiving.doorbells,
             waits=sending.waits + receiving.waits,
             full=sending.refused,
-            dropped=getattr(self.receiver, "dropped", 0),
+            dropped=0 if self.receiver is None else self.receiver.dropped,
             rescues=self.rescues,
         )
 
@@ -417,11 +432,12 @@ class Endpoint:
             and whole
             and data[-2:] == wanted
             and len(self._attached) < MAX_ATTACHED
+            and len(numbers) <= self._most_fds
         )
         if welcome and not truncated:
-            fds = blank(len(numbers))
+            fds = fdpass.Fd.blank(len(numbers))
             digested = partial(self._unread.__setitem__, 0, (data, [], 0, None))
-            own(fds, numbers, digested, partial(self._attached.append, fds))
+            fdpass.Fd.own(fds, numbers, digested, partial(self._attached.append, fds))
             return
         error = (
             DescriptorsLost("this process may not open as many descriptors as the peer sent")
@@ -471,11 +487,25 @@ class Endpoint:
         self.turn()
         events = [Event.MESSAGE] + [Event.RECORDS] * records + [Event.SPACE] * space
         with self.mutex:
-            if all(self.announce(event) for event in events):
+            if all(self.announce(event, self._wanted(event)) for event in events):
                 return True
             for event in events:
                 self.withdraw(event)
         return False
+
+    def _wanted(self, event: Event) -> int:
+        return self.enough() if event is Event.SPACE else 1
+
+    def crowded(self) -> bool:
+        """Whether the socket has room, though it did not take descriptors.
+
+        Then too many of this user's are under way in the whole system, and nothing tells when
+        there are fewer.
+        """
+        with self.socket_in_hand() as sock:
+            poll = select.poll()
+            poll.register(sock, select.POLLOUT)
+            return bool(poll.poll(0))
 
     # -- the end ---------------------------------------------------------------------------------
 
@@ -597,10 +627,11 @@ class Endpoint:
         self._released = True
         for fd in (fd for descriptors in self._attached for fd in descriptors):
             fd.close()
-        for _, ancillary, _, _ in self._unread:  # an exception kept somebody from digesting it
-            for number in (number for kind in fdpass.unpack(ancillary) for number in kind):
-                os.close(number)
-        self._unread.clear()
+        # What an exception kept somebody from digesting.  Forgotten first: a number closed twice
+        # may be somebody else's by then.
+        unread, self._unread = self._unread, []
+        for _, ancillary, _, _ in unread:
+            deque(map(os.close, chain(*fdpass.unpack(ancillary))), maxlen=0)
         if self.receiver is not None:
             self.receiver.discard()
         self._sock.close()

@@ -15,10 +15,9 @@ import os
 import stat
 import struct
 import weakref
-from collections import deque
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain, repeat
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias
 
 import fdpass
@@ -59,7 +58,7 @@ HEADER: int = lib.IPCQ_FRAME_ALIGN
 _HEADER = struct.Struct("=IIHHHH")  # struct ipcq_frame
 MAX_EXTENT = 1 << 32  # of one frame: its size is a u32
 _RUN = 256  # messages in one call of the core; a guess
-MAX_ATTACHED = 16  # how many frames with descriptors may be under way; as in core/ends.h
+MAX_ATTACHED: int = lib.IPCQ_MAX_ATTACHED
 extent: Callable[[int], int] = lib.ipcq_frame_extent
 
 
@@ -125,6 +124,11 @@ class FrameSender(SenderEnd):
         self._limits = limits
         self._inline = min(inline, MAX_EXTENT)
         self._frame = ffi.new("struct ipcq_frame *")
+
+    @property
+    def enough(self) -> int:
+        """The bytes of space that are enough for any message; what is longer travels outside."""
+        return max(self._inline, HEADER)
 
     def _travels_outside(self, size: int) -> bool:
         return size > 0 and extent(size) > self._inline
@@ -192,6 +196,8 @@ class FrameSender(SenderEnd):
         """Publish one message; False if there is no space.  Raises BadRecord, TooLarge."""
         framed = self._encode(record)
         if self._travels_outside(len(framed.data)):
+            if not self.spin(0, HEADER):
+                return False  # before memory is made for nothing
             with self._parcel_of(framed) as parcel:
                 return bool(self.try_send(parcel))
         self._limits.check_size(len(framed.data))
@@ -244,8 +250,10 @@ class FrameSender(SenderEnd):
     def try_push_many(self, batch: Any, start: int) -> int:
         """Publish messages from number `start` on; return how many, which may be some of them."""
         run: list[Framed] = []
+        room = self.capacity
         for framed in batch.framed[start : start + _RUN]:
-            if self._travels_outside(len(framed.data)):
+            room -= extent(len(framed.data))
+            if self._travels_outside(len(framed.data)) or (run and room < 0):
                 break
             run.append(framed)
         frames = ffi.from_buffer(
@@ -298,14 +306,13 @@ class _Contents(NamedTuple):
 
 
 class _Built(NamedTuple):
-    """A message that is decoded but not handed on yet; owns what is attached to it."""
+    """A message that is copied but not handed on yet; owns what is attached to it."""
 
     end: int  # where its frame ends
+    number: int  # of the message, from the first of the connection on
     raw: Framed
-    record: Any
     fds: list[fdpass.Fd]
     regions: list[fdpass.MemoryRegion]
-    error: Exception | None
 
 
 def _corrupt(message: str) -> TroubleError:
@@ -315,10 +322,11 @@ def _corrupt(message: str) -> TroubleError:
 class FrameReceiver(ReceiverEnd):
     """The receiving end of a ring of frames.
 
-    A message is first built, in place, then the ring is told that it is taken, then it is handed
-    on; all that time it stands in `_built`.  An exception between two bytecodes (Ctrl-C) can
-    strike anywhere in between, because each step can be repeated.  Descriptors stand in
-    `_attached` until their message is built, and what is to be closed in `_spent` until it is.
+    A message is first built (copied), then the ring is told that it is taken, then it is decoded
+    and handed on; until it moves into the hands of one call it stands in `_built`, and goes back
+    there if an exception strikes (Ctrl-C, between any two bytecodes).  Each step can be repeated.
+    Descriptors stand in `_attached` until their message is built, and what is to be closed in
+    `_spent` until it is.
     """
 
     def __init__(
@@ -342,12 +350,12 @@ class FrameReceiver(ReceiverEnd):
         self._scratch: list[tuple[Any, Any]] = []
         self._lending: _Lending | None = None
         self._spent: list[Spent] = []
-        self.dropped = 0
 
     @property
-    def lacking(self) -> bool:
-        """Whether the next message waits for descriptors that are still in the socket."""
-        return self._wanted > len(self._attached)
+    def lacking(self) -> int | None:
+        """Where the message begins whose descriptors are still in the socket; None if none is."""
+        position = self._next  # first: another thread may go on meanwhile
+        return position if self._wanted > len(self._attached) else None
 
     def holds(self) -> bool:
         """Whether messages wait in this process already."""
@@ -387,27 +395,54 @@ class FrameReceiver(ReceiverEnd):
             with self._lock:
                 self._build(limit)
                 self._hand_on(limit, taken)
-                failed = bool(taken) and taken[0].error is not None
-                if strip or failed:
-                    self._strip(taken)
-                self._close_spent()
-            if failed:
-                error, taken = taken[0].error, []
-                raise error  # type: ignore[misc]  # just tested
+            # Without the lock, as it is the application's code: others can receive meanwhile.
+            records, failure = self._decoded(taken)
+            if failure is not None:
+                self._put_back(taken, len(records) or 1)
+            bare = strip or not records
+            if self._spent or (bare and any(built.fds or built.regions for built in taken)):
+                with self._lock:
+                    if bare:
+                        self._strip(taken)
+                    self._close_spent()
+            if failure is not None and not records:
+                taken = []
+                raise failure
             if strip:
-                return [built.record for built in taken]
-            return [Received(built.record, built.fds, built.regions) for built in taken]
+                return records
+            pairs = zip(records, taken, strict=True)
+            return [Received(record, built.fds, built.regions) for record, built in pairs]
         except TroubleError as error:
             trouble = error.args
         except BaseException:
-            self._put_back(taken)
+            self._put_back(taken, 0)
             raise
         self._trouble(*trouble)
 
-    def _put_back(self, taken: list[_Built]) -> None:
+    def _decoded(self, taken: list[_Built]) -> tuple[list[Any], DecodeFailed | None]:
+        """Return the records of messages, and why the next one has none."""
+        records: list[Any] = []
+        for built in taken:
+            data, tag, flags = built.raw
+            try:
+                records.append(self._decode(data, tag, flags & MAX_FLAGS))
+            except Exception as failure:  # noqa: BLE001 (whatever a user's function may raise)
+                error = DecodeFailed(
+                    f"message {built.number} ({len(data)} bytes, tag {tag}) could not be decoded: "
+                    f"{type(failure).__name__}: {failure}"
+                )
+                error.__cause__ = failure
+                return records, error
+        return records, None
+
+    def _put_back(self, taken: list[_Built], start: int) -> None:
+        """Let the messages from number `start` on be received later."""
         with self._lock:
-            self._built = taken + self._built
-            self._handed -= len(taken)
+            count = len(taken) - start
+            # No bytecode between these can be interrupted.
+            self._built = taken[start:] + self._built
+            self._handed -= count
+            del taken[start:]
 
     def _strip(self, taken: list[_Built]) -> None:
         """Give up what is attached to messages that go to who has not asked for it."""
@@ -543,7 +578,7 @@ class FrameReceiver(ReceiverEnd):
             self._trouble(code)
 
     def _build(self, limit: int) -> None:
-        """Copy and decode up to `limit` messages; the ring still holds them."""
+        """Copy up to `limit` messages; the ring still holds them."""
         while not self._build_once(limit):
             pass  # a signal handler has used this end, or closed it, meanwhile
 
@@ -570,7 +605,8 @@ class FrameReceiver(ReceiverEnd):
                         wanted = 1
                         break
                     descriptors = attached[used]
-                one = self._build_one(at, frame, position[0], len(built), descriptors)
+                number = self._handed + len(built)
+                one = self._build_one(at, frame, position[0], number, descriptors)
                 built.append(one)
                 at = one.end
                 if descriptors:
@@ -632,7 +668,6 @@ class FrameReceiver(ReceiverEnd):
         limits = self._limits
         fds: list[fdpass.Fd] = []
         regions: list[fdpass.MemoryRegion] = []
-        record = error = None
         try:
             if descriptors or flags & OUT_OF_LINE:
                 contents = self._contents(frame, descriptors)
@@ -645,16 +680,8 @@ class FrameReceiver(ReceiverEnd):
                     data = bytes(region.buffer)
             else:
                 data = bytes(ffi.buffer(position, size))
-            try:
-                record = self._decode(data, tag, flags & MAX_FLAGS)
-            except Exception as failure:  # noqa: BLE001 (raised, as DecodeFailed, in its turn)
-                error = DecodeFailed(
-                    f"message {self._handed + number} ({len(data)} bytes, tag {tag}) could not be "
-                    f"decoded: {type(failure).__name__}: {failure}"
-                )
-                error.__cause__ = failure
             end = (at + extent(size)) & U64
-            return _Built(end, Framed(data, tag, flags), record, fds, regions, error)
+            return _Built(end, number, Framed(data, tag, flags), fds, regions)
         except BaseException:
             _close(regions)
             raise
@@ -663,9 +690,9 @@ class FrameReceiver(ReceiverEnd):
         self, descriptors: list[fdpass.Fd], max_size: int, *, shared: bool = False
     ) -> fdpass.MemoryRegion:
         """Make a region of copies of its descriptors; raise TroubleError if they are none."""
-        copies = blank(len(descriptors))
-        own(copies, map(os.dup, [fd.fileno() for fd in descriptors]))
+        copies = fdpass.Fd.blank(len(descriptors))
         try:
+            fdpass.Fd.own(copies, map(os.dup, [fd.fileno() for fd in descriptors]))
             return fdpass.MemoryRegion.adopt(copies, max_size=max_size, accept_shared=shared)
         except BaseException as error:
             _close(copies)
@@ -674,11 +701,9 @@ class FrameReceiver(ReceiverEnd):
             raise
 
     def _hand_on(self, limit: int, taken: list[_Built]) -> None:
-        """Move what is built to `taken`, up to a message that failed, and free its frames."""
+        """Move what is built to `taken`, and free its frames."""
         while (built := self._built) and (ring := self._ring) is not None:
-            count = 1
-            while count < min(limit, len(built)) and not (built[0].error or built[count].error):
-                count += 1
+            count = min(limit, len(built))
             now, later = built[:count], built[count:]
             if self._built is built and self._ring is ring:  # else a signal handler came between
                 # No bytecode between these can be interrupted.
@@ -687,6 +712,15 @@ class FrameReceiver(ReceiverEnd):
                 taken += now
                 _free(ring, now[-1].end)
                 return
+
+    def drop_strays(self) -> None:
+        """Close the descriptors of a message that its sender did not live to publish."""
+        with self._lock:
+            strays: list[Spent] = list(chain(*self._attached))
+            # No bytecode between these can be interrupted.
+            self._spent = self._spent + strays
+            del self._attached[:]
+            self._close_spent()
 
     def discard(self) -> None:
         """Close what is attached to messages that nobody will take; takes no lock."""
@@ -697,27 +731,6 @@ class FrameReceiver(ReceiverEnd):
         lending, borrower = self._lending, self._borrower
         if lending is not None and (borrower is None or borrower() is None):
             _close(lending.outside)  # else the end of the borrowing does it
-
-
-def blank(count: int) -> list[fdpass.Fd]:
-    """Make owners of no descriptor yet, for own()."""
-    return [fdpass.Fd.__new__(fdpass.Fd) for _ in range(count)]
-
-
-def own(
-    fds: list[fdpass.Fd], numbers: Iterable[int], *then: Callable[[], object]
-) -> list[fdpass.Fd]:
-    """Have `fds` own descriptors, then call `then`: all in one call of C code, or not at all.
-
-    See fdpass/_socket.py: whatever interrupts us, a number stands in exactly one place.
-    """
-    try:
-        filling = map(setattr, fds, repeat("_number"), numbers)
-        deque(chain(filling, map(operator.call, then)), maxlen=0)
-    except OSError:
-        _close(fds)
-        raise
-    return fds
 
 
 def _new_scratch() -> tuple[Any, Any]:

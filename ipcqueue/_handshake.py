@@ -6,6 +6,7 @@ segment's identity, which `check` compares with this side's own.
 
 from __future__ import annotations
 
+import mmap
 from dataclasses import dataclass, field
 
 from ._control import HELLO, Opcode, refusal
@@ -88,8 +89,11 @@ def check(mine: Identity, role: Role, peer: Identity, file_size: int) -> None:
         raise RoleRefused(f"this end {role}, and its peer {does}")
     if peer.capacity & (peer.capacity - 1):
         raise CorruptPeer(f"the peer's capacity is {peer.capacity}, not a power of two")
-    if peer.shape and peer.capacity % HEADER_SIZE:
-        raise CorruptPeer(f"the peer's ring of frames has {peer.capacity} bytes, not whole pages")
+    if peer.shape and (peer.capacity % mmap.PAGESIZE or file_size % mmap.PAGESIZE):
+        raise CorruptPeer(
+            f"the peer's ring of frames has {peer.capacity} bytes in a file of {file_size}, "
+            "which are not both whole pages"
+        )
     needed = HEADER_SIZE + peer.capacity * peer.slot_size
     if not needed <= peer.segment_size == file_size:
         raise CorruptPeer(

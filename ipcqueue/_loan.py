@@ -28,11 +28,25 @@ if TYPE_CHECKING:
     from ._endpoint import Endpoint
 
 
+class _Hold:
+    """Stands for an open block: when it is gone, and no sooner, its memory may be taken back.
+
+    Apart from the Loan or the Borrowing, whose name outlives the block: Ctrl-C while the block
+    ends must not leave the memory lent until somebody thinks of deleting that name.
+    """
+
+    __slots__ = ("__weakref__",)
+
+
 class Loan:
     """Memory of the outgoing ring, to fill in a with block.  Made by Interface.loan().
 
     Leaving the block publishes it; an exception, or cancel(), gives it back.  `data` is a
-    writable memoryview of the bytes, or an array of shape (n,) for a numpy record.
+    writable memoryview of the bytes, or an array of shape (n,) for a numpy record; what it holds
+    at first is left over from records of before.  Nobody sees it before it is published.
+
+    Publishing raises LoanError (views outlive the block; nothing is published), EndOfStream,
+    PeerDied, CorruptPeer, Closed.
     """
 
     def __init__(
@@ -52,7 +66,7 @@ class Loan:
         self._size = size  # bytes of a message, or records
         self._tag, self._flags = tag, flags
         self._wake = True
-        self._open = False
+        self._hold: _Hold | None = None  # while it is open
         self._done = False
         self._at: Any = None
         self._run = 0  # records that are contiguous there
@@ -67,7 +81,7 @@ class Loan:
         if self._frames:
             if self._size < 0:
                 raise ValueError(f"a message has at least 0 bytes, not {self._size}")
-            if extent(self._size) > most:
+            if self._size > most - HEADER:
                 raise TooLarge(
                     f"a loan of {self._size} bytes does not fit into a ring of {capacity} bytes, "
                     f"which holds at most {most - HEADER} in one message"
@@ -93,9 +107,10 @@ class Loan:
 
     def try_open(self) -> Self | None:
         """Get the memory; None if there is no space for it yet."""
-        if self._open or self._done:
+        if self._hold is not None or self._done:
             raise LoanError("this loan was used before: ask for a new one")
-        lent = self._sender.lend_space(self.units, self)
+        hold = _Hold()
+        lent = self._sender.lend_space(self.units, hold)
         if lent is None:
             return None
         memory, offset, self._run = lent
@@ -108,12 +123,12 @@ class Loan:
             self._aside = memory
         view = self._sender.view(memory, offset, nbytes)
         self._view = view
-        self._open = True
+        self._hold = hold
         self.data = self._endpoint.as_records(view)
         return self
 
     def _check_open(self) -> None:
-        if not self._open:
+        if self._hold is None:
             raise LoanError("the loan is not open: " + ("it is over" if self._done else "use with"))
 
     def shrink(self, size: int) -> None:
@@ -134,14 +149,16 @@ class Loan:
     def publish(self, *, wake: bool = True) -> None:
         """Publish it now; with wake=False without waking a peer that sleeps.
 
-        Such a peer sees it at the next message that does ring, or when it looks for itself.
+        Such a peer sees it at the next message that does ring, or when it looks for itself: once
+        a second at the latest, which its statistics() count as a rescue.
         """
         self._check_open()
         self._wake = wake
         self._end(publish=True)
 
     def _end(self, *, publish: bool) -> None:
-        self._open, self._done = False, True
+        # Held until this function is done with it, however it ends.
+        _held, self._hold, self._done = self._hold, None, True
         view, self._view, self.data = self._view, None, None
         commit = self._commit() if publish else None
         _release(view)
@@ -179,9 +196,9 @@ class Loan:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._open and kind is None:
+        if self._hold is not None and kind is None:
             self._end(publish=True)
-        elif self._open:
+        elif self._hold is not None:
             with contextlib.suppress(LoanError):  # the exception is what its block has to say
                 self._end(publish=False)
 
@@ -205,7 +222,7 @@ class Borrowing:
         self._receiver = endpoint.receiving()
         self._most = endpoint.most(limit)
         self._wait = wait
-        self._open = False
+        self._hold: _Hold | None = None  # while it is open
         self._views: list[memoryview] = []
         self.data: Any = endpoint.codec.decode_many(b"", 0)
         if isinstance(self.data, list) and not isinstance(self._receiver, FrameReceiver):
@@ -213,23 +230,23 @@ class Borrowing:
 
     def try_open(self) -> Self | None:
         """Get what waits; None if nothing does."""
-        if self._open:
+        if self._hold is not None:
             raise LoanError("this borrowing is open already")
         if self._most == 0:
             return self
-        receiver = self._receiver
-        lent = receiver.lend_records(self._most, self)
-        if lent is not None and receiver.lacking:
+        receiver, hold = self._receiver, _Hold()
+        lent = receiver.lend_records(self._most, hold)
+        if lent is not None and receiver.lacking is not None:
             # Some of what waits was left out, as its descriptors are in the socket still.
             lent = None
             receiver.end_borrowing(take=False)
             for _ in range(MAX_ATTACHED):
                 if not self._endpoint.read_on():
                     break
-            lent = receiver.lend_records(self._most, self)
+            lent = receiver.lend_records(self._most, hold)
         if lent is None:
             return None
-        self._open = True
+        self._hold = hold
         views = [self._receiver.view(p.memory, p.offset, p.size).toreadonly() for p in lent]
         self._views = views
         if isinstance(self._receiver, FrameReceiver):
@@ -250,12 +267,12 @@ class Borrowing:
 
     def cancel(self) -> None:
         """Take nothing, and leave what waits for the next call that receives."""
-        if not self._open:
+        if self._hold is None:
             raise LoanError("the borrowing is not open")
         self._end(take=False)
 
     def _end(self, *, take: bool) -> None:
-        self._open = False
+        _held, self._hold = self._hold, None  # held until this function ends, as above
         views, self._views, self.data = self._views, [], ()
         while views:
             _release(views.pop())
@@ -273,9 +290,9 @@ class Borrowing:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._open and kind is None:
+        if self._hold is not None and kind is None:
             self._end(take=True)
-        elif self._open:
+        elif self._hold is not None:
             with contextlib.suppress(LoanError):  # the exception is what its block has to say
                 self._end(take=False)
 

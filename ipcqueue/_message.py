@@ -7,6 +7,7 @@ the specs differ in is what of that the user sees.
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -79,6 +80,11 @@ class Limits:
     max_region: int = 4 << 30  # bytes; only for who receives
     shared: bool = False  # regions that the giver can go on writing, and we can write
     sockets: bool = False  # among the descriptors: they can form cycles only the kernel can free
+
+    def most_fds(self) -> int:
+        """Return how many descriptors one message can come with."""
+        # A region has up to two; and one is that of a message outside the ring.
+        return self.fds + 2 * self.regions + 1
 
     def check_size(self, size: int) -> None:
         """Raise TooLarge for a message that the receiver would not take."""
@@ -162,11 +168,12 @@ def _contiguous(data: Any) -> Any:
         raise BadRecord("expected contiguous bytes, got a view with gaps")
     if view.ndim == 1 and view.format == "B":
         return view
-    if view.format in {"O", "P"}:
+    if set(_FIELD_NAME.sub("", view.format)) & {"O", "P", "&"}:
         raise BadRecord("expected bytes, got pointers into this process")
     return view.cast("B") if view.format in _CASTABLE and view.nbytes else view.tobytes()
 
 
+_FIELD_NAME = re.compile(":[^:]*:")  # in a format as PEP 3118 writes it
 _CASTABLE = frozenset("bBhHiIlLqQnNfdc?")  # what memoryview.cast takes; as in _record.py
 
 

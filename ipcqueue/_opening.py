@@ -21,7 +21,7 @@ from . import _ring, _segment
 from ._control import HELLO, err
 from ._endpoint import Endpoint, tell
 from ._errors import CorruptPeer, CredentialsRefused, HandshakeTimeout, PeerDied, QueueError
-from ._handshake import Greeting, Identity, Role, check, checked_name
+from ._handshake import HEADER_SIZE, Greeting, Identity, Role, check, checked_name
 from ._message import Limits
 from ._record import AnyCodec, codec_for
 
@@ -101,6 +101,13 @@ class Terms:
         if capacity is None:
             capacity = DEFAULT_BYTES if frames else DEFAULT_RECORDS
         least = mmap.PAGESIZE if frames else 1
+        if frames and mmap.PAGESIZE != HEADER_SIZE:
+            # The second mapping of the ring must follow the first, and begin with a page.
+            raise OSError(
+                errno.ENOTSUP,
+                f"messages of any length need memory pages of {HEADER_SIZE} bytes, "
+                f"and here they have {mmap.PAGESIZE}",
+            )
         self.capacity = _segment.rounded_capacity(capacity, least) if role.sends else 0
         if inline is None or not role.sends:
             inline = self.capacity // INLINE_PART

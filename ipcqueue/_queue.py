@@ -95,7 +95,7 @@ class Connection:
 
     @property
     def capacity(self) -> int:
-        """How many records can be under way."""
+        """How many records, or bytes of messages in the ring, can be under way."""
         return self._endpoint.capacity
 
     @property
@@ -198,8 +198,9 @@ class Sender(Connection):
     ) -> Loan:
         """Return memory of the ring to fill in a with block, which publishes it; see Loan.
 
-        `size` is in bytes for messages, else in records.  Raises TooLarge, BadRecord; on entry
-        Full, and what push raises.
+        `size` is in bytes for messages, else in records.  Until the block ends, other calls that
+        send raise ConcurrentUse, in other threads too.  Raises TooLarge, BadRecord; on entry Full,
+        and what push raises.
         """
         return self._threads.loan(size, timeout, tag, flags)
 
@@ -207,12 +208,17 @@ class Sender(Connection):
         """Ask that fileno() become readable when there is space; False if there is already.
 
         For foreign event loops: until True comes back, go on working; then wait, without any
-        other call in between, as that might read the doorbell.  Without arm() none comes.  Not while a thread waits on the same connection (ConcurrentUse).
+        other call in between, as that might read the doorbell.  Without arm() none comes.  Not
+        while a thread waits on the same connection (ConcurrentUse).
         """
         return self._endpoint.arm(records=False, space=True)
 
     def indices(self) -> tuple[int, int]:
-        """Return (head, tail): records published, and those the receiver has taken."""
+        """Return (head, tail): records published, and those the receiver has taken.
+
+        With messages of any length, bytes of the ring: each takes its own and 16 more, rounded up
+        to 16; those of one outside the ring are 16 in all.
+        """
         return self._endpoint.indices()
 
 
@@ -229,7 +235,9 @@ class Receiver(Connection):
         """Return the next record; None if none came in time.
 
         Raises, once everything published is taken, EndOfStream (the sender closed) or PeerDied;
-        CorruptPeer, Refused, Closed, ForkedUse.
+        CorruptPeer, Refused, Closed, ForkedUse; ConcurrentUse and LoanError beside a borrowing.
+        Of messages: DecodeFailed (that message is taken, the next can be received),
+        DescriptorsLost, OSError (no memory or descriptors for what came: it can be tried again).
         """
         record = self._try_pop()
         return self._threads.pop(timeout) if record is None else record
@@ -250,7 +258,13 @@ class Receiver(Connection):
         return self._threads.receive(timeout)
 
     def borrow(self, limit: int | None = None, *, timeout: float | None = None) -> Borrowing:
-        """Return what waits, to read in place in a with block, which takes it; see Borrowing."""
+        """Return what waits, to read in place in a with block, which takes it; see Borrowing.
+
+        At most `limit` records or messages; read-only memory.  Descriptors and regions that came
+        with messages are closed when these are taken.  Until the block ends, other calls that
+        receive raise ConcurrentUse, in other threads too.  Raises on entry what pop raises; at the
+        end LoanError if views outlive the block.
+        """
         return self._threads.borrow(limit, timeout)
 
     def __iter__(self) -> Iterator[Any]:
@@ -260,12 +274,16 @@ class Receiver(Connection):
         """Ask that fileno() become readable at the next record; False if one is there already.
 
         For foreign event loops: until True comes back, go on taking; then wait, without any
-        other call in between, as that might read the doorbell.  Without arm() none comes.  Not while a thread waits on the same connection (ConcurrentUse).
+        other call in between, as that might read the doorbell.  Without arm() none comes.  Not
+        while a thread waits on the same connection (ConcurrentUse).
         """
         return self._endpoint.arm(records=True, space=False)
 
     def indices(self) -> tuple[int, int]:
-        """Return (head, tail): records the sender has published, and those taken here."""
+        """Return (head, tail): records the sender has published, and those taken here.
+
+        Bytes of the ring with messages of any length; see Sender.indices.
+        """
         return self._endpoint.indices()
 
 

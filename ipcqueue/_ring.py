@@ -300,10 +300,29 @@ class End:
         """Return a writable view of a part of lent memory."""
         return self._views.new(memory, offset, size)
 
+    def _indices(self) -> tuple[int, int]:
+        """Return (head, tail); once closed, as they were then, so that one can still tell."""
+        with self._lock:
+            code = self._note_indices()
+        if code == FORKED:
+            self._trouble(code)
+        # An impossible index was not taken over; that it came, the next push or pop says.
+        return self._last_indices
+
+    def _note_indices(self) -> int:
+        """Note the indices as they are, unless this end is closed; return the core's result."""
+        ring = self._parked if self._ring is None else self._ring
+        if ring is None:
+            return DONE
+        head, tail = ffi.new("uint64_t *"), ffi.new("uint64_t *")
+        code = int(self._look_call(ring, head, tail))
+        self._last_indices = int(head[0]), int(tail[0])
+        return code
+
     def _withdraw(self) -> Any:
         """Return the ring for the last time."""
         with self._lock:
-            _look(self, self._look_call)
+            self._note_indices()
             ring = self._parked if self._ring is None else self._ring
             self._ring = self._parked = self._memory = None
         return ring
@@ -399,6 +418,11 @@ class SenderEnd(End):
         if code:
             self._trouble(code)
 
+    @property
+    def enough(self) -> int:
+        """The space that is enough for any record."""
+        return 1
+
     def spin(self, nanoseconds: int, units: int = 1) -> bool:
         """Look for space for a while."""
         ring = self._ring
@@ -417,7 +441,7 @@ class SenderEnd(End):
 
     def indices(self) -> tuple[int, int]:
         """Return the units published, and those of them taken by the peer; also once closed."""
-        return _indices(self)
+        return self._indices()
 
     def close(self) -> None:
         """Let go of memory and socket.  A push in progress ends first."""
@@ -438,10 +462,13 @@ class ReceiverEnd(End):
         )
         super().__init__(place, ring, peer, trouble)
 
+    dropped = 0
+    """How many attachments were closed because nobody took them."""
+
     @property
-    def lacking(self) -> bool:
-        """Whether the next message waits for descriptors that are still in the socket."""
-        return False
+    def lacking(self) -> int | None:
+        """Where the message begins whose descriptors are still in the socket; None if none is."""
+        return None
 
     def prepare(self, limit: int) -> None:
         """Do what can be done for the next `limit` records without taking them."""
@@ -480,7 +507,7 @@ class ReceiverEnd(End):
         if ring is None or self.holds():
             return False
         # What it lacks comes through the socket, too.
-        return bool(lib.ipcq_arm_records(ring) == EMPTY) or self.lacking
+        return bool(lib.ipcq_arm_records(ring) == EMPTY) or self.lacking is not None
 
     def disarm(self) -> None:
         """Take that back."""
@@ -490,7 +517,7 @@ class ReceiverEnd(End):
 
     def indices(self) -> tuple[int, int]:
         """Return the units published by the peer, and those taken; also once closed."""
-        return _indices(self)
+        return self._indices()
 
     def close(self) -> None:
         """Let go of memory and socket.  A pop in progress ends first."""
@@ -498,29 +525,11 @@ class ReceiverEnd(End):
         if ring is not None:
             lib.ipcq_receiver_silence(ring)
 
+    def drop_strays(self) -> None:
+        """Close the descriptors of a message that its sender did not live to publish."""
+
     def discard(self) -> None:
         """Close the descriptors of messages that nobody will take; takes no lock."""
-
-
-def _indices(end: End) -> tuple[int, int]:
-    """Return (head, tail); once closed, as they were then, so that one can still tell."""
-    with end._lock:  # noqa: SLF001 (one module, two ends)
-        code = _look(end, end._look_call)  # noqa: SLF001
-    if code == FORKED:
-        end._trouble(code)  # noqa: SLF001
-    # An impossible index was not taken over; that it came, the next push or pop says.
-    return end._last_indices  # noqa: SLF001
-
-
-def _look(end: End, call: Any) -> int:
-    """Note the indices as they are, unless the end is closed; return the core's result."""
-    ring = end._parked if end._ring is None else end._ring  # noqa: SLF001
-    if ring is None:
-        return DONE
-    head, tail = ffi.new("uint64_t *"), ffi.new("uint64_t *")
-    code = int(call(ring, head, tail))
-    end._last_indices = int(head[0]), int(tail[0])  # noqa: SLF001
-    return code
 
 
 # Every end, for the child of a fork: a lock may be held there by a thread that does not exist.

@@ -13,6 +13,7 @@ and fdpass (descriptors); imports neither Trio nor numpy.
 
 from ipcqueue import (
     BadRecord,
+    Borrowing,
     Closed,
     ConcurrentUse,
     CorruptPeer,
@@ -25,6 +26,7 @@ from ipcqueue import (
     ForkedUse,
     Full,
     HandshakeTimeout,
+    Loan,
     LoanError,
     Message,
     PeerDied,
@@ -58,7 +60,7 @@ from ._loop import Ended, run
 
 __all__ = [  # noqa: RUF022 (classes and functions first)
     "Interface", "connect", "listen", "Listener", "pair", "run", "Ended", "Statistics",
-    "Message", "Encoded", "Received", "Credentials",
+    "Message", "Encoded", "Received", "Loan", "Borrowing", "Credentials",
     "QueueError", "BadRecord", "TooLarge", "Unaccepted", "DecodeFailed", "LoanError",
     "DescriptorsLost", "Full", "Closed", "EndOfStream", "PeerDied", "CorruptPeer",
     "ConcurrentUse", "ForkedUse", "HandshakeTimeout", "Refused", "RecordRefused",

@@ -39,8 +39,8 @@ def checked_role(role: str) -> str:
 class Interface(Connection):
     """One side of a two-way connection that moves typed records through shared memory.
 
-    `capacity` records can be under way from this side to the peer; the peer chooses the other
-    direction.  `role` ("client" or "server") is a label: both sides can do the same.  Any number
+    `capacity` records, or bytes of messages, can be under way from this side to the peer; the peer
+    chooses the other direction.  `role` ("client" or "server") is a label: both sides can do the same.  Any number
     of threads may send and receive at once.  For the rest see Connection.
     """
 
@@ -95,7 +95,9 @@ class Interface(Connection):
         closed afterwards.
 
         Raises BadRecord (TooLarge, Unaccepted), Full (no space in time; not sent), EndOfStream
-        or PeerDied (nobody is left to take it), CorruptPeer, Refused, Closed, ForkedUse.
+        or PeerDied (nobody is left to take it), CorruptPeer, Refused, Closed, ForkedUse;
+        ConcurrentUse and LoanError beside a loan; OSError (no memory for what travels outside the
+        ring).
         """
         if fds or regions:
             self._threads.push(record, timeout, fds, regions)
@@ -121,7 +123,9 @@ class Interface(Connection):
         """Return the next record; None if none came within `timeout` seconds.
 
         Raises, once everything published is taken, EndOfStream (the peer closed) or PeerDied;
-        CorruptPeer, Refused, Closed, ForkedUse.
+        CorruptPeer, Refused, Closed, ForkedUse; ConcurrentUse and LoanError beside a borrowing.
+        Of messages: DecodeFailed (that message is taken, the next can be received),
+        DescriptorsLost, OSError (no memory or descriptors for what came: it can be tried again).
         """
         record = self._try_pop()
         return self._threads.pop(timeout) if record is None else record
@@ -146,13 +150,20 @@ class Interface(Connection):
     ) -> Loan:
         """Return memory of the ring to fill in a with block, which publishes it; see Loan.
 
-        `size` is in bytes for messages, else in records.  Raises TooLarge, BadRecord; on entry
-        Full, and what xmit raises.
+        `size` is in bytes for messages, else in records.  Until the block ends, other calls that
+        send raise ConcurrentUse, in other threads too.  Raises TooLarge, BadRecord; on entry Full,
+        and what xmit raises.
         """
         return self._threads.loan(size, timeout, tag, flags)
 
     def borrow(self, limit: int | None = None, *, timeout: float | None = None) -> Borrowing:
-        """Return what waits, to read in place in a with block, which takes it; see Borrowing."""
+        """Return what waits, to read in place in a with block, which takes it; see Borrowing.
+
+        At most `limit` records or messages; read-only memory.  Descriptors and regions that came
+        with messages are closed when these are taken.  Until the block ends, other calls that
+        receive raise ConcurrentUse, in other threads too.  Raises on entry what recv raises; at
+        the end LoanError if views outlive the block.
+        """
         return self._threads.borrow(limit, timeout)
 
     def __iter__(self) -> Iterator[Any]:
@@ -170,7 +181,11 @@ class Interface(Connection):
         return self._endpoint.arm(records=records, space=space)
 
     def indices(self) -> tuple[int, int]:
-        """Return (head, tail) of the outgoing queue: records published, records taken of them."""
+        """Return (head, tail) of the outgoing queue: records published, records taken of them.
+
+        With messages of any length, bytes of the ring: each takes its own and 16 more, rounded up
+        to 16; those of one outside the ring are 16 in all.
+        """
         return self._endpoint.indices()
 
 

@@ -20,6 +20,7 @@ import select
 import socket
 import time
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
@@ -79,10 +80,15 @@ class Full(ipcqueue.Full, trio.WouldBlock):
     """There was no space in time; the record was not sent."""
 
 
+class DescriptorsLost(ipcqueue.DescriptorsLost, trio.BrokenResourceError):
+    """This process may not open as many descriptors as the peer sent; the connection is over."""
+
+
 _OURS: dict[type[Exception], type[QueueError]] = {
     ipcqueue.EndOfStream: EndOfStream,
     ipcqueue.PeerDied: PeerDied,
     ipcqueue.CorruptPeer: CorruptPeer,
+    ipcqueue.DescriptorsLost: DescriptorsLost,
     ipcqueue.Closed: Closed,
 }
 
@@ -151,7 +157,7 @@ class Interface(trio.abc.Channel[Any]):
 
     @property
     def capacity(self) -> int:
-        """How many records can be under way from this side."""
+        """How many records, or bytes of messages in the ring, can be under way from this side."""
         return self._terms.capacity
 
     @property
@@ -174,7 +180,7 @@ class Interface(trio.abc.Channel[Any]):
         return self._open_endpoint().statistics()
 
     def indices(self) -> tuple[int, int]:
-        """Return (head, tail) of the outgoing queue: records published, records taken of them."""
+        """Return (head, tail) of the outgoing queue; see memenpsf.Interface.indices."""
         return self._open_endpoint().indices()
 
     def _open_endpoint(self) -> Endpoint:
@@ -225,7 +231,8 @@ class Interface(trio.abc.Channel[Any]):
         regions can go along; they are borrowed, and may be closed afterwards.
 
         Raises BadRecord (TooLarge, Unaccepted), Full (no space in time), EndOfStream or PeerDied
-        (nobody is left to take it), CorruptPeer, Refused, Closed, ForkedUse.
+        (nobody is left to take it), CorruptPeer, Refused, Closed, ForkedUse; ConcurrentUse and
+        LoanError beside a loan; OSError (no memory for what travels outside the ring).
         """
         deadline_of(timeout)
         endpoint = self._endpoint or await self._opened()
@@ -262,7 +269,10 @@ class Interface(trio.abc.Channel[Any]):
         try:
             async with self._writing:
                 with trio.move_on_at(min(until, trio.current_time() + _SLICE)):
-                    await wait_writable(endpoint.fileno())
+                    if endpoint.crowded():
+                        await trio.sleep(endpoint.CROWDED)
+                    else:
+                        await wait_writable(endpoint.fileno())
                 endpoint.turn()
         except QueueError as error:
             raise _translated(error) from None
@@ -326,14 +336,14 @@ class Interface(trio.abc.Channel[Any]):
         For who takes records from elsewhere only when they can be sent.  Raises as xmit does.
         """
         endpoint = self._endpoint or await self._opened()
-        await self._until(endpoint.has_space, Event.SPACE, None)
+        await self._until(endpoint.has_space, Event.SPACE, None, endpoint.enough)
 
     @enable_ki_protection
     async def recv(self, timeout: float | None = None) -> Any:
         """Return the next record; None if none came within `timeout` seconds.
 
         Raises, once everything published is taken, EndOfStream (the peer closed) or PeerDied;
-        CorruptPeer, Refused, Closed, ForkedUse.
+        and what else memenpsf.Interface.recv raises.
         """
         endpoint = self._endpoint or await self._opened()
         return await self._until(endpoint.try_pop, Event.RECORDS, timeout)
@@ -366,14 +376,11 @@ class Interface(trio.abc.Channel[Any]):
     def loan(
         self, size: int, *, timeout: float | None = None, tag: int = 0, flags: int = 0
     ) -> AsyncLoan:
-        """Return memory of the ring to fill in an async with block; see ipcqueue.Loan.
-
-        The connection must be open: connect() and a listener see to that, or do_handshake().
-        """
+        """Return memory of the ring to fill in an async with block; see memenpsf.Interface.loan."""
         return AsyncLoan(self, size, timeout, tag, flags)
 
     def borrow(self, limit: int | None = None, *, timeout: float | None = None) -> AsyncBorrowing:
-        """Return what waits, to read in place in an async with block; see ipcqueue.Borrowing."""
+        """Return what waits, to read in place; see memenpsf.Interface.borrow."""
         return AsyncBorrowing(self, limit, timeout)
 
     @enable_ki_protection
@@ -512,11 +519,16 @@ class AsyncLoan:
     ) -> None:
         self._interface = interface
         self._timeout = timeout
-        self._loan = ipcqueue.Loan(interface._open_endpoint(), size, tag, flags)  # noqa: SLF001 (one module)
+        self._make = partial(ipcqueue.Loan, size=size, tag=tag, flags=flags)
+        endpoint = interface._endpoint  # noqa: SLF001 (one module)
+        # At once if that is possible, so that a mistake is raised where it is made.
+        self._loan: ipcqueue.Loan | None = self._make(endpoint) if endpoint else None
 
     async def __aenter__(self) -> ipcqueue.Loan:
-        loan = self._loan
-        opened = await self._interface._until(  # noqa: SLF001
+        interface = self._interface
+        endpoint = interface._endpoint or await interface._opened()  # noqa: SLF001
+        loan = self._loan = self._loan or self._make(endpoint)
+        opened = await interface._until(  # noqa: SLF001
             loan.try_open, Event.SPACE, self._timeout, lambda: loan.units
         )
         if opened is None:
@@ -530,7 +542,7 @@ class AsyncLoan:
         traceback: TracebackType | None,
     ) -> None:
         with _translating():
-            self._loan.__exit__(kind, error, traceback)
+            _leave(self._loan, kind, error, traceback)
 
 
 class AsyncBorrowing:
@@ -539,11 +551,15 @@ class AsyncBorrowing:
     def __init__(self, interface: Interface, limit: int | None, timeout: float | None) -> None:
         self._interface = interface
         self._timeout = timeout
-        self._borrowing = ipcqueue.Borrowing(interface._open_endpoint(), limit)  # noqa: SLF001 (one module)
+        self._make = partial(ipcqueue.Borrowing, limit=limit)
+        endpoint = interface._endpoint  # noqa: SLF001 (one module)
+        self._borrowing: ipcqueue.Borrowing | None = self._make(endpoint) if endpoint else None
 
     async def __aenter__(self) -> ipcqueue.Borrowing:
-        endpoint, borrowing = self._interface._open_endpoint(), self._borrowing  # noqa: SLF001
-        await self._interface._until(  # noqa: SLF001
+        interface = self._interface
+        endpoint = interface._endpoint or await interface._opened()  # noqa: SLF001
+        borrowing = self._borrowing = self._borrowing or self._make(endpoint)
+        await interface._until(  # noqa: SLF001
             lambda: endpoint.or_end(borrowing.try_open), Event.RECORDS, self._timeout
         )
         return borrowing
@@ -555,7 +571,20 @@ class AsyncBorrowing:
         traceback: TracebackType | None,
     ) -> None:
         with _translating():
-            self._borrowing.__exit__(kind, error, traceback)
+            _leave(self._borrowing, kind, error, traceback)
+
+
+def _leave(
+    block: ipcqueue.Loan | ipcqueue.Borrowing | None,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    traceback: TracebackType | None,
+) -> None:
+    """End a block; raise in Trio's words what publish() or cancel() raised inside it."""
+    if block is not None:
+        block.__exit__(kind, error, traceback)
+    if isinstance(error, QueueError) and type(error) in _OURS:
+        raise error
 
 
 @contextlib.contextmanager
@@ -737,7 +766,9 @@ async def _handle(handler: Callable[[Interface], Awaitable[object]], interface: 
     async with interface:
         try:
             await handler(interface)
-        except* (EndOfStream, PeerDied, CorruptPeer, ipcqueue.Refused) as group:
+        except* (EndOfStream, PeerDied, CorruptPeer, DescriptorsLost) as group:
+            logger.info("client %r: %s", interface.peer_name, group.exceptions[0])
+        except* (ipcqueue.DecodeFailed, ipcqueue.Refused) as group:
             logger.info("client %r: %s", interface.peer_name, group.exceptions[0])
 
 
@@ -821,7 +852,7 @@ class _Loop:
                 async for record in self._source:
                     if record is None:
                         break
-                    self._xmit(record)
+                    await self._xmit(record)
                     await self._interface.await_space()
         except (EndOfStream, PeerDied) as end:
             return end  # the receiving side meets the same end, after draining
@@ -829,9 +860,13 @@ class _Loop:
             self._interface.finish()
         return self._ended.cause
 
-    def _xmit(self, record: Any) -> None:
+    async def _xmit(self, record: Any) -> None:
         try:
-            self._interface.xmit_nowait(record)
-        except (EndOfStream, PeerDied, Full):
+            try:
+                self._interface.xmit_nowait(record)
+            except Full:
+                # There is space, but it travels outside the ring, and too many others do.
+                await self._interface.xmit(record)
+        except (EndOfStream, PeerDied):
             self._ended.unsent.append(record)
             raise

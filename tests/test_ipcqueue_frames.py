@@ -12,6 +12,7 @@ import gc
 import os
 import random
 import signal
+import socket
 import struct
 import sys
 import threading
@@ -27,7 +28,7 @@ import fdpass
 import memenpsf
 from ipcqueue import Encoded, Message, Role, Terms, _endpoint, open_pair
 from ipcqueue._ring import Place
-from memenpsf import CorruptPeer, Full, Interface
+from memenpsf import CorruptPeer, Full, Interface, PeerDied
 
 TESTS = str(Path(__file__).parent)
 HEAD, TAIL, RING = 1024, 1152, 4096  # where they stand in a segment
@@ -839,6 +840,36 @@ def test_a_message_outside_the_ring_never_stays_writable_even_if_regions_may(hos
         it.victim.recv(timeout=0)
 
 
+@pytest.mark.parametrize("options", [{}, {"accept_fds": 3, "accept_regions": 0}], ids=str)
+def test_more_descriptors_than_one_message_can_have_are_never_kept(hostile, options):
+    it = hostile(**options)
+    most = options.get("accept_fds", 0) + 2 * options.get("accept_regions", 8) + 1
+    ends = it.pipe()
+    before = open_descriptors()
+    it.give(*[ends[0]] * most)
+    assert it.victim.recv(timeout=0) is None
+    assert open_descriptors() == before + most
+    it.give(*[ends[0]] * (most + 1))
+    with pytest.raises(CorruptPeer, match=f"{most + 1} descriptors nobody asked for"):
+        it.victim.recv(timeout=0)
+    it.victim.close()
+    assert open_descriptors() < before
+
+
+def test_descriptors_of_a_message_never_published_are_closed_at_the_end_of_the_stream(hostile):
+    it = hostile(accept_fds=1)
+    it.give(it.pipe()[0])
+    it.frame(b"published before")
+    before = open_descriptors()
+    assert it.victim.recv(timeout=0) == b"published before"
+    assert it.victim.recv(timeout=0) is None
+    assert open_descriptors() == before + 1
+    it.sock.shutdown(socket.SHUT_RDWR)
+    with pytest.raises(PeerDied):
+        it.victim.recv()
+    assert open_descriptors() == before
+
+
 def test_descriptors_without_a_frame_are_kept_to_a_number_and_closed(hostile):
     it = hostile(accept_fds=1)
     before = open_descriptors()
@@ -1096,7 +1127,7 @@ class Prepared:
         receiver = self.other._endpoint.receiver
         if self.held:
             receiver.prepare(self.held)
-            while receiver.lacking:
+            while receiver.lacking is not None:
                 self.other._endpoint.read_on()
                 receiver.prepare(self.held)
 
@@ -1421,7 +1452,7 @@ def test_an_interrupt_and_then_fewer_messages_do_not_give_space_back_twice(monke
         one.xmit_many([b"1" * 1000, b"2" * 1000, b"3" * 1000])
         receiver = other._endpoint.receiver
         with monkeypatch.context() as patch, pytest.raises(Interrupt):
-            patch.setattr(receiver, "_close_spent", interrupt)
+            patch.setattr(receiver, "_decoded", lambda _: interrupt())
             other.recv_vectored(timeout=0)
         for n in range(2):  # into the space that is free
             one.xmit(b"%d" % n * 1000, timeout=0)

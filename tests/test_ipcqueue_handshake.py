@@ -76,6 +76,16 @@ class TestCheck:
     def test_the_peer_chooses_its_capacity_and_may_have_bytes_to_spare(self, capacity):
         check(MINE, RECEIVES, identity(capacity=capacity), 4096 + 8192)
 
+    @pytest.mark.parametrize(("capacity", "size"), [(2048, 8192), (4096, 8292), (4096, 8191)])
+    def test_a_ring_of_frames_is_whole_pages_as_it_is_mapped_twice(self, capacity, size):
+        def frames(**changes):
+            return identity(slot_size=1, shape=1, max_message=1000, **changes)
+
+        fits = frames(capacity=4096, segment_size=8192)
+        check(frames(), RECEIVES, fits, fits.segment_size)
+        with pytest.raises(CorruptPeer, match="file of"):
+            check(frames(), RECEIVES, frames(capacity=capacity, segment_size=size), size)
+
     def test_what_does_not_matter_may_differ(self):
         peer = identity(name="someone else", record="other words", creator_pid=77)
         check(MINE, RECEIVES, peer, peer.segment_size)

@@ -4,20 +4,27 @@ import contextlib
 import hashlib
 import json
 import os
+import queue
 import random
+import resource
 import socket
 import struct
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import trio
 
 import fdpass
+import ipcqueue
 import memenpsf
 import memenpsf.trio
 from fdpass import MemoryRegion
 
 np = pytest.importorskip("numpy")
+
+NOBODY = 65534
 
 
 @contextlib.contextmanager
@@ -70,6 +77,171 @@ def test_a_batch_of_any_lengths_goes_through_a_small_ring(program, tmp_path):
                 total.update(len(data).to_bytes(8, "little") + data)
             assert interface.xmit_many(batch) == len(batch)
     assert peer.communicate()[0] == total.hexdigest() + "\n"
+
+
+def test_a_batch_larger_than_the_ring_is_not_copied_again_for_each_piece(monkeypatch):
+    copied = []
+    push = ipcqueue._frames._push_many
+
+    def push_many(ring, frames, data, count, pushed):
+        copied.append(len(data))
+        return push(ring, frames, data, count, pushed)
+
+    monkeypatch.setattr(ipcqueue._frames, "_push_many", push_many)
+    batch = [bytes(1000)] * 200
+    with pair(capacity=4096, inline=4096) as (one, other):
+        got = []
+        with ThreadPoolExecutor(1) as pool:
+            sending = pool.submit(one.xmit_many, batch)
+            while len(got) < len(batch):
+                got += other.recv_vectored()
+            assert sending.result() == len(batch)
+        assert got == batch
+    assert max(copied) <= 4096
+    assert sum(copied) <= 4 * len(batch) * 1000  # each perhaps with others that did not fit yet
+
+
+@pytest.mark.parametrize("inline", [4096, 1024, 0])
+def test_space_that_was_waited_for_is_enough_for_a_message(inline):
+    with pair(capacity=4096, inline=inline) as (one, other), ThreadPoolExecutor(1) as pool:
+        sent = 0
+        with contextlib.suppress(memenpsf.Full):
+            while sent < 1000:
+                one.xmit(bytes(1000), timeout=0)
+                sent += 1
+        waiting = pool.submit(one.await_space)
+        if inline:
+            assert one.arm(records=False, space=True) or waiting.done()
+        got = 0
+        while got < sent:
+            got += len(other.recv_vectored(limit=1))
+        waiting.result()
+        one.xmit(bytes(1000), timeout=0)
+        assert other.recv(timeout=0) == bytes(1000)
+
+
+@pytest.mark.parametrize("inline", [4096, 1024, 0])
+def test_a_loop_with_messages_waits_while_the_ring_is_full(inline):
+    sent = [b"%d " % n * 400 for n in range(60)]
+    here, there = socket.socketpair()
+    source, sink = queue.Queue(), queue.Queue()
+    for data in [*sent, None]:
+        source.put(data)
+    with ThreadPoolExecutor(1) as pool:
+        options = {"inline": inline}
+        loop = pool.submit(memenpsf.run, "loop", 4096, 0, here, source, sink, bytes, **options)
+        with memenpsf.Interface(there, bytes, role="server") as server:
+            assert list(server) == sent
+        assert loop.result().unsent == []
+
+
+def test_a_large_message_that_finds_no_space_makes_no_memory(monkeypatch):
+    with pair(capacity=4096, inline=0) as (one, other):
+        with contextlib.suppress(memenpsf.Full):
+            while True:
+                one.xmit(b"", timeout=0)
+        made = []
+        create = MemoryRegion.create
+        monkeypatch.setattr(
+            MemoryRegion, "create", lambda *args, **names: made.append(create(*args, **names))
+        )
+        assert not one._try_push(bytes(1000))
+        assert made == []
+        assert len(other.recv_vectored()) == 4096 // 16
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root has no limit, and only root becomes another")
+def test_too_many_descriptors_under_way_are_waited_for_and_then_full(forked):
+    def child():
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+        with pair(accept_fds=20) as (one, other), Path(os.devnull).open() as file:
+            sent = 0
+            with pytest.raises(memenpsf.Full):
+                while True:
+                    one.xmit(b"x", timeout=0.02, fds=[file] * 10)
+                    sent += 1
+            assert 2 < sent < 16
+            for _ in range(sent):
+                with contextlib.closing(other.recv_message(timeout=0)) as message:
+                    assert len(message.fds) == 10
+            one.xmit(b"y", timeout=0, fds=[file])
+            with contextlib.closing(other.recv_message(timeout=0)) as message:
+                assert message.record == b"y"
+
+    assert forked(child) == 0
+
+
+def test_one_thread_that_overtakes_another_does_not_make_the_peer_corrupt(monkeypatch):
+    with pair(accept_fds=1) as (one, other), Path(os.devnull).open() as file:
+        one.xmit(b"first", fds=[file])
+        endpoint = other._endpoint
+        read_on = endpoint.read_on
+
+        def overtaken():
+            # Between another thread's look at the ring and its look at the socket.
+            monkeypatch.setattr(endpoint, "read_on", read_on)
+            with contextlib.closing(other.recv_message(timeout=0)) as message:
+                assert message.record == b"first"
+            read = read_on()
+            one.xmit(b"second", fds=[file])
+            return read
+
+        monkeypatch.setattr(endpoint, "read_on", overtaken)
+        with contextlib.closing(other.recv_message(timeout=0)) as message:
+            assert message.record == b"second"
+
+
+def test_who_decodes_for_long_keeps_nobody_else_from_receiving():
+    decoding, go_on = threading.Event(), threading.Event()
+
+    def decode(data):
+        if data == b"slow":
+            decoding.set()
+            go_on.wait()
+        return data
+
+    with pair(memenpsf.Encoded(bytes, decode)) as (one, other), ThreadPoolExecutor(1) as pool:
+        one.xmit(b"slow")
+        slow = pool.submit(other.recv)
+        decoding.wait()
+        try:
+            one.xmit(b"quick")
+            assert other.recv(timeout=0) == b"quick"
+            assert other.recv(timeout=0) is None
+        finally:
+            go_on.set()
+        assert slow.result() == b"slow"
+
+
+def test_an_interrupt_while_a_block_ends_leaves_nothing_lent(monkeypatch):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    with pair() as (one, other):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(ipcqueue._loan, "_release", interrupted)
+            with one.loan(5) as loan:
+                loan.data[:] = b"never"
+        one.xmit(b"given")  # though there is a `loan` still
+        with pytest.raises(memenpsf.LoanError, match="over"):
+            loan.publish()
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(ipcqueue._loan, "_release", interrupted)
+            with other.borrow() as messages:
+                assert bytes(messages[0].data) == b"given"
+        assert other.recv(timeout=0) == b"given"
+        assert len(messages) == 0
+
+
+def test_pointers_inside_of_structures_are_no_bytes():
+    record = np.zeros(1, dtype=[("number", "<u4"), ("thing", "O")])
+    with pair() as (one, other):
+        with pytest.raises(memenpsf.BadRecord, match="pointers"):
+            one.xmit(record)
+        one.xmit(np.zeros(2, dtype=[("Owner", "<u4"), ("P", "<u2")]))  # no pointers: names
+        assert other.recv() == bytes(12)
 
 
 def test_tags_and_flags_arrive():

@@ -1,6 +1,7 @@
 """Messages of any length, loans, regions and descriptors under Trio, and what cancelling does."""
 
 import contextlib
+import functools
 import json
 import random
 import socket
@@ -8,6 +9,7 @@ import socket
 import numpy as np
 import pytest
 import trio
+import trio.testing
 from test_ipcqueue_attachments import number_of, numbered, numbers, region_of
 from test_ipcqueue_frames import extent, open_descriptors, quick_collector  # noqa: F401 (the fixture)
 from test_ipcqueue_message import BOTH, CHILD, JSON, bad_on
@@ -607,14 +609,80 @@ async def test_a_peer_that_breaks_the_protocol_is_a_broken_resource():
                 pass
 
 
-async def test_before_the_handshake_there_is_no_memory_to_lend():
+async def test_a_loan_and_a_borrowing_shake_hands_as_any_other_call():
+    one, other = (mt.Interface(sock, bytes) for sock in socket.socketpair())
+    async with one, other, trio.open_nursery() as nursery:
+        nursery.start_soon(other.do_handshake)
+        async with one.loan(5) as loan:
+            loan.data[:] = b"first"
+        async with other.borrow() as messages:
+            assert [bytes(message.data) for message in messages] == [b"first"]
+
+
+async def test_an_interface_that_is_closed_lends_nothing():
     here, there = socket.socketpair()
     with there:
         side = mt.Interface(here, bytes)
-        for lend in (lambda: side.loan(1), side.borrow):
-            with pytest.raises(mt.Closed, match="no handshake"):
-                lend()
         side.close()
+        for lend in (lambda: side.loan(1), side.borrow):
+            with pytest.raises(mt.Closed):
+                async with lend():
+                    pass
+
+
+@pytest.mark.parametrize("how", ["publish", "leave"])
+async def test_a_loan_that_nobody_takes_any_more_says_so_in_words_of_trio(how):
+    async with connected() as (one, other):
+        with pytest.raises(trio.EndOfChannel):
+            async with one.loan(5) as loan:
+                other.close()
+                if how == "publish":
+                    loan.publish()
+
+
+async def test_descriptors_that_cannot_be_opened_are_a_broken_resource():
+    assert issubclass(mt.DescriptorsLost, trio.BrokenResourceError)
+    error = mt._translated(ipcqueue.DescriptorsLost("why"))
+    assert type(error) is mt.DescriptorsLost
+    assert error.args == ("why",)
+
+
+# -- servers and loops -------------------------------------------------------------------------------
+
+
+async def test_a_client_whose_messages_mean_nothing_does_not_end_the_server(tmp_path, caplog):
+    async def echo(interface):
+        async for record in interface:
+            await interface.xmit(record)
+
+    path = tmp_path / "s"
+    async with trio.open_nursery() as nursery:
+        await nursery.start(mt.serve, echo, path, JSON)
+        async with await mt.connect(path, JSON) as good, await mt.connect(path, bytes) as bad:
+            await bad.xmit(b"{no json")
+            with pytest.raises(trio.EndOfChannel):
+                await bad.recv()
+            await good.xmit({"n": 1})
+            assert await good.recv() == {"n": 1}
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("inline", [4096, 1024, 0])
+async def test_a_loop_with_messages_waits_while_the_ring_is_full(inline):
+    sent = [b"%d " % n * 400 for n in range(60)]
+    here, there = socket.socketpair()
+    give, source = trio.open_memory_channel(len(sent))
+    sink, _ = trio.open_memory_channel(0)
+    for data in sent:
+        give.send_nowait(data)
+    give.close()
+    async with trio.open_nursery() as nursery:
+        loop = functools.partial(mt.run, "loop", 4096, 0, inline=inline)
+        nursery.start_soon(loop, here, source, sink, bytes)
+        async with mt.Interface(there, bytes, role="server") as server:
+            await server.do_handshake()
+            await trio.testing.wait_all_tasks_blocked(0.01)  # until it can send no more
+            assert [message async for message in server] == sent
 
 
 # -- cancelling --------------------------------------------------------------------------------------

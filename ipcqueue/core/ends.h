@@ -39,10 +39,6 @@ enum { OPCODE_WRITE = 1, OPCODE_READ = 2 }; /* as in _control.py */
  * 100 ms in which the death of a peer should be noticed, and one poll() in 50 ms is free. */
 #define LIVENESS_INTERVAL_NS 50000000u
 
-/* How many frames with descriptors may be under way.  Each keeps up to 253 descriptors of the
- * receiver busy before it has asked for any.  A guess; as in _endpoint.py. */
-#define MAX_ATTACHED 16
-
 /* The side of this process in one wait protocol, and the bell for the peer's. */
 struct bell {
     int socket;
@@ -61,7 +57,7 @@ struct ipcq_sender {
     _Atomic uint64_t head; /* private truth; atomic only because spin and arm look at it */
     uint64_t tail;         /* the peer's index when last loaded */
     uint64_t peer_seen_ns;
-    uint64_t attached[MAX_ATTACHED]; /* where the last frames with descriptors end */
+    uint64_t attached[IPCQ_MAX_ATTACHED]; /* where the last frames with descriptors end */
     uint64_t attached_count;
 };
 

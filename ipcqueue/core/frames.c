@@ -60,7 +60,8 @@ static int send_fds(struct ipcq_sender *s, const int *fds, size_t n)
     for (;;) {
         if (sendmsg(s->bell.socket, &m, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0)
             return IPCQ_DONE;
-        if (errno == EAGAIN || errno == EWOULDBLOCK)
+        /* ETOOMANYREFS: more under way in the whole system than this user may open. */
+        if (errno == EAGAIN || errno == EWOULDBLOCK || errno == ETOOMANYREFS)
             return IPCQ_STUCK;
         if (errno != EINTR)
             return errno == EPIPE || errno == ECONNRESET ? IPCQ_GONE : IPCQ_ERROR;
@@ -70,10 +71,10 @@ static int send_fds(struct ipcq_sender *s, const int *fds, size_t n)
 uint64_t ipcq_frame_units(ipcq_sender *s, const struct ipcq_frame *frame)
 {
     uint64_t units = extent(frame->size);
-    if (frame->fds + frame->regions == 0 || s->attached_count < MAX_ATTACHED)
+    if (frame->fds + frame->regions == 0 || s->attached_count < IPCQ_MAX_ATTACHED)
         return units;
     /* The oldest of those under way must have been taken: tail must have reached its end. */
-    uint64_t end = s->attached[s->attached_count % MAX_ATTACHED];
+    uint64_t end = s->attached[s->attached_count % IPCQ_MAX_ATTACHED];
     uint64_t behind = atomic_load_explicit(&s->head, memory_order_relaxed) - end;
     uint64_t until = behind < s->capacity ? s->capacity - behind : 0;
     return units > until ? units : until;
@@ -97,7 +98,7 @@ int ipcq_frame_push(ipcq_sender *s, const struct ipcq_frame *frame, const char *
     write_frame(s, head, frame, payload);
     head += extent(frame->size);
     if (frame->fds + frame->regions)
-        s->attached[s->attached_count++ % MAX_ATTACHED] = head;
+        s->attached[s->attached_count++ % IPCQ_MAX_ATTACHED] = head;
     publish(s, head, 1);
     return IPCQ_DONE;
 }

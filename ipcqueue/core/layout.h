@@ -3,16 +3,24 @@
  * The bytes two processes agree on: one segment, seen by both.
  *
  *       0  identity      written once by the owner, before sealing
- *    1024  head          written by the owner as sender:   records published so far
- *    1152  tail          written by the owner as receiver: records taken so far
+ *    1024  head          written by the owner as sender:   units published so far
+ *    1152  tail          written by the owner as receiver: units taken so far
  *    1280  wait_records, wait_space, closed                rarely written, read at each publish
  *    1408  counters of the sender role                     for tools; nobody decides by them
  *    1536  counters of the receiver role
- *    4096  slots, contiguous, `slot_size` bytes each
+ *    4096  the ring, of one of two shapes (identity.shape):
+ *          slots         `capacity` records of `slot_size` bytes each; a unit is a record
+ *          frames        `capacity` bytes, whole pages; a unit is a byte, and messages stand one
+ *                        behind the other, padded to 16 bytes:
+ *
+ *                        | size u32 | tag u32 | flags u16 | fds u16 | regions u16 | 0 u16 | bytes |
+ *
+ *                        Both sides map the ring twice in a row, so that a frame that begins near
+ *                        its end goes on in the second mapping and is never in two pieces.
  *
  * Each segment has one writer, its owner; the peer maps it read-only and the seals keep it so.
- * The queue A->B is therefore made of two segments: slots and head in A's, tail in B's.
- * Indices only grow (u64) and are masked on use; all `capacity` slots are usable.
+ * The queue A->B is therefore made of two segments: ring and head in A's, tail in B's.
+ * Indices only grow (u64) and are masked on use; all `capacity` units are usable.
  *
  * Lines are 128 bytes apart, because processors prefetch cache lines in pairs.  The wait
  * epochs stand apart from the indices because every publish reads the peer's: beside `tail`,
@@ -61,3 +69,7 @@ static_assert(offsetof(struct ipcq_segment, closed) == 1288, "layout");
 static_assert(offsetof(struct ipcq_segment, sending) == 1408, "layout");
 static_assert(offsetof(struct ipcq_segment, receiving) == 1536, "layout");
 static_assert(offsetof(struct ipcq_segment, slots) == IPCQ_HEADER_SIZE, "layout");
+static_assert(offsetof(struct ipcq_frame, tag) == 4 && offsetof(struct ipcq_frame, flags) == 8 &&
+                  offsetof(struct ipcq_frame, fds) == 10 && offsetof(struct ipcq_frame, regions) == 12 &&
+                  offsetof(struct ipcq_frame, reserved) == 14 && sizeof(struct ipcq_frame) == 16,
+              "layout");

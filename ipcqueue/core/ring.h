@@ -20,7 +20,7 @@ enum {
     IPCQ_GONE = 3,    /* the peer has ended or died: nobody will take what is pushed */
     IPCQ_FORKED = 4,  /* this process is a fork of the one that owns the ring */
     IPCQ_AGAIN = 5,   /* records taken earlier were never delivered: see ipcq_pop */
-    IPCQ_STUCK = 6,   /* the socket has no room for descriptors just now; nothing was sent */
+    IPCQ_STUCK = 6,   /* the socket takes no descriptors just now; nothing was sent */
     IPCQ_ERROR = 7,   /* a system call failed: errno; nothing was sent */
     IPCQ_CORRUPT = -1 /* the peer's index is impossible; latched, every later call says so */
 };
@@ -38,6 +38,8 @@ enum {
     IPCQ_MAX_SLOT_SIZE = 16777216,
     IPCQ_FRAME_ALIGN = 16,       /* every frame begins at a multiple, and its header has that size */
     IPCQ_MAX_FRAME_FDS = 253,    /* SCM_MAX_FD */
+    IPCQ_MAX_ATTACHED = 16,      /* frames with descriptors under way: each keeps descriptors of
+                                    the receiver busy before it has asked for any; a guess */
     IPCQ_KNOWN_FLAGS = 0x80ff,   /* of a frame; as in _message.py */
     IPCQ_OPCODE_FDS = 17         /* as in _control.py */
 };
@@ -75,8 +77,8 @@ struct ipcq_counts {
  * stands at `at` already; -1 and errno on failure.  A writable mapping must be made before
  * F_SEAL_FUTURE_WRITE.  Borrows the descriptor: it may be closed afterwards.
  *
- * The last `mirrored` bytes (whole pages; 0 for slots) are mapped a second time behind the
- * end, so that a frame that wraps around stands in one piece at both of its addresses. */
+ * The last `mirrored` bytes (whole pages; 0 for slots) are mapped a second time behind the end:
+ * with a ring that fills them, a frame that wraps around goes on there, in one piece. */
 int ipcq_map(char *at, int fd, size_t size, size_t mirrored, int writable);
 
 /* Copy the identity out, each byte read once: the peer may be changing it meanwhile. */

@@ -25,12 +25,9 @@ static void copy_out(const struct ipcq_receiver *r, uint64_t tail, char *into, u
 int ipcq_push_many(ipcq_sender *s, const char *records, uint64_t n, uint64_t *done)
 {
     *done = 0;
-    if (forked(s->generation))
-        return IPCQ_FORKED;
-    if (s->corrupt)
-        return IPCQ_CORRUPT;
-    if (peer_is_gone(s))
-        return IPCQ_GONE;
+    int state = sender_state(s);
+    if (state != IPCQ_DONE)
+        return state;
     uint64_t head = atomic_load_explicit(&s->head, memory_order_relaxed);
     if (s->capacity - (head - s->tail) < n && look_for_space(s, head) != IPCQ_DONE)
         return IPCQ_CORRUPT;
