@@ -16,11 +16,15 @@ import threading
 
 import numpy as np
 import pytest
+from ipcqueue._core import ffi, lib
 from test_ipcqueue_frames import connection, open_descriptors, quick_collector  # noqa: F401 (the fixture)
 
 import fdpass
 import ipcqueue
 import memenpsf
+from ipcqueue._control import Opcode
+from ipcqueue._handshake import HEADER_SIZE
+from ipcqueue._message import MAX_FLAGS, OUT_OF_LINE
 from memenpsf import (
     BadRecord,
     DecodeFailed,
@@ -33,6 +37,14 @@ from memenpsf import (
 )
 
 JSON = Encoded(lambda it: json.dumps(it).encode(), json.loads)
+
+
+def test_the_core_and_this_side_of_it_mean_the_same_bits():
+    assert lib.IPCQ_KNOWN_FLAGS == MAX_FLAGS | OUT_OF_LINE
+    assert lib.IPCQ_OPCODE_FDS == Opcode.FDS
+    assert lib.IPCQ_MAX_FRAME_FDS == fdpass.MAX_FDS
+    assert lib.IPCQ_HEADER_SIZE == HEADER_SIZE
+    assert ffi.sizeof("struct ipcq_frame") == lib.IPCQ_FRAME_ALIGN
 
 
 def still_works(one, other, record=b"still works"):
