@@ -7,7 +7,7 @@
 Read in this order: core/layout.h (the bytes), core/ends.h (the algorithm), _control, _handshake
 (pure: messages, agreement), _segment, _ring (the C core from Python), _record and _slots (records
 of one size), _message and _frames (messages of any length), _loan (either in place), _opening,
-_endpoint (one side, without waiting), _blocking (waiting), _queue (the product).  Imports fdpass,
+_endpoint and _sending (one side, without waiting), _blocking (waiting), _queue (the product).  Imports fdpass,
 and nothing above.
 """
 
@@ -44,9 +44,11 @@ from ._message import Encoded, Message, Received
 from ._opening import Opening, Terms, checked_socket, deadline_of
 from ._queue import Connection, Receiver, Sender, iterate, open_pair, pair
 from ._record import char, f32, f64, i8, i16, i32, i64, u8, u16, u32, u64
+from ._sending import BatchSending, Sending
 
 __all__ = [
     "BadRecord",
+    "BatchSending",
     "Borrowing",
     "Closed",
     "ConcurrentUse",
@@ -79,6 +81,7 @@ __all__ = [
     "RoleRefused",
     "SealsRefused",
     "Sender",
+    "Sending",
     "SizeRefused",
     "Statistics",
     "Terms",

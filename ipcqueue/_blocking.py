@@ -24,6 +24,7 @@ from ._endpoint import Event
 from ._errors import Closed, Full
 from ._loan import Borrowing, Loan
 from ._opening import deadline_of
+from ._sending import BatchSending, Sending
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from ._endpoint import Endpoint
     from ._message import Received
     from ._opening import Opening
-    from ._ring import SenderEnd
 
 T = TypeVar("T")
 
@@ -57,6 +57,11 @@ def open_endpoint(opening: Opening) -> Endpoint:
     return endpoint
 
 
+def _left(deadline: float) -> float | None:
+    """Return the seconds until then, and None until never."""
+    return None if deadline == math.inf else max(0.0, deadline - time.monotonic())
+
+
 def _milliseconds(seconds: float) -> int:
     return math.ceil(min(seconds, SLICE) * 1000)
 
@@ -78,46 +83,35 @@ class Threads:
         sender = self._endpoint.sending()
         deadline = deadline_of(timeout)
         with sender.parcel(record, fds, regions) as parcel:
-            if not self._send(sender, parcel, timeout, deadline):
+            if not self._send(Sending(sender, parcel), deadline):
                 raise Full(f"no space for a record within {timeout} s")
 
-    def _send(
-        self, sender: SenderEnd, parcel: Any, timeout: float | None, deadline: float
-    ) -> bool | None:
-        def attempt() -> bool | None:
-            while (sent := sender.try_send(parcel)) is None:
-                if time.monotonic() >= deadline:
-                    return None
-                self._await_room(deadline)
-            return sent or None
-
-        return self._until(attempt, Event.SPACE, timeout, lambda: sender.units(parcel))
+    def _send(self, sending: Sending, deadline: float) -> bool:
+        while True:
+            sent = self._until(sending.attempt, Event.SPACE, _left(deadline), sending.units)
+            if not sending.stuck:
+                return bool(sent)
+            if time.monotonic() >= deadline:
+                return False
+            self._await_room(deadline)
 
     def push_many(self, records: Any, timeout: float | None) -> int:
         """Publish records in order; return how many there was space for in time."""
         sender = self._endpoint.sending()
-        batch = sender.batch(records)
+        sending = BatchSending(sender, sender.batch(records))
         deadline = deadline_of(timeout)
-        done = 0
-
-        def attempt() -> int | None:
-            return sender.try_push_many(batch, done) or None
-
-        def units() -> int:
-            return sender.units_of(batch, done)
-
-        while done < batch.count:
-            left = None if timeout is None else max(0.0, deadline - time.monotonic())
-            alone = sender.parcel_in(batch, done)
+        while sending.left:
+            alone = sending.alone()
             if alone is None:
-                pushed = self._until(attempt, Event.SPACE, left, units)
+                left = _left(deadline)
+                sent = self._until(sending.attempt, Event.SPACE, left, sending.units)
             else:
                 with alone as parcel:
-                    pushed = self._send(sender, parcel, left, deadline)
-            if not pushed:
+                    sent = self._send(Sending(sender, parcel), deadline)
+            if not sent:
                 break
-            done += pushed
-        return done
+            sending.done += sent
+        return sending.done
 
     def await_space(self) -> None:
         """Wait until a record can be pushed at once, if nobody else pushes."""

@@ -36,10 +36,12 @@ from trio.lowlevel import (
 
 import ipcqueue
 from ipcqueue import (
+    BatchSending,
     Endpoint,
     Event,
     Opening,
     QueueError,
+    Sending,
     Terms,
     checked_socket,
     deadline_of,
@@ -239,24 +241,14 @@ class Interface(trio.abc.Channel[Any]):
         sender = endpoint.sending()
         until = trio.current_time() + (math.inf if timeout is None else timeout)
         with sender.parcel(record, fds, regions) as parcel:
-            if not await self._send(endpoint, parcel, until):
+            if not await self._send(endpoint, Sending(sender, parcel), until):
                 raise Full(f"no space for a record within {timeout} s")
 
-    async def _send(self, endpoint: Endpoint, parcel: Any, until: float) -> bool:
-        sender = endpoint.sending()
-        stuck = False
-
-        def attempt() -> bool | None:
-            nonlocal stuck
-            sent = sender.try_send(parcel)
-            stuck = sent is None
-            return sent is not False or None
-
+    async def _send(self, endpoint: Endpoint, sending: Sending, until: float) -> bool:
         while True:
-            left = None if until == math.inf else max(0.0, until - trio.current_time())
-            done = await self._until(attempt, Event.SPACE, left, lambda: sender.units(parcel))
-            if not stuck:
-                return bool(done)
+            sent = await self._until(sending.attempt, Event.SPACE, _left(until), sending.units)
+            if not sending.stuck:
+                return bool(sent)
             if trio.current_time() >= until:
                 return False
             await self._await_room(endpoint, until)
@@ -304,30 +296,23 @@ class Interface(trio.abc.Channel[Any]):
         deadline_of(timeout)
         endpoint = self._endpoint or await self._opened()
         sender = endpoint.sending()
-        batch = sender.batch(records)
+        sending = BatchSending(sender, sender.batch(records))
         until = trio.current_time() + (math.inf if timeout is None else timeout)
-        done = 0
-
-        def attempt() -> int | None:
-            return sender.try_push_many(batch, done) or None
-
-        def units() -> int:
-            return sender.units_of(batch, done)
-
-        if batch.count == 0:
+        if not sending.left:
             await checkpoint()
-        while done < batch.count:
-            alone = sender.parcel_in(batch, done)
+        while sending.left:
+            alone = sending.alone()
+            sent: int | None
             if alone is None:
-                left = None if timeout is None else max(0.0, until - trio.current_time())
-                pushed = await self._until(attempt, Event.SPACE, left, units)
+                left = _left(until)
+                sent = await self._until(sending.attempt, Event.SPACE, left, sending.units)
             else:
                 with alone as parcel:
-                    pushed = await self._send(endpoint, parcel, until)
-            if not pushed:
+                    sent = await self._send(endpoint, Sending(sender, parcel), until)
+            if not sent:
                 break
-            done += pushed
-        return done
+            sending.done += sent
+        return sending.done
 
     @enable_ki_protection
     async def await_space(self) -> None:
@@ -593,6 +578,11 @@ def _translating() -> Iterator[None]:
         yield
     except QueueError as error:
         raise _translated(error) from None
+
+
+def _left(until: float) -> float | None:
+    """Return the seconds until then, and None until never."""
+    return None if until == math.inf else max(0.0, until - trio.current_time())
 
 
 # How long a task that waits for room to send looks away from what there is to read; in seconds.
