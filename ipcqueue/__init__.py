@@ -7,8 +7,8 @@
 Read in this order: core/layout.h (the bytes), core/ends.h (the algorithm), _control, _handshake
 (pure: messages, agreement), _segment, _ring (the C core from Python), _record and _slots (records
 of one size), _message and _frames (messages of any length), _loan (either in place), _opening,
-_endpoint and _sending (one side, without waiting), _blocking (waiting), _queue (the product).  Imports fdpass,
-and nothing above.
+_endpoint and _sending (one side, without waiting), _blocking (waiting), _queue (the product).
+Imports fdpass, and nothing above.
 """
 
 from fdpass import Credentials, Fd, MemoryRegion
