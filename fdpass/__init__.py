@@ -26,6 +26,7 @@ from ._errors import (
     WrongType,
 )
 from ._fd import Fd
+from ._forks import renewed_after_fork
 from ._memfd import Memfd, Seal
 from ._region import MemoryRegion, Mode
 from ._registry import MemoryRegistry, RegistryStatistics, Returned
@@ -67,6 +68,7 @@ __all__ = [
     "peer_credentials",
     "recv_fd",
     "recv_fds",
+    "renewed_after_fork",
     "send_fd",
     "send_fds",
     "unpack",

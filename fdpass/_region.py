@@ -20,7 +20,6 @@ import errno
 import fcntl
 import mmap
 import os
-import stat
 import sys
 import threading
 import warnings
@@ -32,6 +31,7 @@ from typing import TYPE_CHECKING, Final, Literal, Self, TypeAlias
 
 from ._errors import ClosedRegion, RegionInUse, SharedRefused, WrongDescriptors, WrongType
 from ._fd import Fd
+from ._forks import forks
 from ._memfd import Memfd, Seal
 
 if TYPE_CHECKING:
@@ -81,8 +81,14 @@ class MemoryRegion:
         self._token = token
         self._exporter: Exporter | None = None
         self._view: memoryview | None = None
-        self._lock = threading.Lock()
+        self._lock, self._forks = threading.Lock(), forks()
         self._closed = False
+
+    def _fresh_lock(self) -> threading.Lock:
+        """Return the lock; in a forked child a new one, as nobody there may hold the other."""
+        if self._forks != forks():
+            self._lock, self._forks = threading.Lock(), forks()
+        return self._lock
 
     @classmethod
     def create(
@@ -146,7 +152,7 @@ class MemoryRegion:
 
         Raises ClosedRegion, OSError when memory is short.
         """
-        with self._lock:
+        with self._fresh_lock():
             self._check_open()
             if self._exporter is None:
                 self._exporter = self._export()
@@ -192,7 +198,7 @@ class MemoryRegion:
         Raises RegionInUse, and the region can be written still: through a new `.buffer`, as the
         one given before is revoked all the same. ClosedRegion.
         """
-        with self._lock:
+        with self._fresh_lock():
             self._check_open()
             if self._writable and self._mode == "frozen":
                 self._freeze()
@@ -231,13 +237,13 @@ class MemoryRegion:
         Raises RegionInUse, ClosedRegion.
         """
         self.freeze()
-        with self._lock:
+        with self._fresh_lock():
             self._check_open()
             return (self._memfd,) if self._token is None else (self._memfd, self._token)
 
     def close(self) -> None:
         """Let go of it; doing so again does nothing. Views other than `.buffer` stay valid."""
-        with self._lock:
+        with self._fresh_lock():
             self._close()
 
     def _close(self) -> None:
@@ -325,9 +331,11 @@ def _check_shared(memfd: Memfd, *, accept_shared: bool) -> None:
 def _check_token(token: Fd) -> None:
     """Refuse what is not the write end of a pipe, of which closing never waits for anybody."""
     wanted = "the write end of a pipe as the token"
-    mode = os.fstat(token.fileno()).st_mode
-    if not stat.S_ISFIFO(mode):
-        raise WrongType(wanted, stat.filemode(mode))
+    try:
+        # Not fstat(), which a file system of the peer's own could answer when it likes.
+        fcntl.fcntl(token.fileno(), fcntl.F_GETPIPE_SZ)
+    except OSError as error:
+        raise WrongType(wanted, "something else") from error
     if fcntl.fcntl(token.fileno(), fcntl.F_GETFL) & os.O_ACCMODE != os.O_WRONLY:
         raise WrongType(wanted, "a pipe not open for only writing")
 

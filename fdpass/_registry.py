@@ -34,6 +34,7 @@ from typing import NamedTuple, Self, TypeVar
 
 from ._errors import ClosedRegistry, ForkedRegistry
 from ._fd import Fd
+from ._forks import renewed_after_fork
 from ._memfd import Memfd
 from ._region import SEALS, Exporter, MemoryRegion
 
@@ -118,6 +119,11 @@ class MemoryRegistry:
         self._created = self._reused = self._returned = self._freed = 0
         self._epoll = select.epoll()
         self._closed = False
+        renewed_after_fork(self)
+
+    def renew_locks(self) -> None:
+        """In a forked child: forget who held them."""
+        self._lock = threading.Lock()
 
     def alloc(self, size: int, tag: Hashable = "") -> MemoryRegion:
         """Lend a region of `size` to twice as many bytes, of mode `lent`; the caller closes it.

@@ -6,6 +6,8 @@ import socket
 import struct
 import time
 from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Protocol, Self
 
@@ -62,13 +64,11 @@ class Inbox:
         """Give the caller the descriptors the peer sent; close stray ones."""
         count = len(unpack_all(self.messages)[0])
         fds = self._adopt()
-        for stray in fds[count:]:
-            stray.close()
+        _close_unwanted(fds[count:])
         return fds[:count]
 
     def _close(self) -> None:
-        for fd in self._adopt():
-            fd.close()
+        _close_unwanted(self._adopt())
 
     def _adopt(self) -> list[Fd]:
         # An open one means that a signal came between filling and clear(): not a second time.
@@ -78,6 +78,24 @@ class Inbox:
             Fd.own(self._fds, (*sent, *stray))
         self.messages.clear()
         return self._fds
+
+
+def _close_unwanted(fds: list[Fd]) -> None:
+    """Close what a stranger sent, without waiting until a socket among it has sent its data."""
+    for fd in fds:
+        with suppress(OSError):
+            _forbid_linger(fd.fileno())
+        fd.close()
+
+
+def _forbid_linger(number: int) -> None:
+    # Not fstat(), which a file system of the stranger's own could answer when it likes.
+    if Path(f"/proc/self/fd/{number}").readlink().name.startswith("socket:"):
+        # One call of C code, as above: the copy has an owner before any signal is looked at.
+        any_kind = (-1,), (-1,), (-1,)
+        for copy in list(map(socket.SocketType, *any_kind, map(os.dup, (number,)))):
+            copy.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes(8))
+            copy.close()
 
 
 def send_fd(sock: socket.socket, fd: int | HasFileno, tag: Data = b"\0") -> None:

@@ -18,9 +18,12 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import fcntl
 import os
 import select
 import socket
+import struct
+import termios
 import threading
 import warnings
 import weakref
@@ -43,7 +46,7 @@ from ._errors import (
     PeerDied,
     QueueError,
 )
-from ._frames import MAX_ATTACHED, FrameReceiver, FrameSender
+from ._frames import MAX_ATTACHED, FrameReceiver, FrameSender, close_received
 from ._message import MessageCodec, Received
 from ._ring import Place
 from ._slots import SlotReceiver, SlotSender
@@ -146,7 +149,7 @@ class Endpoint:
             else:
                 self.receiver = SlotReceiver(*both, place, codec, trouble)
         self._released = False
-        _ring.renewed_after_fork(self)
+        fdpass.renewed_after_fork(self)
 
     def fileno(self) -> int:
         """Return the socket's descriptor; raise Closed."""
@@ -170,7 +173,9 @@ class Endpoint:
 
         def attempt() -> Any:
             receiver.prepare(limit)
-            while receiver.lacking is not None and self.read_on():
+            for _ in range(MAX_ATTACHED):
+                if receiver.lacking is None or not self.read_missing():
+                    break
                 receiver.prepare(limit)
             return receiver.try_pop_many(limit)
 
@@ -191,11 +196,11 @@ class Endpoint:
         result = attempt()  # from here on no call that Ctrl-C could interrupt, if there is one
         while result is None and (position := receiver.lacking) is not None:
             # The sender sends descriptors before it publishes their message.
-            read = self.read_on()
+            read = self.read_missing()
             result = attempt()
-            if result is None and read is None:
+            if result is None and not read:
                 return None
-            if result is None and not read and receiver.lacking == position:
+            if result is None and receiver.lacking == position:
                 if self._end is not None:  # DescriptorsLost, for instance
                     self.raise_end()
                 self._trouble(_ring.CORRUPT, "a message came without its descriptors")
@@ -204,8 +209,26 @@ class Endpoint:
             self.raise_end()
         return result
 
-    def read_on(self) -> bool | None:
-        """Read the socket; False if there was nothing to read, None if somebody else is reading.
+    def read_missing(self) -> bool:
+        """Read descriptors that a message lacks; False if somebody else is reading.
+
+        No more than has come through the socket up to now: they are among that, and a peer that
+        goes on sending would keep us here.
+        """
+        with self.socket_in_hand() as sock:
+            (left,) = struct.unpack("i", fcntl.ioctl(sock, termios.FIONREAD, bytes(4)))
+        left += sum(len(data) for data, *_ in self._unread)
+        while self.receiving().lacking is not None:
+            read = self.read_on()
+            if read is None:
+                return False
+            left -= read
+            if read == 0 or left <= 0:
+                break
+        return True
+
+    def read_on(self) -> int | None:
+        """Read once from the socket; return how many bytes, None if somebody else is reading.
 
         As turn(), but also when the connection has ended.
         """
@@ -375,10 +398,10 @@ class Endpoint:
                     follower.release()
             self.followers.clear()
 
-    def service(self) -> bool:
+    def service(self) -> int:
         """Read once from the socket, as `reading`: doorbells, messages, descriptors, the end.
 
-        Return whether there was something to read.
+        Return how many bytes.
         """
         with self.socket_in_hand() as sock:
             if not self._unread:
@@ -388,7 +411,7 @@ class Endpoint:
                     # what was read stands in the list, and is digested now or next time.
                     self._unread.extend(map(sock.recvmsg, *how))
                 except BlockingIOError:
-                    return False
+                    return 0
                 except OSError:  # ECONNRESET, once, when it left without reading all we sent
                     self._unread.append((b"", [], 0, None))
             data, ancillary, flags, error = self._unread[0]
@@ -399,11 +422,17 @@ class Endpoint:
             except CorruptPeer as error:
                 self._abandon(error)
                 self._unread.clear()
-            return bool(data)
+            return len(data)
 
     def _digest(self, data: bytes, ancillary: Any, flags: int) -> None:
         """Act on what was read, entirely or (if an exception strikes) not at all."""
-        numbers = [number for kind in fdpass.unpack(ancillary) for number in kind]
+        numbers, strays = fdpass.unpack(ancillary)
+        if strays:  # of the kernel's own, where the application has asked for that
+            rights = [item for item in ancillary if item[1] == socket.SCM_RIGHTS]
+            closing = map(os.close, strays)
+            # No bytecode between these can be interrupted.
+            self._unread[0] = (data, rights, flags, None)
+            deque(closing, maxlen=0)
         if numbers or flags & socket.MSG_CTRUNC:  # there may have been no room even for the first
             self._attach(data, numbers, flags)
         if not data:
@@ -444,6 +473,7 @@ class Endpoint:
             if truncated
             else CorruptPeer(f"the peer sent {len(numbers)} descriptors nobody asked for")
         )
+        deque(map(_ring.forbid_linger, numbers), maxlen=0)
         closing = map(os.close, numbers)
         # Together, and noted as done: a number closed twice may be somebody else's by then.
         # No bytecode between these can be interrupted.
@@ -625,13 +655,14 @@ class Endpoint:
 
     def _release(self) -> None:
         self._released = True
-        for fd in (fd for descriptors in self._attached for fd in descriptors):
-            fd.close()
+        close_received(chain(*self._attached))
         # What an exception kept somebody from digesting.  Forgotten first: a number closed twice
         # may be somebody else's by then.
         unread, self._unread = self._unread, []
         for _, ancillary, _, _ in unread:
-            deque(map(os.close, chain(*fdpass.unpack(ancillary))), maxlen=0)
+            numbers = list(chain(*fdpass.unpack(ancillary)))
+            deque(map(_ring.forbid_linger, numbers), maxlen=0)
+            deque(map(os.close, numbers), maxlen=0)
         if self.receiver is not None:
             self.receiver.discard()
         self._sock.close()

@@ -10,6 +10,8 @@ the other, and when a frame is seen its descriptors are there already.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import operator
 import os
 import stat
@@ -18,7 +20,7 @@ import weakref
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias, TypeVar
 
 import fdpass
 
@@ -42,7 +44,9 @@ from ._ring import (
     SenderEnd,
     Trouble,
     TroubleError,
+    forbid_linger,
     fork_generation,
+    is_socket,
     offset_in,
 )
 
@@ -50,6 +54,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from ._message import Limits, MessageCodec
+
+T = TypeVar("T")
 
 _push, _push_many, _look = lib.ipcq_frame_push, lib.ipcq_frame_push_many, lib.ipcq_frame_look
 _free = lib.ipcq_take
@@ -150,7 +156,7 @@ class FrameSender(SenderEnd):
     ) -> Parcel:
         size = len(framed.data)
         self._limits.check_size(size)
-        fds, regions = tuple(fds), tuple(regions)
+        fds, regions = _tuple_of("fds", fds), _tuple_of("regions", regions)
         self._limits.check_attached(len(fds), len(regions))
         numbers = [self._checked_fd(fd) for fd in fds]
         of_regions = [d.fileno() for region in regions for d in self._given(region)]
@@ -174,7 +180,7 @@ class FrameSender(SenderEnd):
 
     def _checked_fd(self, fd: int | fdpass.Fd) -> int:
         try:
-            number = fd if isinstance(fd, int) else fd.fileno()
+            number = fd.fileno() if hasattr(fd, "fileno") else operator.index(fd)
             mode = os.fstat(number).st_mode
         except (OSError, OverflowError, AttributeError, TypeError, ValueError) as error:
             raise BadRecord(f"expected an open descriptor, got {fd!r}") from error
@@ -459,7 +465,7 @@ class FrameReceiver(ReceiverEnd):
     def _close_spent(self) -> None:
         spent = self._spent
         if spent:
-            _close(spent)  # which can be repeated
+            close_received(spent)  # which can be repeated
             if self._spent is spent:  # else a signal handler has seen to it
                 self._spent = []
 
@@ -657,7 +663,7 @@ class FrameReceiver(ReceiverEnd):
             self._limits.check_attached(len(fds), len(regions))
         except Unaccepted as error:
             raise _corrupt(f"the peer sent {error}") from None
-        if not self._limits.sockets and any(_kind(fd) == stat.S_IFSOCK for fd in fds):
+        if not self._limits.sockets and any(is_socket(fd.fileno()) for fd in fds):
             raise _corrupt("the peer sent a socket, and this side accepts none")
         return _Contents(fds, regions, outside)
 
@@ -683,7 +689,7 @@ class FrameReceiver(ReceiverEnd):
             end = (at + extent(size)) & U64
             return _Built(end, number, Framed(data, tag, flags), fds, regions)
         except BaseException:
-            _close(regions)
+            close_received(regions)
             raise
 
     def _adopt(
@@ -695,7 +701,7 @@ class FrameReceiver(ReceiverEnd):
             fdpass.Fd.own(copies, map(os.dup, [fd.fileno() for fd in descriptors]))
             return fdpass.MemoryRegion.adopt(copies, max_size=max_size, accept_shared=shared)
         except BaseException as error:
-            _close(copies)
+            close_received(copies)
             if isinstance(error, fdpass.FdPassError):
                 raise _corrupt(f"the peer sent a memory region that is none: {error}") from error
             raise
@@ -725,12 +731,12 @@ class FrameReceiver(ReceiverEnd):
     def discard(self) -> None:
         """Close what is attached to messages that nobody will take; takes no lock."""
         for built in self._built:
-            _close(built.fds)
-            _close(built.regions)
-        _close(self._spent)
+            close_received(built.fds)
+            close_received(built.regions)
+        close_received(self._spent)
         lending, borrower = self._lending, self._borrower
         if lending is not None and (borrower is None or borrower() is None):
-            _close(lending.outside)  # else the end of the borrowing does it
+            close_received(lending.outside)  # else the end of the borrowing does it
 
 
 def _new_scratch() -> tuple[Any, Any]:
@@ -747,6 +753,13 @@ def _memory_of(region: fdpass.MemoryRegion) -> Any:
     return ffi.gc(pointer, partial(operator.is_, view))
 
 
+def _tuple_of(what: str, attached: Iterable[T]) -> tuple[T, ...]:
+    try:
+        return tuple(attached)
+    except TypeError as error:
+        raise BadRecord(f"{what} is a sequence, not {type(attached).__name__}") from error
+
+
 def _carries(built: _Built) -> bool:
     return bool(built.fds or built.regions or built.raw.flags & OUT_OF_LINE)
 
@@ -755,14 +768,19 @@ def _grouped(descriptors: list[fdpass.Fd]) -> list[list[fdpass.Fd]]:
     """Tell the descriptors of several regions apart: each a file, perhaps with a token behind it."""
     groups: list[list[fdpass.Fd]] = []
     for fd in descriptors:
-        if _kind(fd) == stat.S_IFREG or not groups:
+        if not groups or _is_memory(fd):
             groups.append([])
         groups[-1].append(fd)
     return groups
 
 
-def _kind(fd: fdpass.Fd) -> int:
-    return stat.S_IFMT(os.fstat(fd.fileno()).st_mode)
+def _is_memory(fd: fdpass.Fd) -> bool:
+    try:
+        # Not fstat(), which a file system of the peer's own could answer when it likes.
+        fcntl.fcntl(fd.fileno(), fcntl.F_GET_SEALS)
+    except OSError:
+        return False
+    return True
 
 
 def _attachments(messages: Iterable[_Built]) -> list[Spent]:
@@ -773,11 +791,15 @@ def _attachments(messages: Iterable[_Built]) -> list[Spent]:
     return spent
 
 
-def _close(spent: Iterable[Spent]) -> None:
+def close_received(spent: Iterable[Spent]) -> None:
+    """Close what a stranger gave; that can be repeated."""
     for each in spent:
+        if isinstance(each, fdpass.Fd):
+            with contextlib.suppress(fdpass.ClosedFd):
+                forbid_linger(each.fileno())
         each.close()
 
 
 def _close_regions(built: Iterable[_Built]) -> None:
     for each in built:
-        _close(each.regions)
+        close_received(each.regions)

@@ -222,7 +222,8 @@ class Borrowing:
         self._receiver = endpoint.receiving()
         self._most = endpoint.most(limit)
         self._wait = wait
-        self._hold: _Hold | None = None  # while it is open
+        self._hold: _Hold | None = None  # while there is memory in it
+        self._inside = False
         self._views: list[memoryview] = []
         self.data: Any = endpoint.codec.decode_many(b"", 0)
         if isinstance(self.data, list) and not isinstance(self._receiver, FrameReceiver):
@@ -232,18 +233,21 @@ class Borrowing:
         """Get what waits; None if nothing does."""
         if self._hold is not None:
             raise LoanError("this borrowing is open already")
+        self._inside = True
         if self._most == 0:
             return self
         receiver, hold = self._receiver, _Hold()
         lent = receiver.lend_records(self._most, hold)
-        if lent is not None and receiver.lacking is not None:
+        for _ in range(MAX_ATTACHED):
+            if lent is None or receiver.lacking is None:
+                break
             # Some of what waits was left out, as its descriptors are in the socket still.
             lent = None
             receiver.end_borrowing(take=False)
-            for _ in range(MAX_ATTACHED):
-                if not self._endpoint.read_on():
-                    break
+            read = self._endpoint.read_missing()
             lent = receiver.lend_records(self._most, hold)
+            if not read:
+                break
         if lent is None:
             return None
         self._hold = hold
@@ -267,12 +271,14 @@ class Borrowing:
 
     def cancel(self) -> None:
         """Take nothing, and leave what waits for the next call that receives."""
-        if self._hold is None:
+        if not self._inside:
             raise LoanError("the borrowing is not open")
-        self._end(take=False)
+        if self._hold is not None:
+            self._end(take=False)
+        self._inside = False
 
     def _end(self, *, take: bool) -> None:
-        _held, self._hold = self._hold, None  # held until this function ends, as above
+        _held, self._hold, self._inside = self._hold, None, False  # held as in Loan
         views, self._views, self.data = self._views, [], ()
         while views:
             _release(views.pop())
@@ -295,6 +301,7 @@ class Borrowing:
         elif self._hold is not None:
             with contextlib.suppress(LoanError):  # the exception is what its block has to say
                 self._end(take=False)
+        self._inside = False
 
 
 def _release(view: memoryview | None) -> None:

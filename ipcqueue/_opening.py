@@ -72,6 +72,13 @@ def checked_number(what: str, number: int, most: int) -> int:
     return number
 
 
+def checked_flag(what: str, flag: bool) -> bool:
+    """Return the flag; raise TypeError unless it is True or False."""
+    if not isinstance(flag, bool):
+        raise TypeError(f"{what} is True or False, not {flag!r}")
+    return flag
+
+
 class Terms:
     """What this side wants of a connection, checked; for any number of connections."""
 
@@ -117,8 +124,8 @@ class Terms:
             checked_number("accept_fds", accept_fds, fdpass.MAX_FDS),
             checked_number("accept_regions", accept_regions, fdpass.MAX_FDS),
             checked_number("max_region", max_region, _ANY_SIZE),
-            accept_shared,
-            accept_sockets,
+            checked_flag("accept_shared", accept_shared),
+            checked_flag("accept_sockets", accept_sockets),
         )
         self.name = checked_name(name)
         self.timeout = timeout
@@ -209,6 +216,8 @@ class Opening:
             except ConnectionResetError:
                 data, fds = b"", []
             self._received += fds
+            for fd in fds:
+                _ring.forbid_linger(fd.fileno())
             if not data:
                 raise PeerDied("the peer closed the connection before it had introduced itself")
             self._greeting.feed(data, len(fds))

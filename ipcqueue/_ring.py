@@ -20,6 +20,8 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
 
+import fdpass
+
 from ._core import ffi, lib
 from ._errors import ConcurrentUse, ForkedUse, LoanError
 from ._handshake import MAGIC, Identity
@@ -45,6 +47,8 @@ SLOTS: int = lib.IPCQ_SLOTS
 FRAMES: int = lib.IPCQ_FRAMES
 
 fork_generation: Callable[[], int] = lib.ipcq_fork_generation
+is_socket: Callable[[int], int] = lib.ipcq_is_socket
+forbid_linger: Callable[[int], None] = lib.ipcq_forbid_linger
 
 
 class Counts(NamedTuple):
@@ -263,7 +267,7 @@ class End:
         self._parked: Any = None
         self._borrower: weakref.ref[Any] | None = None
         self._views = Views()
-        renewed_after_fork(self)
+        fdpass.renewed_after_fork(self)
 
     def renew_locks(self) -> None:
         """In a forked child: forget who held them."""
@@ -530,20 +534,3 @@ class ReceiverEnd(End):
 
     def discard(self) -> None:
         """Close the descriptors of messages that nobody will take; takes no lock."""
-
-
-# Every end, for the child of a fork: a lock may be held there by a thread that does not exist.
-_ends: weakref.WeakSet[Any] = weakref.WeakSet()
-
-
-def renewed_after_fork(thing: Any) -> None:
-    """Call thing.renew_locks() in every forked child, as long as it lives."""
-    _ends.add(thing)
-
-
-def _renew_all() -> None:
-    for each in list(_ends):
-        each.renew_locks()
-
-
-os.register_at_fork(after_in_child=_renew_all)

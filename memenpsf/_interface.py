@@ -29,6 +29,10 @@ BOTH_WAYS = Role(sends=True, receives=True)
 ROLES = ("client", "server")
 
 
+# What goes along with a message unless told otherwise.
+NOTHING: tuple[()] = ()
+
+
 def checked_role(role: str) -> str:
     """Return the role; raise ValueError for what is none."""
     if role not in ROLES:
@@ -85,8 +89,8 @@ class Interface(Connection):
         record: Any,
         timeout: float | None = None,
         *,
-        fds: Iterable[int | Fd] = (),
-        regions: Iterable[MemoryRegion] = (),
+        fds: Iterable[int | Fd] = NOTHING,
+        regions: Iterable[MemoryRegion] = NOTHING,
     ) -> None:
         """Publish one record: it is then the peer's, even if this process dies.
 
@@ -99,7 +103,7 @@ class Interface(Connection):
         ConcurrentUse and LoanError beside a loan; OSError (no memory for what travels outside the
         ring).
         """
-        if fds or regions:
+        if fds is not NOTHING or regions is not NOTHING:
             self._threads.push(record, timeout, fds, regions)
         elif not self._try_push(record):
             self._threads.push(record, timeout)

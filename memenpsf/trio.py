@@ -179,11 +179,13 @@ class Interface(trio.abc.Channel[Any]):
 
     def statistics(self) -> Statistics:
         """Return the counters of this side.  Raises Closed before the handshake."""
-        return self._open_endpoint().statistics()
+        with _translating():
+            return self._open_endpoint().statistics()
 
     def indices(self) -> tuple[int, int]:
         """Return (head, tail) of the outgoing queue; see memenpsf.Interface.indices."""
-        return self._open_endpoint().indices()
+        with _translating():
+            return self._open_endpoint().indices()
 
     def _open_endpoint(self) -> Endpoint:
         if self._endpoint is None:

@@ -629,6 +629,20 @@ class TestClosing:
             del registry
         assert len(w) == 1
 
+    @pytest.mark.parametrize("what", ["registry", "region"])
+    def test_a_forked_child_may_close_what_a_thread_was_using(self, registry, forked, what):
+        with registry.alloc(100) as region:
+            # Held by a thread that does not exist in the child.
+            held = threading.Thread(
+                target=(registry if what == "registry" else region)._lock.acquire
+            )
+            held.start()
+            held.join()
+            try:
+                assert forked((registry if what == "registry" else region).close) == 0
+            finally:
+                (registry if what == "registry" else region)._lock.release()
+
     def test_a_forked_child_may_only_close_it(self, registry, forked, pair):
         idle_of(registry, 1)
         region = registry.alloc(SIZE)

@@ -33,6 +33,7 @@ from memenpsf import CorruptPeer, Full, Interface, PeerDied
 TESTS = str(Path(__file__).parent)
 HEAD, TAIL, RING = 1024, 1152, 4096  # where they stand in a segment
 WRITE, FDS, ERR = 1, 17, 100  # opcodes
+SO_PASSPIDFD = 76  # asm-generic/socket.h
 OUT_OF_LINE = 0x8000  # a flag of a frame
 HEADER = 16  # bytes of a frame before its payload, and what frames are rounded to
 MOST_ATTACHED = 16  # frames with descriptors under way
@@ -854,6 +855,64 @@ def test_more_descriptors_than_one_message_can_have_are_never_kept(hostile, opti
         it.victim.recv(timeout=0)
     it.victim.close()
     assert open_descriptors() < before
+
+
+@pytest.mark.parametrize("verb", ["recv", "recv_vectored", "recv_message", "borrow"])
+def test_who_announces_descriptors_and_talks_of_other_things_is_found_out(hostile, verb):
+    it = hostile(accept_fds=1)
+
+    def flood():
+        it.sock.setblocking(True)
+        with contextlib.suppress(OSError):
+            while True:
+                it.sock.send(bytes((WRITE, 0)) * 2048)
+
+    it.frame(b"x", fds=1)
+    flooding = threading.Thread(target=flood)
+    flooding.start()
+    try:
+        got, error = take_all(it.victim, verb)
+        assert (got, str(error)) == ([], "a message came without its descriptors")
+    finally:
+        it.victim.close()
+        flooding.join()
+
+
+def test_pidfds_that_the_kernel_adds_are_nobodys_descriptors(hostile):
+    it = hostile(accept_fds=1)
+    try:
+        it.victim._endpoint._sock.setsockopt(socket.SOL_SOCKET, SO_PASSPIDFD, 1)
+    except OSError:
+        pytest.skip("Linux 6.5")
+    before = open_descriptors()
+    for n in range(3):
+        it.frame(b"%d" % n, fds=n % 2)
+        it.give(it.pipe()[0]) if n % 2 else it.sock.send(bytes((WRITE, 0)))
+        it.victim.recv_ctrl_msg(timeout=0)
+        with contextlib.closing(it.victim.recv_message(timeout=0)) as message:
+            assert (message.record, len(message.fds)) == (b"%d" % n, n % 2)
+    assert open_descriptors() == before + 2  # both ends of the pipe
+
+
+@pytest.mark.parametrize("how", ["unasked", "not accepted", "unread"])
+def test_a_socket_that_would_linger_keeps_nobody_waiting(hostile, how):
+    it = hostile(accept_fds=1, accept_sockets=how == "unread")
+    mine, given = socket.socketpair()
+    lingers = struct.pack("ii", 1, 1000)
+    with mine, given:
+        given.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, lingers)
+        it.say(WRITE if how == "unasked" else FDS, 1, [given])
+        if how == "not accepted":
+            it.frame(b"x", fds=1)
+        if how == "unread":
+            assert it.victim.recv(timeout=0) is None
+        else:
+            with pytest.raises(CorruptPeer):
+                it.victim.recv(timeout=0)
+        it.victim.close()
+        # Asked of the same socket, which is closed here only now.
+        switch, _ = struct.unpack("ii", given.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8))
+        assert switch == 0
 
 
 def test_descriptors_of_a_message_never_published_are_closed_at_the_end_of_the_stream(hostile):

@@ -729,8 +729,12 @@ def test_a_borrowing_is_empty_when_nothing_came_in_time(any_pair):
             one.xmit(said[0])  # comes too late, and is not taken
         assert everything(other) == said[:1]
     borrowing = other.borrow(timeout=0)
-    with borrowing, pytest.raises(LoanError, match="the borrowing is not open"):
-        borrowing.cancel()
+    with borrowing:
+        borrowing.cancel()  # takes nothing of nothing
+        with pytest.raises(LoanError, match="the borrowing is not open"):
+            borrowing.cancel()
+    with pytest.raises(LoanError, match="the borrowing is not open"):
+        other.borrow(timeout=0).cancel()
 
 
 def test_a_borrowing_of_at_most_nothing_is_empty_at_once(any_pair):

@@ -235,6 +235,25 @@ def test_an_interrupt_while_a_block_ends_leaves_nothing_lent(monkeypatch):
         assert len(messages) == 0
 
 
+@pytest.mark.parametrize("what", ["accept_shared", "accept_sockets"])
+@pytest.mark.parametrize("value", [2, 1, "no", None])
+def test_what_is_accepted_is_said_with_true_or_false(what, value):
+    with pytest.raises(TypeError, match=f"{what} is True or False"):
+        memenpsf.pair(bytes, **{what: value})
+
+
+def test_what_goes_along_is_any_sequence():
+    with pair(accept_fds=2) as (one, other), Path(os.devnull).open() as file:
+        for fds in (np.array([file.fileno()] * 2), iter([file, file.fileno()])):
+            one.xmit(b"x", fds=fds)
+            with contextlib.closing(other.recv_message()) as message:
+                assert len(message.fds) == 2
+        for name in ("fds", "regions"):
+            with pytest.raises(memenpsf.BadRecord, match=f"{name} is a sequence, not int"):
+                one.xmit(b"x", **{name: 5})
+        assert other.recv(timeout=0) is None
+
+
 def test_pointers_inside_of_structures_are_no_bytes():
     record = np.zeros(1, dtype=[("number", "<u4"), ("thing", "O")])
     with pair() as (one, other):

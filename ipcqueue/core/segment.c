@@ -1,10 +1,11 @@
 /*
  * Mapping segments, and the parts of them that are not the ring: identity, the last word
- * of the owner, and the counters.
+ * of the owner, and the counters.  And what is not what it should be: descriptors of strangers.
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 
 #include "layout.h"
 
@@ -47,6 +48,19 @@ void ipcq_read_identity(const void *segment, struct ipcq_identity *into)
 void ipcq_write_identity(void *segment, const struct ipcq_identity *from)
 {
     ((struct ipcq_segment *)segment)->identity = *from;
+}
+
+int ipcq_is_socket(int fd)
+{
+    int type;
+    socklen_t size = sizeof type;
+    return getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) == 0;
+}
+
+void ipcq_forbid_linger(int fd)
+{
+    struct linger none = {.l_onoff = 0, .l_linger = 0};
+    (void)setsockopt(fd, SOL_SOCKET, SO_LINGER, &none, sizeof none); /* else it is no socket */
 }
 
 void ipcq_set_closed(void *segment)
