@@ -176,6 +176,8 @@ class Endpoint:
             for _ in range(MAX_ATTACHED):
                 if receiver.lacking is None or not self.read_missing():
                     break
+                if receiver.lacking is not None:
+                    break  # they have not come
                 receiver.prepare(limit)
             return receiver.try_pop_many(limit)
 

@@ -357,7 +357,7 @@ def test_the_benchmark_of_payloads_measures_every_way_and_verifies_it(program, t
         assert len(result["turns"]) == 5
         assert 0 < min(result["turns"]) <= result["median"] <= max(result["turns"])
     assert {"system", "processor", "processors", "python"} <= set(found["machine"])
-    assert len(found["crossovers"]) == 5
+    assert len(found["crossovers"]) == 6
     assert all(answer in output for answer in found["crossovers"].values())
 
 

@@ -14,15 +14,13 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from places import TESTS, Places, interrupt
 from test_ipcqueue_frames import (  # noqa: F401 (the fixture)
     FDS,
-    TESTS,
     Hostile,
-    Places,
     at_every_place,
     connection,
     inode,
-    interrupt,
     open_descriptors,
     quick_collector,
 )
@@ -886,7 +884,7 @@ def test_what_was_read_and_not_digested_is_closed_with_the_connection():
     for nth in range(200):
         it = Hostile(accept_fds=3)
         it.give(*it.pipe())
-        places = Places(nth, interrupt)
+        places = Places(nth, interrupt, ["/fdpass/"])
         with contextlib.suppress(BaseException):
             places.run(it.victim._endpoint.read_on)
         it.close()

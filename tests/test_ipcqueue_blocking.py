@@ -16,8 +16,9 @@ import threading
 from typing import ClassVar
 
 import pytest
+from places import at_every_place, interrupt
 from test_ipcqueue_endpoint import Peer, descriptors, turns
-from test_ipcqueue_ring import at_every_place, interrupt, push_packed
+from test_ipcqueue_ring import push_packed
 
 import fdpass
 from ipcqueue import (

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 from ipcqueue._core import ffi, lib
-from test_ipcqueue_ring import Interrupt, at_every_place, interrupt, push_packed
+from places import Interrupt, at_every_place, interrupt
+from test_ipcqueue_ring import push_packed
 
 import fdpass
 from ipcqueue import (

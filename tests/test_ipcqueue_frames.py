@@ -5,24 +5,22 @@ peer is one that has introduced itself properly, and then writes what it likes i
 that it owns and the socket.
 """
 
-import _thread
 import contextlib
-import dis
 import gc
 import os
 import random
-import signal
 import socket
 import struct
-import sys
 import threading
 from collections import deque
 from functools import partial
 from pathlib import Path
 from unittest import mock
 
+import places
 import pytest
 from ipcqueue._core import ffi
+from places import STEP, Interrupt, interrupt
 
 import fdpass
 import memenpsf
@@ -30,7 +28,6 @@ from ipcqueue import Encoded, Message, Role, Terms, _endpoint, open_pair
 from ipcqueue._ring import Place
 from memenpsf import CorruptPeer, Full, Interface, PeerDied
 
-TESTS = str(Path(__file__).parent)
 HEAD, TAIL, RING = 1024, 1152, 4096  # where they stand in a segment
 WRITE, FDS, ERR = 1, 17, 100  # opcodes
 SO_PASSPIDFD = 76  # asm-generic/socket.h
@@ -1051,71 +1048,8 @@ def test_waiting_for_descriptors_that_never_come_takes_no_time_of_the_processor(
 # -- signals ----------------------------------------------------------------------------------------
 
 
-class Interrupt(BaseException):
-    """Like Ctrl-C, but nobody else's."""
-
-
-def interrupt():
-    raise Interrupt
-
-
-class Places:
-    """Lets a signal arrive at the n-th place of a call after which CPython looks for signals.
-
-    It is noted there by C code in one bytecode; when its handler runs is up to CPython: as for
-    any signal, after the next call of something written in C, at the beginning of a function, or
-    at a jump backwards.
-    """
-
-    AFTER = ("CALL", "RESUME", "JUMP_BACKWARD", "POP_JUMP_BACKWARD")
-
-    def __init__(self, nth, action):
-        self.left, self.action, self.arrived = nth, action, []
-
-    def __call__(self, frame, event, arg):
-        code = frame.f_code
-        if code.co_filename.startswith(TESTS) or "/fdpass/" in code.co_filename:
-            return None
-        frame.f_trace_opcodes, frame.f_trace_lines = True, False
-        if event == "opcode" and dis.opname[code.co_code[frame.f_lasti]].startswith(self.AFTER):
-            self.left -= 1
-            if self.left == -1:
-                self.arrived += map(_thread.interrupt_main, (signal.SIGUSR1,))
-        return self
-
-    def handle(self, *_):
-        sys.settrace(None)
-        self.action()
-
-    def run(self, call):
-        previous = signal.signal(signal.SIGUSR1, self.handle)
-        try:
-            sys.settrace(self)
-            try:
-                return call()
-            finally:
-                sys.settrace(None)
-        finally:
-            signal.signal(signal.SIGUSR1, previous)
-
-
-# A test at each of thousands of places takes too long for every run: these many are passed over,
-# other ones by other tests.
-STEP = 1 if os.environ.get("MEMENPSF_THOROUGH") else 5
-
-
-def at_every_place(prepare, call, action, check, first=0, step=1):
-    """Run `call` once for each place, with `action` there; return how many places there are."""
-    for nth in range(first % step, 10_000, step):
-        prepare()
-        places = Places(nth, action)
-        result = None
-        with contextlib.suppress(Interrupt):
-            result = places.run(call)
-        check(result)
-        if not places.arrived:
-            return nth
-    raise AssertionError("the call does not end")
+# Places in fdpass are for its own tests.
+at_every_place = partial(places.at_every_place, apart=["/fdpass/"])
 
 
 def only_bytes(records):

@@ -11,13 +11,13 @@ from collections import deque
 import numpy as np
 import pytest
 from ipcqueue._core import lib
+from places import interrupt
 from test_ipcqueue_frames import (  # noqa: F401 (the fixture)
     HEADER,
     at_every_place,
     connection,
     extent,
     inode,
-    interrupt,
     open_descriptors,
     quick_collector,
 )

@@ -4,24 +4,21 @@ The two ends here stand on real segments, each adopting the other's as it would 
 what the peer may do to its own segment is written by hand.
 """
 
-import _thread
 import contextlib
-import dis
 import os
 import random
 import signal
 import socket
 import struct
-import sys
 import threading
 from collections import deque
 from dataclasses import replace
 from functools import partial
 from itertools import count
-from pathlib import Path
 
 import pytest
 from ipcqueue._core import ffi, lib
+from places import Interrupt, at_every_place, interrupt, mishap
 
 from fdpass import Fd
 from ipcqueue import BadRecord, _segment, _slots
@@ -30,7 +27,6 @@ from ipcqueue._ring import CLOSED, CORRUPT, FORKED, GONE, Place
 from ipcqueue._segment import MAX_SEGMENT
 from ipcqueue._slots import Batch, SlotReceiver, SlotSender
 
-TESTS = str(Path(__file__).parent)
 HEAD, TAIL, WAIT_RECORDS, WAIT_SPACE, ENDED = 1024, 1152, 1280, 1284, 1288
 LAST = (1 << 64) - 1
 
@@ -665,10 +661,6 @@ class TestThreads:
         assert ring.sender.indices() == ring.receiver.indices() == (96, 96)
 
 
-class Interrupt(BaseException):
-    """Like Ctrl-C, but nobody else's."""
-
-
 def codec_that(base, *, decode=None, decode_many=None, encode=None):
     """A codec that calls these before its own functions; what they raise goes out."""
 
@@ -696,18 +688,6 @@ def once(action):
             left.pop()(*arguments)
 
     return call
-
-
-def interrupt(*arguments):
-    raise Interrupt
-
-
-class Mishap(Exception):
-    """What a handler may raise, too: some raise TimeoutError, for instance."""
-
-
-def mishap(*arguments):
-    raise Mishap
 
 
 def number_in(data):
@@ -884,60 +864,6 @@ class TestUndecodable:
         outcomes += self.outcomes(lambda: ring.receiver.try_pop_many(4))
         good = [outcome for outcome in outcomes if isinstance(outcome, int)]
         assert good == [n for n in range(4) if n != bad]
-
-
-class Places:
-    """Lets a signal arrive at the n-th place of a call that CPython looks for signals after.
-
-    It is only noted there, by C code in one bytecode; when its handler runs is up to CPython: as
-    it does for any signal, after the next call of something written in C, at the next beginning
-    of a function, or at the next jump backwards.
-    """
-
-    AFTER = ("CALL", "RESUME", "JUMP_BACKWARD", "POP_JUMP_BACKWARD")
-
-    def __init__(self, nth, action):
-        self.left, self.action, self.arrived = nth, action, []
-
-    def __call__(self, frame, event, arg):
-        code = frame.f_code
-        if code.co_filename.startswith(TESTS):
-            return None
-        frame.f_trace_opcodes, frame.f_trace_lines = True, False
-        if event == "opcode" and dis.opname[code.co_code[frame.f_lasti]].startswith(self.AFTER):
-            self.left -= 1
-            if self.left == -1:
-                self.arrived += map(_thread.interrupt_main, (signal.SIGUSR1,))
-        return self
-
-    def handle(self, *_):
-        sys.settrace(None)
-        self.action()
-
-    def run(self, call):
-        previous = signal.signal(signal.SIGUSR1, self.handle)
-        try:
-            sys.settrace(self)
-            try:
-                return call()
-            finally:
-                sys.settrace(None)
-        finally:
-            signal.signal(signal.SIGUSR1, previous)
-
-
-def at_every_place(prepare, call, action, check):
-    """Run `call` once for each place, with `action` there; return how many places there are."""
-    for nth in range(10_000):
-        prepare()
-        places = Places(nth, action)
-        result = None
-        with contextlib.suppress(Interrupt, Mishap):
-            result = places.run(call)
-        check(result)
-        if not places.arrived:
-            return nth
-    raise AssertionError("the call does not end")
 
 
 class TestSignals:

@@ -1,0 +1,86 @@
+"""A signal at every place of a call where CPython looks for signals."""
+
+import _thread
+import contextlib
+import dis
+import os
+import signal
+import sys
+from pathlib import Path
+
+TESTS = str(Path(__file__).parent)
+
+# A test at each of thousands of places takes too long for every run: these many are passed over,
+# other ones by other tests.
+STEP = 1 if os.environ.get("MEMENPSF_THOROUGH") else 5
+
+
+class Interrupt(BaseException):
+    """Like Ctrl-C, but nobody else's."""
+
+
+class Mishap(Exception):
+    """What a handler may raise, too: some raise TimeoutError, for instance."""
+
+
+def interrupt(*arguments):
+    raise Interrupt
+
+
+def mishap(*arguments):
+    raise Mishap
+
+
+class Places:
+    """Lets a signal arrive at the n-th place of a call after which CPython looks for signals.
+
+    It is only noted there, by C code in one bytecode; when its handler runs is up to CPython: as
+    it does for any signal, after the next call of something written in C, at the next beginning
+    of a function, or at the next jump backwards.  Places in files of `apart` do not count.
+    """
+
+    AFTER = ("CALL", "RESUME", "JUMP_BACKWARD", "POP_JUMP_BACKWARD")
+
+    def __init__(self, nth, action, apart=()):
+        self.left, self.action, self.arrived = nth, action, []
+        self.apart = (TESTS, *apart)
+
+    def __call__(self, frame, event, arg):
+        code = frame.f_code
+        if any(part in code.co_filename for part in self.apart):
+            return None
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        if event == "opcode" and dis.opname[code.co_code[frame.f_lasti]].startswith(self.AFTER):
+            self.left -= 1
+            if self.left == -1:
+                self.arrived += map(_thread.interrupt_main, (signal.SIGUSR1,))
+        return self
+
+    def handle(self, *_):
+        sys.settrace(None)
+        self.action()
+
+    def run(self, call):
+        previous = signal.signal(signal.SIGUSR1, self.handle)
+        try:
+            sys.settrace(self)
+            try:
+                return call()
+            finally:
+                sys.settrace(None)
+        finally:
+            signal.signal(signal.SIGUSR1, previous)
+
+
+def at_every_place(prepare, call, action, check, first=0, step=1, apart=()):
+    """Run `call` once for each place, with `action` there; return how many places there are."""
+    for nth in range(first % step, 10_000, step):
+        prepare()
+        places = Places(nth, action, apart)
+        result = None
+        with contextlib.suppress(Interrupt, Mishap):
+            result = places.run(call)
+        check(result)
+        if not places.arrived:
+            return nth
+    raise AssertionError("the call does not end")
