@@ -26,4 +26,4 @@ $(STAMP): $(SOURCES)
 	touch $@
 
 clean:
-	rm -rf .venv build *.egg-info ipcqueue/_core.*
+	rm -rf .venv build *.egg-info ipcqueue/_core.* ipcqueue/_waiting.* ipcqueue/_direct.*

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
 import fdpass
 
-from . import _ring, _segment
+from . import _frames, _ring, _segment, _slots
 from ._control import ControlParser, Opcode, application_message, err
 from ._errors import (
     Closed,
@@ -46,10 +46,9 @@ from ._errors import (
     PeerDied,
     QueueError,
 )
-from ._frames import MAX_ATTACHED, FrameReceiver, FrameSender, close_received
+from ._frames import MAX_ATTACHED, FrameReceiver, close_received
 from ._message import MessageCodec, Received
 from ._ring import Place
-from ._slots import SlotReceiver, SlotSender
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -135,19 +134,18 @@ class Endpoint:
         if terms.role.sends:
             place = Place(own.identity.capacity, codec.size, bell)
             if isinstance(codec, MessageCodec):
-                self.sender = FrameSender(
-                    *both, place, codec, trouble, self._peer_limits, terms.inline
-                )
+                limits = self._peer_limits
+                self.sender = _frames.sender(*both, place, codec, trouble, limits, terms.inline)
             else:
-                self.sender = SlotSender(*both, place, codec, trouble)
+                self.sender = _slots.sender(*both, place, codec, trouble)
         if terms.role.receives:
             place = Place(peer.identity.capacity, codec.size, bell)
             if isinstance(codec, MessageCodec):
-                self.receiver = FrameReceiver(
+                self.receiver = _frames.receiver(
                     *both, place, codec, trouble, terms.limits, self._attached
                 )
             else:
-                self.receiver = SlotReceiver(*both, place, codec, trouble)
+                self.receiver = _slots.receiver(*both, place, codec, trouble)
         self._released = False
         fdpass.renewed_after_fork(self)
 

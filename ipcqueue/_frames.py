@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias, TypeVar
 
 import fdpass
 
+from ._binding import direct
 from ._core import ffi, lib
 from ._errors import BadRecord, DecodeFailed, Unaccepted
 from ._message import MAX_FLAGS, OUT_OF_LINE, Framed, Received
@@ -44,6 +45,7 @@ from ._ring import (
     SenderEnd,
     Trouble,
     TroubleError,
+    address_of,
     forbid_linger,
     fork_generation,
     is_socket,
@@ -126,6 +128,7 @@ class FrameSender(SenderEnd):
         inline: int,
     ) -> None:
         super().__init__(own, peer, place, trouble)
+        self._plain = codec.spec is bytes  # a record is the bytes of its message
         self._encode = codec.encode
         self._limits = limits
         self._inline = min(inline, MAX_EXTENT)
@@ -215,6 +218,8 @@ class FrameSender(SenderEnd):
             frame.size, frame.tag, frame.flags = len(data), framed.tag, framed.flags
             code = CLOSED if ring is None else _push(ring, frame, buffer, ffi.NULL)
         return self._sent(code)
+
+    push_slowly = try_push  # what try_push does where the short way ends
 
     def try_send(self, parcel: Any) -> bool | None:
         """Publish one message with what is attached to it.
@@ -346,6 +351,7 @@ class FrameReceiver(ReceiverEnd):
         attached: list[list[fdpass.Fd]],
     ) -> None:
         super().__init__(own, peer, place, trouble)
+        self._plain = codec.spec is bytes  # a record is the bytes of its message
         self._decode = codec.decode
         self._limits = limits
         self._attached = attached  # to messages not built yet, in order
@@ -356,6 +362,7 @@ class FrameReceiver(ReceiverEnd):
         self._scratch: list[tuple[Any, Any]] = []
         self._lending: _Lending | None = None
         self._spent: list[Spent] = []
+        self._taken_end = self._taken_tag = self._taken_flags = 0  # of what is in `taken`
 
     @property
     def lacking(self) -> int | None:
@@ -365,7 +372,19 @@ class FrameReceiver(ReceiverEnd):
 
     def holds(self) -> bool:
         """Whether messages wait in this process already."""
-        return bool(self._built)
+        return bool(self.taken is not None or self._built)
+
+    def _reclaim(self) -> None:
+        """Keep what the short way has taken and nobody has fetched."""
+        record = self.taken
+        if record is not None:
+            raw = Framed(record, self._taken_tag, self._taken_flags)
+            built = _Built(self._taken_end, self._handed - 1, raw, [], [])
+            if self.taken is record:  # else a signal handler has fetched it
+                # No bytecode between these can be interrupted.
+                self._built = [built, *self._built]
+                self._handed -= 1
+                self.taken = None
 
     def prepare(self, limit: int) -> None:
         """Build up to `limit` messages without taking them."""
@@ -485,6 +504,7 @@ class FrameReceiver(ReceiverEnd):
                 self._parked, self._ring, self._borrower = ring, None, reference
                 try:
                     self._lending = lending = _Lending()
+                    self._reclaim()
                     if self._built:
                         lent = self._lend_built(limit, lending)
                     else:
@@ -585,6 +605,7 @@ class FrameReceiver(ReceiverEnd):
 
     def _build(self, limit: int) -> None:
         """Copy up to `limit` messages; the ring still holds them."""
+        self._reclaim()
         while not self._build_once(limit):
             pass  # a signal handler has used this end, or closed it, meanwhile
 
@@ -803,3 +824,39 @@ def close_received(spent: Iterable[Spent]) -> None:
 def _close_regions(built: Iterable[_Built]) -> None:
     for each in built:
         close_received(each.regions)
+
+
+def sender(*arguments: Any) -> FrameSender:
+    """Return the sending end of a ring of frames, with the short way if there is one."""
+    return _Sender(*arguments)
+
+
+def receiver(*arguments: Any) -> FrameReceiver:
+    """Return the receiving end of a ring of frames, with the short way if there is one."""
+    return _Receiver(*arguments)
+
+
+_Sender: type[FrameSender] = FrameSender
+_Receiver: type[FrameReceiver] = FrameReceiver
+
+if direct is not None:
+
+    class DirectFrameSender(direct.FrameSender, FrameSender):  # type: ignore[misc]
+        """A FrameSender whose try_push is one call of C for bytes; see core/direct.c."""
+
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            inside = min(self._inline, self.capacity) // HEADER * HEADER - HEADER
+            most = min(inside, self._limits.max_message) if self._plain else -1
+            self.shorten(address_of(self._ring), most, None)
+
+    class DirectFrameReceiver(direct.FrameReceiver, FrameReceiver):  # type: ignore[misc]
+        """A FrameReceiver with a try_take, of one call of C for bytes; see core/direct.c."""
+
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            if self._plain:
+                most = min(self._limits.max_message, self.capacity)
+                self.shorten(address_of(self._ring), most, None)
+
+    _Sender, _Receiver = DirectFrameSender, DirectFrameReceiver

@@ -229,7 +229,7 @@ class Receiver(Connection):
 
     def _join(self, endpoint: Endpoint) -> None:
         super()._join(endpoint)
-        self._try_pop = endpoint.receiving().try_pop
+        self._receiver = endpoint.receiving()
 
     def pop(self, timeout: float | None = None) -> Any:
         """Return the next record; None if none came in time.
@@ -239,8 +239,13 @@ class Receiver(Connection):
         Of messages: DecodeFailed (that message is taken, the next can be received),
         DescriptorsLost, OSError (no memory or descriptors for what came: it can be tried again).
         """
-        record = self._try_pop()
-        return self._threads.pop(timeout) if record is None else record
+        receiver = self._receiver
+        if receiver.try_take():
+            # No bytecode between these can be interrupted.
+            record, receiver.taken = receiver.taken, None
+            if record is not None:  # else a signal handler or another thread was first
+                return record
+        return self._threads.pop(timeout)
 
     def pop_many(self, limit: int | None = None, timeout: float | None = None) -> Any:
         """Wait for one record, then return all that are there, at most `limit` or a ringful.

@@ -25,6 +25,7 @@ import fdpass
 from ._core import ffi, lib
 from ._errors import ConcurrentUse, ForkedUse, LoanError
 from ._handshake import MAGIC, Identity
+from ._waiting import lib as waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -148,7 +149,7 @@ def map_segment(fd: int, size: int, *, writable: bool, mirrored: int = 0) -> Map
     try:
         addresses = mmap.mmap(-1, size + mirrored, mmap.MAP_PRIVATE, prot=0)
         mapping = Mapping(ffi.from_buffer(addresses), size)
-        if lib.ipcq_map(mapping.at, fd, size, mirrored, writable) < 0:
+        if waiting.ipcq_map(mapping.at, fd, size, mirrored, writable) < 0:
             raise OSError(ffi.errno, "")
     except OSError as error:
         # EFAULT is what MADV_POPULATE says where a touch would be SIGBUS.
@@ -208,6 +209,11 @@ class Place(NamedTuple):
     unit: int  # bytes of one
     bell: int  # the socket to ring the peer's doorbell on
     start: int = 0  # the index to begin with
+
+
+def address_of(ring: Any) -> int:
+    """Return where an end's struct of the core is."""
+    return int(ffi.cast("uintptr_t", ring))
 
 
 def offset_in(memory: Any, at: Any) -> int:
@@ -430,7 +436,7 @@ class SenderEnd(End):
     def spin(self, nanoseconds: int, units: int = 1) -> bool:
         """Look for space for a while."""
         ring = self._ring
-        return ring is None or lib.ipcq_spin_space(ring, units, nanoseconds) == DONE
+        return ring is None or waiting.ipcq_spin_space(ring, units, nanoseconds) == DONE
 
     def arm(self, units: int = 1) -> bool:
         """Ask for a doorbell when there is space; False if there is no need to sleep."""
@@ -485,6 +491,13 @@ class ReceiverEnd(End):
         """Take up to `limit` records and no more than a ringful; None if there are none."""
         raise NotImplementedError
 
+    taken: Any = None
+    """What try_take() has taken; whoever fetches it puts None there."""
+
+    def try_take(self) -> bool:
+        """Take one record the short way, into `taken`; False if that is not to be had."""
+        return False
+
     def holds(self) -> bool:
         """Whether records wait in this process already."""
         raise NotImplementedError
@@ -503,7 +516,7 @@ class ReceiverEnd(End):
     def spin(self, nanoseconds: int) -> bool:
         """Look for records for a while."""
         ring = self._ring
-        return ring is None or lib.ipcq_spin_records(ring, nanoseconds) == DONE
+        return ring is None or waiting.ipcq_spin_records(ring, nanoseconds) == DONE
 
     def arm(self) -> bool:
         """Ask for a doorbell when there is a record; False if there is no need to sleep."""

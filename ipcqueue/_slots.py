@@ -6,6 +6,7 @@ import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+from ._binding import direct
 from ._core import ffi, lib
 from ._errors import Unaccepted
 from ._ring import (
@@ -22,6 +23,7 @@ from ._ring import (
     SenderEnd,
     Trouble,
     TroubleError,
+    address_of,
     offset_in,
 )
 
@@ -77,6 +79,7 @@ class SlotSender(SenderEnd):
         self._encode = codec.encode
         self._encode_many = codec.encode_many
         self._size = codec.size
+        self._plain = isinstance(codec.spec, int)  # a record is its bytes
 
     def try_push(self, record: Any) -> bool:
         """Publish one record; False if there is no space.  Raises BadRecord."""
@@ -94,6 +97,8 @@ class SlotSender(SenderEnd):
         if code == FULL:
             return False
         self._trouble(code)
+
+    push_slowly = try_push  # what try_push does where the short way ends
 
     def parcel(self, record: Any, fds: Iterable[Any] = (), regions: Iterable[Any] = ()) -> Parcel:
         """Encode a record to push; raise BadRecord if it is none."""
@@ -178,6 +183,7 @@ class SlotReceiver(ReceiverEnd):
         super().__init__(own, peer, place, trouble)
         self._codec = codec
         self._size = codec.size
+        self._plain = isinstance(codec.spec, int)  # a record is its bytes
         self._decode = codec.decode
         self._count = ffi.new("uint64_t *")
         self._delivered = place.start
@@ -190,7 +196,7 @@ class SlotReceiver(ReceiverEnd):
     def holds(self) -> bool:
         """Whether records wait in this process already."""
         ring = self._ring
-        return bool(self._kept or self._stash) or (
+        return bool(self.taken is not None or self._kept or self._stash) or (
             ring is not None and bool(lib.ipcq_undelivered(ring, self._delivered))
         )
 
@@ -279,6 +285,7 @@ class SlotReceiver(ReceiverEnd):
         if self._ring is None and self._usable() is None:
             raise TroubleError(CLOSED)
         while True:
+            self._reclaim()
             if self._kept:
                 record = self._kept[0]
                 del self._kept[0]
@@ -313,6 +320,14 @@ class SlotReceiver(ReceiverEnd):
                 self._delivered = (before + 1) & U64
                 return record
 
+    def _reclaim(self) -> None:
+        """Keep what the short way has taken and nobody has fetched."""
+        record = self.taken
+        if record is not None:
+            # No bytecode between these can be interrupted.
+            self._kept = [record, *self._kept]
+            self.taken = None
+
     def _decode_stashed(self, stash: bytes) -> Any:
         first = stash[: self._size]
         try:
@@ -344,6 +359,7 @@ class SlotReceiver(ReceiverEnd):
         code = _pop(ring, self._buffer, 0, before, self._count)
         if code == AGAIN:
             self._recover(code, before)
+        self._reclaim()
         if self._kept:  # as raw records, which is what can be lent
             kept = b"".join(bytes(self._codec.encode(record)) for record in self._kept)
             self._stash, self._kept = kept + self._stash, []
@@ -358,6 +374,7 @@ class SlotReceiver(ReceiverEnd):
             with self._lock:
                 if self._ring is None and self._usable() is None:
                     raise TroubleError(CLOSED)
+                self._reclaim()
                 if self._kept:
                     kept, self._kept = self._kept[:limit], self._kept[limit:]
                 else:
@@ -441,3 +458,35 @@ class SlotReceiver(ReceiverEnd):
         while at < len(data) and not self._fails(bytes(data[at : at + self._size])):
             at += self._size
         return at
+
+
+def sender(*arguments: Any) -> SlotSender:
+    """Return the sending end of a ring of slots, with the short way if there is one."""
+    return _Sender(*arguments)
+
+
+def receiver(*arguments: Any) -> SlotReceiver:
+    """Return the receiving end of a ring of slots, with the short way if there is one."""
+    return _Receiver(*arguments)
+
+
+_Sender: type[SlotSender] = SlotSender
+_Receiver: type[SlotReceiver] = SlotReceiver
+
+if direct is not None:
+
+    class DirectSlotSender(direct.SlotSender, SlotSender):  # type: ignore[misc]
+        """A SlotSender whose try_push is one call of C; see core/direct.c."""
+
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            self.shorten(address_of(self._ring), self._size, None if self._plain else self._encode)
+
+    class DirectSlotReceiver(direct.SlotReceiver, SlotReceiver):  # type: ignore[misc]
+        """A SlotReceiver with a try_take, of one call of C; see core/direct.c."""
+
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            self.shorten(address_of(self._ring), self._size, None if self._plain else self._decode)
+
+    _Sender, _Receiver = DirectSlotSender, DirectSlotReceiver

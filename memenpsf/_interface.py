@@ -51,7 +51,7 @@ class Interface(Connection):
     _role = BOTH_WAYS
     role: str = "client"
     _try_push: Callable[[Any], bool]
-    _try_pop: Callable[[], Any]
+    _receiver: Any
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class Interface(Connection):
             raise TypeError("an Interface needs an endpoint that sends and receives")
         # Straight to the ring: what can be done at once costs no further call.
         self._try_push = endpoint.sender.try_push
-        self._try_pop = endpoint.receiver.try_pop
+        self._receiver = endpoint.receiver
 
     def xmit(
         self,
@@ -131,8 +131,13 @@ class Interface(Connection):
         Of messages: DecodeFailed (that message is taken, the next can be received),
         DescriptorsLost, OSError (no memory or descriptors for what came: it can be tried again).
         """
-        record = self._try_pop()
-        return self._threads.pop(timeout) if record is None else record
+        receiver = self._receiver
+        if receiver.try_take():
+            # No bytecode between these can be interrupted.
+            record, receiver.taken = receiver.taken, None
+            if record is not None:  # else a signal handler or another thread was first
+                return record
+        return self._threads.pop(timeout)
 
     def recv_vectored(self, limit: int | None = None, timeout: float | None = None) -> Any:
         """Wait for one record, then return all that are there, at most `limit` or a ringful.

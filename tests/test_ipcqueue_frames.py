@@ -1342,7 +1342,7 @@ def test_an_exception_anywhere_in_sending_means_sent_or_not_sent(files, how):
     def send():
         return call(prepared.one, prepared)
 
-    assert at_every_place(prepared, send, interrupt, check) > 5
+    assert at_every_place(prepared, send, interrupt, check) > 0
 
 
 @interrupted
@@ -1370,7 +1370,7 @@ def test_a_handler_that_sends_anywhere_in_sending_disturbs_nothing(files, how, h
         done.clear()
         prepared.close()
 
-    assert at_every_place(prepared, send, handler, check) > 5
+    assert at_every_place(prepared, send, handler, check) > 0
 
 
 @interrupted
@@ -1392,7 +1392,7 @@ def test_closing_anywhere_in_sending_is_sent_or_closed(files, how):
         gc.collect()
         prepared.close()
 
-    assert at_every_place(prepared, send, lambda: prepared.one.close(), check) > 5  # noqa: PLW0108 (each time another)
+    assert at_every_place(prepared, send, lambda: prepared.one.close(), check) > 0  # noqa: PLW0108 (each time another)
 
 
 class Once:

@@ -114,11 +114,11 @@ def test_the_sdist_has_what_the_wheel_is_built_from(built):
         for package in PACKAGES
         for pattern in ("**/*.py", "**/*.c", "**/*.h", "py.typed")
         for path in (REPOSITORY / package).glob(pattern)
-        if path.name != "_core.c"  # what cffi writes
+        if path.name not in {"_core.c", "_waiting.c"}  # what cffi writes
     }
     assert sources >= CORE
     assert sources | {"LICENSE", "README.md", "pyproject.toml", "setup.py"} <= names
-    assert not any(name.endswith((".so", ".o", ".pyc", "_core.c")) for name in names)
+    assert not any(name.endswith((".so", ".o", ".pyc", "_core.c", "_waiting.c")) for name in names)
 
 
 def test_the_wheel_has_the_packages_the_extension_and_nothing_else(names_in_wheel):
@@ -129,8 +129,8 @@ def test_the_wheel_has_the_packages_the_extension_and_nothing_else(names_in_whee
     }
     assert modules | {f"{package}/py.typed" for package in PACKAGES} <= names_in_wheel
     extensions = [name for name in names_in_wheel if name.endswith(".so")]
-    assert len(extensions) == 1
-    assert extensions[0].startswith("ipcqueue/_core.")
+    modules = {name.partition(".")[0] for name in extensions}
+    assert modules == {f"ipcqueue/{name}" for name in ("_core", "_waiting", "_direct")}
     tops = {name.split("/")[0] for name in names_in_wheel}
     assert {top for top in tops if not top.endswith(".dist-info")} == set(PACKAGES)
     assert not any("test" in name or name.endswith((".o", ".pyc")) for name in names_in_wheel)

@@ -52,6 +52,7 @@ struct ipcq_sender {
     uint64_t capacity;
     uint32_t slot_size;
     uint32_t generation;
+    const _Atomic uint32_t *forks; /* of this process; see forked() */
     int corrupt;
     struct bell bell;
     _Atomic uint64_t head; /* private truth; atomic only because spin and arm look at it */
@@ -67,6 +68,7 @@ struct ipcq_receiver {
     uint64_t capacity;
     uint32_t slot_size;
     uint32_t generation;
+    const _Atomic uint32_t *forks; /* of this process; see forked() */
     int corrupt;
     struct bell bell;
     _Atomic uint64_t tail; /* private truth, as above */
@@ -87,12 +89,11 @@ static inline void count(_Atomic uint64_t *counter)
                           memory_order_relaxed);
 }
 
-/* Bumped in every forked child: a child shares mappings and socket, and must not touch them. */
-extern _Atomic uint32_t ipcq_forks;
-
-static inline int forked(uint32_t generation)
+/* A forked child shares mappings and socket, and must not touch them.  The counter is bumped in
+ * every child; an end carries its address, as this file may be compiled into several modules. */
+static inline int forked(const _Atomic uint32_t *forks, uint32_t generation)
 {
-    return generation != atomic_load_explicit(&ipcq_forks, memory_order_relaxed);
+    return generation != atomic_load_explicit(forks, memory_order_relaxed);
 }
 
 /*
@@ -188,7 +189,7 @@ static inline void give_back(struct ipcq_receiver *r, uint64_t tail)
 
 static inline int sender_state(struct ipcq_sender *s)
 {
-    if (forked(s->generation))
+    if (forked(s->forks, s->generation))
         return IPCQ_FORKED;
     if (s->corrupt)
         return IPCQ_CORRUPT;
@@ -208,7 +209,7 @@ static inline int make_space(struct ipcq_sender *s, uint64_t head, uint64_t unit
 /* Whether anything waits at index `from`: DONE, EMPTY, AGAIN, FORKED, CORRUPT. */
 static inline int look_from(struct ipcq_receiver *r, uint64_t from)
 {
-    if (forked(r->generation))
+    if (forked(r->forks, r->generation))
         return IPCQ_FORKED;
     if (r->corrupt)
         return IPCQ_CORRUPT;

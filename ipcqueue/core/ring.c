@@ -7,12 +7,12 @@
 
 /* -- forks -------------------------------------------------------------------------------- */
 
-_Atomic uint32_t ipcq_forks;
+static _Atomic uint32_t forks;
 static pthread_once_t watching_forks = PTHREAD_ONCE_INIT;
 
 static void after_fork_in_child(void)
 {
-    atomic_fetch_add_explicit(&ipcq_forks, 1, memory_order_relaxed);
+    atomic_fetch_add_explicit(&forks, 1, memory_order_relaxed);
 }
 
 static void watch_forks(void)
@@ -23,7 +23,7 @@ static void watch_forks(void)
 uint32_t ipcq_fork_generation(void)
 {
     pthread_once(&watching_forks, watch_forks);
-    return atomic_load_explicit(&ipcq_forks, memory_order_relaxed);
+    return atomic_load_explicit(&forks, memory_order_relaxed);
 }
 
 /* -- announcing sleep ------------------------------------------------------------------------ */
@@ -68,6 +68,7 @@ void ipcq_sender_init(ipcq_sender *s, void *own, const void *peer, uint64_t capa
     s->capacity = capacity;
     s->slot_size = slot_size;
     s->generation = ipcq_fork_generation();
+    s->forks = &forks;
     s->bell.socket = bell;
     atomic_init(&s->head, head);
     s->tail = head;
@@ -103,7 +104,7 @@ int ipcq_spin_space(ipcq_sender *s, uint64_t units, uint64_t nanoseconds)
 
 int ipcq_arm_space(ipcq_sender *s, uint64_t units)
 {
-    if (forked(s->generation))
+    if (forked(s->forks, s->generation))
         return IPCQ_FORKED;
     announce(&s->bell, &s->own->wait_space, &s->own->sending);
     return has_space(s, units) ? IPCQ_DONE : IPCQ_FULL;
@@ -111,7 +112,7 @@ int ipcq_arm_space(ipcq_sender *s, uint64_t units)
 
 void ipcq_disarm_space(ipcq_sender *s)
 {
-    if (!forked(s->generation))
+    if (!forked(s->forks, s->generation))
         withdraw(&s->bell, &s->own->wait_space);
 }
 
@@ -140,7 +141,7 @@ int ipcq_commit(ipcq_sender *s, uint64_t units, int wake)
 int ipcq_sender_indices(ipcq_sender *s, uint64_t *head, uint64_t *tail)
 {
     *head = atomic_load_explicit(&s->head, memory_order_relaxed);
-    int result = forked(s->generation) ? IPCQ_FORKED
+    int result = forked(s->forks, s->generation) ? IPCQ_FORKED
                  : s->corrupt          ? IPCQ_CORRUPT
                                        : look_for_space(s, *head);
     *tail = s->tail;
@@ -163,6 +164,7 @@ void ipcq_receiver_init(ipcq_receiver *r, void *own, const void *peer, uint64_t 
     r->capacity = capacity;
     r->slot_size = slot_size;
     r->generation = ipcq_fork_generation();
+    r->forks = &forks;
     r->bell.socket = bell;
     atomic_init(&r->tail, tail);
     r->head = tail;
@@ -185,7 +187,7 @@ int ipcq_look(ipcq_receiver *r, uint64_t from, const char **at, uint64_t *run)
 
 int ipcq_take(ipcq_receiver *r, uint64_t to)
 {
-    if (forked(r->generation))
+    if (forked(r->forks, r->generation))
         return IPCQ_FORKED;
     if ((int64_t)(to - atomic_load_explicit(&r->tail, memory_order_relaxed)) > 0)
         give_back(r, to);
@@ -218,7 +220,7 @@ int ipcq_spin_records(ipcq_receiver *r, uint64_t nanoseconds)
 
 int ipcq_arm_records(ipcq_receiver *r)
 {
-    if (forked(r->generation))
+    if (forked(r->forks, r->generation))
         return IPCQ_FORKED;
     announce(&r->bell, &r->own->wait_records, &r->own->receiving);
     return has_records(r) ? IPCQ_DONE : IPCQ_EMPTY;
@@ -226,14 +228,14 @@ int ipcq_arm_records(ipcq_receiver *r)
 
 void ipcq_disarm_records(ipcq_receiver *r)
 {
-    if (!forked(r->generation))
+    if (!forked(r->forks, r->generation))
         withdraw(&r->bell, &r->own->wait_records);
 }
 
 int ipcq_receiver_indices(ipcq_receiver *r, uint64_t *head, uint64_t *tail)
 {
     *tail = atomic_load_explicit(&r->tail, memory_order_relaxed);
-    int result = forked(r->generation) ? IPCQ_FORKED
+    int result = forked(r->forks, r->generation) ? IPCQ_FORKED
                  : r->corrupt          ? IPCQ_CORRUPT
                                        : look_for_records(r, *tail);
     *head = r->head;

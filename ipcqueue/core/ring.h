@@ -73,14 +73,6 @@ struct ipcq_counts {
 
 /* -- segments ------------------------------------------------------------------------ */
 
-/* Map `size` bytes of `fd`, all pages present, over a mapping of `size` + `mirrored` bytes that
- * stands at `at` already; -1 and errno on failure.  A writable mapping must be made before
- * F_SEAL_FUTURE_WRITE.  Borrows the descriptor: it may be closed afterwards.
- *
- * The last `mirrored` bytes (whole pages; 0 for slots) are mapped a second time behind the end:
- * with a ring that fills them, a frame that wraps around goes on there, in one piece. */
-int ipcq_map(char *at, int fd, size_t size, size_t mirrored, int writable);
-
 /* Copy the identity out, each byte read once: the peer may be changing it meanwhile. */
 void ipcq_read_identity(const void *segment, struct ipcq_identity *into);
 void ipcq_write_identity(void *segment, const struct ipcq_identity *from);
@@ -113,10 +105,6 @@ int ipcq_push(ipcq_sender *s, const char *record);
 /* Publish the first *done of `count` contiguous records, as many as there is space for.
  * DONE (*done > 0, or count is 0), FULL (*done == 0), GONE, FORKED, CORRUPT. */
 int ipcq_push_many(ipcq_sender *s, const char *records, uint64_t count, uint64_t *done);
-
-/* Look for space of `units` (records, or bytes of frames) for at most `nanoseconds`.
- * DONE, FULL. */
-int ipcq_spin_space(ipcq_sender *s, uint64_t units, uint64_t nanoseconds);
 
 /* Announce that this side goes to sleep until there is space of `units`, then look again: FULL
  * means that a doorbell will come when some is freed, DONE that there is no need to sleep.
@@ -163,7 +151,6 @@ int ipcq_take(ipcq_receiver *r, uint64_t to);
 /* Whether earlier calls took more than was delivered, so that the next one will say AGAIN. */
 int ipcq_undelivered(ipcq_receiver *r, uint64_t delivered);
 
-int ipcq_spin_records(ipcq_receiver *r, uint64_t nanoseconds);
 int ipcq_arm_records(ipcq_receiver *r);
 void ipcq_disarm_records(ipcq_receiver *r);
 int ipcq_receiver_indices(ipcq_receiver *r, uint64_t *head, uint64_t *tail);
@@ -215,3 +202,23 @@ uint32_t ipcq_fork_generation(void);
 
 void ipcq_sending_counts(const void *segment, struct ipcq_counts *into);
 void ipcq_receiving_counts(const void *segment, struct ipcq_counts *into);
+
+/* -- waiting --------------------------------------------------------------------------
+ *
+ * What takes time: Python's other threads run meanwhile (_build.py).  All else returns at once,
+ * and keeps the interpreter, as asking for it back takes longer than the call. */
+
+/* Map `size` bytes of `fd`, all pages present, over a mapping of `size` + `mirrored` bytes that
+ * stands at `at` already; -1 and errno on failure.  A writable mapping must be made before
+ * F_SEAL_FUTURE_WRITE.  Borrows the descriptor: it may be closed afterwards.
+ *
+ * The last `mirrored` bytes (whole pages; 0 for slots) are mapped a second time behind the end:
+ * with a ring that fills them, a frame that wraps around goes on there, in one piece. */
+int ipcq_map(char *at, int fd, size_t size, size_t mirrored, int writable);
+
+/* Look for space of `units` (records, or bytes of frames) for at most `nanoseconds`.
+ * DONE, FULL. */
+int ipcq_spin_space(ipcq_sender *s, uint64_t units, uint64_t nanoseconds);
+
+/* The same for records. DONE, EMPTY. */
+int ipcq_spin_records(ipcq_receiver *r, uint64_t nanoseconds);

@@ -56,7 +56,7 @@ int ipcq_push(ipcq_sender *s, const char *record)
 int ipcq_pop(ipcq_receiver *r, char *into, uint64_t max, uint64_t delivered, uint64_t *count_out)
 {
     *count_out = 0;
-    if (forked(r->generation))
+    if (forked(r->forks, r->generation))
         return IPCQ_FORKED;
     uint64_t tail = atomic_load_explicit(&r->tail, memory_order_relaxed);
     if (tail != delivered) {
