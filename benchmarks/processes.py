@@ -1,0 +1,184 @@
+"""The controller's end: starts the two processes of a peer, gives orders, waits no longer than allowed."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from . import peers, worker
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SPAWN = multiprocessing.get_context("spawn")
+START = 30.0  # seconds for a process to start
+CLOSE = 5.0  # seconds for a connection to end
+
+
+class Failed(Exception):
+    """A measurement could not be made; the reason is for people."""
+
+
+class Process:
+    """One worker."""
+
+    def __init__(self, name: str, shared: Any, *, kin: bool) -> None:
+        self.control, theirs = multiprocessing.Pipe()
+        with theirs:
+            self.process = self.spawn(theirs, name, shared) if kin else self.start(theirs, name)
+
+    @staticmethod
+    def spawn(control: Connection, name: str, shared: Any) -> Any:
+        """Start it so that it inherits what connects it; not by fork."""
+        arguments = (control, name, os.getpid(), shared)
+        process = SPAWN.Process(target=worker.serve, args=arguments, daemon=True)
+        process.start()
+        return process
+
+    @staticmethod
+    def start(control: Connection, name: str) -> subprocess.Popen[bytes]:
+        """Start it as a program of its own."""
+        number = control.fileno()
+        arguments = [str(number), name, str(os.getpid())]
+        path = os.pathsep.join([str(REPOSITORY), *filter(None, sys.path)])
+        return subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.worker", *arguments],
+            pass_fds=[number],
+            env={**os.environ, "PYTHONPATH": path},
+            stdin=subprocess.DEVNULL,
+        )
+
+    def order(self, name: str, *arguments: Any) -> None:
+        """Tell it to do something."""
+        try:
+            self.control.send((name, arguments))
+        except OSError as error:
+            raise Failed(f"the process is gone: {error}") from error
+
+    def reply(self, deadline: float) -> Any:
+        """Return what it has to say to the last order."""
+        left = max(0.0, deadline - time.monotonic())
+        try:
+            if not self.control.poll(left):
+                raise Failed("timed out")
+            well, result = self.control.recv()
+        except (EOFError, OSError) as error:
+            raise Failed("the process died") from error
+        if not well:
+            raise Failed(result)
+        return result
+
+    def end(self) -> None:
+        """Kill it."""
+        self.control.close()
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
+        if isinstance(self.process, subprocess.Popen):
+            self.process.wait()
+        else:
+            self.process.join()
+            self.process.close()
+
+
+class Pair:
+    """The two processes of a peer: a server and a client, with one connection at a time."""
+
+    addresses = itertools.count()
+
+    def __init__(self, name: str, folder: str, *, pinned: bool) -> None:
+        self.name = name
+        self.pinned = pinned
+        self.kind = peers.load(name)
+        self.folder = folder
+        self.processes: list[Process] = []
+        self.connected = False
+        self.sent = 0
+
+    def open(self, size: int, timeout: float) -> None:
+        """Connect them anew, with messages of some size; start them if they are not there."""
+        if self.kind.kin or not self.processes:
+            self.stop()
+            self.start(size)
+        deadline = time.monotonic() + timeout
+        server, client = self.processes
+        address = str(Path(self.folder) / str(next(self.addresses)))
+        for process in self.processes:
+            process.order("create", address, size)
+            process.reply(deadline)
+        server.order("call", "listen")
+        server.reply(deadline)
+        server.order("call", "accept")
+        client.order("call", "connect")
+        client.reply(deadline)
+        server.reply(deadline)
+        self.connected, self.sent = True, 0
+
+    def start(self, size: int) -> None:
+        """Start both, and wait until they are ready."""
+        shared = self.kind.share(size)
+        deadline = time.monotonic() + START
+        self.processes = [Process(self.name, shared, kin=self.kind.kin) for _ in range(2)]
+        for cpu, process in enumerate(self.processes):
+            process.reply(deadline)
+            if self.pinned:
+                process.order("place", cpu)
+                process.reply(deadline)
+
+    def turn(
+        self, roles: tuple[str, str], count: int, options: dict[str, Any], timeout: float
+    ) -> list[dict[str, Any]]:
+        """Have client and server do their roles; return what each tells."""
+        what = {"first": self.sent, "count": count, **options}
+        self.sent += count
+        server, client = self.processes
+        server.order("act", roles[1], what)
+        client.order("act", roles[0], what)
+        deadline = time.monotonic() + timeout
+        return replies([client, server], deadline)
+
+    def close(self) -> None:
+        """End the connection, the client's side first; or the processes if that fails."""
+        if not self.connected:
+            return
+        self.connected = False
+        try:
+            deadline = time.monotonic() + CLOSE
+            for process in reversed(self.processes):
+                process.order("call", "close")
+                process.reply(deadline)
+        except Failed:
+            self.stop()
+
+    def stop(self) -> None:
+        """End both processes."""
+        self.connected = False
+        for process in self.processes:
+            process.end()
+        self.processes = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()
+
+
+def replies(processes: list[Process], deadline: float) -> list[Any]:
+    """Wait for all; if one fails, say so at once, as the other may wait for it for ever."""
+    results: dict[int, Any] = {}
+    while len(results) < len(processes):
+        waiting = {i: p for i, p in enumerate(processes) if i not in results}
+        left = max(0.0, deadline - time.monotonic())
+        ready = multiprocessing.connection.wait([p.control for p in waiting.values()], left)
+        if not ready:
+            raise Failed("timed out")
+        results |= {i: p.reply(deadline) for i, p in waiting.items() if p.control in ready}
+    return [results[i] for i in range(len(processes))]
