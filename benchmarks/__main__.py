@@ -10,7 +10,7 @@ from pathlib import Path
 
 from . import pictures, report
 from .peers import OURS, is_ours
-from .runner import Effort, Runner
+from .runner import Effort, Runner, imports
 from .workloads import WORKLOADS, Workload
 
 REPEATS = 5
@@ -86,6 +86,8 @@ def measured(
 ) -> list[report.Result]:
     """Measure all cases of a workload."""
     names = chosen(workload.peers, options.peers)
+    if workload.name == "import":
+        return imports(workload, names, runner.effort)
     cases = [
         case
         for case in workload.cases
@@ -129,7 +131,7 @@ def main() -> int:
         for name in options.workloads:
             results[name] = measured(runner, WORKLOADS[name], options)
             show(WORKLOADS[name], results[name])
-        about["versions"] = report.versions(runner.pairs)
+        about["versions"] = report.versions(pair.kind for pair in runner.pairs.values())
         absent = runner.absent
     print("versions: " + ", ".join(f"{k} {v}" for k, v in about["versions"].items()))
     for name, reason in absent.items():

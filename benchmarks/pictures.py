@@ -76,14 +76,18 @@ def draw_panel(
         if (result := cells.get(name)) is None:
             continue
         median = result["median"]
-        panel.barh(row, median, color=colours[name], height=0.8)
-        panel.plot([result["min"], result["max"]], [row, row], color="black", linewidth=0.7)
-        label = report.number(median)
+        if median:
+            panel.barh(row, median, color=colours[name], height=0.8)
+            spread = max(result["min"], median / 1000), result["max"]
+            panel.plot(spread, [row, row], color="black", linewidth=0.7)
+        right = max(median, result["max"])
         panel.annotate(
-            label, (max(median, result["max"]), row), xytext=(3, 0),
+            report.number(median), (right, row) if right else (0, row), xytext=(3, 0),
+            xycoords="data" if right else panel.get_yaxis_transform(),
             textcoords="offset points", va="center", fontsize=6.5,
         )  # fmt: skip
-    medians = [result["median"] for result in cells.values()]
+    # A logarithm has no place for nothing: such bars have only their label.
+    medians = [result["median"] for result in cells.values() if result["median"]] or [1.0]
     panel.set_xlim(min(medians) / 3, max(medians) * 8)
     panel.set_yticks(range(len(names)), names, fontsize=7.5)
     panel.set_ylim(len(names) - 0.4, -0.6)

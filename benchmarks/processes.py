@@ -17,10 +17,17 @@ from . import peers, worker
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
+    from .workloads import Case
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 SPAWN = multiprocessing.get_context("spawn")
 START = 30.0  # seconds for a process to start
 CLOSE = 5.0  # seconds for a connection to end
+
+
+def module_path() -> str:
+    """Return where a program finds what this one found."""
+    return os.pathsep.join([str(REPOSITORY), *filter(None, sys.path)])
 
 
 class Failed(Exception):
@@ -30,29 +37,31 @@ class Failed(Exception):
 class Process:
     """One worker."""
 
-    def __init__(self, name: str, shared: Any, *, kin: bool) -> None:
+    def __init__(self, name: str, group: str, shared: Any, *, kin: bool) -> None:
         self.control, theirs = multiprocessing.Pipe()
         with theirs:
-            self.process = self.spawn(theirs, name, shared) if kin else self.start(theirs, name)
+            if kin:
+                self.process = self.spawn(theirs, name, group, shared)
+            else:
+                self.process = self.start(theirs, name, group)
 
     @staticmethod
-    def spawn(control: Connection, name: str, shared: Any) -> Any:
+    def spawn(control: Connection, name: str, group: str, shared: Any) -> Any:
         """Start it so that it inherits what connects it; not by fork."""
-        arguments = (control, name, os.getpid(), shared)
+        arguments = (control, name, group, os.getpid(), shared)
         process = SPAWN.Process(target=worker.serve, args=arguments, daemon=True)
         process.start()
         return process
 
     @staticmethod
-    def start(control: Connection, name: str) -> subprocess.Popen[bytes]:
+    def start(control: Connection, name: str, group: str) -> subprocess.Popen[bytes]:
         """Start it as a program of its own."""
         number = control.fileno()
-        arguments = [str(number), name, str(os.getpid())]
-        path = os.pathsep.join([str(REPOSITORY), *filter(None, sys.path)])
+        arguments = [str(number), name, group, str(os.getpid())]
         return subprocess.Popen(
             [sys.executable, "-m", "benchmarks.worker", *arguments],
             pass_fds=[number],
-            env={**os.environ, "PYTHONPATH": path},
+            env={**os.environ, "PYTHONPATH": module_path()},
             stdin=subprocess.DEVNULL,
         )
 
@@ -93,17 +102,18 @@ class Pair:
 
     addresses = itertools.count()
 
-    def __init__(self, name: str, folder: str, *, pinned: bool) -> None:
-        self.name = name
+    def __init__(self, name: str, group: str, folder: str, *, pinned: bool) -> None:
+        self.name, self.group = name, group
         self.pinned = pinned
-        self.kind = peers.load(name)
+        self.kind = peers.load(name, group)
         self.folder = folder
         self.processes: list[Process] = []
         self.connected = False
         self.sent = 0
 
-    def open(self, size: int, timeout: float) -> None:
-        """Connect them anew, with messages of some size; start them if they are not there."""
+    def open(self, case: Case, timeout: float) -> None:
+        """Connect them anew, or only listen, as the case says; start them if they are not there."""
+        size = case.size
         if self.kind.kin or not self.processes:
             self.stop()
             self.start(size)
@@ -111,21 +121,23 @@ class Pair:
         server, client = self.processes
         address = str(Path(self.folder) / str(next(self.addresses)))
         for process in self.processes:
-            process.order("create", address, size)
+            process.order("create", address, size, dict(case.setup))
             process.reply(deadline)
         server.order("call", "listen")
         server.reply(deadline)
-        server.order("call", "accept")
-        client.order("call", "connect")
-        client.reply(deadline)
-        server.reply(deadline)
+        if not case.connects:
+            server.order("call", "accept")
+            client.order("call", "connect")
+            replies([client, server], deadline)
         self.connected, self.sent = True, 0
 
     def start(self, size: int) -> None:
         """Start both, and wait until they are ready."""
         shared = self.kind.share(size)
         deadline = time.monotonic() + START
-        self.processes = [Process(self.name, shared, kin=self.kind.kin) for _ in range(2)]
+        self.processes = [
+            Process(self.name, self.group, shared, kin=self.kind.kin) for _ in range(2)
+        ]
         for cpu, process in enumerate(self.processes):
             process.reply(deadline)
             if self.pinned:
@@ -137,6 +149,8 @@ class Pair:
     ) -> list[dict[str, Any]]:
         """Have client and server do their roles; return what each tells."""
         what = {"first": self.sent, "count": count, **options}
+        if "partner" in what:
+            what["partner"] = self.processes[0].process.pid
         self.sent += count
         server, client = self.processes
         server.order("act", roles[1], what)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import re
@@ -36,11 +37,11 @@ def machine() -> dict[str, Any]:
     }
 
 
-def versions(names: Iterable[str]) -> dict[str, str]:
+def versions(kinds: Iterable[type[peers.Peer]]) -> dict[str, str]:
     """Tell the versions of what peers are made of."""
     found = {}
-    for name in names:
-        for distribution in peers.load(name).modules:
+    for kind in kinds:
+        for distribution in kind.modules:
             try:
                 found[distribution] = importlib.metadata.version(distribution)
             except importlib.metadata.PackageNotFoundError:
@@ -95,53 +96,70 @@ def aligned(rows: list[list[str]]) -> list[str]:
 
 def advantage(workload: Workload, ours: float, theirs: float) -> float:
     """Return how many times better we are."""
-    return ours / theirs if workload.higher_is_better else theirs / ours
+    if not workload.higher_is_better:
+        ours, theirs = theirs, ours
+    if theirs == 0:
+        return 1 if ours == 0 else math.inf
+    return ours / theirs
+
+
+def finished(results: list[Result]) -> list[Result]:
+    """Return those that have values."""
+    return [result for result in results if result.values and result.failure is None]
+
+
+def counterpart(workload: Workload, results: list[Result], theirs: Result) -> Result | None:
+    """Return the best of ours that does the same as another peer."""
+    ours = [
+        result
+        for result in results
+        if result.case == theirs.case
+        and peers.is_ours(result.peer)
+        and (not workload.by_form or result.peer.split()[-1] == theirs.peer.split()[-1])
+    ]
+    return best(workload, ours)
+
+
+def best(workload: Workload, results: list[Result]) -> Result | None:
+    """Return the best of some, if there is one."""
+    choose = max if workload.higher_is_better else min
+    return choose(results, key=lambda result: result.median, default=None)
 
 
 def ratios(workload: Workload, results: list[Result]) -> list[str]:
-    """Return a table of how many times better the best of ours is than each other."""
-    done = [result for result in results if result.values and result.failure is None]
+    """Return a table of how many times better ours is than each other."""
+    done = finished(results)
     cells = by_cell(done)
     cases = list(dict.fromkeys(result.case for result in done))
-    best = {case: best_of(workload, done, case, ours=True) for case in cases}
-    others = [n for n in dict.fromkeys(r.peer for r in done) if not peers.is_ours(n)]
-    cases = [case for case in cases if best[case] is not None]
-    if not (others and cases):
+    names = [n for n in dict.fromkeys(r.peer for r in done) if not peers.is_ours(n)]
+    if not names or len(names) == len({result.peer for result in done}):
         return []
-    rows = [["best of ours is … times as good as", *cases]]
-    rows += [
-        [name, *(ratio(workload, best[c], cells.get((name, c))) for c in cases)] for name in others
-    ]
+
+    def ratio(theirs: Result | None) -> str:
+        ours = theirs and counterpart(workload, done, theirs)
+        if ours is None or theirs is None:
+            return NONE
+        return f"{advantage(workload, ours.median, theirs.median):.3g}"
+
+    rows = [["the best of ours is … times as good as", *cases]]
+    rows += [[name, *(ratio(cells.get((name, case))) for case in cases)] for name in names]
     return aligned(rows)
 
 
-def ratio(workload: Workload, ours: Result | None, theirs: Result | None) -> str:
-    """Return how many times better we are, for people."""
-    if ours is None or theirs is None:
-        return NONE
-    return f"{advantage(workload, ours.median, theirs.median):.3g}"
-
-
-def best_of(workload: Workload, results: list[Result], case: str, *, ours: bool) -> Result | None:
-    """Return the best of ours, or of the others."""
-    found = [r for r in results if r.case == case and peers.is_ours(r.peer) == ours]
-    if not found:
-        return None
-    choose = max if workload.higher_is_better else min
-    return choose(found, key=lambda result: result.median)
-
-
 def losses(workload: Workload, results: list[Result]) -> list[str]:
-    """Say where another wins, and by how much."""
-    done = [result for result in results if result.values and result.failure is None]
+    """Say where another wins, and by how much: the best other of each case and form."""
+    done = finished(results)
+    rivals: dict[tuple[str, str], list[Result]] = {}
+    for result in done:
+        if peers.is_peer(result.peer):
+            form = result.peer.split()[-1] if workload.by_form else ""
+            rivals.setdefault((result.case, form), []).append(result)
     found = []
-    for case in dict.fromkeys(result.case for result in done):
-        ours = best_of(workload, done, case, ours=True)
-        theirs = best_of(workload, done, case, ours=False)
-        if ours is None or theirs is None:
-            continue
-        factor = 1 / advantage(workload, ours.median, theirs.median)
-        if factor > 1:
+    for (case, _), those in rivals.items():
+        theirs = best(workload, those)
+        ours = theirs and counterpart(workload, done, theirs)
+        if ours and theirs and advantage(workload, ours.median, theirs.median) < 1:
+            factor = advantage(workload, theirs.median, ours.median)
             found.append(f"{case}: {theirs.peer} beats {ours.peer}, {factor:.2g} times")
     return found
 

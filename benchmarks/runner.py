@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import os
 import statistics
+import subprocess
+import sys
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 from . import peers
-from .processes import Failed, Pair
+from .peers import GROUPS
+from .processes import Failed, Pair, module_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -56,7 +61,7 @@ class Runner:
         self.effort = effort
         self.tell = tell
         self.stack = contextlib.ExitStack()
-        self.pairs: dict[str, Pair] = {}
+        self.pairs: dict[tuple[str, str], Pair] = {}
         self.absent: dict[str, str] = {}
 
     def __enter__(self) -> Self:
@@ -65,59 +70,73 @@ class Runner:
     def __exit__(self, *exc_info: object) -> None:
         self.stack.close()
 
-    def pair(self, name: str) -> Pair:
-        """Return what will be the two processes of a peer."""
-        return Pair(name, self.folder, pinned=self.effort.pinned)
-
-    def available(self, names: Iterable[str]) -> list[str]:
+    def available(self, names: Iterable[str], group: str) -> dict[str, Pair]:
         """Return those that can be had, and remember why others cannot."""
+        found = {}
         for name in names:
-            if name not in self.pairs and name not in self.absent:
+            if (group, name) not in self.pairs and name not in self.absent:
                 try:
-                    self.pairs[name] = self.stack.enter_context(self.pair(name))
+                    pair = Pair(name, group, self.folder, pinned=self.effort.pinned)
                 except peers.Absent as absent:
                     self.absent[name] = str(absent)
-        return [name for name in names if name in self.pairs]
+                    continue
+                self.pairs[group, name] = self.stack.enter_context(pair)
+            if (group, name) in self.pairs:
+                found[name] = self.pairs[group, name]
+        return found
 
     def measure(self, workload: Workload, case: Case, names: Iterable[str]) -> list[Result]:
         """Measure all peers of a case, in turns."""
-        results = {
-            name: Result(workload.name, case.label, name)
-            for name in self.available(names)
-            if fits(self.pairs[name], case)
-        }
+        pairs = self.available(names, workload.group)
+        pairs = {name: pair for name, pair in pairs.items() if fits(pair, case)}
+        results = {name: Result(workload.name, case.label, name) for name in pairs}
         counts: dict[str, int] = {}
         for name, result in results.items():
-            with self.guarded(result):
-                self.pairs[name].open(case.size, OPEN)
-                counts[name] = case.count or self.calibrated(self.pairs[name], case)
+            with self.guarded(result, pairs[name]):
+                pairs[name].open(case, OPEN)
+                counts[name] = self.messages(pairs[name], case)
         for _ in range(self.effort.repeats):
             for name, result in results.items():
                 if result.failure is None:
-                    with self.guarded(result):
-                        value, _ = self.turn(self.pairs[name], case, counts[name])
+                    with self.guarded(result, pairs[name]):
+                        value, _ = self.turn(pairs[name], case, counts[name])
                         result.values.append(value)
-        for name in results:
-            self.pairs[name].close()
+        for pair in pairs.values():
+            pair.close()
         return list(results.values())
 
     @contextlib.contextmanager
-    def guarded(self, result: Result) -> Iterator[None]:
+    def guarded(self, result: Result, pair: Pair) -> Iterator[None]:
         """Make a failure part of the result, and the next case start with new processes."""
         try:
             yield
         except Failed as failed:
             result.failure = str(failed)
-            self.pairs[result.peer].stop()
+            pair.stop()
             self.tell(f"{result.workload}, {result.case}, {result.peer}: {failed}")
 
     def turn(self, pair: Pair, case: Case, count: int) -> tuple[float, float]:
         """Do one turn; return its value, and the seconds it took."""
+        if case.connects and pair.sent:
+            pair.close()
+            pair.open(case, OPEN)
+        options = dict(case.options)
+        if case.timed:
+            options |= {"seconds": self.effort.seconds * case.stretch, "partner": None}
         started = time.monotonic()
-        client, server = pair.turn(case.roles, count, dict(case.options), self.effort.timeout)
+        client, server = pair.turn(case.roles, count, options, self.effort.timeout)
         taken = time.monotonic() - started
         assert case.value is not None, "a case has a value"
         return case.value(count, client, server), taken
+
+    def messages(self, pair: Pair, case: Case) -> int:
+        """Return how many messages make a turn."""
+        if case.pace is not None:
+            return max(1, round(case.pace * self.effort.seconds * case.stretch))
+        if case.count is not None:
+            self.turn(pair, case, case.count)  # to be warm
+            return case.count
+        return self.calibrated(pair, case)
 
     def calibrated(self, pair: Pair, case: Case) -> int:
         """Warm up; return how many messages fill a turn."""
@@ -130,6 +149,41 @@ class Runner:
             if count >= MOST:
                 return MOST
             count = min(MOST, count * GROWTH)
+
+
+def imports(workload: Workload, names: Iterable[str], effort: Effort) -> list[Result]:
+    """Measure how long programs take that only import; the first is an empty one, for the rest."""
+    programs = GROUPS[workload.group]
+    empty = next(iter(programs))
+    wanted = {name: programs[name] for name in (empty, *names) if name in programs}
+    taken: dict[str, list[float]] = {
+        name: [] for name in wanted if started(wanted[name], effort) is not None
+    }
+    for _ in range(effort.repeats):
+        for name, values in taken.items():
+            values.append(started(wanted[name], effort) or math.nan)
+    base = statistics.median(taken.pop(empty))
+    case = workload.cases[0].label
+    return [
+        Result(workload.name, case, name, [max(0.0, value - base) for value in values])
+        for name, values in taken.items()
+    ]
+
+
+def started(program: str, effort: Effort) -> float | None:
+    """Return the milliseconds that a program takes; None if it cannot be run."""
+    begun = time.perf_counter()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            timeout=effort.timeout,
+            check=False,
+            capture_output=True,
+            env={**os.environ, "PYTHONPATH": module_path()},
+        )
+    except subprocess.TimeoutExpired:
+        return None
+    return None if done.returncode else (time.perf_counter() - begun) * 1e3
 
 
 def fits(pair: Pair, case: Case) -> bool:

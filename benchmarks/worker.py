@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import signal
 import sys
 import traceback
@@ -30,8 +31,8 @@ def die_with_parent(parent: int) -> None:
 class Worker:
     """One side of the connections of one peer, one after another."""
 
-    def __init__(self, name: str, shared: Any) -> None:
-        self.kind = peers.load(name)
+    def __init__(self, name: str, group: str, shared: Any) -> None:
+        self.kind = peers.load(name, group)
         self.shared = shared
         self.peer: peers.Peer | None = None
         self.cpus = self.everywhere = os.sched_getaffinity(0)
@@ -44,9 +45,11 @@ class Worker:
         allowed = sorted(self.everywhere)
         self.cpus = {allowed[cpu % len(allowed)]}
 
-    def create(self, address: str, size: int) -> None:
+    def create(self, address: str, size: int, setup: dict[str, Any]) -> None:
         """Have a new connection, not open yet."""
         self.peer = self.kind(address, size, self.shared)
+        for name, value in setup.items():
+            setattr(self.peer, name, value)
 
     def call(self, method: str) -> None:
         """Open or close it."""
@@ -61,12 +64,14 @@ class Worker:
             os.sched_setaffinity(0, self.everywhere)
 
 
-def serve(control: Connection, name: str, parent: int, shared: Any = None) -> None:
+def serve(control: Connection, name: str, group: str, parent: int, shared: Any = None) -> None:
     """Follow orders until the controller closes."""
     die_with_parent(parent)
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is the controller's
     try:
-        worker = Worker(name, shared)
+        worker = Worker(name, group, shared)
         control.send((True, None))
         while True:
             order, arguments = control.recv()
@@ -84,4 +89,4 @@ def serve(control: Connection, name: str, parent: int, shared: Any = None) -> No
 
 
 if __name__ == "__main__":
-    serve(Connection(int(sys.argv[1])), sys.argv[2], int(sys.argv[3]))
+    serve(Connection(int(sys.argv[1])), sys.argv[2], sys.argv[3], int(sys.argv[4]))

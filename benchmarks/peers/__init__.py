@@ -11,9 +11,10 @@ from typing import Any
 
 from .base import Absent, Peer
 
-# By name: where the class is.  Those whose name begins with OURS are ours.
+# Those whose name begins so are ours.
 OURS = "memenpsf"
 
+# By name: where the class is.  What one carries decides the group.
 MESSAGES = {
     "memenpsf bytes": "ours:Messages",
     "memenpsf fixed": "ours:Fixed",
@@ -34,21 +35,91 @@ MESSAGES = {
     "iceoryx2": "iceoryx:Copies",
 }
 
-REGISTRY = dict(MESSAGES)
+BATCHES = {
+    "memenpsf numpy": "batched:OursNumpy",
+    "memenpsf tuples": "batched:OursTuples",
+    "memenpsf fixed bytes": "batched:OursFixed",
+    "memenpsf any bytes": "batched:OursMessages",
+    "mp.Pipe numpy": "batched:PipeNumpy",
+    "mp.Pipe tuples": "batched:PipeTuples",
+    "mp.Queue tuples": "batched:QueueTuples",
+    "Unix stream numpy": "batched:StreamNumpy",
+    "os.pipe buffered numpy": "batched:BufferedNumpy",
+    "os.pipe buffered tuples": "batched:BufferedTuples",
+    "os.pipe buffered bytes": "batched:BufferedBytes",
+    "pyzmq numpy": "batched_zeromq:Numpy",
+    "faster-fifo tuples": "batched_faster:Tuples",
+    "faster-fifo bytes": "batched_faster:Bytes",
+    "iceoryx2 numpy": "batched_iceoryx:Numpy",
+}
+
+CROWDS = {
+    "memenpsf": "crowd:Ours",
+    "mp.Pipe": "crowd:Pipe",
+    "Unix stream": "crowd:Stream",
+    "pyzmq": "crowd_zeromq:Router",
+}
+
+TRIO = {
+    "memenpsf recv": "trios:Ours",
+    "memenpsf recv_vectored": "trios:OursVectored",
+    "Unix stream": "trios:Socket",
+    "pynng": "trios_nng:Async",
+    "(bare checkpoint)": "trios:Checkpoint",
+}
+
+LARGE = {
+    "memenpsf copied": "large:OursCopied",
+    "memenpsf loan, borrow": "large:OursLent",
+    "memenpsf region again": "large:OursRegions",
+    "memenpsf new region": "large:OursNewRegions",
+    "mp.Pipe bytes": "large:PipeBytes",
+    "Unix stream": "large:Stream",
+    "os.pipe": "large:Plain",
+    "pyzmq": "large_zeromq:Large",
+    "iceoryx2 loan": "large_iceoryx:Lent",
+}
+
+HANDOVER = {
+    "memenpsf region": "handover:Region",
+    "(a descriptor, raw socket)": "handover:Descriptor",
+}
+
+# These are not classes, but programs.
+IMPORTS = {
+    "(an empty program)": "",
+    "memenpsf": "import memenpsf",
+    "memenpsf.trio": "import memenpsf.trio",
+    "mp.Pipe": "import multiprocessing.connection",
+    "pyzmq": "import zmq",
+    "pynng": "import pynng",
+    "faster-fifo": "import faster_fifo",
+    "iceoryx2": "import iceoryx2",
+}
+
+GROUPS = {
+    "messages": MESSAGES,
+    "batches": BATCHES,
+    "crowds": CROWDS,
+    "trio": TRIO,
+    "large": LARGE,
+    "handover": HANDOVER,
+    "imports": IMPORTS,
+}
 
 
-def load(name: str) -> type[Peer]:
+def load(name: str, group: str = "messages") -> type[Peer]:
     """Return the class of a peer; raise Absent if it cannot be had here."""
-    place = REGISTRY.get(name, name)
-    module, _, attribute = place.partition(":")
-    if name in REGISTRY:
+    known = GROUPS[group].get(name)
+    module, _, attribute = (known or name).partition(":")
+    if known:
         module = f"{__name__}.{module}"
     try:
         found: Any = getattr(importlib.import_module(module), attribute)
     except ImportError as error:
         raise Absent(f"{error}") from error
     if not (isinstance(found, type) and issubclass(found, Peer)):
-        raise TypeError(f"{place} is no Peer")
+        raise TypeError(f"{name} is no Peer")
     return found
 
 
@@ -57,4 +128,9 @@ def is_ours(name: str) -> bool:
     return name.startswith(OURS)
 
 
-__all__ = ["MESSAGES", "REGISTRY", "Absent", "Peer", "is_ours", "load"]
+def is_peer(name: str) -> bool:
+    """Tell whether this is something else that one could use, and not a bound in parentheses."""
+    return not is_ours(name) and not name.startswith("(")
+
+
+__all__ = ["GROUPS", "IMPORTS", "Absent", "Peer", "is_ours", "is_peer", "load"]
