@@ -86,6 +86,7 @@ def measured(
 ) -> list[report.Result]:
     """Measure all cases of a workload."""
     names = chosen(workload.peers, options.peers)
+    runner.keep_only(workload.group)
     if workload.name == "import":
         return imports(workload, names, runner.effort)
     cases = [
@@ -99,14 +100,14 @@ def measured(
     return results
 
 
-def show(workload: Workload, results: list[report.Result]) -> None:
+def show(workload: Workload, results: list[report.Result], seconds: float) -> None:
     """Print a workload's tables."""
     print("\n".join(report.table(workload, results)))
     if ratios := report.ratios(workload, results):
         print("\n" + "\n".join(ratios))
         lost = report.losses(workload, results)
         print("\nWhere another wins: " + ("; ".join(lost) if lost else "nowhere") + ".")
-    print(flush=True)
+    print(f"\n({workload.name}: {seconds:.0f} s)\n", flush=True)
 
 
 def main() -> int:
@@ -129,8 +130,9 @@ def main() -> int:
         Runner(folder, effort, lambda line: print(line, file=sys.stderr, flush=True)) as runner,
     ):
         for name in options.workloads:
+            begun = time.monotonic()
             results[name] = measured(runner, WORKLOADS[name], options)
-            show(WORKLOADS[name], results[name])
+            show(WORKLOADS[name], results[name], time.monotonic() - begun)
         about["versions"] = report.versions(pair.kind for pair in runner.pairs.values())
         absent = runner.absent
     print("versions: " + ", ".join(f"{k} {v}" for k, v in about["versions"].items()))

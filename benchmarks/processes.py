@@ -108,15 +108,15 @@ class Pair:
         self.kind = peers.load(name, group)
         self.folder = folder
         self.processes: list[Process] = []
-        self.connected = False
+        self.shared: Any = None
+        self.connected = self.fresh = False
         self.sent = 0
 
     def open(self, case: Case, timeout: float) -> None:
         """Connect them anew, or only listen, as the case says; start them if they are not there."""
-        size = case.size
-        if self.kind.kin or not self.processes:
-            self.stop()
-            self.start(size)
+        self.launch(case.size)
+        self.await_start()
+        size, self.fresh = case.size, False
         deadline = time.monotonic() + timeout
         server, client = self.processes
         address = str(Path(self.folder) / str(next(self.addresses)))
@@ -131,13 +131,25 @@ class Pair:
             replies([client, server], deadline)
         self.connected, self.sent = True, 0
 
-    def start(self, size: int) -> None:
-        """Start both, and wait until they are ready."""
-        shared = self.kind.share(size)
+    def launch(self, size: int) -> None:
+        """Start both, unless they are there and can be used for this size; wait for nothing."""
+        if self.fresh or (self.processes and not self.kind.kin):
+            return
+        self.stop()
+        try:
+            # Kept: what is shared may have a name only as long as its maker has it.
+            self.shared = self.kind.share(size)
+        except Exception as error:
+            raise Failed(f"{type(error).__name__}: {error}") from error
+        for _ in range(2):
+            self.processes.append(Process(self.name, self.group, self.shared, kin=self.kind.kin))
+        self.fresh = True
+
+    def await_start(self) -> None:
+        """Wait until both are ready."""
+        if not self.fresh:
+            return
         deadline = time.monotonic() + START
-        self.processes = [
-            Process(self.name, self.group, shared, kin=self.kind.kin) for _ in range(2)
-        ]
         for cpu, process in enumerate(self.processes):
             process.reply(deadline)
             if self.pinned:
@@ -173,10 +185,10 @@ class Pair:
 
     def stop(self) -> None:
         """End both processes."""
-        self.connected = False
+        self.connected = self.fresh = False
         for process in self.processes:
             process.end()
-        self.processes = []
+        self.processes, self.shared = [], None
 
     def __enter__(self) -> Self:
         return self

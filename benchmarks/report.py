@@ -160,7 +160,7 @@ def losses(workload: Workload, results: list[Result]) -> list[str]:
         ours = theirs and counterpart(workload, done, theirs)
         if ours and theirs and advantage(workload, ours.median, theirs.median) < 1:
             factor = advantage(workload, theirs.median, ours.median)
-            found.append(f"{case}: {theirs.peer} beats {ours.peer}, {factor:.2g} times")
+            found.append(f"{case}: {theirs.peer} beats {ours.peer}, {factor:.3g} times")
     return found
 
 

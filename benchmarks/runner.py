@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 OPEN = 20.0  # seconds for a connection to be there
 FEW = 8  # messages of the first turn, which is not counted
+FEW_LARGE = 2  # the same from 1 MiB on
+LARGE = 1 << 20
 MOST = 5_000_000  # messages of any turn
 GROWTH = 10  # how much longer one turn can be than the one before, while calibrating
 
@@ -85,22 +87,38 @@ class Runner:
                 found[name] = self.pairs[group, name]
         return found
 
+    def keep_only(self, group: str) -> None:
+        """End the processes of all other groups: they take memory."""
+        for (other, _), pair in self.pairs.items():
+            if other != group:
+                pair.stop()
+
     def measure(self, workload: Workload, case: Case, names: Iterable[str]) -> list[Result]:
         """Measure all peers of a case, in turns."""
         pairs = self.available(names, workload.group)
         pairs = {name: pair for name, pair in pairs.items() if fits(pair, case)}
         results = {name: Result(workload.name, case.label, name) for name in pairs}
         counts: dict[str, int] = {}
-        for name, result in results.items():
-            with self.guarded(result, pairs[name]):
-                pairs[name].open(case, OPEN)
-                counts[name] = self.messages(pairs[name], case)
-        for _ in range(self.effort.repeats):
+
+        def launch(name: str) -> None:
+            pairs[name].launch(case.size)
+
+        def connect(name: str) -> None:
+            pairs[name].open(case, OPEN)
+
+        def prepare(name: str) -> None:
+            counts[name] = self.messages(pairs[name], case)
+
+        def measure(name: str) -> None:
+            value, _ = self.turn(pairs[name], case, counts[name])
+            results[name].values.append(value)
+
+        # Step by step, so that no process starts while another is measured.
+        for step in (launch, connect, prepare, *[measure] * self.effort.repeats):
             for name, result in results.items():
                 if result.failure is None:
                     with self.guarded(result, pairs[name]):
-                        value, _ = self.turn(pairs[name], case, counts[name])
-                        result.values.append(value)
+                        step(name)
         for pair in pairs.values():
             pair.close()
         return list(results.values())
@@ -140,12 +158,13 @@ class Runner:
 
     def calibrated(self, pair: Pair, case: Case) -> int:
         """Warm up; return how many messages fill a turn."""
-        count = FEW
+        least = FEW_LARGE if case.size >= LARGE else FEW
+        count = least
         while True:
             _, taken = self.turn(pair, case, count)
             wanted = self.effort.seconds * case.stretch / taken
             if wanted <= GROWTH / 3:
-                return max(FEW, min(MOST, round(count * wanted)))
+                return max(least, min(MOST, round(count * wanted)))
             if count >= MOST:
                 return MOST
             count = min(MOST, count * GROWTH)

@@ -168,7 +168,7 @@ def usage() -> tuple[Case, ...]:
         fits=can_answer,
         pace=10_000,
         timed=True,
-        stretch=PATIENT,
+        stretch=2.5,
     )
     idle = replace(
         steady,
@@ -206,7 +206,7 @@ def meeting() -> tuple[Case, ...]:
 
 
 DISTURBED = {"disturbed": True}
-PATIENT = 5  # threads of a process take turns of 5 ms each, of which a turn of ours needs many
+PATIENT = 4  # threads of a process take turns of 5 ms each, of which a turn of ours needs many
 SIZES = {
     16: True, 64: True, 256: False, KIB: True,
     4 * KIB: False, 16 * KIB: True, 64 * KIB: False, MIB: True,

@@ -116,7 +116,7 @@ def load(name: str, group: str = "messages") -> type[Peer]:
         module = f"{__name__}.{module}"
     try:
         found: Any = getattr(importlib.import_module(module), attribute)
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # or a library that cannot begin
         raise Absent(f"{error}") from error
     if not (isinstance(found, type) and issubclass(found, Peer)):
         raise TypeError(f"{name} is no Peer")
