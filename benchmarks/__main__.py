@@ -64,11 +64,12 @@ def arguments() -> argparse.Namespace:
     )
     add("--repeats", type=repetitions, default=REPEATS, metavar="N", help="turns of each")
     add("--seconds", type=duration, metavar="S", help="length of a turn")
-    add("--timeout", type=duration, default=20.0, metavar="S", help="longest turn")
+    add("--timeout", type=duration, metavar="S", help="longest turn: 20, or quick 8")
     add("--no-pin", action="store_true", help="let the scheduler place both processes")
     add("--json", type=Path, metavar="FILE", help="write the results there as well")
     add("--pictures", type=Path, metavar="FOLDER", help="draw a picture per workload there")
     options = parser.parse_args()
+    options.timeout = options.timeout or (8.0 if options.quick else 20.0)
     options.seconds = options.seconds or (0.03 if options.quick else 0.2)
     return options
 
@@ -131,8 +132,9 @@ def main() -> int:
     ):
         for name in options.workloads:
             begun = time.monotonic()
-            results[name] = measured(runner, WORKLOADS[name], options)
-            show(WORKLOADS[name], results[name], time.monotonic() - begun)
+            if found := measured(runner, WORKLOADS[name], options):
+                results[name] = found
+                show(WORKLOADS[name], found, time.monotonic() - begun)
         about["versions"] = report.versions(pair.kind for pair in runner.pairs.values())
         absent = runner.absent
     print("versions: " + ", ".join(f"{k} {v}" for k, v in about["versions"].items()))

@@ -151,32 +151,38 @@ def answer(
 # Batches
 
 
-def send_batches(peer: Any, first: int, count: int, *, batch: int) -> dict[str, Any]:
+def send_batches(
+    peer: Any, first: int, count: int, *, batch: int, disturbed: bool = False
+) -> dict[str, Any]:
     """Send so many batches."""
     outgoing = list(records.batches(records.form(peer.form), first, count, batch))
     peer.prepare(streaming=True)
-    started = now()
-    send = peer.send_batch
-    for some in outgoing:
-        send(some)
-    peer.flush()
-    return {"started": started}
+    with company(disturbed=disturbed):
+        started = now()
+        send = peer.send_batch
+        for some in outgoing:
+            send(some)
+        peer.flush()
+        return {"started": started}
 
 
-def take_batches(peer: Any, first: int, count: int, *, batch: int) -> dict[str, Any]:
+def take_batches(
+    peer: Any, first: int, count: int, *, batch: int, disturbed: bool = False
+) -> dict[str, Any]:
     """Take as many records, in whatever batches they come, and check every number."""
     expected = records.form(peer.form)
     position, left = first * batch % records.WRAP, count * batch
     peer.prepare(streaming=True)
     recv = peer.recv_batch
-    while left:
-        # Not beyond the wrap, as what is expected is a slice.
-        got = recv(min(left, records.WRAP - position))
-        if not expected.are(got, position):
-            raise records.WrongRecords(f"after {count * batch - left} right ones")
-        left -= len(got)
-        position = (position + len(got)) % records.WRAP
-    return {"ended": now(), "batch": batch}
+    with company(disturbed=disturbed):
+        while left:
+            # Not beyond the wrap, as what is expected is a slice.
+            got = recv(min(left, records.WRAP - position))
+            if not expected.are(got, position):
+                raise records.WrongRecords(f"after {count * batch - left} right ones")
+            left -= len(got)
+            position = (position + len(got)) % records.WRAP
+        return {"ended": now(), "batch": batch}
 
 
 # At a pace, and not at all

@@ -137,13 +137,15 @@ def round_trips(value: Callable[..., float], *, disturbed: bool = False) -> tupl
     return blocking, replace(blocking, label="busy", options=options, fits=can_poll)
 
 
-def batches(*sizes: int) -> tuple[Case, ...]:
+def batches(*sizes: int, disturbed: bool = False) -> tuple[Case, ...]:
     """Return a case for batches of so many records of 64 B."""
     return tuple(
         Case(
             f"{size:,} records",
             size * RECORD,
-            {"batch": size},
+            {"batch": size, **(DISTURBED if disturbed else {})},
+            quick=not disturbed,
+            stretch=PATIENT if disturbed else 1,
             roles=("send_batches", "take_batches"),
             value=record_rate,
         )
@@ -237,6 +239,15 @@ WORKLOADS = {
             "records/s",
             True,
             batches(64, 1024),
+            "batches",
+            by_form=True,
+        ),
+        Workload(
+            "busy-batches",
+            "Batches of records of 64 B, one other busy Python thread in each process",
+            "records/s",
+            True,
+            batches(64, 1024, disturbed=True),
             "batches",
             by_form=True,
         ),
