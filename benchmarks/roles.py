@@ -96,18 +96,18 @@ def take(peer: Peer, first: int, count: int) -> None:
 
 
 def take_large(peer: Peer, heads: Iterator[bytes], iterator: Iterator[bytes] | None) -> None:
-    """Take messages, and look how they begin and how long they are."""
+    """Take messages, and look how they begin and how long they are.
+
+    Each is let go before the next is asked for: else the allocator has to get new memory from the
+    kernel, which takes longer than many a peer does, and hides what is measured.
+    """
     size = peer.size
-    if iterator is None:
-        recv = peer.recv
-        for head in heads:
-            message = recv()
-            if message[:HEAD] != head or len(message) != size:
-                raise WrongMessage(head, message)
-    else:
-        for head, message in zip(heads, iterator, strict=False):
-            if message[:HEAD] != head or len(message) != size:
-                raise WrongMessage(head, message)
+    recv = peer.recv if iterator is None else iterator.__next__
+    for head in heads:
+        message = recv()
+        if message[:HEAD] != head or len(message) != size:
+            raise WrongMessage(head, message)
+        del message
 
 
 # There and back
