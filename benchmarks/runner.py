@@ -160,6 +160,7 @@ class Runner:
         """Warm up; return how many messages fill a turn."""
         least = FEW_LARGE if case.size >= LARGE else FEW
         count = least
+        self.turn(pair, case, count)  # both make their messages, which tells nothing of the rest
         while True:
             _, taken = self.turn(pair, case, count)
             wanted = self.effort.seconds * case.stretch / taken
