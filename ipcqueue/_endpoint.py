@@ -163,7 +163,13 @@ class Endpoint:
 
     def try_pop(self) -> Any:
         """Take a record; None if there is none yet.  Raises how the connection ended."""
-        return self.or_end(self.receiving().try_pop)
+        receiver = self.receiving()
+        if receiver.try_take():
+            # No bytecode between these can be interrupted.
+            record, receiver.taken = receiver.taken, None
+            if record is not None:  # else a signal handler or another thread was first
+                return record
+        return self.or_end(receiver.try_pop)
 
     def try_pop_many(self, limit: int) -> Any:
         """Take up to `limit` records, None if there are none yet; see try_pop."""
