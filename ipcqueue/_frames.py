@@ -424,10 +424,11 @@ class FrameReceiver(ReceiverEnd):
             records, failure = self._decoded(taken)
             if failure is not None:
                 self._put_back(taken, len(records) or 1)
-            bare = strip or not records
-            if self._spent or (bare and any(built.fds or built.regions for built in taken)):
+            attached = any(built.fds or built.regions for built in taken)
+            unwanted = attached and (strip or not records)
+            if unwanted or self._spent:
                 with self._lock:
-                    if bare:
+                    if unwanted:
                         self._strip(taken)
                     self._close_spent()
             if failure is not None and not records:
@@ -471,8 +472,6 @@ class FrameReceiver(ReceiverEnd):
 
     def _strip(self, taken: list[_Built]) -> None:
         """Give up what is attached to messages that go to who has not asked for it."""
-        if not any(built.fds or built.regions for built in taken):
-            return
         spent = _attachments(taken)
         bare = [built._replace(fds=[], regions=[]) for built in taken]
         count = len(spent)
@@ -768,7 +767,7 @@ def _memory_of(region: fdpass.MemoryRegion) -> Any:
     """Return a pointer that keeps the region's memory mapped."""
     view = region.buffer[:]  # of its own, which closing the region does not revoke
     with ffi.from_buffer(view) as buffer:  # see FrameSender.try_push
-        pointer = ffi.cast("char *", int(ffi.cast("uintptr_t", buffer)))
+        pointer = ffi.cast("char *", address_of(buffer))
     # What is called in the end does nothing, and in C: there a signal handler that raises would
     # raise in vain.
     return ffi.gc(pointer, partial(operator.is_, view))
@@ -826,18 +825,9 @@ def _close_regions(built: Iterable[_Built]) -> None:
         close_received(each.regions)
 
 
-def sender(*arguments: Any) -> FrameSender:
-    """Return the sending end of a ring of frames, with the short way if there is one."""
-    return _Sender(*arguments)
-
-
-def receiver(*arguments: Any) -> FrameReceiver:
-    """Return the receiving end of a ring of frames, with the short way if there is one."""
-    return _Receiver(*arguments)
-
-
-_Sender: type[FrameSender] = FrameSender
-_Receiver: type[FrameReceiver] = FrameReceiver
+# What an Endpoint makes its ends of: with the short way, if there is one.
+sender: type[FrameSender] = FrameSender
+receiver: type[FrameReceiver] = FrameReceiver
 
 if direct is not None:
 
@@ -859,4 +849,4 @@ if direct is not None:
                 most = min(self._limits.max_message, self.capacity)
                 self.shorten(address_of(self._ring), most, None)
 
-    _Sender, _Receiver = DirectFrameSender, DirectFrameReceiver
+    sender, receiver = DirectFrameSender, DirectFrameReceiver

@@ -211,14 +211,14 @@ class Place(NamedTuple):
     start: int = 0  # the index to begin with
 
 
-def address_of(ring: Any) -> int:
-    """Return where an end's struct of the core is."""
-    return int(ffi.cast("uintptr_t", ring))
+def address_of(pointer: Any) -> int:
+    """Return where a pointer of the core points."""
+    return int(ffi.cast("uintptr_t", pointer))
 
 
 def offset_in(memory: Any, at: Any) -> int:
     """Return where a pointer of the core points, from the beginning of memory."""
-    return int(ffi.cast("uintptr_t", at)) - int(ffi.cast("uintptr_t", memory))
+    return address_of(at) - address_of(memory)
 
 
 class Views:

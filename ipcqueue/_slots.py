@@ -460,18 +460,9 @@ class SlotReceiver(ReceiverEnd):
         return at
 
 
-def sender(*arguments: Any) -> SlotSender:
-    """Return the sending end of a ring of slots, with the short way if there is one."""
-    return _Sender(*arguments)
-
-
-def receiver(*arguments: Any) -> SlotReceiver:
-    """Return the receiving end of a ring of slots, with the short way if there is one."""
-    return _Receiver(*arguments)
-
-
-_Sender: type[SlotSender] = SlotSender
-_Receiver: type[SlotReceiver] = SlotReceiver
+# What an Endpoint makes its ends of: with the short way, if there is one.
+sender: type[SlotSender] = SlotSender
+receiver: type[SlotReceiver] = SlotReceiver
 
 if direct is not None:
 
@@ -489,4 +480,4 @@ if direct is not None:
             super().__init__(*arguments)
             self.shorten(address_of(self._ring), self._size, None if self._plain else self._decode)
 
-    _Sender, _Receiver = DirectSlotSender, DirectSlotReceiver
+    sender, receiver = DirectSlotSender, DirectSlotReceiver
