@@ -42,7 +42,7 @@ from ._handshake import Role
 from ._loan import Borrowing, Loan
 from ._message import Encoded, Message, Received
 from ._opening import Opening, Terms, checked_socket, deadline_of
-from ._queue import Connection, Receiver, Sender, iterate, open_pair, pair
+from ._queue import Connection, Receiver, Sender, open_pair, pair
 from ._record import char, f32, f64, i8, i16, i32, i64, u8, u16, u32, u64
 from ._sending import BatchSending, Sending
 
@@ -97,7 +97,6 @@ __all__ = [
     "i16",
     "i32",
     "i64",
-    "iterate",
     "open_pair",
     "pair",
     "u8",

@@ -14,7 +14,6 @@ it announced itself after the read, so the doorbell that answers is still to com
 from __future__ import annotations
 
 import math
-import os
 import select
 import threading
 import time
@@ -34,10 +33,6 @@ if TYPE_CHECKING:
     from ._opening import Opening
 
 T = TypeVar("T")
-
-# Looking for what is about to come costs less than sleeping (70 to 95 microseconds to wake up on
-# a virtual machine), but on one processor it only keeps the peer from running.
-SPIN_NS = 20_000 if len(os.sched_getaffinity(0)) > 1 else 0
 
 # Sleepers look again this often, in seconds, even if nothing woke them.  It should never find
 # anything; statistics().rescues counts when it does.
@@ -76,8 +71,8 @@ class Threads:
         self,
         record: Any,
         timeout: float | None,
-        fds: Iterable[Any] = (),
-        regions: Iterable[Any] = (),
+        fds: Iterable[Any] | None = None,
+        regions: Iterable[Any] | None = None,
     ) -> None:
         """Publish a record; raise Full if there was no space in time."""
         sender = self._endpoint.sending()
@@ -142,8 +137,13 @@ class Threads:
         return self._until(self._endpoint.try_receive, Event.RECORDS, timeout)
 
     def pop(self, timeout: float | None) -> Any:
-        """Take a record; None if none came in time."""
-        return self._until(self._endpoint.try_pop, Event.RECORDS, timeout)
+        """Take a record; None if none came in time.
+
+        What the short way can do, spinning too, was tried already.
+        """
+        endpoint = self._endpoint
+        spun = timeout is None and endpoint.receiving().spins
+        return self._until(endpoint.try_pop, Event.RECORDS, timeout, spun=spun)
 
     def pop_many(self, limit: int | None, timeout: float | None) -> Any:
         """Wait for a record, then take all that is there; empty if none came in time."""
@@ -193,6 +193,8 @@ class Threads:
         event: Event,
         timeout: float | None,
         units: Callable[[], int] = lambda: 1,
+        *,
+        spun: bool = False,
     ) -> T | None:
         """Call `attempt` until it gives something, sleeping for `event` in between.
 
@@ -203,11 +205,18 @@ class Threads:
             return result
         if timeout == 0:
             self._endpoint.turn()  # or the end of the connection would never be seen
+            if event is Event.RECORDS:
+                self._endpoint.looked()
             return attempt()
-        if self._spin(event, units()) and (result := attempt()) is not None:
+        if not spun and self._look(event, units()) and (result := attempt()) is not None:
             return result
         while True:
-            by_the_clock = self._sleep(event, deadline, units())
+            if self._endpoint.busy and event is not Event.MESSAGE:
+                by_the_clock = False
+                self._look(event, units())
+                self._endpoint.turn()
+            else:
+                by_the_clock = self._sleep(event, deadline, units())
             if (result := attempt()) is not None:
                 self._endpoint.rescues += by_the_clock
                 return result
@@ -215,12 +224,10 @@ class Threads:
                 self._endpoint.turn()  # a short timeout may have left no time to read
                 return attempt()
 
-    def _spin(self, event: Event, units: int) -> bool:
-        if not SPIN_NS:
-            return False
+    def _look(self, event: Event, units: int) -> bool:
         if event is Event.RECORDS:
-            return self._endpoint.receiving().spin(SPIN_NS)
-        return event is Event.SPACE and self._endpoint.sending().spin(SPIN_NS, units)
+            return self._endpoint.receiving().look()
+        return event is Event.SPACE and self._endpoint.sending().look(units)
 
     def _sleep(self, event: Event, deadline: float, units: int) -> bool:
         """Sleep until `event` may have come; return whether only a slice of time had passed."""

@@ -51,7 +51,7 @@ from ._message import MessageCodec, Received
 from ._ring import Place
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from fdpass import Credentials
 
@@ -128,24 +128,26 @@ class Endpoint:
         self.sender: SenderEnd | None = None
         self.receiver: ReceiverEnd | None = None
         self._peer_limits = _segment.limits_of(peer.identity)
+        self.busy = terms.patience == _ring.BUSY
         self._most_fds = terms.limits.most_fds()
         codec, both, trouble = self.codec, (own.mapping, peer.mapping), _weak_trouble(self)
         bell = opening.sock.fileno()
         if terms.role.sends:
-            place = Place(own.identity.capacity, codec.size, bell)
+            place = Place(own.identity.capacity, codec.size, bell, patience=terms.patience)
             if isinstance(codec, MessageCodec):
                 limits = self._peer_limits
                 self.sender = _frames.sender(*both, place, codec, trouble, limits, terms.inline)
             else:
                 self.sender = _slots.sender(*both, place, codec, trouble)
         if terms.role.receives:
-            place = Place(peer.identity.capacity, codec.size, bell)
+            place = Place(peer.identity.capacity, codec.size, bell, patience=terms.patience)
             if isinstance(codec, MessageCodec):
                 self.receiver = _frames.receiver(
                     *both, place, codec, trouble, terms.limits, self._attached
                 )
             else:
                 self.receiver = _slots.receiver(*both, place, codec, trouble)
+        self.ready: Iterable[Any] = () if self.receiver is None else self.receiver.ready(False)
         self._released = False
         fdpass.renewed_after_fork(self)
 
@@ -164,16 +166,18 @@ class Endpoint:
     def try_pop(self) -> Any:
         """Take a record; None if there is none yet.  Raises how the connection ended."""
         receiver = self.receiving()
-        if receiver.try_take():
-            # No bytecode between these can be interrupted.
-            record, receiver.taken = receiver.taken, None
-            if record is not None:  # else a signal handler or another thread was first
-                return record
+        for record in self.ready:
+            return record
         return self.or_end(receiver.try_pop)
 
     def try_pop_many(self, limit: int) -> Any:
         """Take up to `limit` records, None if there are none yet; see try_pop."""
         receiver = self.receiving()
+        if receiver.take_many(limit):
+            # No bytecode between these can be interrupted.
+            records, receiver.ahead = receiver.ahead, None
+            if records is not None:  # else a signal handler or another thread was first
+                return records
 
         def attempt() -> Any:
             receiver.prepare(limit)
@@ -285,7 +289,7 @@ class Endpoint:
         """Whether the next record can be pushed at once; None if not.  Raises the end."""
         if self.closed or self._end is not None:
             self.raise_end()
-        return self.sending().spin(0, self.enough()) or None
+        return self.sending().has_space(self.enough()) or None
 
     def enough(self) -> int:
         """Return how much space is enough for any record: records, or bytes of messages."""
@@ -377,6 +381,11 @@ class Endpoint:
                     self._users -= 1
                     if self.closed and not self._users:
                         self._release()
+
+    def looked(self) -> None:
+        """Have the receiving end know that the socket was read just now, and has not ended."""
+        if not self.ended and not self._unread:
+            self.receiving().looked()
 
     def turn(self) -> None:
         """Read the control messages that wait, unless somebody else is reading."""

@@ -36,6 +36,7 @@ from ._ring import (
     ERROR,
     FORKED,
     FULL,
+    MOST_AHEAD,
     STUCK,
     U64,
     Lent,
@@ -60,7 +61,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _push, _push_many, _look = lib.ipcq_frame_push, lib.ipcq_frame_push_many, lib.ipcq_frame_look
-_free = lib.ipcq_take
+_free, _see, _seen = lib.ipcq_take, lib.ipcq_see, lib.ipcq_seen
 _MAX_FDS: int = lib.IPCQ_MAX_FRAME_FDS
 HEADER: int = lib.IPCQ_FRAME_ALIGN
 _HEADER = struct.Struct("=IIHHHH")  # struct ipcq_frame
@@ -145,8 +146,8 @@ class FrameSender(SenderEnd):
     def parcel(
         self,
         record: Any,
-        fds: Iterable[int | fdpass.Fd] = (),
-        regions: Iterable[fdpass.MemoryRegion] = (),
+        fds: Iterable[int | fdpass.Fd] | None = None,
+        regions: Iterable[fdpass.MemoryRegion] | None = None,
     ) -> Parcel:
         """Encode a message; raise BadRecord, TooLarge or Unaccepted for what cannot be sent."""
         return self._parcel_of(self._encode(record), fds, regions)
@@ -154,8 +155,8 @@ class FrameSender(SenderEnd):
     def _parcel_of(
         self,
         framed: Framed,
-        fds: Iterable[int | fdpass.Fd] = (),
-        regions: Iterable[fdpass.MemoryRegion] = (),
+        fds: Iterable[int | fdpass.Fd] | None = None,
+        regions: Iterable[fdpass.MemoryRegion] | None = None,
     ) -> Parcel:
         size = len(framed.data)
         self._limits.check_size(size)
@@ -205,7 +206,7 @@ class FrameSender(SenderEnd):
         """Publish one message; False if there is no space.  Raises BadRecord, TooLarge."""
         framed = self._encode(record)
         if self._travels_outside(len(framed.data)):
-            if not self.spin(0, HEADER):
+            if not self.has_space(HEADER):
                 return False  # before memory is made for nothing
             with self._parcel_of(framed) as parcel:
                 return bool(self.try_send(parcel))
@@ -362,7 +363,6 @@ class FrameReceiver(ReceiverEnd):
         self._scratch: list[tuple[Any, Any]] = []
         self._lending: _Lending | None = None
         self._spent: list[Spent] = []
-        self._taken_end = self._taken_tag = self._taken_flags = 0  # of what is in `taken`
 
     @property
     def lacking(self) -> int | None:
@@ -372,19 +372,31 @@ class FrameReceiver(ReceiverEnd):
 
     def holds(self) -> bool:
         """Whether messages wait in this process already."""
-        return bool(self.taken is not None or self._built)
+        return bool(self.ahead or self._built)
 
     def _reclaim(self) -> None:
-        """Keep what the short way has taken and nobody has fetched."""
-        record = self.taken
-        if record is not None:
-            raw = Framed(record, self._taken_tag, self._taken_flags)
-            built = _Built(self._taken_end, self._handed - 1, raw, [], [])
-            if self.taken is record:  # else a signal handler has fetched it
+        """Keep what the short way has taken and nobody has fetched: behind what is built already.
+
+        Their frames are free already, so that they end here is as good as true.
+        """
+        while ahead := self.ahead:
+            place, built, handed, end = self.place, self._built, self._handed, self._next
+            first = handed - (len(ahead) - place)
+            more = [
+                _Built(end, first + i, Framed(data, 0, 0), [], [])
+                for i, data in enumerate(ahead[place:])
+            ]
+            if (
+                self.ahead is ahead
+                and self.place == place
+                and self._built is built
+                and self._handed == handed
+            ):  # else a signal handler has used this end meanwhile
                 # No bytecode between these can be interrupted.
-                self._built = [built, *self._built]
-                self._handed -= 1
-                self.taken = None
+                self._built = built + more
+                self._handed = first
+                self.ahead = None
+                self.place = 0
 
     def prepare(self, limit: int) -> None:
         """Build up to `limit` messages without taking them."""
@@ -621,6 +633,7 @@ class FrameReceiver(ReceiverEnd):
         spent: list[Spent] = []
         frame, position = scratch = self._scratch.pop() if self._scratch else _new_scratch()
         failure: Exception | None = None
+        _see(ring)
         try:
             while len(built) < limit and self._look(ring, at, frame, position):
                 if frame.fds + frame.regions and built and carrying >= MAX_ATTACHED:
@@ -639,6 +652,8 @@ class FrameReceiver(ReceiverEnd):
                     used += 1
                     carrying += 1
                     spent += descriptors[len(one.fds) :]
+                if not _seen(ring, at):
+                    break
         except Exception as error:  # noqa: BLE001 (raised unless a signal handler was the cause)
             failure = error
         except BaseException:
@@ -773,9 +788,9 @@ def _memory_of(region: fdpass.MemoryRegion) -> Any:
     return ffi.gc(pointer, partial(operator.is_, view))
 
 
-def _tuple_of(what: str, attached: Iterable[T]) -> tuple[T, ...]:
+def _tuple_of(what: str, attached: Iterable[T] | None) -> tuple[T, ...]:
     try:
-        return tuple(attached)
+        return () if attached is None else tuple(attached)
     except TypeError as error:
         raise BadRecord(f"{what} is a sequence, not {type(attached).__name__}") from error
 
@@ -841,12 +856,13 @@ if direct is not None:
             self.shorten(address_of(self._ring), most, None)
 
     class DirectFrameReceiver(direct.FrameReceiver, FrameReceiver):  # type: ignore[misc]
-        """A FrameReceiver with a try_take, of one call of C for bytes; see core/direct.c."""
+        """A FrameReceiver with a short way for bytes that are there; see core/direct.c."""
+
+        spins = True
 
         def __init__(self, *arguments: Any) -> None:
             super().__init__(*arguments)
-            if self._plain:
-                most = min(self._limits.max_message, self.capacity)
-                self.shorten(address_of(self._ring), most, None)
+            most = min(self._limits.max_message, self.capacity)
+            self.shorten(address_of(self._ring), most, MOST_AHEAD, self._plain, None, None)
 
     sender, receiver = DirectFrameSender, DirectFrameReceiver

@@ -59,6 +59,11 @@ DEFAULT_BYTES = 1 << 20
 INLINE_PART = 4
 
 
+# How to wait; and the longest time to look before sleeping, in seconds: the socket, through which
+# the end comes, is looked at only then.
+STRATEGIES = ("spin", "busy", "sleep")
+MOST_SPIN = _ring.MOST_SPIN_NS / 1e9
+
 # More bytes than any file has.
 _ANY_SIZE = 1 << 62
 
@@ -77,6 +82,24 @@ def checked_flag(what: str, flag: bool) -> bool:
     if not isinstance(flag, bool):
         raise TypeError(f"{what} is True or False, not {flag!r}")
     return flag
+
+
+def checked_patience(wait: str, spin: float | None) -> _ring.Patience:
+    """Return how long to look before sleeping; raise TypeError or ValueError for what says nothing.
+
+    `spin` is in seconds.
+    """
+    if wait not in STRATEGIES:
+        raise ValueError(f"wait is one of {STRATEGIES}, not {wait!r}")
+    if spin is None:
+        return {"spin": _ring.ADAPTIVE, "busy": _ring.BUSY, "sleep": _ring.Patience(0, False)}[wait]
+    if isinstance(spin, bool) or not isinstance(spin, int | float):
+        raise TypeError(f"spin is a number of seconds or None, not {spin!r}")
+    if wait != "spin":
+        raise ValueError(f"spin goes with wait='spin', not with wait={wait!r}")
+    if not 0 <= spin <= MOST_SPIN:
+        raise ValueError(f"spin is from 0 to {MOST_SPIN} seconds, not {spin}")
+    return _ring.Patience(int(spin * 1e9), False)
 
 
 class Terms:
@@ -99,6 +122,8 @@ class Terms:
         accept_shared: bool = False,
         accept_sockets: bool = False,
         max_region: int = Limits.max_region,
+        wait: str = "spin",
+        spin: float | None = None,
     ) -> None:
         """Take the options that every constructor and listener passes on; see Connection."""
         deadline_of(timeout)
@@ -131,6 +156,7 @@ class Terms:
         self.timeout = timeout
         self.allow_uids = allow_uids
         self.max_segment = max_segment
+        self.patience = checked_patience(wait, spin)
 
 
 class Opening:

@@ -89,7 +89,8 @@ def char(n: int) -> Any:
     return Annotated[bytes, f"{n}s"]
 
 
-def _in_place(memory: memoryview) -> memoryview:
+def in_place(memory: memoryview) -> memoryview:
+    """Show records as the bytes they are, where they are."""
     return memory
 
 
@@ -120,7 +121,7 @@ class Codec:
     encode_many: Callable[[Iterable[Any]], tuple[BytesLike, int]]
     decode: Callable[[BytesLike], Any]
     decode_many: Callable[[BytesLike, int], Any]
-    view: Callable[[memoryview], Any] = _in_place
+    view: Callable[[memoryview], Any] = in_place
     shape: ClassVar[int] = 0  # IPCQ_SLOTS
 
     def __repr__(self) -> str:

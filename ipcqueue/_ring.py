@@ -28,7 +28,7 @@ from ._handshake import MAGIC, Identity
 from ._waiting import lib as waiting
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from contextlib import AbstractContextManager
 
 DONE: int = lib.IPCQ_DONE
@@ -202,6 +202,24 @@ class Lent(NamedTuple):
     flags: int
 
 
+class Patience(NamedTuple):
+    """How long an end looks for what is about to come before it sleeps."""
+
+    nanoseconds: int
+    adaptive: bool  # less while it does not pay
+
+
+# Records that a loop takes at once, ahead of its body.  A guess: enough to spread what taking costs
+# over, and few to lose where the receiver dies.
+MOST_AHEAD = 64
+
+MOST_SPIN_NS: int = lib.IPCQ_MOST_SPIN_NS
+FOR_EVER = 1 << 63  # nanoseconds
+BUSY = Patience(FOR_EVER, False)
+# On a single processor it would only keep the peer from running.
+ADAPTIVE = Patience(lib.IPCQ_SPIN_NS, True) if (os.cpu_count() or 1) > 1 else Patience(0, False)
+
+
 class Place(NamedTuple):
     """Where a ring is, and what it counts in."""
 
@@ -209,6 +227,7 @@ class Place(NamedTuple):
     unit: int  # bytes of one
     bell: int  # the socket to ring the peer's doorbell on
     start: int = 0  # the index to begin with
+    patience: Patience | None = None  # None: as is best
 
 
 def address_of(pointer: Any) -> int:
@@ -348,6 +367,7 @@ class SenderEnd(End):
         lib.ipcq_sender_init(
             ring, own.at, peer.at, place.capacity, place.unit, place.bell, place.start
         )
+        lib.ipcq_sender_patience(ring, *(place.patience or ADAPTIVE))
         super().__init__(place, ring, own, trouble)
 
     def try_push(self, record: Any) -> bool:
@@ -355,7 +375,7 @@ class SenderEnd(End):
         raise NotImplementedError
 
     def parcel(
-        self, record: Any, fds: Iterable[Any] = (), regions: Iterable[Any] = ()
+        self, record: Any, fds: Iterable[Any] | None = None, regions: Iterable[Any] | None = None
     ) -> AbstractContextManager[Any]:
         """Encode a record, to try more than once; raise BadRecord if it cannot be sent."""
         raise NotImplementedError
@@ -433,10 +453,15 @@ class SenderEnd(End):
         """The space that is enough for any record."""
         return 1
 
-    def spin(self, nanoseconds: int, units: int = 1) -> bool:
-        """Look for space for a while."""
+    def has_space(self, units: int = 1) -> bool:
+        """Whether there is space; also for what else there is no need to wait for."""
         ring = self._ring
-        return ring is None or waiting.ipcq_spin_space(ring, units, nanoseconds) == DONE
+        return ring is None or waiting.ipcq_spin_space(ring, units, 0) == DONE
+
+    def look(self, units: int) -> bool:
+        """Look for space as long as that is worth it."""
+        ring = self._ring
+        return ring is None or waiting.ipcq_await_space(ring, units) == DONE
 
     def arm(self, units: int = 1) -> bool:
         """Ask for a doorbell when there is space; False if there is no need to sleep."""
@@ -470,6 +495,7 @@ class ReceiverEnd(End):
         lib.ipcq_receiver_init(
             ring, own.at, peer.at, place.capacity, place.unit, place.bell, place.start
         )
+        lib.ipcq_receiver_patience(ring, *(place.patience or ADAPTIVE))
         super().__init__(place, ring, peer, trouble)
 
     dropped = 0
@@ -491,12 +517,42 @@ class ReceiverEnd(End):
         """Take up to `limit` records and no more than a ringful; None if there are none."""
         raise NotImplementedError
 
-    taken: Any = None
-    """What try_take() has taken; whoever fetches it puts None there."""
+    ahead: list[Any] | None = None
+    """The records that take_many() has taken, or a loop ahead of itself; whoever fetches them puts
+    None there."""
 
-    def try_take(self) -> bool:
-        """Take one record the short way, into `taken`; False if that is not to be had."""
+    place = 0
+    """Where in `ahead` the next one stands; those before it were handed out."""
+
+    spins = False
+    """Whether a patient loop, see ready(), looks for what is about to come."""
+
+    def ready(self, patient: bool) -> Iterable[Any]:  # noqa: ARG002 (as in core/direct.c)
+        """Return, for a loop, the records that can be taken the short way, one by one.
+
+        `patient`: after looking for one as long as that is worth it.  A loop, since between its
+        step and its variable CPython looks for no signal, as it does after each call.
+        """
+        return ()
+
+    def take_many(self, limit: int) -> bool:  # noqa: ARG002 (as in core/direct.c)
+        """Take up to `limit` the short way, into `ahead`; False if that is not to be had."""
         return False
+
+    def is_quiet(self) -> bool:
+        """Whether nothing waits, and nothing was wrong a moment ago; False if that is not known."""
+        return False
+
+    def looked(self) -> None:
+        """Note that the socket was just looked at."""
+
+    def all(self, receive: Callable[[], Any], end: type[BaseException]) -> Iterator[Any]:
+        """Yield what `receive` returns until it raises `end`; perhaps taking some ahead."""
+        try:
+            while True:
+                yield receive()
+        except end:
+            return
 
     def holds(self) -> bool:
         """Whether records wait in this process already."""
@@ -513,10 +569,15 @@ class ReceiverEnd(End):
         """Take the memory back, and free what was lent if it is to be taken."""
         raise NotImplementedError
 
-    def spin(self, nanoseconds: int) -> bool:
-        """Look for records for a while."""
+    def has_records(self) -> bool:
+        """Whether records wait in the ring; also for what else there is no need to wait for."""
         ring = self._ring
-        return ring is None or waiting.ipcq_spin_records(ring, nanoseconds) == DONE
+        return ring is None or waiting.ipcq_spin_records(ring, 0) == DONE
+
+    def look(self) -> bool:
+        """Look for records as long as that is worth it."""
+        ring = self._ring
+        return ring is None or waiting.ipcq_await_records(ring) == DONE
 
     def arm(self) -> bool:
         """Ask for a doorbell when there is a record; False if there is no need to sleep."""

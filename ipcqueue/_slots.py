@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from ._binding import direct
 from ._core import ffi, lib
 from ._errors import Unaccepted
+from ._record import in_place
 from ._ring import (
     AGAIN,
     CLOSED,
     DONE,
     EMPTY,
     FULL,
+    MOST_AHEAD,
     U64,
     Lent,
     Mapping,
@@ -100,9 +102,11 @@ class SlotSender(SenderEnd):
 
     push_slowly = try_push  # what try_push does where the short way ends
 
-    def parcel(self, record: Any, fds: Iterable[Any] = (), regions: Iterable[Any] = ()) -> Parcel:
+    def parcel(
+        self, record: Any, fds: Iterable[Any] | None = None, regions: Iterable[Any] | None = None
+    ) -> Parcel:
         """Encode a record to push; raise BadRecord if it is none."""
-        if tuple(fds) or tuple(regions):
+        if any(tuple(each) for each in (fds, regions) if each is not None):
             raise Unaccepted(
                 "descriptors and memory regions go with messages (record=bytes), "
                 "not with records of a fixed size"
@@ -196,7 +200,7 @@ class SlotReceiver(ReceiverEnd):
     def holds(self) -> bool:
         """Whether records wait in this process already."""
         ring = self._ring
-        return bool(self.taken is not None or self._kept or self._stash) or (
+        return bool(self.ahead or self._kept or self._stash) or (
             ring is not None and bool(lib.ipcq_undelivered(ring, self._delivered))
         )
 
@@ -321,12 +325,24 @@ class SlotReceiver(ReceiverEnd):
                 return record
 
     def _reclaim(self) -> None:
-        """Keep what the short way has taken and nobody has fetched."""
-        record = self.taken
-        if record is not None:
-            # No bytecode between these can be interrupted.
-            self._kept = [record, *self._kept]
-            self.taken = None
+        """Keep what the short way has taken and nobody has fetched: behind what is kept already."""
+        while ahead := self.ahead:
+            place, kept, stash = self.place, self._kept, self._stash
+            records = ahead[place:]
+            raw = b"".join(bytes(self._codec.encode(each)) for each in records) if stash else b""
+            if (
+                self.ahead is ahead
+                and self.place == place
+                and self._kept is kept
+                and self._stash is stash
+            ):  # else a signal handler has used this end meanwhile
+                # No bytecode between these can be interrupted.
+                if stash:
+                    self._stash = stash + raw
+                else:
+                    self._kept = kept + records
+                self.ahead = None
+                self.place = 0
 
     def _decode_stashed(self, stash: bytes) -> Any:
         first = stash[: self._size]
@@ -474,10 +490,16 @@ if direct is not None:
             self.shorten(address_of(self._ring), self._size, None if self._plain else self._encode)
 
     class DirectSlotReceiver(direct.SlotReceiver, SlotReceiver):  # type: ignore[misc]
-        """A SlotReceiver with a try_take, of one call of C; see core/direct.c."""
+        """A SlotReceiver with a short way for records that are there; see core/direct.c."""
+
+        spins = True
 
         def __init__(self, *arguments: Any) -> None:
             super().__init__(*arguments)
-            self.shorten(address_of(self._ring), self._size, None if self._plain else self._decode)
+            codec = self._codec
+            lists = codec.view is in_place  # else arrays
+            decode = (self._decode, codec.decode_many if lists else None)
+            ahead = min(self.capacity // 4, MOST_AHEAD)
+            self.shorten(address_of(self._ring), self._size, ahead, self._plain, *decode)
 
     sender, receiver = DirectSlotSender, DirectSlotReceiver

@@ -226,8 +226,8 @@ class Interface(trio.abc.Channel[Any]):
         record: Any,
         timeout: float | None = None,
         *,
-        fds: Iterable[int | Fd] = (),
-        regions: Iterable[MemoryRegion] = (),
+        fds: Iterable[int | Fd] | None = None,
+        regions: Iterable[MemoryRegion] | None = None,
     ) -> None:
         """Publish one record: it is then the peer's, even if this process dies.
 

@@ -37,6 +37,7 @@ from ipcqueue import (
     Sender,
     Terms,
     _blocking,
+    _ring,
     _segment,
     open_pair,
 )
@@ -51,7 +52,7 @@ HEAD, TAIL, ENDED = 1024, 1152, 1288
 
 @pytest.fixture(autouse=True)
 def _wake_ups_only(monkeypatch):
-    monkeypatch.setattr(_blocking, "SPIN_NS", 0)
+    monkeypatch.setattr(_ring, "ADAPTIVE", _ring.Patience(0, adaptive=False))
     monkeypatch.setattr(_blocking, "SLICE", 3600.0)
 
 
@@ -261,9 +262,9 @@ class TestTimeouts:
         assert second.endpoint.statistics().doorbells == 0
         assert first.endpoint.statistics().waits > 0
 
-    def test_what_comes_while_looking_is_not_slept_for(self, sides, monkeypatch):
-        monkeypatch.setattr(_blocking, "SPIN_NS", 1 << 62)
-        first, second = sides
+    def test_what_comes_while_looking_is_not_slept_for(self, make_sides, monkeypatch):
+        monkeypatch.setattr(_ring, "ADAPTIVE", _ring.BUSY)
+        first, second = make_sides(4)
         first.push((1,), None)
         assert second.pop(None) == (1,)
         assert second.endpoint.statistics().waits == 0
@@ -479,7 +480,7 @@ class TestOneSocketForAll:
     def test_several_threads_push_and_pop_and_nothing_is_lost(
         self, make_sides, in_thread, monkeypatch, capacity, spin
     ):
-        monkeypatch.setattr(_blocking, "SPIN_NS", spin)
+        monkeypatch.setattr(_ring, "ADAPTIVE", _ring.Patience(spin, adaptive=False))
         first, second = make_sides(capacity, "<HI")
         threads, each = 3, 300
 
@@ -691,8 +692,8 @@ def echo(side, total):
 
 ECHO = """
 import socket, sys
-from ipcqueue import Opening, Role, Terms, _blocking
-_blocking.SPIN_NS = 0
+from ipcqueue import Opening, Role, Terms, _blocking, _ring
+_ring.ADAPTIVE = _ring.Patience(0, False)
 terms = Terms("<Q", Role(sends=True, receives=True), capacity=1)
 endpoint = _blocking.open_endpoint(Opening(socket.socket(fileno=int(sys.argv[1])), terms))
 side = _blocking.Threads(endpoint)
@@ -1041,10 +1042,10 @@ class TestClosedAnywhere:
 STORM = """
 import os, signal, socket, sys, threading
 import ipcqueue
-from ipcqueue import EndOfStream, Opening, Role, Terms, _blocking
+from ipcqueue import EndOfStream, Opening, Role, Terms, _blocking, _ring
 
 descriptor, how, storms, spin = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-_blocking.SPIN_NS = spin
+_ring.ADAPTIVE = _ring.Patience(spin, False)
 sock = socket.socket(fileno=descriptor)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 over, interrupts, acknowledge = False, 0, True

@@ -25,6 +25,7 @@ from places import STEP, Interrupt, interrupt
 import fdpass
 import memenpsf
 from ipcqueue import Encoded, Message, Role, Terms, _endpoint, open_pair
+from ipcqueue._binding import direct
 from ipcqueue._ring import Place
 from memenpsf import CorruptPeer, Full, Interface, PeerDied
 
@@ -932,11 +933,11 @@ def test_descriptors_without_a_frame_are_kept_to_a_number_and_closed(hostile):
     ends = it.pipe()
     for _ in range(MOST_ATTACHED):
         it.give(ends[0])
-        assert it.victim.recv(timeout=0) is None
+        assert it.victim.recv_message(timeout=0) is None
     assert open_descriptors() == before + 2 + MOST_ATTACHED
     it.give(ends[0])
     with pytest.raises(CorruptPeer, match="1 descriptors nobody asked for"):
-        it.victim.recv(timeout=0)
+        it.victim.recv_message(timeout=0)
     it.victim.close()
     it.endpoint.close()
     assert open_descriptors() < before
@@ -1194,7 +1195,10 @@ def test_an_exception_anywhere_in_receiving_neither_loses_nor_doubles(files, how
         return call(prepared.other._endpoint)
 
     step = STEP if touched > 1 else 1
-    assert at_every_place(prepared, receive, interrupt, check, first + held, step) > 1
+    least = (
+        0 if how == "recv" and first == 0 and direct is not None else 5
+    )  # the short way is short
+    assert at_every_place(prepared, receive, interrupt, check, first + held, step) > least
 
 
 HANDLING = [
@@ -1447,6 +1451,7 @@ def test_an_interrupt_and_then_fewer_messages_do_not_give_space_back_twice(monke
         one.xmit_many([b"1" * 1000, b"2" * 1000, b"3" * 1000])
         receiver = other._endpoint.receiver
         with monkeypatch.context() as patch, pytest.raises(Interrupt):
+            patch.setattr(receiver, "take_many", lambda _: False)  # the long way
             patch.setattr(receiver, "_decoded", lambda _: interrupt())
             other.recv_vectored(timeout=0)
         for n in range(2):  # into the space that is free

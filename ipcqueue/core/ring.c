@@ -43,13 +43,37 @@ static void withdraw(struct bell *bell, _Atomic uint32_t *shared)
         atomic_store_explicit(shared, ++bell->epoch, memory_order_relaxed);
 }
 
-static void relax(void)
+/* -- patience -------------------------------------------------------------------------------- */
+
+static void set_patience(struct patience *p, uint64_t nanoseconds, int adaptive)
 {
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ __volatile__("isb");
-#endif
+    p->most = nanoseconds < IPCQ_MOST_SPIN_NS ? nanoseconds : IPCQ_MOST_SPIN_NS;
+    p->adaptive = adaptive;
+}
+
+static uint64_t patience(struct patience *p, struct ipcq_segment *own)
+{
+    if (!p->adaptive)
+        return p->most;
+    uint64_t rung = atomic_load_explicit(&own->sending.doorbells, memory_order_relaxed) +
+                    atomic_load_explicit(&own->receiving.doorbells, memory_order_relaxed);
+    uint64_t before = atomic_exchange_explicit(&p->rung, rung, memory_order_relaxed);
+    uint32_t skip = atomic_load_explicit(&p->skip, memory_order_relaxed);
+    if (skip > 0) {
+        atomic_store_explicit(&p->skip, skip - 1, memory_order_relaxed);
+        return 0;
+    }
+    return p->most + (rung != before ? WAKING_NS : 0);
+}
+
+static void learn(struct patience *p, int came)
+{
+    if (!p->adaptive)
+        return;
+    uint32_t penalty = atomic_load_explicit(&p->penalty, memory_order_relaxed);
+    penalty = came ? 0 : penalty == 0 ? 1 : penalty < MOST_PENALTY ? 2 * penalty : penalty;
+    atomic_store_explicit(&p->penalty, penalty, memory_order_relaxed);
+    atomic_store_explicit(&p->skip, penalty, memory_order_relaxed);
 }
 
 /* -- sending ------------------------------------------------------------------------------ */
@@ -100,6 +124,23 @@ int ipcq_spin_space(ipcq_sender *s, uint64_t units, uint64_t nanoseconds)
         }
     } while (now_ns(CLOCK_MONOTONIC) < end);
     return IPCQ_FULL;
+}
+
+void ipcq_sender_patience(ipcq_sender *s, uint64_t nanoseconds, int adaptive)
+{
+    set_patience(&s->patience, nanoseconds, adaptive);
+}
+
+int ipcq_await_space(ipcq_sender *s, uint64_t units)
+{
+    uint64_t most = patience(&s->patience, s->own);
+    if (most == 0)
+        return IPCQ_FULL;
+    uint64_t some = s->capacity / 8;
+    int came = ipcq_spin_space(s, units > some ? units : some, most) == IPCQ_DONE ||
+               has_space(s, units);
+    learn(&s->patience, came);
+    return came ? IPCQ_DONE : IPCQ_FULL;
 }
 
 int ipcq_arm_space(ipcq_sender *s, uint64_t units)
@@ -168,6 +209,8 @@ void ipcq_receiver_init(ipcq_receiver *r, void *own, const void *peer, uint64_t 
     r->bell.socket = bell;
     atomic_init(&r->tail, tail);
     r->head = tail;
+    /* Frames have units of a byte; so have slots of one byte, for which few is then many. */
+    r->stream.few = slot_size == 1 ? FEW_BYTES : FEW_SLOTS;
 }
 
 void ipcq_receiver_silence(ipcq_receiver *r)
@@ -183,6 +226,17 @@ int ipcq_look(ipcq_receiver *r, uint64_t from, const char **at, uint64_t *run)
     *at = (const char *)r->peer->slots + slot * r->slot_size;
     *run = n <= r->capacity - slot ? n : r->capacity - slot;
     return result;
+}
+
+void ipcq_see(ipcq_receiver *r)
+{
+    if (!forked(r->forks, r->generation))
+        look_for_records(r, atomic_load_explicit(&r->tail, memory_order_relaxed));
+}
+
+uint64_t ipcq_seen(const ipcq_receiver *r, uint64_t from)
+{
+    return r->head - from;
 }
 
 int ipcq_take(ipcq_receiver *r, uint64_t to)
@@ -216,6 +270,37 @@ int ipcq_spin_records(ipcq_receiver *r, uint64_t nanoseconds)
         }
     } while (now_ns(CLOCK_MONOTONIC) < end);
     return IPCQ_EMPTY;
+}
+
+int ipcq_is_quiet(ipcq_receiver *r, uint64_t from)
+{
+    return look_from(r, from) == IPCQ_EMPTY &&
+           !atomic_load_explicit(&r->peer->closed, memory_order_relaxed);
+}
+
+void ipcq_receiver_patience(ipcq_receiver *r, uint64_t nanoseconds, int adaptive)
+{
+    set_patience(&r->patience, nanoseconds, adaptive);
+}
+
+uint64_t ipcq_patience(ipcq_receiver *r)
+{
+    return patience(&r->patience, r->own);
+}
+
+void ipcq_learn(ipcq_receiver *r, int came)
+{
+    learn(&r->patience, came);
+}
+
+int ipcq_await_records(ipcq_receiver *r)
+{
+    uint64_t most = ipcq_patience(r);
+    if (most == 0)
+        return IPCQ_EMPTY;
+    int result = ipcq_spin_records(r, most);
+    ipcq_learn(r, result == IPCQ_DONE);
+    return result;
 }
 
 int ipcq_arm_records(ipcq_receiver *r)

@@ -7,9 +7,10 @@
  * once.  _build.py hands this file to cdef() without the lines that begin with '#', and
  * accepts only the three above; constants are enums for that reason.
  *
- * Nothing here allocates, and nothing blocks but ipcq_spin_* for as long as it is told.
+ * Nothing here allocates, and nothing blocks but ipcq_spin_* and ipcq_await_*, for as long
+ * as they are told.
  * Calls that take a sender (or a receiver) must not run concurrently for the same one,
- * except ipcq_undelivered, ipcq_spin_*, ipcq_arm_* and ipcq_disarm_*, which may run beside push
+ * except ipcq_undelivered, ipcq_spin_*, ipcq_await_*, ipcq_arm_* and ipcq_disarm_*, which may run beside push
  * and pop; arm and disarm not beside each other.  Results: 0 done, positive expected, negative
  * the peer is corrupt.
  */
@@ -40,8 +41,11 @@ enum {
     IPCQ_MAX_FRAME_FDS = 253,    /* SCM_MAX_FD */
     IPCQ_MAX_ATTACHED = 16,      /* frames with descriptors under way: each keeps descriptors of
                                     the receiver busy before it has asked for any; a guess */
-    IPCQ_KNOWN_FLAGS = 0x80ff,   /* of a frame; as in _message.py */
-    IPCQ_OPCODE_FDS = 17         /* as in _control.py */
+    IPCQ_OUT_OF_LINE = 0x8000,   /* of a frame's flags; as in _message.py */
+    IPCQ_KNOWN_FLAGS = IPCQ_OUT_OF_LINE | 0xff,
+    IPCQ_OPCODE_FDS = 17,        /* as in _control.py */
+    IPCQ_MOST_SPIN_NS = 1000000, /* then it is time to look at the socket */
+    IPCQ_SPIN_NS = 30000         /* how long looking for what is about to come may pay; see ends.h */
 };
 
 /* What a segment says about itself.  Plain data: copied out once, by ipcq_read_identity. */
@@ -121,6 +125,10 @@ int ipcq_sender_indices(ipcq_sender *s, uint64_t *head, uint64_t *tail);
  * DONE, FULL, GONE, FORKED, CORRUPT. */
 int ipcq_reserve(ipcq_sender *s, uint64_t units, char **at, uint64_t *run);
 
+/* Look so long before sleeping, see ipcq_await_*, but IPCQ_MOST_SPIN_NS at most; `adaptive`: less
+ * while it does not pay. */
+void ipcq_sender_patience(ipcq_sender *s, uint64_t nanoseconds, int adaptive);
+
 /* Publish the first `units` of what was reserved; with wake 0 a sleeping peer goes on sleeping. */
 int ipcq_commit(ipcq_sender *s, uint64_t units, int wake);
 
@@ -140,10 +148,24 @@ void ipcq_receiver_silence(ipcq_receiver *r);
  * that earlier call. */
 int ipcq_pop(ipcq_receiver *r, char *into, uint64_t max, uint64_t delivered, uint64_t *count);
 
+void ipcq_receiver_patience(ipcq_receiver *r, uint64_t nanoseconds, int adaptive);
+
+/* How long it is worth to look for records now; and whether they came in that time. */
+uint64_t ipcq_patience(ipcq_receiver *r);
+void ipcq_learn(ipcq_receiver *r, int came);
+
+/* Whether nothing waits, and the peer, as far as its segment says, has neither ended nor lied. */
+int ipcq_is_quiet(ipcq_receiver *r, uint64_t from);
+
 /* What waits from index `from` on, in place: *run units at *at, contiguous; there may be more
  * behind them.  The peer can change it at any time.  DONE, EMPTY, AGAIN (it was taken already),
  * FORKED, CORRUPT. */
 int ipcq_look(ipcq_receiver *r, uint64_t from, const char **at, uint64_t *run);
+
+/* See all that is there now; and how much is there from index `from` on as far as was seen.  For who
+ * takes many: what comes meanwhile is not for this call, which might else follow the peer for ever. */
+void ipcq_see(ipcq_receiver *r);
+uint64_t ipcq_seen(const ipcq_receiver *r, uint64_t from);
 
 /* Free everything before index `to`; to repeat it, or to come behind it, is harmless. */
 int ipcq_take(ipcq_receiver *r, uint64_t to);
@@ -222,3 +244,8 @@ int ipcq_spin_space(ipcq_sender *s, uint64_t units, uint64_t nanoseconds);
 
 /* The same for records. DONE, EMPTY. */
 int ipcq_spin_records(ipcq_receiver *r, uint64_t nanoseconds);
+
+/* The same for as long as it is worth it, see ipcq_*_patience; and for space, as long as that is
+ * little: woken for each single unit, a sender would never be far ahead of its receiver. */
+int ipcq_await_space(ipcq_sender *s, uint64_t units);
+int ipcq_await_records(ipcq_receiver *r);

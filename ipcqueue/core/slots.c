@@ -65,7 +65,8 @@ int ipcq_pop(ipcq_receiver *r, char *into, uint64_t max, uint64_t delivered, uin
     }
     if (r->corrupt)
         return IPCQ_CORRUPT;
-    if (r->head - tail < max && look_for_records(r, tail) != IPCQ_DONE)
+    if (r->head - tail < max &&
+        (r->head == tail ? look_beyond(r, tail, tail) : look_for_records(r, tail)) != IPCQ_DONE)
         return IPCQ_CORRUPT;
     uint64_t n = r->head - tail;
     if (n > max)
