@@ -8,7 +8,7 @@ CORE = Path("ipcqueue") / "core"
 # The short way of core/direct.c is CPython's own; elsewhere cffi serves all calls.
 DIRECT = Extension(
     "ipcqueue._direct",
-    sources=[str(CORE / f"{name}.c") for name in ("direct", "ring", "slots", "frames")],
+    sources=[str(CORE / f"{name}.c") for name in ("direct", "ring", "slots", "frames", "segment")],
     include_dirs=[str(CORE)],
     depends=[str(CORE / f"{name}.h") for name in ("ring", "layout", "ends")],
     extra_compile_args=["-std=c11", "-O2", "-Wall", "-Wextra", "-Wno-missing-field-initializers"],

@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 import fdpass
 
 from . import _frames, _ring, _segment, _slots
+from ._binding import direct
 from ._control import ControlParser, Opcode, application_message, err
 from ._errors import (
     Closed,
@@ -424,7 +425,10 @@ class Endpoint:
                 try:
                     # One call, so that an exception between bytecodes (Ctrl-C) loses nothing:
                     # what was read stands in the list, and is digested now or next time.
-                    self._unread.extend(map(sock.recvmsg, *how))
+                    if direct is not None:
+                        direct.receive(sock.fileno(), fdpass.RECEIVE_FLAGS, self._unread)
+                    else:
+                        self._unread.extend(map(sock.recvmsg, *how))
                 except BlockingIOError:
                     return 0
                 except OSError:  # ECONNRESET, once, when it left without reading all we sent

@@ -50,10 +50,13 @@ def deadline_of(timeout: float | None) -> float:
     return time.monotonic() + timeout
 
 
-# What a ring holds unless told otherwise.  A thousand records hide the time that a receiver
-# sleeps; a mebibyte is a thousand messages of ordinary size, and inside the last-level cache.
+# What a ring holds unless told otherwise.  A thousand records hide the time that a receiver sleeps;
+# a mebibyte is a thousand messages of ordinary size, inside the last-level cache, and as many small
+# records as two processes with other busy threads need, which wait for the interpreter 5 ms at a time.
 DEFAULT_RECORDS = 1024
 DEFAULT_BYTES = 1 << 20
+# But at most so many bytes of large records, if that is still a few.
+MOST_DEFAULT_BYTES, FEWEST_RECORDS = 16 << 20, 4
 
 # A message that takes more than this part of the ring travels outside of it, unless told otherwise.
 INLINE_PART = 4
@@ -82,6 +85,12 @@ def checked_flag(what: str, flag: bool) -> bool:
     if not isinstance(flag, bool):
         raise TypeError(f"{what} is True or False, not {flag!r}")
     return flag
+
+
+def default_records(size: int) -> int:
+    """Return how many records of so many bytes a ring holds unless told otherwise."""
+    most = max(FEWEST_RECORDS, MOST_DEFAULT_BYTES // size)
+    return min(most, max(DEFAULT_RECORDS, DEFAULT_BYTES // size))
 
 
 def checked_patience(wait: str, spin: float | None) -> _ring.Patience:
@@ -131,7 +140,7 @@ class Terms:
         self.role = role
         frames = self.codec.shape == _ring.FRAMES
         if capacity is None:
-            capacity = DEFAULT_BYTES if frames else DEFAULT_RECORDS
+            capacity = DEFAULT_BYTES if frames else default_records(self.codec.size)
         least = mmap.PAGESIZE if frames else 1
         if frames and mmap.PAGESIZE != HEADER_SIZE:
             # The second mapping of the ring must follow the first, and begin with a page.

@@ -238,8 +238,17 @@ class Interface(trio.abc.Channel[Any]):
         (nobody is left to take it), CorruptPeer, Refused, Closed, ForkedUse; ConcurrentUse and
         LoanError beside a loan; OSError (no memory for what travels outside the ring).
         """
-        deadline_of(timeout)
         endpoint = self._endpoint or await self._opened()
+        if timeout is None and fds is None and regions is None:
+            await checkpoint_if_cancelled()
+            try:
+                sent = endpoint.try_push(record)
+            except QueueError as error:
+                raise _translated(error) from None
+            if sent:
+                await cancel_shielded_checkpoint()
+                return
+        deadline_of(timeout)
         sender = endpoint.sending()
         until = trio.current_time() + (math.inf if timeout is None else timeout)
         with sender.parcel(record, fds, regions) as parcel:
@@ -333,6 +342,12 @@ class Interface(trio.abc.Channel[Any]):
         and what else memenpsf.Interface.recv raises.
         """
         endpoint = self._endpoint or await self._opened()
+        if timeout is None:
+            # What is there already takes the shortest way that is a checkpoint still.
+            await checkpoint_if_cancelled()
+            for record in endpoint.ready:
+                await cancel_shielded_checkpoint()
+                return record
         return await self._until(endpoint.try_pop, Event.RECORDS, timeout)
 
     @enable_ki_protection

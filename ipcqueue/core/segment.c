@@ -20,7 +20,7 @@
 /* Shortage of memory is an error here, or a SIGBUS at some later record. */
 static int populate(void *at, size_t size, int writable)
 {
-    if (madvise(at, size, writable ? MADV_POPULATE_WRITE : MADV_POPULATE_READ) < 0)
+    if (size > 0 && madvise(at, size, writable ? MADV_POPULATE_WRITE : MADV_POPULATE_READ) < 0)
         return errno == EINVAL ? 0 : -1;
     return 0;
 }
@@ -33,7 +33,8 @@ int ipcq_map(char *at, int fd, size_t size, size_t mirrored, int writable)
     if (mirrored && mmap(at + size, mirrored, protection, MAP_SHARED | MAP_FIXED, fd,
                          (off_t)(size - mirrored)) == MAP_FAILED)
         return -1;
-    return populate(at, size + mirrored, writable);
+    /* The pages are there by then, and reading maps them many at a time, writable too. */
+    return populate(at, size, writable) < 0 || populate(at + size, mirrored, 0) < 0 ? -1 : 0;
 }
 
 void ipcq_read_identity(const void *segment, struct ipcq_identity *into)
