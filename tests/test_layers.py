@@ -125,12 +125,18 @@ def test_importing_a_package_loads_nothing_that_is_slow_to_import(package):
     assert slow & loaded_by(f"import {package}") == set()
 
 
-def test_what_not_every_program_uses_of_memenpsf_is_imported_on_first_use():
-    for name, module in {"listen": "_listener", "Ended": "_loop"}.items():
-        at_first = loaded_by(f"import memenpsf; assert {name!r} in dir(memenpsf)")
-        assert f"memenpsf.{module}" not in at_first
-        assert f"memenpsf.{module}" in loaded_by(f"import memenpsf; memenpsf.{name}")
-        assert f"memenpsf.{module}" in loaded_by(f"from memenpsf import {name}")
+@pytest.mark.parametrize(
+    ("package", "name", "module"),
+    [
+        ("fdpass", "MemoryRegistry", "fdpass._registry"),
+        ("memenpsf", "listen", "memenpsf._listener"),
+        ("memenpsf", "Ended", "memenpsf._loop"),
+    ],
+)
+def test_what_not_every_program_uses_is_imported_on_first_use(package, name, module):
+    assert module not in loaded_by(f"import memenpsf, {package}; assert {name!r} in dir({package})")
+    assert module in loaded_by(f"import {package}; {package}.{name}")
+    assert module in loaded_by(f"from {package} import {name}")
 
 
 @pytest.mark.parametrize("package", BELOW)
