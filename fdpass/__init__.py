@@ -4,6 +4,8 @@ For sockets of Trio, import fdpass.trio. Who calls recvmsg() himself needs ANCIL
 RECEIVE_FLAGS and unpack().
 """
 
+import typing
+
 from ._errors import (
     ClosedFd,
     ClosedRegion,
@@ -29,9 +31,24 @@ from ._fd import Fd
 from ._forks import renewed_after_fork
 from ._memfd import Memfd, Seal
 from ._region import MemoryRegion, Mode
-from ._registry import MemoryRegistry, RegistryStatistics, Returned
 from ._rights import ANCILLARY_SPACE, MAX_FDS, RECEIVE_FLAGS, unpack
 from ._socket import Credentials, peer_credentials, recv_fd, recv_fds, send_fd, send_fds
+
+if typing.TYPE_CHECKING:
+    from ._registry import MemoryRegistry, RegistryStatistics, Returned
+else:
+
+    def __getattr__(name: str) -> object:
+        """Import on first use what is slow to import, and used by some programs only."""
+        if name in {"MemoryRegistry", "RegistryStatistics", "Returned"}:
+            from . import _registry  # noqa: PLC0415
+
+            return getattr(_registry, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
+
 
 __all__ = [
     "ANCILLARY_SPACE",

@@ -25,7 +25,6 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from pickle import PickleBuffer
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Final, Literal, Self, TypeAlias
 
@@ -159,9 +158,7 @@ class MemoryRegion:
                 if self._token is not None:
                     _tie(self._token, self._exporter)
             if self._view is None or _is_released(self._view):
-                # A ctypes array calls its bytes "<B", to which memoryview refuses to assign
-                # bytes; raw() calls them "B". Both keep the exporter alive.
-                self._view = PickleBuffer(self._exporter).raw()
+                self._view = self._view_of(self._exporter)
             return self._view
 
     @property
@@ -267,6 +264,9 @@ class MemoryRegion:
 
     def _export(self) -> Exporter:
         return self._memfd.map(writable=self._writable)
+
+    def _view_of(self, exporter: Exporter) -> memoryview:
+        return memoryview(exporter)
 
     def _close_memory(self) -> None:
         self._memfd.close()

@@ -28,7 +28,6 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Hashable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from types import TracebackType
 from typing import NamedTuple, Self, TypeVar
 
@@ -330,13 +329,13 @@ class MemoryRegistry:
             self._close()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class _Memory:
     """What is lent again and again: a file, and the one writable mapping it can ever have."""
 
-    memfd: Memfd
-    mapping: mmap.mmap
-    tag: Hashable
+    def __init__(self, memfd: Memfd, mapping: mmap.mmap, tag: Hashable) -> None:
+        self.memfd = memfd
+        self.mapping = mapping
+        self.tag = tag
 
     @classmethod
     def made(cls, name: str, size: int, tag: Hashable) -> Self:
@@ -430,6 +429,13 @@ class _LentRegion(MemoryRegion):
         # An object of this lending's own between its views and the mapping, which stays from one
         # lending to the next: so that it is known when the views of this one are gone.
         return (ctypes.c_ubyte * self.size).from_buffer(self._mapping)
+
+    def _view_of(self, exporter: Exporter) -> memoryview:
+        from pickle import PickleBuffer  # noqa: PLC0415 (as ctypes)
+
+        # A ctypes array calls its bytes "<B", to which memoryview refuses to assign bytes; raw()
+        # calls them "B". Both keep the exporter alive.
+        return PickleBuffer(exporter).raw()
 
     def _close_memory(self) -> None:
         """Leave it open for the next lending."""

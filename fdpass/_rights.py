@@ -10,8 +10,7 @@ import errno
 import socket
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from ._errors import (
     ClosedFd,
@@ -161,8 +160,7 @@ class Outgoing:
         raise error
 
 
-@dataclass(frozen=True, slots=True)
-class Incoming:
+class Incoming(NamedTuple):
     """What a message is to be; stateless, it judges the results of recvmsg() so far.
 
     With a tag, the bytes must be the tag, and exactly `fds` descriptors come with it. Without,

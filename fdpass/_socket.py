@@ -7,7 +7,6 @@ import struct
 import time
 from collections.abc import Iterable
 from contextlib import suppress
-from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Protocol, Self
 
@@ -90,7 +89,7 @@ def _close_unwanted(fds: list[Fd]) -> None:
 
 def _forbid_linger(number: int) -> None:
     # Not fstat(), which a file system of the stranger's own could answer when it likes.
-    if Path(f"/proc/self/fd/{number}").readlink().name.startswith("socket:"):
+    if os.readlink(f"/proc/self/fd/{number}").startswith("socket:"):  # noqa: PTH115 (slow import)
         # One call of C code, as above: the copy has an owner before any signal is looked at.
         any_kind = (-1,), (-1,), (-1,)
         for copy in list(map(socket.SocketType, *any_kind, map(os.dup, (number,)))):

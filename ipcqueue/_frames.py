@@ -17,7 +17,6 @@ import os
 import stat
 import struct
 import weakref
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias, TypeVar
@@ -107,12 +106,12 @@ class Parcel:
             self._outside.close()
 
 
-@dataclass
 class FrameBatch:
     """Encoded messages, none of them sent yet."""
 
-    framed: list[Framed]
-    count: int
+    def __init__(self, framed: list[Framed], count: int) -> None:
+        self.framed = framed
+        self.count = count
 
 
 class FrameSender(SenderEnd):
@@ -293,17 +292,17 @@ class FrameSender(SenderEnd):
         return extent(len(batch.framed[start].data))
 
 
-@dataclass
 class _Lending:
     """What is lent in one borrowing, and what happens when it is taken."""
 
-    to: int = 0  # where the last frame ends
-    messages: int = 0
-    built: int = 0  # how many of them were copied already
-    attached: int = 0  # how many of the others have any descriptors
-    dropped: int = 0  # attachments of the application
-    spent: list[Spent] = field(default_factory=list)
-    outside: list[fdpass.MemoryRegion] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.to = 0  # where the last frame ends
+        self.messages = 0
+        self.built = 0  # how many of them were copied already
+        self.attached = 0  # how many of the others have any descriptors
+        self.dropped = 0  # attachments of the application
+        self.spent: list[Spent] = []
+        self.outside: list[fdpass.MemoryRegion] = []
 
 
 Spent: TypeAlias = fdpass.Fd | fdpass.MemoryRegion

@@ -7,7 +7,7 @@ segment's identity, which `check` compares with this side's own.
 from __future__ import annotations
 
 import mmap
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from ._control import HELLO, Opcode, refusal
 from ._errors import CorruptPeer, RecordRefused, RoleRefused, VersionRefused
@@ -19,8 +19,7 @@ HEADER_SIZE = 4096
 MAX_NAME_BYTES = 64
 
 
-@dataclass(frozen=True)
-class Identity:
+class Identity(NamedTuple):
     """What a segment says about itself; the fields are those of core/ring.h."""
 
     slot_size: int
@@ -46,8 +45,7 @@ class Identity:
         return self.fingerprint, self.slot_size, self.shape
 
 
-@dataclass(frozen=True)
-class Role:
+class Role(NamedTuple):
     """Which of the two one-way queues of a connection this side has."""
 
     sends: bool
@@ -102,12 +100,12 @@ def check(mine: Identity, role: Role, peer: Identity, file_size: int) -> None:
         )
 
 
-@dataclass
 class Greeting:
     """Waits for the two bytes and the one descriptor that open every connection."""
 
-    _bytes: bytearray = field(default_factory=bytearray)
-    _descriptors: int = 0
+    def __init__(self) -> None:
+        self._bytes = bytearray()
+        self._descriptors = 0
 
     @property
     def missing(self) -> int:

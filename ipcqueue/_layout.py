@@ -24,8 +24,6 @@ from __future__ import annotations
 import re
 import struct
 import sys
-from dataclasses import dataclass
-from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -98,8 +96,7 @@ class Run(NamedTuple):
         return f"{self.offset}:{self.kind}{bits}{order}{count}"
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(NamedTuple):
     """The canonical layout of a record; equal layouts have equal fingerprints.
 
     The description is ASCII of at most 400 bytes, cut with "..."; the fingerprint has 16 bytes.
@@ -121,6 +118,8 @@ def check_size(size: int, what: str) -> None:
 
 
 def _layout(size: int, runs: Sequence[Run]) -> Layout:
+    from hashlib import blake2b  # noqa: PLC0415 (slow to import; messages do without)
+
     text = f"{size} bytes:" + "".join(f" {run}" for run in runs)
     digest = blake2b(text.encode("ascii"), digest_size=16).digest()
     if len(text) > MAX_DESCRIPTION:

@@ -6,10 +6,8 @@ the specs differ in is what of that the user sees.
 
 from __future__ import annotations
 
-import hashlib
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from ._errors import BadRecord, TooLarge, Unaccepted
 from ._layout import Layout
@@ -23,9 +21,9 @@ MAX_TAG = 0xFFFFFFFF
 MAX_FLAGS = 0xFF  # the low byte of a frame's flags is the application's
 OUT_OF_LINE = 0x8000  # ours: the payload is the last memory region beside the frame
 
-_DESCRIPTION = "messages of any length"
+# With the fingerprint of its description, worked out beforehand: hashlib is slow to import.
 MESSAGES = Layout(
-    1, (), hashlib.blake2b(_DESCRIPTION.encode(), digest_size=16).digest(), _DESCRIPTION
+    1, (), bytes.fromhex("1f52da9aef07f8a89c9f8fdf137e4493"), "messages of any length"
 )
 
 
@@ -52,8 +50,12 @@ class Received(NamedTuple):
             region.close()
 
 
-@dataclass(frozen=True)
-class Encoded:
+class _Encoded(NamedTuple):
+    encode: Callable[[Any], bytes | bytearray | memoryview]
+    decode: Callable[[bytes], Any]
+
+
+class Encoded(_Encoded):
     """A record spec: objects that `encode` turns into bytes and `decode` makes of them.
 
     decode(data: bytes) gets exactly what encode(object) gave, from a peer that may be hostile:
@@ -61,17 +63,20 @@ class Encoded:
     each other entirely.  It must not give None.  The other side may state `bytes`, or another Encoded.
     """
 
-    encode: Callable[[Any], bytes | bytearray | memoryview]
-    decode: Callable[[bytes], Any]
+    __slots__ = ()
 
-    def __post_init__(self) -> None:
-        for what in ("encode", "decode"):
-            if not callable(getattr(self, what)):
-                raise TypeError(f"{what} is a function, not {getattr(self, what)!r}")
+    def __new__(
+        cls,
+        encode: Callable[[Any], bytes | bytearray | memoryview],
+        decode: Callable[[bytes], Any],
+    ) -> Self:
+        for what, given in (("encode", encode), ("decode", decode)):
+            if not callable(given):
+                raise TypeError(f"{what} is a function, not {given!r}")
+        return super().__new__(cls, encode, decode)
 
 
-@dataclass(frozen=True)
-class Limits:
+class Limits(NamedTuple):
     """What the receiver of messages accepts; the sender learns it in the handshake."""
 
     max_message: int = 64 << 20  # bytes

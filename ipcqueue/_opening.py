@@ -70,6 +70,8 @@ MOST_SPIN = _ring.MOST_SPIN_NS / 1e9
 # More bytes than any file has.
 _ANY_SIZE = 1 << 62
 
+_LIMITS = Limits()
+
 
 def checked_number(what: str, number: int, most: int) -> int:
     """Return the number; raise TypeError or ValueError unless it is one from 0 to `most`."""
@@ -124,13 +126,13 @@ class Terms:
         timeout: float | None = 5.0,
         allow_uids: Collection[int] | None = None,
         max_segment: int = _segment.MAX_SEGMENT,
-        max_message: int = Limits.max_message,
+        max_message: int = _LIMITS.max_message,
         inline: int | None = None,
-        accept_fds: int = Limits.fds,
-        accept_regions: int = Limits.regions,
+        accept_fds: int = _LIMITS.fds,
+        accept_regions: int = _LIMITS.regions,
         accept_shared: bool = False,
         accept_sockets: bool = False,
-        max_region: int = Limits.max_region,
+        max_region: int = _LIMITS.max_region,
         wait: str = "spin",
         spin: float | None = None,
     ) -> None:

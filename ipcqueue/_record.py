@@ -18,15 +18,14 @@ ctypes c_char array ends at the first NUL.
 Padding that struct or a conversion makes is zero; that of a ctypes or numpy record is sent as it
 is, with whatever this process left in it.
 
-Neither numpy nor ctypes is imported here: a spec made with one of them has already done so.
+None of numpy, ctypes and dataclasses is imported here: a spec made with one of them has already
+done so.
 
 The file is long because it has one section for each kind of spec, and none of them is used alone.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
 import re
 import reprlib
 import struct
@@ -34,7 +33,7 @@ import sys
 import typing
 from functools import lru_cache
 from operator import attrgetter
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeAlias
 
 from ._errors import BadRecord
 from ._layout import (
@@ -94,8 +93,7 @@ def in_place(memory: memoryview) -> memoryview:
     return memory
 
 
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class Codec:
+class Codec(NamedTuple):
     """How a record becomes slot bytes and back, for one spec.
 
     It has no state, so any number of threads may share it.
@@ -122,7 +120,11 @@ class Codec:
     decode: Callable[[BytesLike], Any]
     decode_many: Callable[[BytesLike, int], Any]
     view: Callable[[memoryview], Any] = in_place
-    shape: ClassVar[int] = 0  # IPCQ_SLOTS
+
+    @property
+    def shape(self) -> int:
+        """The shape of the ring for it."""
+        return 0  # IPCQ_SLOTS
 
     def __repr__(self) -> str:
         return f"<Codec for {reprlib.repr(self.spec)}: {self.layout.description}>"
@@ -172,8 +174,9 @@ def _make_codec(spec: Any, _scalar: Any) -> Codec:
 def _class_codec(cls: type) -> Codec | None:
     if issubclass(cls, tuple) and hasattr(cls, "_fields"):
         return _namedtuple_codec(cls)
-    if dataclasses.is_dataclass(cls):
-        return _dataclass_codec(cls)
+    dataclasses = sys.modules.get("dataclasses")
+    if dataclasses and dataclasses.is_dataclass(cls):
+        return _dataclass_codec(dataclasses, cls)
     ctypes = sys.modules.get("ctypes")
     if ctypes and issubclass(cls, ctypes.Structure | ctypes.Array):
         return _ctypes_codec(ctypes, cls)
@@ -360,6 +363,8 @@ def _namedtuple_codec(cls: Any) -> Codec:
 
 def _constructor(cls: Any, names: list[str]) -> Callable[..., Any]:
     """Give what makes an instance from the values of all fields in order."""
+    import inspect  # noqa: PLC0415 (slow to import; dataclasses has done so)
+
     takes = inspect.signature(cls).parameters
     for name in names:
         if name not in takes:
@@ -376,7 +381,7 @@ def _constructor(cls: Any, names: list[str]) -> Callable[..., Any]:
     return make
 
 
-def _dataclass_codec(cls: Any) -> Codec:
+def _dataclass_codec(dataclasses: Any, cls: Any) -> Codec:
     names = [field.name for field in dataclasses.fields(cls)]
     make = _constructor(cls, names)
     packer = _field_codes(cls, names)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import mmap
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fdpass import Fd, Memfd, MemfdRefused, NotReserved, Seal, WrongSize
@@ -28,13 +27,13 @@ SEALS = Seal.SHRINK | Seal.GROW | Seal.FUTURE_WRITE | Seal.SEAL
 MAX_SEGMENT = 4 << 30  # what a peer's segment may measure unless told otherwise; in bytes
 
 
-@dataclass
 class Segment:
     """A file, its mapping and what it says about itself; owns both."""
 
-    memfd: Memfd
-    mapping: Mapping
-    identity: Identity
+    def __init__(self, memfd: Memfd, mapping: Mapping, identity: Identity) -> None:
+        self.memfd = memfd
+        self.mapping = mapping
+        self.identity = identity
 
     def close(self) -> None:
         """Close the file, and the mapping once no ring uses it."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from ._binding import direct
@@ -55,12 +54,12 @@ class Parcel(NamedTuple):
             ffi.release(self.data)  # see try_push_many
 
 
-@dataclass
 class Batch:
     """Encoded records, side by side."""
 
-    data: memoryview
-    count: int
+    def __init__(self, data: memoryview, count: int) -> None:
+        self.data = data
+        self.count = count
 
 
 class SlotSender(SenderEnd):

@@ -11,6 +11,8 @@ For Trio, import memenpsf.trio: the same verbs, awaitable.  Built on ipcqueue (t
 and fdpass (descriptors); imports neither Trio nor numpy.
 """
 
+import typing
+
 from ipcqueue import (
     BadRecord,
     Borrowing,
@@ -55,8 +57,27 @@ from ipcqueue import (
 )
 
 from ._interface import Interface, connect, pair
-from ._listener import Listener, listen
-from ._loop import Ended, run
+
+if typing.TYPE_CHECKING:
+    from ._listener import Listener, listen
+    from ._loop import Ended, run
+else:
+
+    def __getattr__(name: str) -> object:
+        """Import on first use what is slow to import, and used by some programs only."""
+        if name in {"Listener", "listen"}:
+            from . import _listener  # noqa: PLC0415
+
+            return getattr(_listener, name)
+        if name in {"Ended", "run"}:
+            from . import _loop  # noqa: PLC0415
+
+            return getattr(_loop, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
+
 
 __all__ = [  # noqa: RUF022 (classes and functions first)
     "Interface", "connect", "listen", "Listener", "pair", "run", "Ended", "Statistics",

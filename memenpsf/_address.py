@@ -18,20 +18,18 @@ import os
 import socket
 import stat
 import time
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 _MAX_PATH = 107  # bytes; sun_path in unix(7) has 108, with the terminating zero
 _LOCK_PATIENCE = 1.0  # seconds for another server to start; it needs milliseconds
 BACKLOG = 128
 
 
-@dataclass(frozen=True)
-class Address:
+class Address(NamedTuple):
     """A resolved address; `path` is None for an abstract one."""
 
     given: str
@@ -53,6 +51,8 @@ class Address:
 
 def resolve(address: str | os.PathLike[str]) -> Address:
     """Say where an address is; raise ValueError or TypeError for what is none."""
+    from pathlib import Path  # noqa: PLC0415 (slow to import; a connected socket needs none)
+
     given = os.fspath(address)
     if not isinstance(given, str):
         raise TypeError(f"an address is a str or a path, not {address!r}")
@@ -78,6 +78,8 @@ def private_directory() -> Path:
     $XDG_RUNTIME_DIR/memenpsf, or /run/user/UID/memenpsf, or /tmp/memenpsf-UID.  Raises
     PermissionError if somebody else has put something in its place.
     """
+    from pathlib import Path  # noqa: PLC0415 (as above)
+
     uid = os.geteuid()
     runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{uid}"
     base = Path(runtime)
@@ -101,15 +103,17 @@ def private_directory() -> Path:
     return directory
 
 
-@dataclass
 class Bound:
     """A listening socket, and the file that stands for it; owns both."""
 
-    address: Address
-    sock: socket.socket
-    inode: tuple[int, int] | None
-    closed: bool = False
-    owner: int = field(default_factory=os.getpid)
+    def __init__(
+        self, address: Address, sock: socket.socket, inode: tuple[int, int] | None
+    ) -> None:
+        self.address = address
+        self.sock = sock
+        self.inode = inode
+        self.closed = False
+        self.owner = os.getpid()
 
     @property
     def ours(self) -> bool:

@@ -4,6 +4,7 @@ import array
 import contextlib
 import ctypes
 import errno
+import hashlib
 import itertools
 import json
 import mmap
@@ -24,7 +25,7 @@ import ipcqueue
 import memenpsf
 from ipcqueue._control import Opcode
 from ipcqueue._handshake import HEADER_SIZE
-from ipcqueue._message import MAX_FLAGS, OUT_OF_LINE
+from ipcqueue._message import MAX_FLAGS, MESSAGES, OUT_OF_LINE
 from memenpsf import (
     BadRecord,
     DecodeFailed,
@@ -45,6 +46,11 @@ def test_the_core_and_this_side_of_it_mean_the_same_bits():
     assert lib.IPCQ_MAX_FRAME_FDS == fdpass.MAX_FDS
     assert lib.IPCQ_HEADER_SIZE == HEADER_SIZE
     assert ffi.sizeof("struct ipcq_frame") == lib.IPCQ_FRAME_ALIGN
+
+
+def test_the_fingerprint_of_messages_is_that_of_their_description():
+    text = MESSAGES.description.encode("ascii")
+    assert MESSAGES.fingerprint == hashlib.blake2b(text, digest_size=16).digest()
 
 
 def still_works(one, other, record=b"still works"):
@@ -260,6 +266,18 @@ def test_an_encoder_that_gives_no_bytes_is_told_so():
 def test_what_cannot_be_called_does_not_encode(wrong):
     with pytest.raises(TypeError, match="is a function, not"):
         Encoded(*wrong)
+
+
+def test_equal_functions_make_equal_specs_that_cannot_be_changed():
+    spec = Encoded(bytes, decode=str)
+    assert spec == Encoded(encode=bytes, decode=str)
+    assert hash(spec) == hash(Encoded(bytes, str))
+    assert spec != Encoded(bytes, bytes)
+    assert repr(spec) == "Encoded(encode=<class 'bytes'>, decode=<class 'str'>)"
+    with pytest.raises(AttributeError):
+        spec.encode = str
+    with pytest.raises(AttributeError):
+        spec.other = str
 
 
 def bad_on(*bad):

@@ -12,7 +12,6 @@ import socket
 import struct
 import threading
 from collections import deque
-from dataclasses import replace
 from functools import partial
 from itertools import count
 
@@ -672,8 +671,7 @@ def codec_that(base, *, decode=None, decode_many=None, encode=None):
 
         return then if first is None else call
 
-    return replace(
-        base,
+    return base._replace(
         decode=before(decode, base.decode),
         decode_many=before(decode_many, base.decode_many),
         encode=before(encode, base.encode),

@@ -6,7 +6,6 @@ import mmap
 import os
 import resource
 import struct
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -156,7 +155,7 @@ class TestLayout:
             segment.close()
 
     def test_a_description_that_fills_its_field_is_cut_there(self, own):
-        wordy = replace(own.identity, record="w" * 600)
+        wordy = own.identity._replace(record="w" * 600)
         own.mapping.write_identity(wordy)
         assert own.mapping.read_identity().record == "w" * 512
         assert u64(own, 1024) == 0
@@ -264,7 +263,7 @@ class TestPeerCannotWrite:
         """Nothing has changed, and the owner still writes what the peer sees."""
         assert bytes_of(own, 4096, 6) == b"record"
         assert os.fstat(own.memfd.fileno()).st_size == own.identity.segment_size
-        own.mapping.write_identity(replace(own.identity, name="changed"))
+        own.mapping.write_identity(own.identity._replace(name="changed"))
         assert adopted.mapping.read_identity().name == "changed"
 
     @pytest.mark.parametrize("attack", ATTACKS)
@@ -331,7 +330,7 @@ class TestCapacity:
     @pytest.mark.parametrize("size", [0, MAX_SLOT_SIZE + 1])
     def test_a_record_has_a_size_that_a_slot_can_have(self, size):
         with pytest.raises(ValueError, match=f"not {size}"):
-            create(replace(codec_for(8), size=size), 1, "")
+            create(codec_for(8)._replace(size=size), 1, "")
 
     def test_the_largest_slot_is_the_largest_record(self):
         assert codec_for(MAX_SLOT_SIZE).size == MAX_SLOT_SIZE

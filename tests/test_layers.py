@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,15 @@ def imports(module: str) -> list[Import]:
     return found
 
 
+def loaded_by(statements: str) -> set[str]:
+    """The modules that a fresh interpreter has loaded after these statements."""
+    # Without site, whose hooks for editable installs load modules of their own.
+    command = [sys.executable, "-S", "-c", f"import sys; {statements}; print(*sys.modules)"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), *sys.path])}
+    run = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    return set(run.stdout.split())
+
+
 def test_the_three_packages_are_found_here():
     assert {package_of(module) for module in MODULES} == set(BELOW)
     assert len(MODULES) > 15
@@ -102,13 +112,37 @@ def test_only_the_ends_of_the_rings_know_the_c_core():
 
 @pytest.mark.parametrize("package", BELOW)
 def test_importing_a_package_loads_nothing_it_does_not_need(package):
-    source = f"import sys, {package}; print(*sys.modules)"
-    command = [sys.executable, "-c", source]
-    loaded = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    loaded = loaded_by(f"import {package}")
     above = set(BELOW) - {package, BELOW[package], "fdpass"}
     unwanted = {"trio", "numpy", "ctypes", "cffi", "asyncio", "multiprocessing", "subprocess"}
-    assert {package} <= set(loaded)
+    assert {package} <= loaded
     assert (above | unwanted) & {name.split(".")[0] for name in loaded} == set()
+
+
+@pytest.mark.parametrize("package", BELOW)
+def test_importing_a_package_loads_nothing_that_is_slow_to_import(package):
+    slow = {"dataclasses", "hashlib", "inspect", "logging", "pathlib", "pickle", "queue"}
+    assert slow & loaded_by(f"import {package}") == set()
+
+
+@pytest.mark.parametrize(
+    ("package", "name", "module"),
+    [
+        ("fdpass", "MemoryRegistry", "fdpass._registry"),
+        ("memenpsf", "listen", "memenpsf._listener"),
+        ("memenpsf", "Ended", "memenpsf._loop"),
+    ],
+)
+def test_what_not_every_program_uses_is_imported_on_first_use(package, name, module):
+    assert module not in loaded_by(f"import memenpsf, {package}; assert {name!r} in dir({package})")
+    assert module in loaded_by(f"import {package}; {package}.{name}")
+    assert module in loaded_by(f"from {package} import {name}")
+
+
+@pytest.mark.parametrize("package", BELOW)
+def test_a_package_has_no_other_names(package):
+    with pytest.raises(AttributeError, match=f"module '{package}' has no attribute 'nothing'"):
+        importlib.import_module(package).nothing  # noqa: B018 (it raises)
 
 
 @pytest.mark.parametrize("package", BELOW)
