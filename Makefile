@@ -37,4 +37,4 @@ $(STAMP): $(SOURCES)
 	touch $@
 
 clean:
-	rm -rf .venv build *.egg-info ipcqueue/_core.* ipcqueue/_waiting.* ipcqueue/_direct.*
+	rm -rf .venv build *.egg-info ipcqueue/_core.* ipcqueue/_waiting.* ipcqueue/_direct.* ipcqueue/_records.*

@@ -14,7 +14,14 @@ DIRECT = Extension(
     extra_compile_args=["-std=c11", "-O2", "-Wall", "-Wextra", "-Wno-missing-field-initializers"],
 )
 
+# As is that of many tuples.
+RECORDS = Extension(
+    "ipcqueue._records",
+    sources=[str(CORE / "records.c")],
+    extra_compile_args=DIRECT.extra_compile_args,
+)
+
 setup(
     cffi_modules=["ipcqueue/_build.py:core", "ipcqueue/_build.py:waiting"],
-    ext_modules=[DIRECT] if sys.implementation.name == "cpython" else [],
+    ext_modules=[DIRECT, RECORDS] if sys.implementation.name == "cpython" else [],
 )

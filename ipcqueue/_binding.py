@@ -1,7 +1,8 @@
 """Which way leads into the C core: IPCQUEUE_BINDING says "direct" or "cffi".
 
 `direct` is the module of the short way (core/direct.c), one call of C for what can be done at
-once, or None: where it was not built (PyPy), or where cffi is to serve all calls.
+once, or None: where it was not built (PyPy), or where cffi is to serve all calls.  `records` is
+that of many tuples at a time (core/records.c), or None where the struct module is to do it all.
 """
 
 import os
@@ -12,14 +13,16 @@ _asked = os.environ.get("IPCQUEUE_BINDING", "")
 if _asked not in {"", "cffi", "direct"}:
     raise ValueError(f"IPCQUEUE_BINDING is cffi or direct, not {_asked!r}")
 
-_module: ModuleType | None = None
+_direct_module: ModuleType | None = None
+_records_module: ModuleType | None = None
 if _asked != "cffi":
     try:
-        from . import _direct  # type: ignore[attr-defined]
+        from . import _direct, _records  # type: ignore[attr-defined]
 
-        _module = _direct
+        _direct_module, _records_module = _direct, _records
     except ImportError:
         if _asked == "direct":
             raise
 
-direct: Any = _module
+direct: Any = _direct_module
+records: Any = _records_module

@@ -32,9 +32,11 @@ import struct
 import sys
 import typing
 from functools import lru_cache
-from operator import attrgetter
+from itertools import starmap
+from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeAlias
 
+from ._binding import records as _records
 from ._errors import BadRecord
 from ._layout import (
     Layout,
@@ -260,13 +262,16 @@ def _compile(spec: str | struct.Struct) -> struct.Struct:
         raise ValueError(f"not a struct format: {reprlib.repr(spec)}: {error}") from None
 
 
+_PACKING_FAILED = (struct.error, TypeError, ValueError, OverflowError)
+_MOST_FIELDS = 256  # of a Packer; a guess: with more of them, what each record costs is little
+
+
 def _packing(
     packer: struct.Struct, layout: Layout, exact: tuple[type, ...], base: type | tuple[type, ...]
 ) -> Callable[[Any], bytes]:
     """Give the encode of a sequence: its type is one of exact, or derived from base."""
     pack = packer.pack
     limits = _limits(packer.format)
-    failures = (struct.error, TypeError, ValueError, OverflowError)
     wanted = " or ".join(kind.__name__ for kind in exact)
 
     def encode(record: Any) -> bytes:
@@ -274,7 +279,7 @@ def _packing(
             raise _bad(layout, f"expected a {wanted}, got {type(record).__name__}", record)
         try:
             data = pack(*record)
-        except failures as error:
+        except _PACKING_FAILED as error:
             raise _bad(layout, error, record) from None
         for index, limit in limits:
             # struct would cut it in silence
@@ -284,6 +289,90 @@ def _packing(
         return data
 
     return encode
+
+
+def _packer_in_c(packer: struct.Struct, cls: Any = None) -> Any:
+    """Give what packs and unpacks many tuples at once; None if there is none for this format."""
+    form = packer.format
+    orders = "@=<" if sys.byteorder == "little" else "@=>!"
+    mode = form[0] if form[0] in "@=<>!" else "@"
+    items = list(struct_items(form))
+    number = sum(1 if code == "s" else count for code, count in items if code != "x")
+    if _records is None or mode not in orders or not 0 < number <= _MOST_FIELDS:
+        return None
+    if len(items) > 2 * _MOST_FIELDS:  # most of them padding: what follows is quadratic
+        return None
+    fields = []
+    before = mode
+    for code, count in items:
+        before += f"{count}{code}"
+        end = struct.calcsize(before)  # struct aligns the beginning of an item, so not the end
+        if code == "x":
+            continue
+        if code == "s":
+            if count == 0:  # is b"" and has no bytes
+                return None
+            fields.append(("s", end - count, count))
+            continue
+        width = struct.calcsize(mode + code)
+        kind = _PACKER_KINDS.get(code, code)
+        fields += [(kind, end - left * width, width) for left in range(count, 0, -1)]
+    return _records.Packer(tuple(fields), packer.size, cls)
+
+
+_PACKER_KINDS = {
+    **dict.fromkeys("bhilqn", "i"),
+    **dict.fromkeys("BHILQN", "u"),
+    **dict.fromkeys("efd", "f"),
+}
+
+
+def _packing_many(
+    packer: struct.Struct,
+    in_c: Any,
+    exact: tuple[type, ...],
+    encode: Callable[[Any], BytesLike],
+    values_of: Callable[[Any], Any] | None = None,
+) -> Callable[[Iterable[Any]], tuple[BytesLike, int]]:
+    """Give the encode_many of sequences, or of what values_of makes sequences of.
+
+    A list is packed as a whole, as long as its records are of the exact types and there is
+    nothing wrong with any of them; else one by one, which finds out what is wrong and where.
+    What else can be iterated may give one list again and again, with other items: one by one.
+    """
+    pack, size = packer.pack, packer.size
+    texts = [(itemgetter(index), limit) for index, limit in _limits(packer.format)]
+    types = set(exact)
+    one_by_one = _many(encode)
+
+    def encode_many(records: Iterable[Any]) -> tuple[BytesLike, int]:
+        if type(records) is list or type(records) is tuple:
+            data = pack_tuples(records)
+            if data is not None:
+                return data, len(data) // size
+        return one_by_one(records)
+
+    def pack_all(records: Any) -> bytes | None:
+        records = tuple(records)  # another thread may be at the list
+        if not types.issuperset(map(type, records)):
+            return None
+        try:
+            if values_of is not None:
+                records = tuple(map(values_of, records))
+            data: bytes | None = in_c.pack(records) if in_c is not None else join(records)
+        except (AttributeError, *_PACKING_FAILED):
+            return None
+        return data
+
+    def join(records: tuple[Any, ...]) -> bytes | None:
+        data = b"".join(starmap(pack, records))
+        # struct would cut them in silence
+        cut = any(max(map(len, map(text, records)), default=0) > limit for text, limit in texts)
+        return None if cut else data
+
+    # Of tuples, what is in C looks at the types by itself.
+    pack_tuples: Any = pack_all if in_c is None or values_of is not None else in_c.pack
+    return encode_many
 
 
 def _limits(form: str) -> tuple[tuple[int, int], ...]:
@@ -305,11 +394,15 @@ def _struct_codec(spec: str | struct.Struct) -> Codec:
     size = packer.size
     split = packer.iter_unpack
     encode = _packing(packer, layout, (tuple, list), (tuple, list))
+    in_c = _packer_in_c(packer)
+    split_all: Any = None if in_c is None else in_c.unpack
 
     def decode_many(data: BytesLike, count: int) -> list[Any]:
-        return list(split(_window(data, size * count)))
+        window = _window(data, size * count)
+        return list(split(window)) if split_all is None else split_all(window)
 
-    return Codec(spec, layout, size, encode, _many(encode), packer.unpack, decode_many)
+    encode_many = _packing_many(packer, in_c, (tuple, list), encode)
+    return Codec(spec, layout, size, encode, encode_many, packer.unpack, decode_many)
 
 
 # Classes with annotated fields
@@ -350,15 +443,21 @@ def _namedtuple_codec(cls: Any) -> Codec:
     unpack, split = packer.unpack, packer.iter_unpack
     # A plain tuple will do; a NamedTuple of another class is a mistake.
     encode = _packing(packer, layout, (cls, tuple), cls)
+    in_c = _packer_in_c(packer, cls)
+    split_all: Any = None if in_c is None else in_c.unpack
     new: Any = tuple.__new__  # what cls._make does
 
     def decode(view: BytesLike) -> Any:
         return new(cls, unpack(view))
 
     def decode_many(data: BytesLike, count: int) -> list[Any]:
-        return [new(cls, values) for values in split(_window(data, size * count))]
+        window = _window(data, size * count)
+        if split_all is None:
+            return [new(cls, values) for values in split(window)]
+        return split_all(window)  # type: ignore[no-any-return]
 
-    return Codec(cls, layout, size, encode, _many(encode), decode, decode_many)
+    encode_many = _packing_many(packer, in_c, (tuple, cls), encode)
+    return Codec(cls, layout, size, encode, encode_many, decode, decode_many)
 
 
 def _constructor(cls: Any, names: list[str]) -> Callable[..., Any]:
@@ -410,9 +509,11 @@ def _dataclass_codec(dataclasses: Any, cls: Any) -> Codec:
         return make(*unpack(view))
 
     def decode_many(data: BytesLike, count: int) -> list[Any]:
-        return [make(*values) for values in split(_window(data, size * count))]
+        return list(starmap(make, split(_window(data, size * count))))
 
-    return Codec(cls, layout, size, encode, _many(encode), decode, decode_many)
+    in_c = _packer_in_c(packer)
+    encode_many = _packing_many(packer, in_c, (cls,), encode, values_of)
+    return Codec(cls, layout, size, encode, encode_many, decode, decode_many)
 
 
 # ctypes

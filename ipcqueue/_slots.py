@@ -39,6 +39,7 @@ _BATCH_BYTES = 256 * 1024
 
 # Looking a function up in `lib` costs as much as calling it.
 _push, _push_many, _pop = lib.ipcq_push, lib.ipcq_push_many, lib.ipcq_pop
+_new, _ONE = ffi.new, ffi.typeof("uint64_t *")  # and reading a type costs more than the rest of new
 
 
 class Parcel(NamedTuple):
@@ -57,9 +58,11 @@ class Parcel(NamedTuple):
 class Batch:
     """Encoded records, side by side."""
 
-    def __init__(self, data: memoryview, count: int) -> None:
+    def __init__(self, data: memoryview, count: int, whole: Any = None) -> None:
         self.data = data
         self.count = count
+        # The same as bytes, if that is what they were encoded to: cffi passes it on as it is.
+        self.whole = whole
 
 
 class SlotSender(SenderEnd):
@@ -129,14 +132,22 @@ class SlotSender(SenderEnd):
     def batch(self, records: Iterable[Any]) -> Batch:
         """Encode records to push; BadRecord if one of them is none."""
         buffer, count = self._encode_many(records)
-        return Batch(memoryview(buffer).cast("B"), count)
+        whole = buffer if type(buffer) is bytes else None
+        return Batch(memoryview(buffer).cast("B"), count, whole)
 
     def parcel_in(self, batch: Any, start: int) -> None:
         """Return None: no record has to be sent by itself."""
 
     def try_push_many(self, batch: Any, start: int) -> int:
         """Publish the records from number `start` on, as many as fit; return how many."""
-        pushed = ffi.new("uint64_t *")  # its own: a signal handler may use this end in between
+        pushed = _new(_ONE)  # its own: a signal handler may use this end in between
+        if start == 0 and batch.whole is not None:  # at most times all fits
+            with self._lock:
+                ring = self._ring if self._ring is not None else self._usable()
+                code = (
+                    CLOSED if ring is None else _push_many(ring, batch.whole, batch.count, pushed)
+                )
+            return self._pushed(code, int(pushed[0]))
         # Released before anything is raised: kept in a traceback that is part of a cycle, a buffer
         # of cffi over a memoryview crashes the garbage collector (cffi 2.1, CPython 3.11).
         with ffi.from_buffer(batch.data[start * self._size :]) as data, self._lock:
@@ -144,6 +155,9 @@ class SlotSender(SenderEnd):
             count = batch.count - start
             code = CLOSED if ring is None else _push_many(ring, data, count, pushed)
             done = int(pushed[0])
+        return self._pushed(code, done)
+
+    def _pushed(self, code: int, done: int) -> int:
         if not code:
             return done
         if code == FULL:

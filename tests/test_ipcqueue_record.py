@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import gc
 import hashlib
 import os
 import random
@@ -20,6 +21,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 import numpy as np
 import pytest
 
+from ipcqueue import _record
 from ipcqueue._errors import BadRecord, QueueError
 from ipcqueue._layout import MAX_RECORD, MAX_RUNS
 from ipcqueue._record import (
@@ -966,3 +968,255 @@ except TypeError:
     )
     assert done.stderr == ""
     assert done.stdout == "False\n"
+
+
+# Many at once: in C, in struct, or one by one
+
+
+def both_ways(spec: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[Codec, Codec]:
+    """Make the codec with core/records.c, and the one without."""
+    in_c = pytest.importorskip("ipcqueue._records", reason="CPython has it")
+    made = []
+    for module in (in_c, None):
+        monkeypatch.setattr(_record, "_records", module)
+        made.append(_record._make_codec.__wrapped__(spec, None))
+    return made[0], made[1]
+
+
+def outcome(function: Any, *arguments: Any) -> Any:
+    try:
+        return function(*arguments)
+    except Exception as error:  # noqa: BLE001 (which one is what is compared)
+        return type(error), str(error)
+
+
+class Iterated(tuple):
+    """A tuple that gives something else when it is iterated over."""
+
+    __slots__ = ()
+
+    def __iter__(self):
+        return iter((7,) * len(self))
+
+
+class Index:
+    def __index__(self):
+        return 3
+
+
+ODD_VALUES = (
+    -1, 0, 1, 127, 128, -128, -129, 255, 256, 32767, 32768, -32769, 65535, 65536, 2**31 - 1, 2**31,
+    -(2**31) - 1, 2**32 - 1, 2**32, 2**63 - 1, 2**63, -(2**63), -(2**63) - 1, 2**64 - 1, 2**64,
+    10**400, 0.0, -0.0, 1.5, 1e5, 70000.0, 1e300, float("inf"), float("nan"), True, False, None, "x",
+    b"", b"x", b"12345678", b"x" * 40, bytearray(b"x"), Fraction(1, 2), Index(), np.int64(5),
+    np.float64(2.5), np.float32(0.1), (), [],
+)  # fmt: skip
+
+
+def fitting(draw: random.Random, code: str, count: int) -> Any:
+    """Make a value that the field takes."""
+    if code == "s":
+        return draw.randbytes(draw.randint(0, count))
+    if code == "c":
+        return draw.randbytes(1)
+    if code == "?":
+        return draw.random() < 0.5
+    if code in "efd":
+        return draw.choice([draw.uniform(-1000, 1000), draw.randint(-1000, 1000)])
+    bits = 8 * struct.calcsize("=" + code if code not in "nN" else code)
+    low = -(1 << (bits - 1)) if code.islower() else 0
+    return draw.randrange(low, low + (1 << bits)) >> draw.choice([0, bits // 2, bits - 1])
+
+
+def random_format(draw: random.Random) -> tuple[str, list[tuple[str, int]]]:
+    mode = draw.choice(["", "@", "=", "<", ">", "!"])
+    codes = "bBhHiIlLqQefdc?sx" + ("nN" if mode in {"", "@"} else "")
+    items = [(draw.choice(codes), draw.choice([1, 1, 1, 2, 5])) for _ in range(draw.randint(1, 8))]
+    fields = [
+        field
+        for code, count in items
+        if code != "x"
+        for field in ([(code, count)] if code == "s" else [(code, 1)] * count)
+    ]
+    return mode + "".join(f"{count}{code}" for code, count in items), fields
+
+
+def test_tuples_are_packed_and_unpacked_in_c_as_struct_does_it(monkeypatch):
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    draw = random.Random(seed)
+    monkeypatch.setattr(_record, "_many", counted(one_by_one := [], _record._many))
+    for _ in range(400):
+        form, fields = random_format(draw)
+        in_c, plain = both_ways(form, monkeypatch)
+        kind = draw.choice([tuple, list])
+        good = [kind(fitting(draw, *field) for field in fields) for _ in range(9)]
+        data, count = plain.encode_many(good)
+        one_by_one.clear()
+        assert in_c.encode_many(good) == (data, count) == (b"".join(map(plain.encode, good)), 9)
+        assert one_by_one == [], form
+        assert repr(in_c.decode_many(data, 9)) == repr(plain.decode_many(data, 9)), form
+        noise = draw.randbytes(len(data))
+        assert repr(in_c.decode_many(noise, 9)) == repr(plain.decode_many(noise, 9)), form
+        for _ in range(10):  # something wrong, or only unusual
+            records = [list(record) for record in good]
+            record = draw.choice(records)
+            if record and draw.random() < 0.9:
+                record[draw.randrange(len(record))] = draw.choice(ODD_VALUES)
+            else:
+                record[:] = record[:-1] if draw.random() < 0.5 else [*record, 1]
+            records = [kind(record) for record in records]
+            if draw.random() < 0.1:
+                records[draw.randrange(9)] = draw.choice(
+                    [None, "x" * len(fields), Iterated(good[0]), {}, *ODD_VALUES]
+                )
+            expected = outcome(_record._many(plain.encode), records)
+            assert outcome(in_c.encode_many, records) == expected, (form, records)
+            assert outcome(plain.encode_many, records) == expected, (form, records)
+
+
+def counted(calls: list[Any], make: Any) -> Any:
+    """Have what `make` makes noted when it is called."""
+
+    def wrapped(encode: Any) -> Any:
+        many = make(encode)
+
+        def noted(records: Any) -> Any:
+            calls.append(records)
+            return many(records)
+
+        return noted
+
+    return wrapped
+
+
+@dataclass
+class Fill:
+    seq: u64
+    price: f64
+    lots: u32
+    symbol: Annotated[bytes, "8s"]
+
+
+@dataclass
+class Single:
+    seq: u64
+
+
+class Subquote(Quote):
+    """Has a dict."""
+
+
+GOOD_LISTS: dict[str, tuple[Any, list[Any]]] = {
+    "tuples": ("<QdI8s", [(1, 2.0, 3, b"4"), (5, 6, 7, b"")]),
+    "lists": ("<QdI8s", [[1, 2.0, 3, b"4"], (5, 6, 7, b"")]),
+    "aligned, with a gap at the end": ("dB", [(1.0, 2), (3.0, 4)]),
+    "NamedTuples": (Quote, [Quote(1, 2.0, 3, b"4"), (5, 6, 7, b"")]),
+    "dataclasses": (Fill, [Fill(1, 2.0, 3, b"4"), Fill(5, 6, 7, b"")]),
+    "a single field": (Single, [Single(1), Single(2)]),
+    "none": ("<QdI8s", []),
+}
+
+
+@pytest.mark.parametrize(("spec", "records"), GOOD_LISTS.values(), ids=GOOD_LISTS)
+def test_a_list_without_faults_is_never_packed_one_by_one(spec, records, monkeypatch):
+    monkeypatch.setattr(_record, "_many", counted(one_by_one := [], _record._many))
+    for codec in both_ways(spec, monkeypatch):
+        expected = b"".join(map(codec.encode, records))
+        assert codec.encode_many(records) == (expected, len(records))
+        assert codec.encode_many(tuple(records)) == (expected, len(records))
+        assert one_by_one == []
+        got = codec.decode_many(expected, len(records))
+        assert got == [codec.decode(codec.encode(record)) for record in records]
+        assert [type(record) for record in got] == [
+            spec if isinstance(spec, type) else tuple for _ in records
+        ]
+
+
+@pytest.mark.parametrize(
+    ("spec", "good", "wrong"),
+    [
+        ("<QdI8s", (1, 2.0, 3, b"4"), (1, 2.0, 3, b"nine char")),  # struct would cut it
+        ("<QdI8s", (1, 2.0, 3, b"4"), (1.5, 2.0, 3, b"4")),
+        ("<QdI8s", (1, 2.0, 3, b"4"), "QdIs"),
+        (Quote, Quote(1, 2.0, 3, b"4"), EveryKind(*[0] * len(EveryKind._fields))),
+        (Quote, Quote(1, 2.0, 3, b"4"), [1, 2.0, 3, b"4"]),
+        (Quote, Quote(1, 2.0, 3, b"4"), Quote(1, 2.0, -3, b"4")),
+        (Fill, Fill(1, 2.0, 3, b"4"), (1, 2.0, 3, b"4")),
+        (Fill, Fill(1, 2.0, 3, b"4"), Fill(1, 2.0, 3, b"nine char")),
+        (Fill, Fill(1, 2.0, 3, b"4"), Fill.__new__(Fill)),
+    ],
+)
+def test_what_is_wrong_in_a_list_is_found_by_its_index(spec, good, wrong, monkeypatch):
+    for codec in both_ways(spec, monkeypatch):
+        with pytest.raises(BadRecord) as one:
+            codec.encode(wrong)
+        with pytest.raises(BadRecord) as many:
+            codec.encode_many([good, good, wrong, good, wrong])
+        assert str(many.value) == f"record 2: {one.value}"
+
+
+def test_unusual_records_are_sent_all_the_same(monkeypatch):
+    for codec in both_ways("<HHd", monkeypatch):
+        records = [(1, Index(), np.float32(0.5)), Iterated((1, 2, 3)), (True, np.int8(4), False)]
+        got = codec.decode_many(*codec.encode_many(records))
+        assert got == [(1, 3, 0.5), (7, 7, 7.0), (1, 4, 0.0)]
+    for codec in both_ways(Quote, monkeypatch):
+        assert codec.encode_many([Subquote(1, 2.0, 3, b"4")])[0] == codec.encode((1, 2.0, 3, b"4"))
+    for codec in both_ways("<HH", monkeypatch):
+
+        def again_and_again():
+            record = [0, 0]
+            for record[0] in range(3):
+                yield record
+
+        assert codec.decode_many(*codec.encode_many(again_and_again())) == [(0, 0), (1, 0), (2, 0)]
+
+
+def test_unpacked_records_hold_no_more_than_their_items(monkeypatch):
+    in_c, _ = both_ways("<QdI8s", monkeypatch)
+    data = in_c.encode_many([(10**9, 2.0, 3, b"4")] * 3)[0]
+    records = in_c.decode_many(data, 3)
+    # As the collector would leave them: so large batches cause it no work.
+    assert not any(map(gc.is_tracked, records))
+    with pytest.raises(ValueError, match="no records"):
+        pytest.importorskip("ipcqueue._records").Packer((("u", 0, 8),), 8, None).unpack(bytes(9))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ((), 8, None),
+        ((("u", 0, 8),), 0, None),
+        ((("u", 1, 8),), 8, None),
+        ((("u", -1, 8),), 8, None),
+        ((("u", 0, 3),), 8, None),
+        ((("p", 0, 4),), 8, None),
+        ((("s", 0, 1 << 62),), 8, None),
+        ((("u", 0),), 8, None),
+        ((("u", 0, 8),), 8, list),
+        ([("u", 0, 8)], 8, None),
+    ],
+    ids=repr,
+)
+def test_a_packer_reaches_no_further_than_its_record(arguments):
+    records = pytest.importorskip("ipcqueue._records", reason="CPython has it")
+    with pytest.raises((TypeError, ValueError)):
+        records.Packer(*arguments)
+
+
+@pytest.mark.parametrize(("binding", "says"), [("cffi", "None"), ("direct", "<module")])
+def test_the_binding_says_whether_tuples_are_packed_in_c(binding, says):
+    pytest.importorskip("ipcqueue._records", reason="CPython has it")
+    program = (
+        "import ipcqueue._record as r; print(r._records, r.codec_for('<Q').encode_many([(5,)]))"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "IPCQUEUE_BINDING": binding},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert process.stdout.startswith(says)
+    assert process.stdout.endswith("(b'\\x05\\x00\\x00\\x00\\x00\\x00\\x00\\x00', 1)\n")
