@@ -27,6 +27,7 @@ from ._errors import (
 )
 from ._fd import Fd
 from ._forks import renewed_after_fork
+from ._mappings import Mappings
 from ._memfd import Memfd, Seal
 from ._region import MemoryRegion, Mode
 from ._registry import MemoryRegistry, RegistryStatistics, Returned
@@ -45,6 +46,7 @@ __all__ = [
     "Fd",
     "FdPassError",
     "ForkedRegistry",
+    "Mappings",
     "Memfd",
     "MemfdRefused",
     "MemoryRegion",

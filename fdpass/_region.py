@@ -12,18 +12,16 @@ MemoryRegistry, which learns from the token when everybody has let go (_registry
 
 Views outlive what they came from: a NumPy array made of `.buffer` is valid after close(). So the
 memory is unmapped, and a token closed, when the last view is gone and never under it. What a
-region can revoke is the view that `.buffer` gave; what was derived from it, it cannot even see.
+region can revoke is the view that `.buffer` gave; what was derived from it, it can only count.
 """
 
 import contextlib
 import errno
 import fcntl
-import mmap
 import os
 import sys
 import threading
 import warnings
-import weakref
 from collections.abc import Callable, Iterable, Mapping
 from pickle import PickleBuffer
 from types import MappingProxyType, TracebackType
@@ -32,7 +30,8 @@ from typing import TYPE_CHECKING, Final, Literal, Self, TypeAlias
 from ._errors import ClosedRegion, RegionInUse, SharedRefused, WrongDescriptors, WrongType
 from ._fd import Fd
 from ._forks import forks
-from ._memfd import Memfd, Seal
+from ._mappings import Mappings
+from ._memfd import Mapped, Memfd, Seal
 
 if TYPE_CHECKING:
     import ctypes
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
 Mode: TypeAlias = Literal["frozen", "lent", "shared"]
 """Who may write a memory region; see MemoryRegion."""
 
-Exporter: TypeAlias = "mmap.mmap | ctypes.Array[ctypes.c_ubyte]"
+Exporter: TypeAlias = "Mapped | ctypes.Array[ctypes.c_ubyte]"
 """What all views of a region keep alive, and nothing else does once the region is closed."""
 
 _SIZE_SEALS = Seal.SHRINK | Seal.GROW | Seal.SEAL
@@ -72,13 +71,20 @@ class MemoryRegion:
     _loan: int | None = None
 
     def __init__(
-        self, memfd: Memfd, mode: Mode, *, writable: bool, token: Fd | None = None
+        self,
+        memfd: Memfd,
+        mode: Mode,
+        *,
+        writable: bool,
+        token: "Token | None" = None,
+        mappings: Mappings | None = None,
     ) -> None:
         """Take the descriptors; for create(), adopt() and the registry."""
         self._memfd = memfd
         self._mode = mode
         self._writable = writable
         self._token = token
+        self._mappings = mappings
         self._exporter: Exporter | None = None
         self._view: memoryview | None = None
         self._lock, self._forks = threading.Lock(), forks()
@@ -112,10 +118,19 @@ class MemoryRegion:
             raise
 
     @classmethod
-    def adopt(cls, fds: Iterable[int | Fd], *, max_size: int, accept_shared: bool = False) -> Self:
+    def adopt(
+        cls,
+        fds: Iterable[int | Fd],
+        *,
+        max_size: int,
+        accept_shared: bool = False,
+        mappings: Mappings | None = None,
+    ) -> Self:
         """Take the descriptors of one region, as descriptors() gave them; close what is refused.
 
-        Its seals say which mode it has. Nothing is mapped before `.buffer` is used.
+        Its seals say which mode it has. Nothing is mapped before `.buffer` is used. From
+        `mappings` comes the mapping of a `lent` region if it was here before, and goes back there
+        when it is closed.
 
         Raises SharedRefused for mode `shared` unless accepted, and what Memfd.adopt() raises
         (WrongType, WrongSeals, WrongSize, NotReserved), all MemfdRefused; WrongDescriptors (one
@@ -133,10 +148,13 @@ class MemoryRegion:
                 raise WrongDescriptors(wanted, len(owned))
             if mode == "shared":
                 _check_shared(memfd, accept_shared=accept_shared)
-            token = owned[1] if mode == "lent" else None
-            if token is not None:
-                _check_token(token)
-            return cls(memfd, mode, writable=mode == "shared", token=token)
+            token = None
+            if mode == "lent":
+                _check_token(owned[1])
+                owned[1] = token = Token.move(owned[1])
+            if token is None:
+                mappings = None  # what is not lent does not come again
+            return cls(memfd, mode, writable=mode == "shared", token=token, mappings=mappings)
         except BaseException:
             for fd in owned:
                 fd.close()
@@ -156,8 +174,6 @@ class MemoryRegion:
             self._check_open()
             if self._exporter is None:
                 self._exporter = self._export()
-                if self._token is not None:
-                    _tie(self._token, self._exporter)
             if self._view is None or _is_released(self._view):
                 # A ctypes array calls its bytes "<B", to which memoryview refuses to assign
                 # bytes; raw() calls them "B". Both keep the exporter alive.
@@ -208,7 +224,7 @@ class MemoryRegion:
             if self._view is not None:
                 self._view.release()
                 self._view = None
-            if isinstance(self._exporter, mmap.mmap):
+            if isinstance(self._exporter, Mapped):
                 self._exporter.close()
                 self._exporter = None
         except BufferError as error:
@@ -252,21 +268,32 @@ class MemoryRegion:
         exporter, self._exporter = self._exporter, None
         view, self._view = self._view, None
         token, self._token = self._token, None
-        # BufferError: somebody has views, and the last of them will take the mapping along.
-        if view is not None:
-            with contextlib.suppress(BufferError):
+        # BufferError: somebody has views, and the last of them will take the mapping along, and
+        # the token with it.
+        with contextlib.suppress(BufferError):
+            if view is not None:
                 view.release()
-        if isinstance(exporter, mmap.mmap):
-            with contextlib.suppress(BufferError):
-                exporter.close()
+            if isinstance(exporter, Mapped):
+                self._unmap(exporter)
         if exporter is None and token is not None:
             token.close()  # else it is tied to the exporter, of which this is the last reference
         self._close_memory()
 
+    def _unmap(self, exporter: Mapped) -> None:
+        if self._mappings is None:
+            exporter.close()
+        else:
+            exporter.check_unused()
+            self._mappings.keep(self._memfd, exporter)
+        exporter.token = None
+
     # What a region of a registry does otherwise, as its memory is not its own.
 
     def _export(self) -> Exporter:
-        return self._memfd.map(writable=self._writable)
+        kept = None if self._mappings is None else self._mappings.take(self._memfd)
+        exporter = self._memfd.map(writable=self._writable) if kept is None else kept
+        exporter.token = self._token  # closed when the last view is gone, and no earlier
+        return exporter
 
     def _close_memory(self) -> None:
         self._memfd.close()
@@ -305,6 +332,19 @@ class MemoryRegion:
             self._close()
 
 
+class Token(Fd):
+    """What says, as long as it is open, that somebody holds a region that was lent.
+
+    Forgetting it closes it, and that is how it is meant: it goes with the last view.
+    """
+
+    # At interpreter shutdown the globals of this module may be None already, hence the default.
+    def __del__(self, _close: Callable[[int], None] = os.close) -> None:  # type: ignore[override]
+        number, self._number = self._number, -1
+        if number >= 0:
+            _close(number)
+
+
 def _own(fd: int | Fd) -> Fd:
     if isinstance(fd, Fd):
         return fd
@@ -338,12 +378,6 @@ def _check_token(token: Fd) -> None:
         raise WrongType(wanted, "something else") from error
     if fcntl.fcntl(token.fileno(), fcntl.F_GETFL) & os.O_ACCMODE != os.O_WRONLY:
         raise WrongType(wanted, "a pipe not open for only writing")
-
-
-def _tie(token: Fd, exporter: Exporter) -> None:
-    """Close the token when the last view is gone, and no earlier."""
-    # Not at exit: views may be in use until the very end, and the kernel closes it after that.
-    weakref.finalize(exporter, token.close).atexit = False
 
 
 def _is_released(view: memoryview) -> bool:

@@ -18,7 +18,6 @@ closes the token and keeps the memory can only read, and only what is lent under
 import bisect
 import errno
 import itertools
-import mmap
 import os
 import select
 import sys
@@ -35,8 +34,8 @@ from typing import NamedTuple, Self, TypeVar
 from ._errors import ClosedRegistry, ForkedRegistry
 from ._fd import Fd
 from ._forks import renewed_after_fork
-from ._memfd import Memfd
-from ._region import SEALS, Exporter, MemoryRegion
+from ._memfd import Mapped, Memfd
+from ._region import SEALS, Exporter, MemoryRegion, Token
 
 _T = TypeVar("_T")
 
@@ -138,7 +137,8 @@ class MemoryRegistry:
         self.collect()
         with ExitStack() as undo:
             ends = self._despite_shortage(lambda: os.pipe2(os.O_CLOEXEC))
-            watch, token = (undo.enter_context(Fd(number)) for number in ends)
+            watch = undo.enter_context(Fd(ends[0]))
+            token = undo.enter_context(Token(ends[1]))
             memory = self._take(size, tag) or self._make(size, tag)
             undo.callback(self._give_up, memory)
             loan = next(self._numbers)
@@ -335,7 +335,7 @@ class _Memory:
     """What is lent again and again: a file, and the one writable mapping it can ever have."""
 
     memfd: Memfd
-    mapping: mmap.mmap
+    mapping: Mapped
     tag: Hashable
 
     @classmethod
@@ -419,7 +419,7 @@ def _size_of(memory: _Memory) -> int:
 class _LentRegion(MemoryRegion):
     """One lending of memory that stays the registry's: it owns only its token."""
 
-    def __init__(self, memory: _Memory, token: Fd, loan: int) -> None:
+    def __init__(self, memory: _Memory, token: Token, loan: int) -> None:
         self._mapping = memory.mapping
         self._loan = loan
         super().__init__(memory.memfd, "lent", writable=True, token=token)
@@ -429,7 +429,9 @@ class _LentRegion(MemoryRegion):
 
         # An object of this lending's own between its views and the mapping, which stays from one
         # lending to the next: so that it is known when the views of this one are gone.
-        return (ctypes.c_ubyte * self.size).from_buffer(self._mapping)
+        exporter = (ctypes.c_ubyte * self.size).from_buffer(self._mapping)
+        exporter.token = self._token  # type: ignore[attr-defined]  # as in MemoryRegion
+        return exporter
 
     def _close_memory(self) -> None:
         """Leave it open for the next lending."""

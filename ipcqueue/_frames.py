@@ -355,6 +355,7 @@ class FrameReceiver(ReceiverEnd):
         self._decode = codec.decode
         self._limits = limits
         self._attached = attached  # to messages not built yet, in order
+        self._mappings = fdpass.Mappings()  # of regions that a registry of the peer's lends
         self._wanted = 0  # how many of these there must be to go on
         self._built: list[_Built] = []
         self._next = place.start  # where the first frame that is not built begins
@@ -719,7 +720,9 @@ class FrameReceiver(ReceiverEnd):
         copies = fdpass.Fd.blank(len(descriptors))
         try:
             fdpass.Fd.own(copies, map(os.dup, [fd.fileno() for fd in descriptors]))
-            return fdpass.MemoryRegion.adopt(copies, max_size=max_size, accept_shared=shared)
+            return fdpass.MemoryRegion.adopt(
+                copies, max_size=max_size, accept_shared=shared, mappings=self._mappings
+            )
         except BaseException as error:
             close_received(copies)
             if isinstance(error, fdpass.FdPassError):
@@ -750,6 +753,7 @@ class FrameReceiver(ReceiverEnd):
 
     def discard(self) -> None:
         """Close what is attached to messages that nobody will take; takes no lock."""
+        self._mappings.close()
         for built in self._built:
             close_received(built.fds)
             close_received(built.regions)
