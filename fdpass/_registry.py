@@ -2,7 +2,7 @@
 
 Making memory costs the kernel a zeroed page for every 4 KiB and a mapping of each: 25 ms for
 64 MiB where this was written. Memory that comes home costs 0.02 ms, whatever its size
-(benchmarks/regions.py). How the registry learns that nobody holds a region, though receivers are
+(benchmarks/regions.py), and receivers can keep it mapped (_mappings.py). How the registry learns that nobody holds a region, though receivers are
 not trusted and may die at any moment:
 
     alloc()     makes a pipe: its read end stays here, watched; the write end is the token
@@ -26,7 +26,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Hashable
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import NamedTuple, Self, TypeVar
@@ -135,28 +135,35 @@ class MemoryRegistry:
         ClosedRegistry, ForkedRegistry, and whatever `on_return` raises: then nothing was lent.
         """
         self.collect()
-        with ExitStack() as undo:
-            ends = self._despite_shortage(lambda: os.pipe2(os.O_CLOEXEC))
-            watch = undo.enter_context(Fd(ends[0]))
-            token = undo.enter_context(Token(ends[1]))
+        ends = self._despite_shortage(lambda: os.pipe2(os.O_CLOEXEC))
+        watch, token = Fd(ends[0]), Token(ends[1])
+        memory: _Memory | None = None
+        region: _LentRegion | None = None
+        try:  # not with an ExitStack, which takes half as long as all the rest
             memory = self._take(size, tag) or self._make(size, tag)
-            undo.callback(self._give_up, memory)
             loan = next(self._numbers)
-            region = undo.enter_context(_LentRegion(memory, token, loan))
-            undo.callback(self._loans.pop, watch.fileno(), None)
+            region = _LentRegion(memory, token, loan)
             with self._lock:
                 self._check_usable()
                 self._loans[watch.fileno()] = _Loan(loan, memory, watch, self._clock())
                 # No events asked for: EPOLLHUP is always reported, and a byte that a receiver
                 # writes into the pipe shall wake nobody.
                 self._epoll.register(watch.fileno(), 0)
-            undo.pop_all()
+        except BaseException:
+            if not watch.closed:  # close() of the registry does that
+                self._loans.pop(watch.fileno(), None)
+            if region is not None:
+                region.close()
+            if memory is not None:
+                self._give_up(memory)
+            token.close()
+            watch.close()
+            raise
         return region
 
     def _take(self, size: int, tag: Hashable) -> "_Memory | None":
         with self._lock:
-            self._check_usable()
-            memory = self._idle.take(size, tag)
+            memory = self._idle.take(size, tag)  # of a closed registry there is none
             if memory is not None:
                 self._reused += 1
             return memory
@@ -193,7 +200,9 @@ class MemoryRegistry:
             home = self._epoll.poll(0, max(1, len(self._loans)))
             for number, _ in home:
                 self._come_home(self._loans.pop(number))
-        self.expire()
+            oldest = self._idle.oldest()
+        if oldest is not None and oldest <= self._clock() - self._keep:
+            self.expire()
         self._tell()
         return len(home)
 
