@@ -19,14 +19,13 @@ import contextlib
 import errno
 import fcntl
 import os
-import sys
 import threading
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pickle import PickleBuffer
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Literal, Self, TypeAlias
 
+from ._closing import Closing
 from ._errors import ClosedRegion, RegionInUse, SharedRefused, WrongDescriptors, WrongType
 from ._fd import Fd
 from ._forks import forks
@@ -53,7 +52,7 @@ SEALS: Final[Mapping[Mode, Seal]] = MappingProxyType(
 )
 
 
-class MemoryRegion:
+class MemoryRegion(Closing):
     """Anonymous memory: create() makes it, descriptors() gives it, adopt() takes what was given.
 
     `frozen`: nobody writes once it is given. `shared`: giver and receivers write. `lent` comes
@@ -67,8 +66,6 @@ class MemoryRegion:
     view is gone. Any thread may use it.
     """
 
-    # On the class, so that an instance that was never finished is a closed one.
-    _closed = True
     _loan: int | None = None
 
     def __init__(
@@ -303,34 +300,9 @@ class MemoryRegion:
         if self.closed:
             raise ClosedRegion(f"expected an open memory region, received {self!r}")
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
     def __repr__(self) -> str:
         state = " closed" if self.closed else ""
         return f"<MemoryRegion {self._mode} {self.size} bytes{state}>"
-
-    # At interpreter shutdown the globals of this module may be None already, hence the defaults.
-    def __del__(
-        self,
-        _warn: Callable[..., None] = warnings.warn,
-        _finalizing: Callable[[], bool] = sys.is_finalizing,
-        _category: type[Warning] = ResourceWarning,
-    ) -> None:
-        if self._closed or _finalizing():
-            return
-        try:
-            _warn(f"unclosed {self!r}", _category, source=self)
-        finally:
-            self._close()
 
 
 class Token(Fd):

@@ -20,17 +20,15 @@ import errno
 import itertools
 import os
 import select
-import sys
 import threading
 import time
-import warnings
 from collections import deque
 from collections.abc import Callable, Hashable
 from contextlib import suppress
 from dataclasses import dataclass
-from types import TracebackType
 from typing import NamedTuple, Self, TypeVar
 
+from ._closing import Closing
 from ._errors import ClosedRegistry, ForkedRegistry
 from ._fd import Fd
 from ._forks import renewed_after_fork
@@ -73,7 +71,7 @@ class RegistryStatistics(NamedTuple):
     idle_bytes: int
 
 
-class MemoryRegistry:
+class MemoryRegistry(Closing):
     """Lends memory regions, and lends them again once giver and receivers have let go.
 
     A region used again still holds the bytes of its last use, and may be read by receivers of
@@ -90,9 +88,6 @@ class MemoryRegistry:
 
     Raises ValueError (keep), OSError when descriptors are short.
     """
-
-    # On the class, so that an instance that was never finished is a closed one.
-    _closed = True
 
     def __init__(
         self,
@@ -307,36 +302,11 @@ class MemoryRegistry:
                 f"received its forked child {os.getpid()}: make one there"
             )
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
     def __repr__(self) -> str:
         state = (
             "closed" if self._closed else f"{len(self._loans)} lent, {len(self._idle.since)} idle"
         )
         return f"<{type(self).__name__} {state}>"
-
-    # At interpreter shutdown the globals of this module may be None already, hence the defaults.
-    def __del__(
-        self,
-        _warn: Callable[..., None] = warnings.warn,
-        _finalizing: Callable[[], bool] = sys.is_finalizing,
-        _category: type[Warning] = ResourceWarning,
-    ) -> None:
-        if self._closed or _finalizing():
-            return
-        try:
-            _warn(f"unclosed {self!r}", _category, source=self)
-        finally:
-            self._close()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
