@@ -280,10 +280,11 @@ class MemoryRegion(Closing):
     def _unmap(self, exporter: Mapped) -> None:
         if self._mappings is None:
             exporter.close()
+            exporter.token = None
         else:
             exporter.check_unused()
+            exporter.token = None  # first: once kept, it may be another region's at once
             self._mappings.keep(self._memfd, exporter)
-        exporter.token = None
 
     # What a region of a registry does otherwise, as its memory is not its own.
 

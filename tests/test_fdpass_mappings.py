@@ -234,6 +234,21 @@ class TestLimits:
         assert len(kept) == 1
         assert registry.collect() == 1
 
+    def test_a_mapping_that_another_thread_takes_at_once_keeps_its_new_token(self, registry):
+        class Raced(Mappings):
+            def keep(self, memfd, mapping):
+                assert mapping.token is None
+                mapping.token = fdpass.Fd.blank(1)[0]  # as a region elsewhere would
+                super().keep(memfd, mapping)
+
+        mappings = Raced()
+        with registry.alloc(SIZE) as region:
+            with received(region, mappings) as other:
+                assert len(other.buffer) == SIZE
+        (each,) = mappings._kept
+        assert each.mapping.token is not None
+        mappings.close()
+
     def test_a_mapping_lost_to_a_race_is_not_closed_twice(self, registry, kept, monkeypatch):
         lend_and_read(registry, kept)
         (each,) = kept._kept
