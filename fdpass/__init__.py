@@ -29,6 +29,7 @@ from ._errors import (
 )
 from ._fd import Fd
 from ._forks import renewed_after_fork
+from ._mappings import Mappings
 from ._memfd import Memfd, Seal
 from ._region import MemoryRegion, Mode
 from ._rights import ANCILLARY_SPACE, MAX_FDS, RECEIVE_FLAGS, unpack
@@ -62,6 +63,7 @@ __all__ = [
     "Fd",
     "FdPassError",
     "ForkedRegistry",
+    "Mappings",
     "Memfd",
     "MemfdRefused",
     "MemoryRegion",

@@ -35,6 +35,14 @@ class Fd:
             raise ClosedFd(f"expected the number of an open descriptor, received {number}")
         self._number = number
 
+    @classmethod
+    def move(cls, fd: "Fd") -> Self:
+        """Take the descriptor over from its owner, which is a closed one from then on."""
+        self = cls.__new__(cls)
+        # Without a call in between, during which nobody owns it.
+        self._number, fd._number = fd._number, -1  # noqa: SLF001 (of its own class)
+        return self
+
     @staticmethod
     def blank(count: int) -> "list[Fd]":
         """Make owners of no descriptor yet, closed ones, for own()."""

@@ -8,6 +8,7 @@ import mmap
 import os
 import stat
 import sys
+from contextlib import suppress
 from typing import Self
 
 from ._errors import ClosedFd, NotReserved, WrongSeals, WrongSize, WrongType
@@ -41,6 +42,8 @@ class Memfd(Fd):
     """Takes the descriptor of a memory file: create() makes one, adopt() checks one."""
 
     _size: int = 0
+    device_and_inode: tuple[int, int] | None = None
+    """Which file it is, if it was adopted: the same numbers as long as it exists, nobody else's."""
 
     @classmethod
     def create(cls, name: str, size: int) -> Self:
@@ -87,9 +90,7 @@ class Memfd(Fd):
         if not isinstance(fd, Fd):
             fd = Fd(fd)
         fd.fileno()
-        self = cls.__new__(cls)
-        # From one owner to the other without a call in between, during which nobody owns it.
-        self._number, fd._number = fd._number, -1  # noqa: SLF001 (of its own base class)
+        self = cls.move(fd)
         try:
             self._check(max_size, seals)
         except BaseException:
@@ -101,8 +102,8 @@ class Memfd(Fd):
         # In this order: the seals first, as what follows could change without them.
         mode = self._open_mode()
         present = self._seals_of_a_memfd()
-        if int(seals) & ~int(present):
-            raise WrongSeals(seals, present)
+        if int(seals) & ~present:
+            raise WrongSeals(seals, Seal(present))
         status = os.fstat(self._number)
         if not stat.S_ISREG(status.st_mode):
             raise WrongType("a regular file", stat.filemode(status.st_mode))
@@ -117,6 +118,7 @@ class Memfd(Fd):
         if status.st_blocks * _BLOCK < pages * mmap.PAGESIZE:
             raise NotReserved(pages * mmap.PAGESIZE, status.st_blocks * _BLOCK)
         self._size = status.st_size
+        self.device_and_inode = status.st_dev, status.st_ino
 
     def _open_mode(self) -> int:
         try:
@@ -126,9 +128,11 @@ class Memfd(Fd):
                 raise
             raise ClosedFd(f"expected an open descriptor, received {self.detach()}") from error
 
-    def _seals_of_a_memfd(self) -> Seal:
+    def _seals_of_a_memfd(self) -> int:
         try:
-            return self.seals
+            return fcntl.fcntl(
+                self.fileno(), _F_GET_SEALS
+            )  # flags of enum take three times as long
         except OSError as error:
             # EINVAL: files that cannot have seals. EBADF: O_PATH, as we know it is open.
             if error.errno not in (errno.EINVAL, errno.EBADF):
@@ -153,7 +157,7 @@ class Memfd(Fd):
         """
         fcntl.fcntl(self.fileno(), _F_ADD_SEALS, int(seals))
 
-    def map(self, *, writable: bool = False) -> mmap.mmap:
+    def map(self, *, writable: bool = False) -> "Mapped":
         """Map the whole file, shared; the caller closes the mapping, which outlives this object.
 
         All pages are brought in now: a shortage of memory is an OSError here, not a SIGBUS later
@@ -173,12 +177,24 @@ class Memfd(Fd):
         return mapping
 
 
-def _map(number: int, size: int, *, writable: bool, private: bool) -> mmap.mmap:
+class Mapped(mmap.mmap):
+    """A mapping that can keep something alive as long as there are views of it."""
+
+    token: object = None
+
+    def check_unused(self) -> None:
+        """Raise BufferError if there are views of it, as close() does, which closes it."""
+        # Nothing else tells. Of a size that cannot be, it is refused before anything is done.
+        with suppress(TypeError, ValueError):
+            self.resize(-1)
+
+
+def _map(number: int, size: int, *, writable: bool, private: bool) -> Mapped:
     flags = mmap.MAP_PRIVATE if private else mmap.MAP_SHARED
     protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
     if sys.version_info >= (3, 13):
-        return mmap.mmap(number, size, flags, protection, trackfd=False)
-    return mmap.mmap(number, size, flags, protection)
+        return Mapped(number, size, flags, protection, trackfd=False)
+    return Mapped(number, size, flags, protection)
 
 
 def _create_in(owner: Fd, name: str) -> None:

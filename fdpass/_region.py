@@ -12,26 +12,24 @@ MemoryRegistry, which learns from the token when everybody has let go (_registry
 
 Views outlive what they came from: a NumPy array made of `.buffer` is valid after close(). So the
 memory is unmapped, and a token closed, when the last view is gone and never under it. What a
-region can revoke is the view that `.buffer` gave; what was derived from it, it cannot even see.
+region can revoke is the view that `.buffer` gave; what was derived from it, it can only count.
 """
 
 import contextlib
 import errno
 import fcntl
-import mmap
 import os
-import sys
 import threading
-import warnings
-import weakref
 from collections.abc import Callable, Iterable, Mapping
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Literal, Self, TypeAlias
 
+from ._closing import Closing
 from ._errors import ClosedRegion, RegionInUse, SharedRefused, WrongDescriptors, WrongType
 from ._fd import Fd
 from ._forks import forks
-from ._memfd import Memfd, Seal
+from ._mappings import Mappings
+from ._memfd import Mapped, Memfd, Seal
 
 if TYPE_CHECKING:
     import ctypes
@@ -39,10 +37,11 @@ if TYPE_CHECKING:
 Mode: TypeAlias = Literal["frozen", "lent", "shared"]
 """Who may write a memory region; see MemoryRegion."""
 
-Exporter: TypeAlias = "mmap.mmap | ctypes.Array[ctypes.c_ubyte]"
+Exporter: TypeAlias = "Mapped | ctypes.Array[ctypes.c_ubyte]"
 """What all views of a region keep alive, and nothing else does once the region is closed."""
 
 _SIZE_SEALS = Seal.SHRINK | Seal.GROW | Seal.SEAL
+_WRITE, _FUTURE_WRITE = int(Seal.WRITE), int(Seal.FUTURE_WRITE)  # much faster than the flags
 SEALS: Final[Mapping[Mode, Seal]] = MappingProxyType(
     {
         "frozen": _SIZE_SEALS | Seal.WRITE,
@@ -52,7 +51,7 @@ SEALS: Final[Mapping[Mode, Seal]] = MappingProxyType(
 )
 
 
-class MemoryRegion:
+class MemoryRegion(Closing):
     """Anonymous memory: create() makes it, descriptors() gives it, adopt() takes what was given.
 
     `frozen`: nobody writes once it is given. `shared`: giver and receivers write. `lent` comes
@@ -66,18 +65,23 @@ class MemoryRegion:
     view is gone. Any thread may use it.
     """
 
-    # On the class, so that an instance that was never finished is a closed one.
-    _closed = True
     _loan: int | None = None
 
     def __init__(
-        self, memfd: Memfd, mode: Mode, *, writable: bool, token: Fd | None = None
+        self,
+        memfd: Memfd,
+        mode: Mode,
+        *,
+        writable: bool,
+        token: "Token | None" = None,
+        mappings: Mappings | None = None,
     ) -> None:
         """Take the descriptors; for create(), adopt() and the registry."""
         self._memfd = memfd
         self._mode = mode
         self._writable = writable
         self._token = token
+        self._mappings = mappings
         self._exporter: Exporter | None = None
         self._view: memoryview | None = None
         self._lock, self._forks = threading.Lock(), forks()
@@ -111,10 +115,19 @@ class MemoryRegion:
             raise
 
     @classmethod
-    def adopt(cls, fds: Iterable[int | Fd], *, max_size: int, accept_shared: bool = False) -> Self:
+    def adopt(
+        cls,
+        fds: Iterable[int | Fd],
+        *,
+        max_size: int,
+        accept_shared: bool = False,
+        mappings: Mappings | None = None,
+    ) -> Self:
         """Take the descriptors of one region, as descriptors() gave them; close what is refused.
 
-        Its seals say which mode it has. Nothing is mapped before `.buffer` is used.
+        Its seals say which mode it has. Nothing is mapped before `.buffer` is used. From
+        `mappings` comes the mapping of a `lent` region if it was here before, and goes back there
+        when it is closed.
 
         Raises SharedRefused for mode `shared` unless accepted, and what Memfd.adopt() raises
         (WrongType, WrongSeals, WrongSize, NotReserved), all MemfdRefused; WrongDescriptors (one
@@ -126,16 +139,19 @@ class MemoryRegion:
                 raise WrongDescriptors(1, 0)
             memfd = Memfd.adopt(owned[0], max_size=max_size, seals=_SIZE_SEALS)
             owned[0] = memfd
-            mode = _mode_of(memfd)
+            mode = _mode_of(memfd.seals)
             wanted = 2 if mode == "lent" else 1
             if len(owned) != wanted:
                 raise WrongDescriptors(wanted, len(owned))
             if mode == "shared":
                 _check_shared(memfd, accept_shared=accept_shared)
-            token = owned[1] if mode == "lent" else None
-            if token is not None:
-                _check_token(token)
-            return cls(memfd, mode, writable=mode == "shared", token=token)
+            token = None
+            if mode == "lent":
+                _check_token(owned[1])
+                owned[1] = token = Token.move(owned[1])
+            if token is None:
+                mappings = None  # what is not lent does not come again
+            return cls(memfd, mode, writable=mode == "shared", token=token, mappings=mappings)
         except BaseException:
             for fd in owned:
                 fd.close()
@@ -155,8 +171,6 @@ class MemoryRegion:
             self._check_open()
             if self._exporter is None:
                 self._exporter = self._export()
-                if self._token is not None:
-                    _tie(self._token, self._exporter)
             if self._view is None or _is_released(self._view):
                 self._view = self._view_of(self._exporter)
             return self._view
@@ -196,16 +210,17 @@ class MemoryRegion:
         one given before is revoked all the same. ClosedRegion.
         """
         with self._fresh_lock():
-            self._check_open()
-            if self._writable and self._mode == "frozen":
-                self._freeze()
+            self._freeze()
 
     def _freeze(self) -> None:
+        self._check_open()
+        if not self._writable or self._mode != "frozen":
+            return
         try:
             if self._view is not None:
                 self._view.release()
                 self._view = None
-            if isinstance(self._exporter, mmap.mmap):
+            if isinstance(self._exporter, Mapped):
                 self._exporter.close()
                 self._exporter = None
         except BufferError as error:
@@ -233,9 +248,8 @@ class MemoryRegion:
 
         Raises RegionInUse, ClosedRegion.
         """
-        self.freeze()
         with self._fresh_lock():
-            self._check_open()
+            self._freeze()
             return (self._memfd,) if self._token is None else (self._memfd, self._token)
 
     def close(self) -> None:
@@ -249,21 +263,33 @@ class MemoryRegion:
         exporter, self._exporter = self._exporter, None
         view, self._view = self._view, None
         token, self._token = self._token, None
-        # BufferError: somebody has views, and the last of them will take the mapping along.
-        if view is not None:
-            with contextlib.suppress(BufferError):
+        # BufferError: somebody has views, and the last of them will take the mapping along, and
+        # the token with it.
+        with contextlib.suppress(BufferError):
+            if view is not None:
                 view.release()
-        if isinstance(exporter, mmap.mmap):
-            with contextlib.suppress(BufferError):
-                exporter.close()
+            if isinstance(exporter, Mapped):
+                self._unmap(exporter)
         if exporter is None and token is not None:
             token.close()  # else it is tied to the exporter, of which this is the last reference
         self._close_memory()
 
+    def _unmap(self, exporter: Mapped) -> None:
+        if self._mappings is None:
+            exporter.close()
+            exporter.token = None
+        else:
+            exporter.check_unused()
+            exporter.token = None  # first: once kept, it may be another region's at once
+            self._mappings.keep(self._memfd, exporter)
+
     # What a region of a registry does otherwise, as its memory is not its own.
 
     def _export(self) -> Exporter:
-        return self._memfd.map(writable=self._writable)
+        kept = None if self._mappings is None else self._mappings.take(self._memfd)
+        exporter = self._memfd.map(writable=self._writable) if kept is None else kept
+        exporter.token = self._token  # closed when the last view is gone, and no earlier
+        return exporter
 
     def _view_of(self, exporter: Exporter) -> memoryview:
         return memoryview(exporter)
@@ -275,34 +301,22 @@ class MemoryRegion:
         if self.closed:
             raise ClosedRegion(f"expected an open memory region, received {self!r}")
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
     def __repr__(self) -> str:
         state = " closed" if self.closed else ""
         return f"<MemoryRegion {self._mode} {self.size} bytes{state}>"
 
-    # At interpreter shutdown the globals of this module may be None already, hence the defaults.
-    def __del__(
-        self,
-        _warn: Callable[..., None] = warnings.warn,
-        _finalizing: Callable[[], bool] = sys.is_finalizing,
-        _category: type[Warning] = ResourceWarning,
-    ) -> None:
-        if self._closed or _finalizing():
-            return
-        try:
-            _warn(f"unclosed {self!r}", _category, source=self)
-        finally:
-            self._close()
+
+class Token(Fd):
+    """What says, as long as it is open, that somebody holds a region that was lent.
+
+    Forgetting it closes it, and that is how it is meant: it goes with the last view.
+    """
+
+    # At interpreter shutdown the globals of this module may be None already, hence the default.
+    def __del__(self, _close: Callable[[int], None] = os.close) -> None:  # type: ignore[override]
+        number, self._number = self._number, -1
+        if number >= 0:
+            _close(number)
 
 
 def _own(fd: int | Fd) -> Fd:
@@ -314,11 +328,10 @@ def _own(fd: int | Fd) -> Fd:
     return own
 
 
-def _mode_of(memfd: Memfd) -> Mode:
-    seals = memfd.seals
-    if Seal.WRITE in seals:
+def _mode_of(seals: int) -> Mode:
+    if seals & _WRITE:
         return "frozen"
-    return "lent" if Seal.FUTURE_WRITE in seals else "shared"
+    return "lent" if seals & _FUTURE_WRITE else "shared"
 
 
 def _check_shared(memfd: Memfd, *, accept_shared: bool) -> None:
@@ -338,12 +351,6 @@ def _check_token(token: Fd) -> None:
         raise WrongType(wanted, "something else") from error
     if fcntl.fcntl(token.fileno(), fcntl.F_GETFL) & os.O_ACCMODE != os.O_WRONLY:
         raise WrongType(wanted, "a pipe not open for only writing")
-
-
-def _tie(token: Fd, exporter: Exporter) -> None:
-    """Close the token when the last view is gone, and no earlier."""
-    # Not at exit: views may be in use until the very end, and the kernel closes it after that.
-    weakref.finalize(exporter, token.close).atexit = False
 
 
 def _is_released(view: memoryview) -> bool:

@@ -2,7 +2,7 @@
 
 Making memory costs the kernel a zeroed page for every 4 KiB and a mapping of each: 25 ms for
 64 MiB where this was written. Memory that comes home costs 0.02 ms, whatever its size
-(benchmarks/regions.py). How the registry learns that nobody holds a region, though receivers are
+(benchmarks/regions.py), and receivers can keep it mapped (_mappings.py). How the registry learns that nobody holds a region, though receivers are
 not trusted and may die at any moment:
 
     alloc()     makes a pipe: its read end stays here, watched; the write end is the token
@@ -18,24 +18,21 @@ closes the token and keeps the memory can only read, and only what is lent under
 import bisect
 import errno
 import itertools
-import mmap
 import os
 import select
-import sys
 import threading
 import time
-import warnings
 from collections import deque
 from collections.abc import Callable, Hashable
-from contextlib import ExitStack, suppress
-from types import TracebackType
+from contextlib import suppress
 from typing import NamedTuple, Self, TypeVar
 
+from ._closing import Closing
 from ._errors import ClosedRegistry, ForkedRegistry
 from ._fd import Fd
 from ._forks import renewed_after_fork
-from ._memfd import Memfd
-from ._region import SEALS, Exporter, MemoryRegion
+from ._memfd import Mapped, Memfd
+from ._region import SEALS, Exporter, MemoryRegion, Token
 
 _T = TypeVar("_T")
 
@@ -73,7 +70,7 @@ class RegistryStatistics(NamedTuple):
     idle_bytes: int
 
 
-class MemoryRegistry:
+class MemoryRegistry(Closing):
     """Lends memory regions, and lends them again once giver and receivers have let go.
 
     A region used again still holds the bytes of its last use, and may be read by receivers of
@@ -90,9 +87,6 @@ class MemoryRegistry:
 
     Raises ValueError (keep), OSError when descriptors are short.
     """
-
-    # On the class, so that an instance that was never finished is a closed one.
-    _closed = True
 
     def __init__(
         self,
@@ -135,27 +129,35 @@ class MemoryRegistry:
         ClosedRegistry, ForkedRegistry, and whatever `on_return` raises: then nothing was lent.
         """
         self.collect()
-        with ExitStack() as undo:
-            ends = self._despite_shortage(lambda: os.pipe2(os.O_CLOEXEC))
-            watch, token = (undo.enter_context(Fd(number)) for number in ends)
+        ends = self._despite_shortage(lambda: os.pipe2(os.O_CLOEXEC))
+        watch, token = Fd(ends[0]), Token(ends[1])
+        memory: _Memory | None = None
+        region: _LentRegion | None = None
+        try:  # not with an ExitStack, which takes half as long as all the rest
             memory = self._take(size, tag) or self._make(size, tag)
-            undo.callback(self._give_up, memory)
             loan = next(self._numbers)
-            region = undo.enter_context(_LentRegion(memory, token, loan))
-            undo.callback(self._loans.pop, watch.fileno(), None)
+            region = _LentRegion(memory, token, loan)
             with self._lock:
                 self._check_usable()
                 self._loans[watch.fileno()] = _Loan(loan, memory, watch, self._clock())
                 # No events asked for: EPOLLHUP is always reported, and a byte that a receiver
                 # writes into the pipe shall wake nobody.
                 self._epoll.register(watch.fileno(), 0)
-            undo.pop_all()
+        except BaseException:
+            if not watch.closed:  # close() of the registry does that
+                self._loans.pop(watch.fileno(), None)
+            if region is not None:
+                region.close()
+            if memory is not None:
+                self._give_up(memory)
+            token.close()
+            watch.close()
+            raise
         return region
 
     def _take(self, size: int, tag: Hashable) -> "_Memory | None":
         with self._lock:
-            self._check_usable()
-            memory = self._idle.take(size, tag)
+            memory = self._idle.take(size, tag)  # of a closed registry there is none
             if memory is not None:
                 self._reused += 1
             return memory
@@ -192,7 +194,9 @@ class MemoryRegistry:
             home = self._epoll.poll(0, max(1, len(self._loans)))
             for number, _ in home:
                 self._come_home(self._loans.pop(number))
-        self.expire()
+            oldest = self._idle.oldest()
+        if oldest is not None and oldest <= self._clock() - self._keep:
+            self.expire()
         self._tell()
         return len(home)
 
@@ -297,42 +301,17 @@ class MemoryRegistry:
                 f"received its forked child {os.getpid()}: make one there"
             )
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
     def __repr__(self) -> str:
         state = (
             "closed" if self._closed else f"{len(self._loans)} lent, {len(self._idle.since)} idle"
         )
         return f"<{type(self).__name__} {state}>"
 
-    # At interpreter shutdown the globals of this module may be None already, hence the defaults.
-    def __del__(
-        self,
-        _warn: Callable[..., None] = warnings.warn,
-        _finalizing: Callable[[], bool] = sys.is_finalizing,
-        _category: type[Warning] = ResourceWarning,
-    ) -> None:
-        if self._closed or _finalizing():
-            return
-        try:
-            _warn(f"unclosed {self!r}", _category, source=self)
-        finally:
-            self._close()
-
 
 class _Memory:
     """What is lent again and again: a file, and the one writable mapping it can ever have."""
 
-    def __init__(self, memfd: Memfd, mapping: mmap.mmap, tag: Hashable) -> None:
+    def __init__(self, memfd: Memfd, mapping: Mapped, tag: Hashable) -> None:
         self.memfd = memfd
         self.mapping = mapping
         self.tag = tag
@@ -418,7 +397,7 @@ def _size_of(memory: _Memory) -> int:
 class _LentRegion(MemoryRegion):
     """One lending of memory that stays the registry's: it owns only its token."""
 
-    def __init__(self, memory: _Memory, token: Fd, loan: int) -> None:
+    def __init__(self, memory: _Memory, token: Token, loan: int) -> None:
         self._mapping = memory.mapping
         self._loan = loan
         super().__init__(memory.memfd, "lent", writable=True, token=token)
@@ -428,7 +407,9 @@ class _LentRegion(MemoryRegion):
 
         # An object of this lending's own between its views and the mapping, which stays from one
         # lending to the next: so that it is known when the views of this one are gone.
-        return (ctypes.c_ubyte * self.size).from_buffer(self._mapping)
+        exporter = (ctypes.c_ubyte * self.size).from_buffer(self._mapping)
+        exporter.token = self._token  # type: ignore[attr-defined]  # as in MemoryRegion
+        return exporter
 
     def _view_of(self, exporter: Exporter) -> memoryview:
         from pickle import PickleBuffer  # noqa: PLC0415 (as ctypes)

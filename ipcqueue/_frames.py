@@ -355,6 +355,7 @@ class FrameReceiver(ReceiverEnd):
         self._decode = codec.decode
         self._limits = limits
         self._attached = attached  # to messages not built yet, in order
+        self._mappings = fdpass.Mappings()  # of regions that a registry of the peer's lends
         self._wanted = 0  # how many of these there must be to go on
         self._built: list[_Built] = []
         self._next = place.start  # where the first frame that is not built begins
@@ -549,34 +550,34 @@ class FrameReceiver(ReceiverEnd):
         self, ring: Any, segment: Any, limit: int, lending: _Lending
     ) -> list[Lent] | None:
         lent: list[Lent] = []
-        frame, position = _new_scratch()
+        frame, position = scratch = self._scratch.pop() if self._scratch else _new_scratch()
         attached = self._attached[:]
         lending.to = self._next
         self._wanted = 0
         try:
             while len(lent) < limit and self._look(ring, lending.to, frame, position):
-                descriptors: list[fdpass.Fd] = []
-                if frame.fds + frame.regions:
-                    if lending.attached == len(attached):
-                        self._wanted = lending.attached + 1
-                        break
-                    descriptors = attached[lending.attached]
-                contents = self._contents(frame, descriptors)
-                memory, offset, size = segment, offset_in(segment, position[0]), int(frame.size)
-                if contents.outside:
-                    region = self._adopt(contents.outside, self._limits.max_message)
-                    lending.outside.append(region)
-                    memory, offset, size = _memory_of(region), 0, region.size
-                tag, flags = int(frame.tag), int(frame.flags) & MAX_FLAGS
-                lent.append(Lent(memory, offset, size, tag, flags))
-                lending.to = (lending.to + extent(int(frame.size))) & U64
+                size, flags, carries = frame.size, frame.flags, frame.fds + frame.regions
+                memory, offset, taken = segment, offset_in(segment, position[0]), extent(size)
+                if carries and lending.attached == len(attached):
+                    self._wanted = lending.attached + 1
+                    break
+                if carries or flags & OUT_OF_LINE:
+                    descriptors = attached[lending.attached] if carries else []
+                    contents = self._contents(frame, descriptors)
+                    if contents.outside:
+                        region = self._adopt(contents.outside, self._limits.max_message)
+                        lending.outside.append(region)
+                        memory, offset, size = _memory_of(region), 0, region.size
+                    lending.attached += bool(descriptors)
+                    lending.dropped += len(contents.fds) + len(contents.regions)
+                    lending.spent += descriptors
+                lent.append(Lent(memory, offset, size, frame.tag, flags & MAX_FLAGS))
+                lending.to = (lending.to + taken) & U64
                 lending.messages += 1
-                lending.attached += bool(descriptors)
-                lending.dropped += len(contents.fds) + len(contents.regions)
-                lending.spent += descriptors
         except (TroubleError, OSError):
             if not lent:
                 raise  # else it will still be there when these are gone
+        self._scratch.append(scratch)
         return lent or None
 
     def _forget(self) -> None:
@@ -733,7 +734,9 @@ class FrameReceiver(ReceiverEnd):
         copies = fdpass.Fd.blank(len(descriptors))
         try:
             fdpass.Fd.own(copies, map(os.dup, [fd.fileno() for fd in descriptors]))
-            return fdpass.MemoryRegion.adopt(copies, max_size=max_size, accept_shared=shared)
+            return fdpass.MemoryRegion.adopt(
+                copies, max_size=max_size, accept_shared=shared, mappings=self._mappings
+            )
         except BaseException as error:
             close_received(copies)
             if isinstance(error, fdpass.FdPassError):
@@ -764,6 +767,7 @@ class FrameReceiver(ReceiverEnd):
 
     def discard(self) -> None:
         """Close what is attached to messages that nobody will take; takes no lock."""
+        self._mappings.close()
         for built in self._built:
             close_received(built.fds)
             close_received(built.regions)

@@ -87,12 +87,8 @@ class Loan:
                     f"which holds at most {most - HEADER} in one message"
                 )
             self._endpoint.check_message_size(self._size)
-            for what, value, most in (
-                ("tag", self._tag, MAX_TAG),
-                ("flags", self._flags, MAX_FLAGS),
-            ):
-                if not isinstance(value, int) or not 0 <= value <= most:
-                    raise BadRecord(f"{what} is a number from 0 to {most}, not {value!r}")
+            _check_number("tag", self._tag, MAX_TAG)
+            _check_number("flags", self._flags, MAX_FLAGS)
         elif not 1 <= self._size <= capacity:
             raise TooLarge(
                 f"a loan has 1 to {capacity} records, as the ring does, not {self._size}"
@@ -304,8 +300,14 @@ class Borrowing:
         self._inside = False
 
 
+def _check_number(what: str, value: object, most: int) -> None:
+    if not isinstance(value, int) or not 0 <= value <= most:
+        raise BadRecord(f"{what} is a number from 0 to {most}, not {value!r}")
+
+
 def _release(view: memoryview | None) -> None:
-    if view is not None:
-        # BufferError: an array is left, which Views finds.
-        with contextlib.suppress(BufferError):
+    try:  # not suppress(), which takes longer than all of this
+        if view is not None:
             view.release()
+    except BufferError:
+        pass  # an array is left, which Views finds

@@ -237,7 +237,7 @@ def address_of(pointer: Any) -> int:
 
 def offset_in(memory: Any, at: Any) -> int:
     """Return where a pointer of the core points, from the beginning of memory."""
-    return address_of(at) - address_of(memory)
+    return int(at - memory)
 
 
 class Views:
@@ -254,11 +254,12 @@ class Views:
         """Return a writable view of a part of memory, which it keeps alive."""
         exporter = ffi.buffer(memory, offset + size)
         self._exporters.append(weakref.ref(exporter))
-        return memoryview(exporter).cast("B")[offset:]
+        return memoryview(exporter)[offset:]
 
     def left(self) -> int:
         """Return how many views of before still have users."""
-        self._exporters = [each for each in self._exporters if each() is not None]
+        if self._exporters:
+            self._exporters = [each for each in self._exporters if each() is not None]
         return len(self._exporters)
 
     def check(self) -> None:

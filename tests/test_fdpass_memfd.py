@@ -16,6 +16,7 @@ import pytest
 
 import fdpass
 from fdpass import Memfd, Seal
+from fdpass._memfd import Mapped
 
 AGREED = Seal.SHRINK | Seal.GROW | Seal.SEAL
 MAX = 1 << 20
@@ -196,12 +197,12 @@ class TestMap:
     def test_a_shortage_of_memory_closes_the_mapping(self, monkeypatch):
         mappings = []
 
-        class Short(mmap.mmap):
+        class Short(Mapped):
             def madvise(self, option):
                 mappings.append(self)
                 raise OSError(errno.ENOMEM, "Cannot allocate memory")
 
-        monkeypatch.setattr(mmap, "mmap", Short)
+        monkeypatch.setattr("fdpass._memfd.Mapped", Short)
         with made() as memfd, pytest.raises(OSError, match="allocate"):
             memfd.map(writable=True)
         assert mappings[0].closed

@@ -16,6 +16,7 @@ import pytest
 
 import fdpass
 from fdpass import Fd, Memfd, MemoryRegion, Seal
+from fdpass._memfd import Mapped
 from fdpass._region import SEALS
 
 MAX = 1 << 20
@@ -169,7 +170,7 @@ class TestFreezing:
                     os.ftruncate(number, size)
 
     def test_it_is_private_when_mapped_to_read_for_kernels_before_6_7(self, monkeypatch):
-        flags, real = [], mmap.mmap
+        flags, real = [], Mapped
 
         class Recorded(real):
             def __new__(cls, fd, size, flag, *more, **options):
@@ -179,7 +180,7 @@ class TestFreezing:
         with MemoryRegion.create(SIZE) as region:
             region.freeze()
             with monkeypatch.context() as patched:
-                patched.setattr(mmap, "mmap", Recorded)
+                patched.setattr("fdpass._memfd.Mapped", Recorded)
                 assert len(region._memfd.map()) == SIZE
         assert flags == [mmap.MAP_PRIVATE]
 

@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import threading
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -454,6 +455,34 @@ def test_a_lent_region_comes_home_when_its_receiver_has_let_go(pair):
                     assert registry.collect() == 0
             assert registry.collect() == 1
         assert registry.statistics().lent == 0
+
+
+def test_a_connection_keeps_mappings_of_lent_regions_and_no_longer_than_it_lives(monkeypatch):
+    mapped, real = [], fdpass.Memfd.map
+
+    def noted(self, **options):
+        mapped.append(options)
+        return real(self, **options)
+
+    monkeypatch.setattr(fdpass.Memfd, "map", noted)
+    before = open_descriptors()
+    with connection() as (one, other), fdpass.MemoryRegistry(name="kept") as registry:
+        for number in range(3):
+            with registry.alloc(100) as region:
+                region.buffer[0] = number
+                one.xmit(b"x", regions=[region])
+            with contextlib.closing(other.recv_message()) as message:
+                assert message.regions[0].buffer[0] == number
+        assert mapped == [{"writable": True}, {"writable": False}]
+        assert kept_in_maps() == 2
+        other.close()
+        assert kept_in_maps() == 1
+    assert kept_in_maps() == 0
+    assert open_descriptors() == before
+
+
+def kept_in_maps():
+    return Path("/proc/self/maps").read_text().count("/memfd:kept")
 
 
 def test_lent_regions_and_frozen_ones_arrive_in_their_order(pair):
