@@ -61,7 +61,8 @@ def write(path: Path, what: dict[str, Any]) -> None:
     drawn = drawing.draw(path.parent / PICTURES, what)
     lines = [*about(what)]
     for name, results in results_of(what).items():
-        lines += ["", *report.section(WORKLOADS[name], results)]
+        heading, *rest = report.section(WORKLOADS[name], results)
+        lines += ["", f"#{heading}", *rest]  # one level down: the page has headings of its own
         if picture := next((p for p in drawn if p.stem == name), None):
             lines += ["", f"![{WORKLOADS[name].title}]({PICTURES}/{picture.name})"]
     # Whole or not at all: it is a page that somebody wrote the rest of.

@@ -320,6 +320,7 @@ def test_a_page_holds_what_is_in_the_json_and_keeps_its_own_text(tmp_path):
     assert text.endswith(f"{page.END}\n\nafter\n")
     assert "old" not in text
     for line in (
+        "### One way, one by one: messages/s, more is better",
         "| memenpsf fixed   | 2.00 M (1.00 M…4.00 M) |",
         "Where another wins: 64 B: pyzmq beats memenpsf fixed, 1.5 times.",
         "Behind the bare ring in C: 64 B: memenpsf fixed, 2.5 times.",
