@@ -22,9 +22,10 @@ Either process's main thread stays on a processor of its own during a turn (`--n
 scheduler choose, which on an idle machine often puts both on one: waking up is cheap then, and a
 busy waiter keeps the other from running).  Threads that a library starts may run anywhere.
 
-What each module is for: `peers` opens connections, one small class for each peer; `roles` is what
-a process does in a turn; `workloads` says which roles, cases and units belong together; `worker`
-and `processes` are the two ends of the leash; `runner` measures; `report` and `pictures` show.
+What each module is for: `peers` opens connections, one small class for each peer; `roles`
+(and `large_roles`) is what a process does in a turn; `workloads` says which roles, cases and units
+belong together; `worker` and `processes` are the two ends of the leash; `runner` measures;
+`report`, `page` and `drawing` show; `baselines` is what some of it costs in C alone.
 
 Benchmarks are hard, and this one is no exception.  On few processors it measures the scheduler as
 well; the loops around each call are Python and cost all peers the same; and nobody is an expert in

@@ -7,10 +7,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
-from . import pictures, report
+from . import drawing, page, report
+from .machine import machine
 from .peers import OURS, is_ours
-from .runner import Effort, Runner, imports
+from .runner import Effort, Result, Runner, imports
 from .workloads import WORKLOADS, Workload
 
 REPEATS = 5
@@ -68,6 +70,8 @@ def arguments() -> argparse.Namespace:
     add("--no-pin", action="store_true", help="let the scheduler place both processes")
     add("--json", type=Path, metavar="FILE", help="write the results there as well")
     add("--pictures", type=Path, metavar="FOLDER", help="draw a picture per workload there")
+    add("--page", type=Path, metavar="FILE", help="put tables there, and pictures beside it")
+    add("--from", type=Path, metavar="FILE", dest="source", help="measure nothing: use this JSON")
     options = parser.parse_args()
     options.timeout = options.timeout or (8.0 if options.quick else 20.0)
     options.seconds = options.seconds or (0.03 if options.quick else 0.2)
@@ -82,9 +86,7 @@ def chosen(names: tuple[str, ...], wanted: list[str] | None) -> list[str]:
     return [n for n in names if is_ours(n) or n.startswith(tuple(wanted))] + own
 
 
-def measured(
-    runner: Runner, workload: Workload, options: argparse.Namespace
-) -> list[report.Result]:
+def measured(runner: Runner, workload: Workload, options: argparse.Namespace) -> list[Result]:
     """Measure all cases of a workload."""
     names = chosen(workload.peers, options.peers)
     runner.keep_only(workload.group)
@@ -101,31 +103,19 @@ def measured(
     return results
 
 
-def show(workload: Workload, results: list[report.Result], seconds: float) -> None:
+def show(workload: Workload, results: list[Result]) -> None:
     """Print a workload's tables."""
-    print("\n".join(report.table(workload, results)))
-    if ratios := report.ratios(workload, results):
-        print("\n" + "\n".join(ratios))
-        lost = report.losses(workload, results)
-        print("\nWhere another wins: " + ("; ".join(lost) if lost else "nowhere") + ".")
-    print(f"\n({workload.name}: {seconds:.0f} s)\n", flush=True)
+    print("\n".join(report.section(workload, results)), flush=True)
 
 
-def main() -> int:
-    """Measure what was asked for; return 1 if something failed."""
-    options = arguments()
-    if options.list:
-        for workload in WORKLOADS.values():
-            print(f"{workload.name}: {workload.title}")
-            print(f"    peers: {', '.join(workload.peers)}")
-            print(f"    cases: {', '.join(case.label for case in workload.cases)}")
-        return 0
+def everything(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure what was asked for, and print it meanwhile; return it as it is for JSON."""
     effort = Effort(options.repeats, options.seconds, options.timeout, not options.no_pin)
-    about = report.machine()
+    about = machine()
     print(", ".join(f"{key}: {value}" for key, value in about.items()))
     print(f"{effort.repeats} turns of {effort.seconds:g} s each, interleaved: median (min…max)\n")
     started = time.monotonic()
-    results: dict[str, list[report.Result]] = {}
+    results: dict[str, list[Result]] = {}
     with (
         tempfile.TemporaryDirectory(prefix="bench") as folder,
         Runner(folder, effort, lambda line: print(line, file=sys.stderr, flush=True)) as runner,
@@ -134,18 +124,44 @@ def main() -> int:
             begun = time.monotonic()
             if found := measured(runner, WORKLOADS[name], options):
                 results[name] = found
-                show(WORKLOADS[name], found, time.monotonic() - begun)
+                show(WORKLOADS[name], found)
+                print(f"\n({name}: {time.monotonic() - begun:.0f} s)\n", flush=True)
         about["versions"] = report.versions(pair.kind for pair in runner.pairs.values())
         absent = runner.absent
     print("versions: " + ", ".join(f"{k} {v}" for k, v in about["versions"].items()))
     for name, reason in absent.items():
         print(f"absent: {name}: {reason}")
     print(f"took {time.monotonic() - started:.0f} s")
-    what = report.content(about, effort, absent, results, WORKLOADS)
+    return report.content(about, effort, absent, results, WORKLOADS)
+
+
+def main() -> int:
+    """Measure what was asked for, or read it; return 1 if something failed."""
+    options = arguments()
+    if options.list:
+        for workload in WORKLOADS.values():
+            print(f"{workload.name}: {workload.title}")
+            print(f"    peers: {', '.join(workload.peers)}")
+            print(f"    cases: {', '.join(case.label for case in workload.cases)}")
+        return 0
+    try:
+        if options.page is not None:
+            page.parts(options.page)  # before all the measuring
+        what = everything(options) if options.source is None else page.read(options.source)
+    except page.NoPage as reason:
+        print(reason, file=sys.stderr)
+        return 2
+    results = page.results_of(what)
+    if options.source is not None:
+        for name, found in results.items():
+            show(WORKLOADS[name], found)
+            print()
     if options.json is not None:
         report.write_json(options.json, what)
     if options.pictures is not None:
-        print(pictures.draw(options.pictures, what))
+        print(f"{len(drawing.draw(options.pictures, what))} pictures: {options.pictures}")
+    if options.page is not None:
+        page.write(options.page, what)
     return int(any(result.failure for found in results.values() for result in found))
 
 

@@ -1,20 +1,17 @@
-"""Shows results: tables, where another wins, JSON; and tells on what was measured."""
+"""Shows results: tables, where another wins and what is ahead of all, JSON."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import json
 import math
-import os
-import platform
-import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import peers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
     from .runner import Effort, Result
     from .workloads import Workload
@@ -22,19 +19,6 @@ if TYPE_CHECKING:
 DIGITS = 3
 NONE = "-"
 UNITS = ((1e6, " M"), (1e3, " k"))
-
-
-def machine() -> dict[str, Any]:
-    """Tell on what this is measured."""
-    info = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    model = re.search(r"^model name\s*: (.*)", info, re.MULTILINE)
-    return {
-        "processor": model[1] if model else platform.machine(),
-        "processors": len(os.sched_getaffinity(0)),
-        "system": f"Linux {platform.release()}",
-        "python": f"{platform.python_implementation()} {platform.python_version()}",
-        "load before": round(os.getloadavg()[0], 2),
-    }
 
 
 def versions(kinds: Iterable[type[peers.Peer]]) -> dict[str, str]:
@@ -76,11 +60,17 @@ def table(workload: Workload, results: list[Result]) -> list[str]:
     """Return the lines of a table in Markdown."""
     cells = by_cell(results)
     cases = list(dict.fromkeys(result.case for result in results))
-    names = list(dict.fromkeys(result.peer for result in results))
-    rows = [["", *cases], *([name, *(cell(cells.get((name, c))) for c in cases)] for name in names)]
+    names = rows(workload, (result.peer for result in results))
+    lines = [["", *cases]]
+    lines += [[name, *(cell(cells.get((name, case))) for case in cases)] for name in names]
     better = "more is better" if workload.higher_is_better else "less is better"
-    lines = [f"## {workload.title}: {workload.unit}, {better}", ""]
-    return [*lines, *aligned(rows)]
+    return [f"## {workload.title}: {workload.unit}, {better}", "", *aligned(lines)]
+
+
+def rows(workload: Workload, names: Iterable[str]) -> list[str]:
+    """Return each peer once, in the order of the workload, whichever case it is in first."""
+    known = {name: place for place, name in enumerate(workload.peers)}
+    return sorted(dict.fromkeys(names), key=lambda name: known.get(name, len(known)))
 
 
 def aligned(rows: list[list[str]]) -> list[str]:
@@ -131,7 +121,7 @@ def ratios(workload: Workload, results: list[Result]) -> list[str]:
     done = finished(results)
     cells = by_cell(done)
     cases = list(dict.fromkeys(result.case for result in done))
-    names = [n for n in dict.fromkeys(r.peer for r in done) if not peers.is_ours(n)]
+    names = [n for n in rows(workload, (r.peer for r in done)) if not peers.is_ours(n)]
     if not names or len(names) == len({result.peer for result in done}):
         return []
 
@@ -141,9 +131,9 @@ def ratios(workload: Workload, results: list[Result]) -> list[str]:
             return NONE
         return f"{advantage(workload, ours.median, theirs.median):.3g}"
 
-    rows = [["the best of ours is … times as good as", *cases]]
-    rows += [[name, *(ratio(cells.get((name, case))) for case in cases)] for name in names]
-    return aligned(rows)
+    lines = [["the best of ours is … times as good as", *cases]]
+    lines += [[name, *(ratio(cells.get((name, case))) for case in cases)] for name in names]
+    return aligned(lines)
 
 
 def losses(workload: Workload, results: list[Result]) -> list[str]:
@@ -164,6 +154,40 @@ def losses(workload: Workload, results: list[Result]) -> list[str]:
     return found
 
 
+def ahead(workload: Workload, results: list[Result]) -> dict[str, list[str]]:
+    """Say by how much we are behind each reference, where we are."""
+    done = finished(results)
+    found: dict[str, list[str]] = {}
+    for theirs in done:
+        if not peers.is_reference(theirs.peer):
+            continue
+        reference = found.setdefault(theirs.peer, [])
+        ours = counterpart(workload, done, theirs)
+        if ours and advantage(workload, ours.median, theirs.median) < 1:
+            factor = advantage(workload, theirs.median, ours.median)
+            reference.append(f"{theirs.case}: {ours.peer}, {factor:.3g} times")
+    return found
+
+
+def sentences(workload: Workload, results: list[Result]) -> list[str]:
+    """Say who wins where, and what nobody would use but is faster still."""
+    lost = losses(workload, results)
+    said = ["Where another wins: " + ("; ".join(lost) if lost else "nowhere") + "."]
+    for name, where in ahead(workload, results).items():
+        said.append(f"Behind the {name.strip('()')}: {'; '.join(where) or 'nowhere'}.")
+    return said
+
+
+def section(workload: Workload, results: list[Result]) -> list[str]:
+    """Return all lines about a workload, in Markdown."""
+    lines = table(workload, results)
+    if compared := ratios(workload, results):
+        lines += ["", *compared]
+        for sentence in sentences(workload, results):
+            lines += ["", sentence]
+    return lines
+
+
 def content(
     about: dict[str, Any], effort: Effort, absent: dict[str, str], results: dict[str, list[Result]],
     workloads: dict[str, Workload],
@@ -181,6 +205,7 @@ def content(
                 "unit": workloads[name].unit,
                 "higher is better": workloads[name].higher_is_better,
                 "where another wins": losses(workloads[name], found),
+                "behind references": ahead(workloads[name], found),
                 "results": [described(result) for result in found],
             }
             for name, found in results.items()

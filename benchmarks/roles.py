@@ -10,14 +10,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-import random
 import statistics
 import threading
 import time
 from typing import TYPE_CHECKING, Any
 
 from . import records
-from .messages import HEAD, NUMBER, WHOLE, Messages, WrongMessage
+from .large_roles import give_back, hand_over, send_filled, take_read
+from .messages import HEAD, WHOLE, Messages, WrongMessage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -119,6 +119,8 @@ def ask(
     """Send a message, wait for it to come back, and so on."""
     messages = messages_of(peer.size).run(first, count)
     peer.prepare(streaming=busy)
+    if peer.ask_all is not None:
+        return of_trips(peer.ask_all(list(messages)))
     recv = peer.recv_busy if busy else peer.recv
     taken = []
     with company(disturbed=disturbed):
@@ -130,6 +132,11 @@ def ask(
             taken.append(now() - started)
             if answer != message:
                 raise WrongMessage(message, answer)
+    return of_trips(taken)
+
+
+def of_trips(taken: list[int]) -> dict[str, Any]:
+    """Return what the controller is told of round trips."""
     return {"median": statistics.median(taken), "sum": sum(taken)}
 
 
@@ -138,6 +145,9 @@ def answer(
 ) -> dict[str, Any]:
     """Send back what comes."""
     peer.prepare(streaming=busy)
+    if peer.answer_all is not None:
+        peer.answer_all(list(messages_of(peer.size).run(first, count)))
+        return {}
     recv = peer.recv_busy if busy else peer.recv
     with company(disturbed=disturbed):
         send = peer.send
@@ -297,70 +307,6 @@ def trio() -> Any:
     import trio  # noqa: PLC0415
 
     return trio
-
-
-# Large messages, written and read once
-
-
-def send_filled(peer: Any, first: int, count: int) -> dict[str, Any]:
-    """Write each message where the peer says, and send it."""
-    source = pattern(peer.size)
-    peer.prepare(streaming=True)
-    started = now()
-    for number in range(first, first + count):
-        NUMBER.pack_into(source, 0, number)
-        NUMBER.pack_into(source, len(source) - NUMBER.size, number)
-        peer.send_filled(source)
-    return {"started": started}
-
-
-def take_read(peer: Any, first: int, count: int) -> dict[str, Any]:
-    """Read all of each message, check the number at both ends, and all of the last."""
-    expected = pattern(peer.size)
-    scratch = memoryview(bytearray(peer.size))
-    end = peer.size - NUMBER.size
-    peer.prepare(streaming=True)
-    for number in range(first, first + count):
-        peer.read(scratch)
-        if NUMBER.unpack_from(scratch) != (number,) or NUMBER.unpack_from(scratch, end) != (
-            number,
-        ):
-            raise WrongMessage(NUMBER.pack(number), bytes(scratch))
-    ended = now()
-    NUMBER.pack_into(expected, 0, first + count - 1)
-    NUMBER.pack_into(expected, end, first + count - 1)
-    if scratch != expected:
-        raise WrongMessage(bytes(expected), bytes(scratch))
-    return {"ended": ended}
-
-
-@functools.lru_cache(1)
-def pattern(size: int) -> bytearray:
-    """Return what a large message holds, but for its number."""
-    return bytearray(random.Random(size).randbytes(size))  # noqa: S311 (to be compared)
-
-
-# Handing over a region
-
-
-def hand_over(peer: Any, first: int, count: int) -> dict[str, Any]:
-    """Give, and wait for the answer, and so on."""
-    taken = []
-    for number in range(first, first + count):
-        started = now()
-        answer = peer.hand_over(number)
-        taken.append(now() - started)
-        if answer != NUMBER.pack(number):
-            raise WrongMessage(NUMBER.pack(number), answer)
-    return {"median": statistics.median(taken)}
-
-
-def give_back(peer: Any, first: int, count: int) -> dict[str, Any]:
-    """Take, and answer."""
-    for number in range(first, first + count):
-        if (got := peer.give_back()) != number:
-            raise WrongMessage(NUMBER.pack(number), NUMBER.pack(got))
-    return {}
 
 
 # The first message of a connection

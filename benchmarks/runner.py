@@ -96,7 +96,7 @@ class Runner:
     def measure(self, workload: Workload, case: Case, names: Iterable[str]) -> list[Result]:
         """Measure all peers of a case, in turns."""
         pairs = self.available(names, workload.group)
-        pairs = {name: pair for name, pair in pairs.items() if fits(pair, case)}
+        pairs = {name: pair for name, pair in pairs.items() if fits(pair, workload, case)}
         results = {name: Result(workload.name, case.label, name) for name in pairs}
         counts: dict[str, int] = {}
 
@@ -206,9 +206,11 @@ def started(program: str, effort: Effort) -> float | None:
     return None if done.returncode else (time.perf_counter() - begun) * 1e3
 
 
-def fits(pair: Pair, case: Case) -> bool:
+def fits(pair: Pair, workload: Workload, case: Case) -> bool:
     """Tell whether a peer can do it at all."""
     kind = pair.kind
+    if kind.workloads is not None and workload.name not in kind.workloads:
+        return False
     if kind.largest is not None and case.size > kind.largest:
         return False
     return case.fits is None or case.fits(kind)

@@ -101,9 +101,9 @@ def shown(size: int) -> str:
     return f"{size} B"
 
 
-def can_answer(kind: type[Peer]) -> bool:
-    """Tell whether messages can go there and back."""
-    return kind.can_answer
+def can_sleep(kind: type[Peer]) -> bool:
+    """Tell whether messages can go there and back, and one can sleep until one comes."""
+    return kind.can_answer and kind.can_sleep
 
 
 def can_poll(kind: type[Peer]) -> bool:
@@ -124,17 +124,24 @@ def streams(sizes: Mapping[int, bool], **more: Any) -> tuple[Case, ...]:
 
 
 def round_trips(value: Callable[..., float], *, disturbed: bool = False) -> tuple[Case, ...]:
-    """Return the blocking and the busy round trip."""
+    """Return the blocking and the busy round trip, and one that surely sleeps.
+
+    With default settings ours polls for a moment before it sleeps, and an answer may come within
+    that.  Told not to, it is asleep when one comes, as all are that have only the kernel to ask.
+    """
     blocking = Case(
         "blocking",
         options=DISTURBED if disturbed else {},
         roles=("ask", "answer"),
         value=value,
-        fits=can_answer,
+        fits=can_sleep,
         stretch=PATIENT if disturbed else 1,
     )
     options = {**blocking.options, "busy": True}
-    return blocking, replace(blocking, label="busy", options=options, fits=can_poll)
+    busy = replace(blocking, label="busy", options=options, fits=can_poll)
+    if disturbed:
+        return blocking, busy
+    return blocking, replace(blocking, label="sleeping", setup={"spin": 0}), busy
 
 
 def batches(*sizes: int, disturbed: bool = False) -> tuple[Case, ...]:
@@ -167,7 +174,7 @@ def usage() -> tuple[Case, ...]:
         "10,000/s, receiver",
         roles=("send_paced", "take_measured"),
         value=receiver_cpu,
-        fits=can_answer,
+        fits=can_sleep,
         pace=10_000,
         timed=True,
         stretch=2.5,

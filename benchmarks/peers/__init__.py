@@ -18,6 +18,7 @@ OURS = "memenpsf"
 MESSAGES = {
     "memenpsf bytes": "ours:Messages",
     "memenpsf fixed": "ours:Fixed",
+    "memenpsf busy": "ours:Busy",
     "memenpsf bytes, for": "ours:IteratedMessages",
     "memenpsf fixed, for": "ours:IteratedFixed",
     "mp.Pipe bytes": "mp:PipeBytes",
@@ -33,6 +34,8 @@ MESSAGES = {
     "faster-fifo": "faster:Single",
     "faster-fifo many": "faster:Many",
     "iceoryx2": "iceoryx:Copies",
+    "(bare ring in C)": "bare_ring:Ring",
+    "(raw socket in C)": "bare_socket:Trips",
 }
 
 BATCHES = {
@@ -128,9 +131,14 @@ def is_ours(name: str) -> bool:
     return name.startswith(OURS)
 
 
+def is_reference(name: str) -> bool:
+    """Tell whether this is a bound, which nobody would use as it is."""
+    return name.startswith("(")
+
+
 def is_peer(name: str) -> bool:
-    """Tell whether this is something else that one could use, and not a bound in parentheses."""
-    return not is_ours(name) and not name.startswith("(")
+    """Tell whether this is something else that one could use."""
+    return not is_ours(name) and not is_reference(name)
 
 
-__all__ = ["GROUPS", "IMPORTS", "Absent", "Peer", "is_ours", "is_peer", "load"]
+__all__ = ["GROUPS", "IMPORTS", "Absent", "Peer", "is_ours", "is_peer", "is_reference", "load"]

@@ -25,6 +25,13 @@ class Peer:
     largest: ClassVar[int | None] = None  # bytes that a message can have
     can_answer: ClassVar[bool] = True  # a message at a time goes both ways
     can_poll: ClassVar[bool] = True  # recv_busy
+    can_sleep: ClassVar[bool] = True  # recv, until a message comes
+    workloads: ClassVar[tuple[str, ...] | None] = None  # takes part only in these
+
+    spin: int | None = None  # how long to poll before sleeping, for who can be told; None: default
+    # All round trips of a turn in one call, which checks them: for who has no Python in between.
+    ask_all: Callable[[list[bytes]], list[int]] | None = None  # nanoseconds of each
+    answer_all: Callable[[list[bytes]], None] | None = None
 
     send: Callable[[bytes], object]
     recv: Callable[[], bytes]

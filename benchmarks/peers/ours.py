@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 LARGEST_RING = 64 << 20  # bytes; 1,024 records of 1 MiB would be 1 GiB each way
 
 
+def ring_capacity(size: int) -> int | None:
+    """Return for how many records of a size a ring is made; None: for the default, 1,024."""
+    return None if size * 1024 <= LARGEST_RING else max(4, LARGEST_RING // size)
+
+
 class Messages(Peer):
     """record=bytes."""
 
@@ -29,7 +34,7 @@ class Messages(Peer):
 
     def options(self) -> dict[str, Any]:
         """Return what differs from the default."""
-        return {}
+        return {} if self.spin is None else {"spin": self.spin}
 
     def listen(self) -> None:
         """Bind the socket."""
@@ -70,9 +75,24 @@ class Fixed(Messages):
 
     def options(self) -> dict[str, Any]:
         """Bound the memory."""
-        if self.size * 1024 <= LARGEST_RING:
-            return {}
-        return {"capacity": max(4, LARGEST_RING // self.size)}
+        capacity = ring_capacity(self.size)
+        return super().options() | ({} if capacity is None else {"capacity": capacity})
+
+
+class Busy(Fixed):
+    """The same with wait="busy": recv itself polls, for as long as it takes."""
+
+    workloads = ("roundtrip", "busy-roundtrip")
+    can_sleep = False
+
+    def options(self) -> dict[str, Any]:
+        """Never sleep."""
+        return super().options() | {"wait": "busy"}
+
+    def use(self, interface: Interface) -> None:
+        """Poll by recv."""
+        super().use(interface)
+        self.recv_busy = interface.recv  # type: ignore[method-assign]
 
 
 class IteratedMessages(Messages):
