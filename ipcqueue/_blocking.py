@@ -26,6 +26,7 @@ from ._opening import deadline_of
 from ._sending import BatchSending, Sending
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Iterable
 
     from ._endpoint import Endpoint
@@ -181,10 +182,13 @@ class Threads:
             left = min(left, endpoint.CROWDED)
         else:
             events |= select.POLLOUT
-        with endpoint.socket_in_hand() as sock:
-            poll = select.poll()
+        poll = select.poll()
+
+        def wait(sock: socket.socket) -> None:
             poll.register(sock, events)
             poll.poll(_milliseconds(left))
+
+        endpoint.with_socket(wait)
         endpoint.turn()
 
     def _until(
@@ -249,12 +253,7 @@ class Threads:
                     endpoint.followers.add(follower)
                 else:
                     endpoint.reading = leading = True
-            if follower is not None:
-                woken = follower.acquire(timeout=left)
-            else:
-                with endpoint.socket_in_hand() as sock:
-                    woken = _readable(sock, left)
-                endpoint.service()
+            woken = endpoint.doze(left) if follower is None else follower.acquire(timeout=left)
             return not woken and left == SLICE
         except Closed:
             return False  # the attempt that follows says so
@@ -279,9 +278,3 @@ class Threads:
                 endpoint.followers.discard(follower)
             if leading:  # what was read may be for them, whoever reads by now
                 endpoint.wake_followers()
-
-
-def _readable(sock: Any, seconds: float) -> bool:
-    poll = select.poll()
-    poll.register(sock, select.POLLIN)
-    return bool(poll.poll(_milliseconds(seconds)))

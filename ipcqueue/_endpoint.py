@@ -19,6 +19,8 @@ from __future__ import annotations
 import contextlib
 import enum
 import fcntl
+import math
+import operator
 import os
 import select
 import socket
@@ -52,7 +54,7 @@ from ._message import MessageCodec, Received
 from ._ring import Place
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
 
     from fdpass import Credentials
 
@@ -117,6 +119,8 @@ class Endpoint:
         self.followers: set[threading.Lock] = set()
         self.rescues = 0
         self._sock = opening.sock
+        self._poll = select.poll()  # for one thread at a time, which is `reading`
+        self._poll.register(self._sock, select.POLLIN)
         self._own, self._peer = own, peer
         self._generation = _ring.fork_generation()
         self._unread: list[Any] = []  # results of recvmsg(), or what they turned out to be
@@ -226,8 +230,7 @@ class Endpoint:
         No more than has come through the socket up to now: they are among that, and a peer that
         goes on sending would keep us here.
         """
-        with self.socket_in_hand() as sock:
-            (left,) = struct.unpack("i", fcntl.ioctl(sock, termios.FIONREAD, bytes(4)))
+        (left,) = self.with_socket(_bytes_that_came)
         left += sum(len(data) for data, *_ in self._unread)
         while self.receiving().lacking is not None:
             read = self.read_on()
@@ -355,18 +358,17 @@ class Endpoint:
         message = application_message(message)
         if self._end is not None:
             self.raise_end()
-        with self.socket_in_hand() as sock:
-            try:
-                sock.send(message, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-            except BlockingIOError:
-                return False
-            except OSError:
-                self._trouble(_ring.GONE)
+        flags = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+        try:
+            self.with_socket(lambda sock: sock.send(message, flags))
+        except BlockingIOError:
+            return False
+        except OSError:
+            self._trouble(_ring.GONE)
         return True
 
-    @contextlib.contextmanager
-    def socket_in_hand(self) -> Iterator[socket.socket]:
-        """Keep the socket's number from being closed, and reused, meanwhile."""
+    def with_socket(self, use: Callable[[socket.socket], T]) -> T:
+        """Call `use(socket)`, and keep its number from being closed, and reused, meanwhile."""
         self._check_usable()
         entered = False
         try:
@@ -375,7 +377,7 @@ class Endpoint:
                     self.raise_end()
                 self._users += 1
                 entered = True
-            yield self._sock
+            return use(self._sock)
         finally:
             if entered:
                 with self.mutex:
@@ -419,29 +421,46 @@ class Endpoint:
 
         Return how many bytes.
         """
-        with self.socket_in_hand() as sock:
-            if not self._unread:
-                how = (4096,), (fdpass.ANCILLARY_SPACE,), (fdpass.RECEIVE_FLAGS,)
-                try:
-                    # One call, so that an exception between bytecodes (Ctrl-C) loses nothing:
-                    # what was read stands in the list, and is digested now or next time.
-                    if direct is not None:
-                        direct.receive(sock.fileno(), fdpass.RECEIVE_FLAGS, self._unread)
-                    else:
-                        self._unread.extend(map(sock.recvmsg, *how))
-                except BlockingIOError:
-                    return 0
-                except OSError:  # ECONNRESET, once, when it left without reading all we sent
-                    self._unread.append((b"", [], 0, None))
-            data, ancillary, flags, error = self._unread[0]
+        return self.with_socket(self._read)
+
+    def doze(self, seconds: float) -> bool:
+        """Sleep, as `reading`, until the socket is readable, and read; False if it was not in time.
+
+        No longer than a second or so (a poll() that a signal comes just before sleeps on).
+        """
+        return self.with_socket(partial(self._doze, math.ceil(seconds * 1000)))
+
+    def _doze(self, milliseconds: int, sock: socket.socket) -> bool:
+        woken = bool(self._poll.poll(milliseconds))
+        self._read(sock)
+        return woken
+
+    def _read(self, sock: socket.socket) -> int:
+        if not self._unread:
+            # One call, so that an exception between bytecodes (Ctrl-C) loses nothing: what was read
+            # stands in the list, and is digested now or next time.
             try:
-                if isinstance(error, CorruptPeer):
-                    raise error
-                self._digest(data, ancillary, flags)
-            except CorruptPeer as error:
-                self._abandon(error)
-                self._unread.clear()
-            return len(data)
+                if direct is None:
+                    how = (4096,), (fdpass.ANCILLARY_SPACE,), (fdpass.RECEIVE_FLAGS,)
+                    self._unread.extend(map(sock.recvmsg, *how))
+                else:
+                    whole = not self._parser.rest
+                    doorbells = direct.receive(sock, fdpass.RECEIVE_FLAGS, whole, self._unread)
+                    if doorbells:
+                        return int(doorbells)
+            except BlockingIOError:
+                return 0
+            except OSError:  # ECONNRESET, once, when it left without reading all we sent
+                self._unread.append((b"", [], 0, None))
+        data, ancillary, flags, error = self._unread[0]
+        try:
+            if isinstance(error, CorruptPeer):
+                raise error
+            self._digest(data, ancillary, flags)
+        except CorruptPeer as error:
+            self._abandon(error)
+            self._unread.clear()
+        return len(data)
 
     def _digest(self, data: bytes, ancillary: Any, flags: int) -> None:
         """Act on what was read, entirely or (if an exception strikes) not at all."""
@@ -551,10 +570,7 @@ class Endpoint:
         Then too many of this user's are under way in the whole system, and nothing tells when
         there are fewer.
         """
-        with self.socket_in_hand() as sock:
-            poll = select.poll()
-            poll.register(sock, select.POLLOUT)
-            return bool(poll.poll(0))
+        return self.with_socket(_has_room)
 
     # -- the end ---------------------------------------------------------------------------------
 
@@ -599,9 +615,9 @@ class Endpoint:
         self._note_end(error)
         if self.receiver is not None:
             self.receiver.close()
-        with contextlib.suppress(Closed, OSError), self.socket_in_hand() as sock:
-            tell(sock, err(error))
-            sock.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(Closed, OSError):
+            self.with_socket(partial(tell, message=err(error)))
+            self.with_socket(operator.methodcaller("shutdown", socket.SHUT_RDWR))
 
     def _trouble(self, code: int, message: str = "the peer's index cannot be true") -> NoReturn:
         """Turn a result of a ring that is neither done nor a matter of waiting into an error."""
@@ -630,8 +646,8 @@ class Endpoint:
         """End in good order for the peer; here, what has arrived can still be received."""
         self._check_usable()
         self._note_end(Closed("this side has finished with the connection"))
-        with contextlib.suppress(Closed), self.socket_in_hand() as sock:
-            self._say_goodbye(sock)
+        with contextlib.suppress(Closed):
+            self.with_socket(self._say_goodbye)
 
     def _say_goodbye(self, sock: socket.socket) -> None:
         # In this order: the peer that sees the end of the socket looks for `closed`.
@@ -704,6 +720,16 @@ class Endpoint:
 # Enough reads of 4096 bytes to empty the largest socket buffer a two-byte message can fill.
 _TURNS_TO_THE_END = 64
 GOODBYE = bytes((Opcode.WRITE, 0, Opcode.READ, 0))
+
+
+def _bytes_that_came(sock: socket.socket) -> tuple[int]:
+    return struct.unpack("i", fcntl.ioctl(sock, termios.FIONREAD, bytes(4)))
+
+
+def _has_room(sock: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(sock, select.POLLOUT)
+    return bool(poll.poll(0))
 
 
 def _weak_trouble(endpoint: Endpoint) -> Trouble:

@@ -90,9 +90,10 @@ def checked_flag(what: str, flag: bool) -> bool:
 
 
 def default_records(size: int) -> int:
-    """Return how many records of so many bytes a ring holds unless told otherwise."""
+    """Return how many records of so many bytes a ring holds unless told otherwise: a power of two."""
     most = max(FEWEST_RECORDS, MOST_DEFAULT_BYTES // size)
-    return min(most, max(DEFAULT_RECORDS, DEFAULT_BYTES // size))
+    count = min(most, max(DEFAULT_RECORDS, DEFAULT_BYTES // size))
+    return 1 << (count.bit_length() - 1)
 
 
 def checked_patience(wait: str, spin: float | None) -> _ring.Patience:

@@ -225,7 +225,6 @@ class Interface(trio.abc.Channel[Any]):
         self,
         record: Any,
         timeout: float | None = None,
-        *,
         fds: Iterable[int | Fd] | None = None,
         regions: Iterable[MemoryRegion] | None = None,
     ) -> None:

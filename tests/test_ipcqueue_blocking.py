@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import threading
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -37,10 +38,12 @@ from ipcqueue import (
     Sender,
     Terms,
     _blocking,
+    _endpoint,
     _ring,
     _segment,
     open_pair,
 )
+from ipcqueue._binding import direct
 from ipcqueue._blocking import Threads
 from ipcqueue._control import HELLO
 from ipcqueue._record import codec_for
@@ -898,7 +901,7 @@ class TestHandOverAnywhere:
             peer.say(read)
             at_hand[:] = [peer, Side(peer.endpoint)]
 
-        def recvmsg(sock, *arguments):
+        def read_it(*arguments):
             tracer = sys.gettrace()
             sys.settrace(None)
             if threading.current_thread() is threading.main_thread() and len(at_hand) == 2:
@@ -906,7 +909,7 @@ class TestHandOverAnywhere:
                 at_hand.extend(in_thread(side.take_message, None) for _ in range(2))
                 until(lambda: len(peer.endpoint.followers) == 2)
             sys.settrace(tracer)
-            return real(sock, *arguments)
+            return real(*arguments)
 
         def call():
             return self.CALLS[how](at_hand[1])
@@ -919,8 +922,12 @@ class TestHandOverAnywhere:
                 then(*at_hand)
             at_hand[0].close()
 
-        real = socket.socket.recvmsg
-        monkeypatch.setattr(socket.socket, "recvmsg", recvmsg)
+        if direct is None:
+            real = socket.socket.recvmsg
+            monkeypatch.setattr(socket.socket, "recvmsg", read_it)
+        else:
+            real = direct.receive
+            monkeypatch.setattr(_endpoint, "direct", SimpleNamespace(receive=read_it))
         assert at_every_place(prepare, call, act, check) > 10
 
     @pytest.mark.deadline(20)

@@ -914,21 +914,27 @@ class TestClose:
 
     def test_who_has_the_socket_in_hand_keeps_its_number_from_being_reused(self, two_way):
         first = two_way[0]
-        with first.socket_in_hand() as sock:
-            number = sock.fileno()
+        number = first.fileno()
+
+        def use(sock):
             first.close()
             assert Path(f"/proc/self/fd/{number}").exists()
-            with pytest.raises(Closed), first.socket_in_hand():
-                pass
+            with pytest.raises(Closed):
+                first.with_socket(use)
+            return sock.fileno()
+
+        assert first.with_socket(use) == number
         assert not Path(f"/proc/self/fd/{number}").exists()
 
     def test_the_last_who_has_it_in_hand_closes_it(self, two_way):
         first = two_way[0]
         number = first.fileno()
-        with first.socket_in_hand():
-            with first.socket_in_hand():
-                first.close()
+
+        def use(sock):
+            first.with_socket(lambda sock: first.close())
             assert Path(f"/proc/self/fd/{number}").exists()
+
+        first.with_socket(use)
         assert not Path(f"/proc/self/fd/{number}").exists()
 
     @pytest.mark.parametrize("answer", [None, (b"", [], 0, None), (b"\x80\x01", [], 0, None)])
@@ -945,6 +951,7 @@ class TestClose:
             closer.join()
             return answer or real(sock, *arguments)
 
+        monkeypatch.setattr(_endpoint, "direct", None)  # which reads with a call of its own
         monkeypatch.setattr(socket.socket, "recvmsg", recvmsg)
         with contextlib.suppress(Closed):
             first.turn()

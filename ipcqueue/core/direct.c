@@ -660,13 +660,27 @@ static void close_all(struct msghdr *m)
     }
 }
 
+/* Whether there is nothing but doorbells: opcodes 1 and 2 of _control.py. */
+static int only_doorbells(const char *data, ssize_t n)
+{
+    for (ssize_t i = 0; i < n; i += 2)
+        if (data[i] != 1 && data[i] != 2)
+            return 0;
+    return n > 0 && n % 2 == 0;
+}
+
 /* As list.append(socket.recvmsg(…)) without waiting, in one step; and the interpreter is kept, as
- * getting it back from a thread that computes takes 5 ms. */
+ * getting it back from a thread that computes takes 5 ms.  Doorbells have done what they are for: if
+ * nothing else came, and `whole` says that no half a message came before, return their bytes, and
+ * append nothing. */
 static PyObject *receive(PyObject *Py_UNUSED(module), PyObject *args)
 {
-    int fd, flags;
-    PyObject *into;
-    if (!PyArg_ParseTuple(args, "iiO!:receive", &fd, &flags, &PyList_Type, &into))
+    int flags, whole;
+    PyObject *sock, *into;
+    if (!PyArg_ParseTuple(args, "OipO!:receive", &sock, &flags, &whole, &PyList_Type, &into))
+        return NULL;
+    int fd = PyObject_AsFileDescriptor(sock);
+    if (fd < 0)
         return NULL;
     char data[MOST_BYTES];
     alignas(struct cmsghdr) char control[MOST_CONTROL];
@@ -681,6 +695,8 @@ static PyObject *receive(PyObject *Py_UNUSED(module), PyObject *args)
     while (n < 0 && errno == EINTR);
     if (n < 0)
         return PyErr_SetFromErrno(PyExc_OSError);
+    if (whole && m.msg_controllen == 0 && !(m.msg_flags & MSG_CTRUNC) && only_doorbells(data, n))
+        return PyLong_FromSsize_t(n);
     PyObject *ancillary = ancillary_of(&m);
     PyObject *message =
         ancillary == NULL ? NULL : Py_BuildValue("(y#NiO)", data, n, ancillary, m.msg_flags, Py_None);
@@ -695,7 +711,8 @@ static PyObject *receive(PyObject *Py_UNUSED(module), PyObject *args)
 
 static PyMethodDef functions[] = {
     {"receive", receive, METH_VARARGS,
-     "receive(fd, flags, into): append the result of a recvmsg() that does not wait to a list."},
+     "receive(sock, flags, whole, into): append the result of a recvmsg() that does not wait to a "
+     "list; or return the bytes that came, if they are doorbells and nothing else."},
     {NULL},
 };
 
