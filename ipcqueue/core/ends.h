@@ -61,10 +61,10 @@ struct patience {
  * Whether a receiver that has caught up with a stream lets it run ahead a little.
  *
  * Looking at each record as it comes takes the lines of `head` and of the ring from the sender's
- * cache each time, and halves its rate.  A microsecond's patience gets several records for that
+ * cache each time, and halves its rate.  Four microseconds' patience get dozens of records for that
  * price, where there is a stream; whether there is shows in what has come meanwhile.
  */
-enum { RUN_AHEAD_NS = 1000, FEW_SLOTS = 16, FEW_BYTES = 1024, WORTH = 10, MOST_SKIPPED = 1024 };
+enum { RUN_AHEAD_NS = 4000, FEW_SLOTS = 64, FEW_BYTES = 4096, WORTH = 10, MOST_SKIPPED = 1024 };
 
 struct stream {
     uint32_t few; /* units: with more there is no need to wait */
