@@ -200,6 +200,8 @@ class Endpoint:
         """Take a message with what is attached to it; see try_pop."""
         receiver = self.receiving()
         if isinstance(receiver, FrameReceiver):
+            if not self._attached and receiver.has_records():
+                self.turn()  # who asks so expects descriptors, and an attempt without them costs more
             return self.or_end(receiver.try_receive)
         record = self.try_pop()
         return None if record is None else Received(record, [], [])

@@ -42,9 +42,9 @@ class Connection:
         """Introduce both sides to each other over a connected AF_UNIX SOCK_STREAM socket.
 
         Takes the socket, also when this fails.  `record` says what a record is; `capacity` is
-        the number of records this side can have under way (default 1024), or of bytes for
-        messages of any length (default 1 MiB), rounded up to a power of two; `timeout` bounds
-        the handshake, in seconds.
+        the number of records this side can have under way (default: 1024, but at least 1 MiB and
+        at most 16 MiB of them, if that is 4 or more), or of bytes for messages of any length
+        (default 1 MiB), rounded up to a power of two; `timeout` bounds the handshake, in seconds.
 
         Options: `allow_uids`, the user ids admitted as a peer (default: any); `max_segment`, the
         largest segment to accept from it, in bytes (4 GiB).  For messages of any length:
@@ -54,6 +54,10 @@ class Connection:
         (0 and 8); `accept_sockets`, whether there may be sockets among the descriptors;
         `accept_shared`, whether regions may stay writable for both; `max_region`, the largest
         to accept, in bytes (4 GiB).
+
+        How this side waits: `wait` is "spin" (look for what is about to come, then sleep), "busy"
+        (never sleep) or "sleep" (at once); `spin` says for how many seconds to look, 0 to 0.001,
+        instead of what has paid lately (at most 0.00015).  Under Trio only sleeping is used.
 
         Raises TypeError or ValueError for a spec or a capacity that is none; Refused (its
         children and its message say why), CorruptPeer, PeerDied, HandshakeTimeout; OSError.

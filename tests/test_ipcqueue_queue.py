@@ -104,11 +104,28 @@ class TestPair:
         for end in ends:
             end.close()
 
-    @pytest.mark.parametrize(("record", "capacity"), [(8, 1024), (bytes, 1 << 20)])
-    def test_its_capacity_is_that_of_the_design_unless_told(self, record, capacity):
-        for end in pair(record):
-            with end:
-                assert end.capacity == capacity
+    @pytest.mark.parametrize(
+        ("record", "capacity"),
+        [
+            (bytes, 1 << 20),
+            (1, 1 << 20),
+            (8, 1 << 17),
+            (12, 1 << 16),
+            (64, 1 << 14),
+            (1024, 1024),
+            (16 << 10, 1024),
+            ((16 << 10) + 1, 512),
+            (4 << 20, 4),
+            (16 << 20, 4),
+        ],
+    )
+    def test_what_it_holds_unless_told(self, record, capacity):
+        terms = Terms(record, Role(sends=True, receives=False))
+        assert terms.capacity == capacity
+        if capacity <= 1024 or record is bytes:
+            for end in pair(record):
+                with end:
+                    assert end.capacity == capacity
 
     def test_bad_specs_leave_nothing(self):
         for record, options in ((bytearray, {}), (8, {"capacity": 0}), ("P", {}), (0, {})):

@@ -136,7 +136,7 @@ def test_what_a_listener_is_told_holds_for_every_client(path):
             with Client(path).say_hello() as client:
                 with listener.accept() as accepted, client.finish() as connected:
                     assert (accepted.name, connected.peer_name) == ("server", "server")
-                    assert (accepted.capacity, connected.capacity) == (128, 1024)
+                    assert (accepted.capacity, connected.capacity) == (128, 1 << 17)
                     assert accepted.role == "client"
                     assert accepted.record == "<Q"
                     assert accepted.peer.pid == os.getpid()

@@ -1,0 +1,220 @@
+"""How an end waits: the strategies, and what the adaptive one learns."""
+
+import contextlib
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from ipcqueue._core import ffi, lib
+from ipcqueue._waiting import lib as waiting
+
+import memenpsf
+from ipcqueue import Role, Terms, _blocking, _ring
+
+SPIN, WAKING = 30_000, 120_000  # nanoseconds; as in core/ends.h
+BOTH = Role(sends=True, receives=True)
+
+
+@contextlib.contextmanager
+def connection(**options):
+    one, other = memenpsf.pair(8, **options)
+    with one, other:
+        yield one, other
+
+
+def patience(interface):
+    return lib.ipcq_patience(interface._endpoint.receiver._ring)
+
+
+def learn(interface, came):
+    lib.ipcq_learn(interface._endpoint.receiver._ring, came)
+
+
+@pytest.fixture(autouse=True)
+def _two_processors(monkeypatch):
+    monkeypatch.setattr(_ring, "ADAPTIVE", _ring.Patience(SPIN, adaptive=True))
+
+
+class TestOptions:
+    @pytest.mark.parametrize(
+        ("options", "expected"),
+        [
+            ({}, (SPIN, True)),
+            ({"wait": "spin"}, (SPIN, True)),
+            ({"wait": "sleep"}, (0, False)),
+            ({"wait": "busy"}, _ring.BUSY),
+            ({"spin": 0}, (0, False)),
+            ({"spin": 0.0005}, (500_000, False)),
+            ({"wait": "spin", "spin": 1e-3}, (1_000_000, False)),
+        ],
+    )
+    def test_what_they_mean(self, options, expected):
+        assert Terms(8, BOTH, **options).patience == expected
+
+    @pytest.mark.parametrize(
+        ("options", "error", "says"),
+        [
+            ({"wait": "yield"}, ValueError, "wait is one of .*spin.*busy.*sleep.*, not 'yield'"),
+            ({"wait": None}, ValueError, "not None"),
+            ({"spin": "0"}, TypeError, "spin is a number of seconds or None, not '0'"),
+            ({"spin": True}, TypeError, "not True"),
+            ({"spin": -1e-9}, ValueError, "from 0 to 0.001 seconds, not -1e-09"),
+            ({"spin": 0.0011}, ValueError, "not 0.0011"),
+            ({"spin": float("nan")}, ValueError, "not nan"),
+            ({"wait": "busy", "spin": 0.0}, ValueError, "spin goes with wait='spin'"),
+        ],
+    )
+    def test_what_means_nothing(self, options, error, says):
+        with pytest.raises(error, match=says):
+            Terms(8, BOTH, **options)
+
+    def test_on_a_single_processor_nobody_spins(self, monkeypatch):
+        monkeypatch.setattr(_ring, "ADAPTIVE", _ring.Patience(0, adaptive=False))
+        with connection() as (one, other):
+            assert patience(one) == 0
+            assert not other._endpoint.receiver.look()
+
+
+class TestStrategies:
+    def test_busy_never_sleeps(self, monkeypatch):
+        def sleep(*_):
+            raise AssertionError
+
+        monkeypatch.setattr(_blocking.Threads, "_sleep", sleep)
+        with connection(wait="busy", capacity=1) as (one, other):
+            one.xmit(bytes(8))
+            with pytest.raises(memenpsf.Full):
+                one.xmit(bytes(8), timeout=0.003)
+            assert other.recv() == bytes(8)
+            assert other.recv(timeout=0.003) is None
+            one.close()
+            with pytest.raises(memenpsf.EndOfStream):
+                other.recv()
+
+    def test_sleep_does_not_look(self, monkeypatch):
+        monkeypatch.setattr(_blocking, "SLICE", 0.001)
+        with connection(wait="sleep") as (one, other):
+            assert other.recv(timeout=0.002) is None
+            assert other.statistics().waits > 0
+            assert patience(other) == 0
+            one.xmit(bytes(8))
+            assert other.recv() == bytes(8)
+
+    @pytest.mark.parametrize("options", [{"wait": "busy"}, {"wait": "sleep"}, {"spin": 0.0001}, {}])
+    def test_all_of_them_move_records_between_threads(self, options):
+        with connection(capacity=4, **options) as (one, other), ThreadPoolExecutor() as pool:
+            sent = [n.to_bytes(8, "little") for n in range(2000)]
+
+            def send():
+                for record in sent:
+                    one.xmit(record)
+
+            sending = pool.submit(send)
+            assert [other.recv() for _ in sent] == sent
+            sending.result()
+            assert other.statistics().rescues == one.statistics().rescues == 0
+
+
+class TestAdaptation:
+    def test_each_time_in_vain_doubles_how_often_it_is_passed_over(self):
+        with connection() as (one, _):
+            expected = 1
+            for _ in range(12):
+                assert patience(one) == SPIN
+                learn(one, came=False)
+                for _ in range(min(expected, 512)):
+                    assert patience(one) == 0
+                expected *= 2
+            assert patience(one) == SPIN
+
+    def test_once_it_pays_it_is_not_passed_over(self):
+        with connection() as (one, _):
+            for _ in range(5):
+                while not patience(one):
+                    pass
+                learn(one, came=False)
+            while not patience(one):
+                pass
+            learn(one, came=True)
+            assert [patience(one) for _ in range(3)] == [SPIN] * 3
+
+    def test_a_peer_that_was_woken_gets_the_time_that_takes(self):
+        with connection() as (one, other):
+            assert other.arm()  # it sleeps
+            assert patience(one) == SPIN
+            one.xmit(bytes(8))
+            assert one.statistics().doorbells == 1
+            assert patience(one) == SPIN + WAKING
+            assert patience(one) == SPIN
+            assert other.recv() == bytes(8)
+
+    def test_what_was_told_is_not_adapted(self):
+        with connection(spin=0.0001) as (one, _):
+            for _ in range(5):
+                assert patience(one) == 100_000
+                learn(one, came=False)
+
+    def test_looking_learns_by_itself(self):
+        with connection() as (one, other):
+            receiver = other._endpoint.receiver
+            assert not receiver.look()
+            assert patience(other) == 0  # the one to pass over
+            one.xmit(bytes(8))
+            assert receiver.look()
+            assert patience(other) == SPIN
+
+    def test_space_is_looked_for_until_there_is_some_to_go_on_with(self):
+        # Woken for each slot, the sender would be one record ahead of its receiver for ever.
+        with connection(capacity=64, spin=0.0001) as (one, other):
+            one.xmit_many([bytes(8)] * 64)
+            ring = one._endpoint.sender._ring
+            assert waiting.ipcq_await_space(ring, 1) == lib.IPCQ_FULL
+            other.recv()
+            assert waiting.ipcq_await_space(ring, 1) == lib.IPCQ_DONE  # after all the time
+            assert waiting.ipcq_await_space(ring, 2) == lib.IPCQ_FULL
+
+
+class TestAsking:
+    """recv(timeout=0), again and again."""
+
+    def test_it_looks_at_the_socket_only_now_and_then(self, monkeypatch):
+        with connection() as (one, other):
+            asked = []
+            receiver = other._endpoint.receiver
+            if not receiver.spins:
+                pytest.skip("there is no short way here")
+            monkeypatch.setattr(other._threads, "pop", asked.append)
+            for _ in range(10_000):
+                receiver.looked()
+                assert other.recv(timeout=0) is None
+            assert len(asked) < 10_000  # or this machine takes 50 us for a call, each time
+            monkeypatch.undo()
+            one.xmit(bytes(8))
+            receiver.looked()
+            assert other.recv(timeout=0) == bytes(8)
+
+    def test_the_end_is_seen_at_once(self):
+        with connection() as (one, other):
+            other.recv(timeout=0)
+            other._endpoint.looked()
+            one.close()
+            with pytest.raises(memenpsf.EndOfStream):
+                while other.recv(timeout=0) is None:
+                    pass
+
+    def test_what_is_wrong_is_seen_at_once(self):
+        with connection() as (one, other):
+            other.recv(timeout=0)
+            other._endpoint.looked()
+            at = ffi.cast("char *", one._endpoint._own.mapping.at) + 1024
+            ffi.cast("uint64_t *", at)[0] = 1 << 40  # head
+            with pytest.raises(memenpsf.CorruptPeer):
+                other.recv(timeout=0)
+
+    def test_a_connection_that_has_ended_is_never_quiet(self):
+        with connection() as (one, other):
+            one._endpoint._sock.shutdown(2)
+            other._endpoint.turn()
+            other._endpoint.looked()
+            for _ in range(3):
+                with pytest.raises(memenpsf.PeerDied):
+                    other.recv(timeout=0)
