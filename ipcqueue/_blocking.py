@@ -143,7 +143,7 @@ class Threads:
         What the short way can do, spinning too, was tried already.
         """
         endpoint = self._endpoint
-        spun = timeout is None and endpoint.receiving().spins
+        spun = timeout != 0 and endpoint.receiving().spins
         return self._until(endpoint.try_pop, Event.RECORDS, timeout, spun=spun)
 
     def pop_many(self, limit: int | None, timeout: float | None) -> Any:

@@ -203,7 +203,10 @@ class FrameSender(SenderEnd):
 
     def try_push(self, record: Any) -> bool:
         """Publish one message; False if there is no space.  Raises BadRecord, TooLarge."""
-        framed = self._encode(record)
+        return self.push_framed(self._encode(record))
+
+    def push_framed(self, framed: Framed) -> bool:
+        """Publish one message that is encoded already; see try_push."""
         if self._travels_outside(len(framed.data)):
             if not self.has_space(HEADER):
                 return False  # before memory is made for nothing
@@ -855,8 +858,8 @@ if direct is not None:
         def __init__(self, *arguments: Any) -> None:
             super().__init__(*arguments)
             inside = min(self._inline, self.capacity) // HEADER * HEADER - HEADER
-            most = min(inside, self._limits.max_message) if self._plain else -1
-            self.shorten(address_of(self._ring), most, None)
+            most = min(inside, self._limits.max_message)
+            self.shorten(address_of(self._ring), most, None if self._plain else self._encode)
 
     class DirectFrameReceiver(direct.FrameReceiver, FrameReceiver):  # type: ignore[misc]
         """A FrameReceiver with a short way for bytes that are there; see core/direct.c."""
@@ -866,6 +869,6 @@ if direct is not None:
         def __init__(self, *arguments: Any) -> None:
             super().__init__(*arguments)
             most = min(self._limits.max_message, self.capacity)
-            self.shorten(address_of(self._ring), most, MOST_AHEAD, self._plain, None, None)
+            self.shorten(address_of(self._ring), most, MOST_AHEAD, self._plain, self._decode, None)
 
     sender, receiver = DirectFrameSender, DirectFrameReceiver

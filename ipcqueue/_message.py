@@ -155,6 +155,11 @@ def _encode_bytes(record: Any) -> Framed:
 
 
 def _encode_message(record: Any) -> Framed:
+    if type(record) is Message:
+        data, tag, flags = record
+        plain = type(data) is bytes and type(tag) is type(flags) is int
+        if plain and 0 <= tag <= MAX_TAG and 0 <= flags <= MAX_FLAGS:
+            return record  # type: ignore[return-value]  # it has what Framed has
     if not isinstance(record, Message):
         raise BadRecord(f"expected a Message, got {type(record).__name__}")
     data, tag, flags = record

@@ -129,7 +129,7 @@ class Interface(Connection):
         Of messages: DecodeFailed (that message is taken, the next can be received),
         DescriptorsLost, OSError (no memory or descriptors for what came: it can be tried again).
         """
-        for record in self._ready if timeout is None else self._endpoint.ready:
+        for record in self._ready if timeout is None or timeout else self._endpoint.ready:
             return record
         if timeout == 0 and self._receiver.is_quiet():
             return None

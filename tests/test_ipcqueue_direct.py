@@ -17,6 +17,8 @@ SPECS = {
     "bytes of one size": (8, lambda n: n.to_bytes(8, "little")),
     "tuples": ("<QQ", lambda n: (n, n + 1)),
     "messages": (bytes, lambda n: b"%d" % n * (n % 50)),
+    "messages with tags": (memenpsf.Message, lambda n: memenpsf.Message(b"%d" % n, n, n % 256)),
+    "encoded": (memenpsf.Encoded(lambda record: b"%d" % record, int), lambda n: n),
 }
 
 pytestmark = pytest.mark.skipif(direct is None, reason="there is no short way here")
@@ -63,8 +65,9 @@ def test_a_loop_takes_some_ahead_and_every_verb_gets_those_first(ends):
     for verb in verbs:
         one.xmit_many(map(record, range(1, 9)))
         assert next(iter(other)) == record(1)
-        assert len(set(one.indices())) == 1  # all are taken
-        assert other._endpoint.receiver.holds()
+        if other.record not in (memenpsf.Message, SPECS["encoded"][0]):
+            assert len(set(one.indices())) == 1  # all are taken
+            assert other._endpoint.receiver.holds()
         assert not other.arm()
         got = verb()
         while (record_after := other.recv(timeout=0)) is not None:
@@ -254,7 +257,10 @@ def test_an_exception_anywhere_in_receiving_loses_and_doubles_nothing(name, verb
         other.close()
 
     places = at_every_place(prepare, receive, interrupt, check)
-    assert (places == 0) == (verb == "recv")  # the short way of one record has none
+    if name in {"messages with tags", "encoded"}:
+        assert places > 0  # in functions of Python
+    else:
+        assert (places == 0) == (verb == "recv")  # the short way of one record has none
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -335,3 +341,71 @@ def test_another_binding_is_refused():
     )
     assert process.returncode != 0
     assert "IPCQUEUE_BINDING is cffi or direct, not 'swig'" in process.stderr
+
+
+class TestEncoded:
+    """Functions of the application, in the midst of it."""
+
+    def test_it_is_encoded_once_wherever_it_travels(self):
+        calls = []
+
+        def encode(record):
+            calls.append(record)
+            return record
+
+        spec = memenpsf.Encoded(encode, bytes)
+        one, other = memenpsf.pair(spec, capacity=4096, inline=1024)
+        with one, other:
+            for size in (0, 100, 1008, 1009, 5000):
+                one.xmit(bytes(size))
+                assert other.recv() == bytes(size)
+        assert [len(record) for record in calls] == [0, 100, 1008, 1009, 5000]
+
+    @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+    def test_what_it_is_encoded_to_may_be_any_bytes(self, kind):
+        one, other = memenpsf.pair(memenpsf.Encoded(kind, bytes))
+        with one, other:
+            one.xmit(b"some")
+            assert other.recv() == b"some"
+
+    def test_an_error_of_it_is_raised_and_nothing_sent(self):
+        one, other = memenpsf.pair(memenpsf.Encoded(lambda n: b"%d" % (1 // n), bytes))
+        with one, other:
+            with pytest.raises(ZeroDivisionError):
+                one.xmit(0)
+            one.xmit(1)
+            assert other.recv() == b"1"
+            assert other.recv(timeout=0) is None
+
+    def test_a_decoder_that_receives_itself_doubles_nothing(self):
+        inner = []
+
+        def decode(data):
+            if not inner:
+                inner.append(None)
+                inner.append(other.recv(timeout=0))
+            return data
+
+        one, other = memenpsf.pair(memenpsf.Encoded(bytes, decode))
+        with one, other:
+            one.xmit_many([b"1", b"2", b"3"])
+            got = [other.recv(), other.recv()]
+            assert other.recv(timeout=0) is None
+            assert sorted([inner[1], *got]) == [b"1", b"2", b"3"]
+
+    def test_a_decoder_that_closes_its_interface_ends_it(self):
+        one, other = memenpsf.pair(memenpsf.Encoded(bytes, lambda _: other.close()))
+        with one, other:
+            one.xmit(b"1")
+            with pytest.raises(ipcqueue.Closed):
+                other.recv()
+
+    def test_a_decoder_that_fails_has_its_message_taken(self):
+        one, other = memenpsf.pair(memenpsf.Encoded(bytes, int))
+        with one, other:
+            one.xmit_many([b"1", b"x", b"3"])
+            assert other.recv() == 1
+            with pytest.raises(memenpsf.DecodeFailed, match="message 1 "):
+                other.recv()
+            assert other.recv() == 3
+            assert len(set(one.indices())) == 1

@@ -44,7 +44,8 @@ static uint64_t now_ns(void)
 typedef struct {
     PyObject_HEAD
     PyObject *ring;   /* keeps what `at` points to; None while it must not be used */
-    PyObject *encode; /* slots: a function from a record to bytes; None: a record is bytes */
+    PyObject *encode; /* a function from a record to its bytes (slots), or to a Framed; None: a
+                         record is its bytes */
     ipcq_sender *at;
     Py_ssize_t size;  /* slots: of a record; frames: of the largest message for the short way */
 } Sender;
@@ -89,9 +90,9 @@ static int ready(const PyObject *object)
     return object != NULL && object != Py_None;
 }
 
-static PyObject *slowly(Sender *self, PyObject *record)
+static PyObject *slowly(Sender *self, const char *how, PyObject *record)
 {
-    return PyObject_CallMethod((PyObject *)self, "push_slowly", "(O)", record);
+    return PyObject_CallMethod((PyObject *)self, how, "(O)", record);
 }
 
 static PyObject *slots_try_push(Sender *self, PyObject *record)
@@ -117,12 +118,48 @@ static PyObject *slots_try_push(Sender *self, PyObject *record)
         Py_RETURN_TRUE;
     if (result == IPCQ_FULL)
         Py_RETURN_FALSE;
-    return slowly(self, record);
+    return slowly(self, "push_slowly", record);
+}
+
+/* The data, tag and flags that Python has encoded a message to; see Framed in _message.py. */
+static int push_framed(Sender *self, PyObject *framed)
+{
+    if (!PyTuple_Check(framed) || PyTuple_GET_SIZE(framed) != 3)
+        return IPCQ_AGAIN;
+    unsigned long tag = PyLong_AsUnsignedLong(PyTuple_GET_ITEM(framed, 1));
+    unsigned long flags = PyLong_AsUnsignedLong(PyTuple_GET_ITEM(framed, 2));
+    Py_buffer view;
+    if (PyErr_Occurred() || tag > UINT32_MAX || flags > UINT8_MAX ||
+        PyObject_GetBuffer(PyTuple_GET_ITEM(framed, 0), &view, PyBUF_SIMPLE) < 0) {
+        PyErr_Clear();
+        return IPCQ_AGAIN;
+    }
+    int result = IPCQ_AGAIN;
+    if (view.len <= self->size && ready(self->ring)) {
+        struct ipcq_frame frame = {
+            .size = (uint32_t)view.len, .tag = (uint32_t)tag, .flags = (uint16_t)flags};
+        result = ipcq_frame_push(self->at, &frame, view.buf, NULL);
+    }
+    PyBuffer_Release(&view);
+    return result;
 }
 
 static PyObject *frames_try_push(Sender *self, PyObject *record)
 {
     int result = IPCQ_AGAIN;
+    if (ready(self->encode)) {
+        PyObject *framed = PyObject_CallOneArg(self->encode, record);
+        if (framed == NULL)
+            return NULL;
+        result = push_framed(self, framed);
+        PyObject *slow = result == IPCQ_DONE || result == IPCQ_FULL
+                             ? NULL
+                             : slowly(self, "push_framed", framed);
+        Py_DECREF(framed);
+        return slow != NULL                                ? slow
+               : result == IPCQ_DONE || result == IPCQ_FULL ? PyBool_FromLong(result == IPCQ_DONE)
+                                                            : NULL;
+    }
     if (PyBytes_CheckExact(record) && PyBytes_GET_SIZE(record) <= self->size && ready(self->ring)) {
         struct ipcq_frame frame = {.size = (uint32_t)PyBytes_GET_SIZE(record)};
         result = ipcq_frame_push(self->at, &frame, PyBytes_AS_STRING(record), NULL);
@@ -131,7 +168,7 @@ static PyObject *frames_try_push(Sender *self, PyObject *record)
         Py_RETURN_TRUE;
     if (result == IPCQ_FULL)
         Py_RETURN_FALSE;
-    return slowly(self, record);
+    return slowly(self, "push_slowly", record);
 }
 
 static PyMemberDef sender_members[] = {
@@ -166,7 +203,7 @@ typedef struct {
     Py_ssize_t place;
     PyObject *held;   /* slots: `_stash`, bytes; frames: `_built`, a list: served first */
     PyObject *kept;   /* slots: `_kept`, a list: served first of all */
-    PyObject *decode; /* slots: a function from bytes to a record; None: a record is bytes */
+    PyObject *decode; /* unless `plain`: a function from bytes (of a message, and its tag and flags) */
     PyObject *decode_many; /* slots: one to a list of records; None: there is none */
     ipcq_receiver *at;
     int frames;       /* the shape of the ring */
@@ -328,11 +365,26 @@ static PyObject *take_frame(Receiver *self)
 {
     struct ipcq_frame frame;
     const char *payload;
-    if (!self->plain || !look_at_frame(self, &frame, &payload))
+    if (!look_at_frame(self, &frame, &payload))
         return NULL;
     PyObject *data = PyBytes_FromStringAndSize(payload, (Py_ssize_t)frame.size);
     if (data == NULL)
         return NULL;
+    if (!self->plain) {
+        /* Before it is taken: where this fails, the long way meets it again, and says so. */
+        unsigned long long next = self->next;
+        PyObject *record = PyObject_CallFunction(self->decode, "OII", data, (unsigned int)frame.tag,
+                                                 (unsigned int)(frame.flags & UINT8_MAX));
+        Py_DECREF(data);
+        if (record == NULL && PyErr_ExceptionMatches(PyExc_Exception))
+            PyErr_Clear();
+        /* A signal handler, or another thread, may have come in between. */
+        if (record == NULL || next != self->next || has_ahead(self) || !in_order(self)) {
+            Py_XDECREF(record);
+            return NULL;
+        }
+        data = record;
+    }
     self->next += ipcq_frame_extent(frame.size);
     self->handed++;
     ipcq_take(self->at, self->next);
