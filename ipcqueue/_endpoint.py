@@ -137,15 +137,16 @@ class Endpoint:
         self._most_fds = terms.limits.most_fds()
         codec, both, trouble = self.codec, (own.mapping, peer.mapping), _weak_trouble(self)
         bell = opening.sock.fileno()
+        patience = terms.patience._replace(keeps=self.peer.pid != os.getpid())
         if terms.role.sends:
-            place = Place(own.identity.capacity, codec.size, bell, patience=terms.patience)
+            place = Place(own.identity.capacity, codec.size, bell, patience=patience)
             if isinstance(codec, MessageCodec):
                 limits = self._peer_limits
                 self.sender = _frames.sender(*both, place, codec, trouble, limits, terms.inline)
             else:
                 self.sender = _slots.sender(*both, place, codec, trouble)
         if terms.role.receives:
-            place = Place(peer.identity.capacity, codec.size, bell, patience=terms.patience)
+            place = Place(peer.identity.capacity, codec.size, bell, patience=patience)
             if isinstance(codec, MessageCodec):
                 self.receiver = _frames.receiver(
                     *both, place, codec, trouble, terms.limits, self._attached

@@ -869,6 +869,14 @@ if direct is not None:
         def __init__(self, *arguments: Any) -> None:
             super().__init__(*arguments)
             most = min(self._limits.max_message, self.capacity)
-            self.shorten(address_of(self._ring), most, MOST_AHEAD, self._plain, self._decode, None)
+            self.shorten(
+                address_of(self._ring),
+                most,
+                MOST_AHEAD,
+                self._keeps,
+                self._plain,
+                self._decode,
+                None,
+            )
 
     sender, receiver = DirectFrameSender, DirectFrameReceiver

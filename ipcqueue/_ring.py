@@ -207,6 +207,7 @@ class Patience(NamedTuple):
 
     nanoseconds: int
     adaptive: bool  # less while it does not pay
+    keeps: bool = True  # the interpreter, at first; not where the peer is a thread of this process
 
 
 # Records that a loop takes at once, ahead of its body.  A guess: enough to spread what taking costs
@@ -368,7 +369,8 @@ class SenderEnd(End):
         lib.ipcq_sender_init(
             ring, own.at, peer.at, place.capacity, place.unit, place.bell, place.start
         )
-        lib.ipcq_sender_patience(ring, *(place.patience or ADAPTIVE))
+        patience = place.patience or ADAPTIVE
+        lib.ipcq_sender_patience(ring, patience.nanoseconds, patience.adaptive)
         super().__init__(place, ring, own, trouble)
 
     def try_push(self, record: Any) -> bool:
@@ -496,7 +498,9 @@ class ReceiverEnd(End):
         lib.ipcq_receiver_init(
             ring, own.at, peer.at, place.capacity, place.unit, place.bell, place.start
         )
-        lib.ipcq_receiver_patience(ring, *(place.patience or ADAPTIVE))
+        patience = place.patience or ADAPTIVE
+        self._keeps = patience.keeps
+        lib.ipcq_receiver_patience(ring, patience.nanoseconds, patience.adaptive)
         super().__init__(place, ring, peer, trouble)
 
     dropped = 0

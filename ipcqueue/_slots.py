@@ -513,6 +513,8 @@ if direct is not None:
             lists = codec.view is in_place  # else arrays
             decode = (self._decode, codec.decode_many if lists else None)
             ahead = min(self.capacity // 4, MOST_AHEAD)
-            self.shorten(address_of(self._ring), self._size, ahead, self._plain, *decode)
+            self.shorten(
+                address_of(self._ring), self._size, ahead, self._keeps, self._plain, *decode
+            )
 
     sender, receiver = DirectSlotSender, DirectSlotReceiver

@@ -120,7 +120,7 @@ class Interface(trio.abc.Channel[Any]):
     ) -> None:
         """Take a connected AF_UNIX SOCK_STREAM socket, also when this fails.
 
-        Parameters are those of memenpsf.Interface.  Raises TypeError or ValueError; what the
+        Parameters are those of memenpsf.Interface; a Trio program never spins, whatever `wait` says.  Raises TypeError or ValueError; what the
         handshake may raise comes from do_handshake, or the first call.
         """
         sock = _plain_socket(stream)

@@ -218,7 +218,7 @@ def test_a_decoder_of_many_that_fails_or_interferes_loses_nothing():
 
     address = ipcqueue._ring.address_of(receiver._ring)
     with one, other:
-        receiver.shorten(address, 8, 64, False, codec.decode, decode_many)
+        receiver.shorten(address, 8, 64, True, False, codec.decode, decode_many)
         one.xmit_many([(n,) for n in range(9)])
         loop = iter(other)
         got = [next(loop)]
@@ -306,7 +306,9 @@ def test_a_decoder_that_fails_or_receives_itself_loses_nothing(monkeypatch):
                 raise Interrupt
             return really(data)
 
-        receiver.shorten(ipcqueue._ring.address_of(receiver._ring), 8, 64, False, decode, None)
+        receiver.shorten(
+            ipcqueue._ring.address_of(receiver._ring), 8, 64, True, False, decode, None
+        )
         one.xmit_many([(n,) for n in range(1, 5)])
         assert other.recv(timeout=0) == (1,)
         with pytest.raises(Interrupt):

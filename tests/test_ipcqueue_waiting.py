@@ -147,6 +147,11 @@ class TestAdaptation:
             assert patience(one) == SPIN
             assert other.recv() == bytes(8)
 
+    def test_beside_a_peer_in_this_process_the_interpreter_is_not_kept(self):
+        with connection() as (one, other):
+            assert not one._endpoint.receiver._keeps
+            assert not other._endpoint.receiver._keeps
+
     def test_what_was_told_is_not_adapted(self):
         with connection(spin=0.0001) as (one, _):
             for _ in range(5):

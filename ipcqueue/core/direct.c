@@ -208,6 +208,7 @@ typedef struct {
     ipcq_receiver *at;
     int frames;       /* the shape of the ring */
     int plain;        /* a record is its bytes */
+    int keeps;        /* the interpreter, when it begins to spin */
     Py_ssize_t size;  /* slots: of a record; frames: of the largest message */
     Py_ssize_t most;  /* records to take ahead of a loop over them */
     uint64_t looked;  /* when Python has last looked at the socket */
@@ -254,8 +255,8 @@ static PyObject *shorten(Receiver *self, PyObject *args, int frames)
 {
     PyObject *decode, *decode_many;
     unsigned long long at;
-    if (!PyArg_ParseTuple(args, "KnnpOO:shorten", &at, &self->size, &self->most, &self->plain,
-                          &decode, &decode_many))
+    if (!PyArg_ParseTuple(args, "KnnppOO:shorten", &at, &self->size, &self->most, &self->keeps,
+                          &self->plain, &decode, &decode_many))
         return NULL;
     self->at = (ipcq_receiver *)(uintptr_t)at;
     self->frames = frames;
@@ -409,12 +410,13 @@ static int look_for_some(Receiver *self)
     uint64_t most = ipcq_patience(self->at);
     if (most == 0)
         return 0;
-    int came = ipcq_spin_records(self->at, most < KEPT_NS ? most : KEPT_NS) == IPCQ_DONE;
-    if (!came && most > KEPT_NS) {
+    uint64_t kept = !self->keeps ? 0 : most < KEPT_NS ? most : KEPT_NS;
+    int came = ipcq_spin_records(self->at, kept) == IPCQ_DONE;
+    if (!came && most > kept) {
         PyObject *ring = Py_NewRef(self->ring); /* keeps `at`, and the memory, if it is closed */
         ipcq_receiver *at = self->at;
         Py_BEGIN_ALLOW_THREADS
-        came = ipcq_spin_records(at, most - KEPT_NS) == IPCQ_DONE;
+        came = ipcq_spin_records(at, most - kept) == IPCQ_DONE;
         Py_END_ALLOW_THREADS
         ipcq_learn(at, came);
         Py_DECREF(ring);
@@ -602,7 +604,7 @@ static PyMemberDef frame_receiver_members[] = {
 
 #define SHORTEN_TOO(function)                                                                     \
     {"shorten", (PyCFunction)function, METH_VARARGS,                                              \
-     "shorten(address, size, ahead, plain, decode, decode_many): use the short way."}
+     "shorten(address, size, ahead, keeps, plain, decode, decode_many): use the short way."}
 
 static PyMethodDef slot_receiver_methods[] = {
     SHORTEN_TOO(slots_shorten),
