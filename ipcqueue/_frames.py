@@ -540,6 +540,8 @@ class FrameReceiver(ReceiverEnd):
 
     def _lend_built(self, limit: int, lending: _Lending) -> list[Lent]:
         """Lend what an earlier call has copied already."""
+        if fork_generation() != self._generation:
+            raise TroubleError(FORKED)
         now = self._built[:limit]
         lending.to, lending.messages, lending.built = now[-1].end, len(now), len(now)
         lending.spent = _attachments(now)

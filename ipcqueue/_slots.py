@@ -14,6 +14,7 @@ from ._ring import (
     CLOSED,
     DONE,
     EMPTY,
+    FORKED,
     FULL,
     MOST_AHEAD,
     U64,
@@ -25,6 +26,7 @@ from ._ring import (
     Trouble,
     TroubleError,
     address_of,
+    fork_generation,
     offset_in,
 )
 
@@ -235,6 +237,8 @@ class SlotReceiver(ReceiverEnd):
         return lent
 
     def _lend_from(self, ring: Any, memory: Any, limit: int) -> tuple[int, list[Lent] | None]:
+        if fork_generation() != self._generation:
+            return FORKED, None
         # What was taken before, by a call that was interrupted, is handed out first.
         self._recover_all(ring)
         if self._stash:
@@ -303,6 +307,7 @@ class SlotReceiver(ReceiverEnd):
             raise TroubleError(CLOSED)
         while True:
             self._reclaim()
+            self._check_owner()
             if self._kept:
                 record = self._kept[0]
                 del self._kept[0]
@@ -357,6 +362,11 @@ class SlotReceiver(ReceiverEnd):
                 self.ahead = None
                 self.place = 0
 
+    def _check_owner(self) -> None:
+        """Raise TroubleError in a forked child, which the core would find only in the ring."""
+        if (self._kept or self._stash) and fork_generation() != self._generation:
+            raise TroubleError(FORKED)
+
     def _decode_stashed(self, stash: bytes) -> Any:
         first = stash[: self._size]
         try:
@@ -404,6 +414,7 @@ class SlotReceiver(ReceiverEnd):
                 if self._ring is None and self._usable() is None:
                     raise TroubleError(CLOSED)
                 self._reclaim()
+                self._check_owner()
                 if self._kept:
                     kept, self._kept = self._kept[:limit], self._kept[limit:]
                 else:

@@ -148,6 +148,33 @@ def test_a_batch_with_what_is_not_simple_in_it_is_complete():
         assert other.recv_vectored() == sent
 
 
+VERBS = {
+    "loop": lambda other: next(iter(other)),
+    "recv": lambda other: other.recv(),
+    "recv_vectored": lambda other: other.recv_vectored(),
+    "recv_message": lambda other: other.recv_message(),
+    "borrow": lambda other: other.borrow().__enter__(),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_forked_child_gets_nothing_that_a_loop_took_ahead(ends, verb):
+    one, other, record = ends
+    one.xmit_many(map(record, range(5)))
+    next(iter(other))
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            VERBS[verb](other)
+        except ipcqueue.ForkedUse:
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0
+    assert other.recv() == record(1)
+
+
 def test_an_exception_in_a_loop_loses_nothing(ends):
     one, other, record = ends
     one.xmit_many(map(record, range(10)))

@@ -288,7 +288,7 @@ static int empty_bytes(const PyObject *bytes)
 /* Whether the ring can be used, and nothing older than what it holds was put back by Python. */
 static int in_order(const Receiver *self)
 {
-    return self->at != NULL && ready(self->ring) &&
+    return self->at != NULL && ready(self->ring) && !ipcq_is_forked(self->at) &&
            (self->frames ? empty_list(self->held)
                          : empty_list(self->kept) && empty_bytes(self->held));
 }

@@ -228,6 +228,11 @@ int ipcq_look(ipcq_receiver *r, uint64_t from, const char **at, uint64_t *run)
     return result;
 }
 
+int ipcq_is_forked(const ipcq_receiver *r)
+{
+    return forked(r->forks, r->generation);
+}
+
 void ipcq_see(ipcq_receiver *r)
 {
     if (!forked(r->forks, r->generation))

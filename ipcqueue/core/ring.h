@@ -162,6 +162,9 @@ int ipcq_is_quiet(ipcq_receiver *r, uint64_t from);
  * FORKED, CORRUPT. */
 int ipcq_look(ipcq_receiver *r, uint64_t from, const char **at, uint64_t *run);
 
+/* Whether this process is a fork of the one that owns the ring. */
+int ipcq_is_forked(const ipcq_receiver *r);
+
 /* See all that is there now; and how much is there from index `from` on as far as was seen.  For who
  * takes many: what comes meanwhile is not for this call, which might else follow the peer for ever. */
 void ipcq_see(ipcq_receiver *r);
