@@ -143,8 +143,10 @@ class Threads:
         What the short way can do, spinning too, was tried already.
         """
         endpoint = self._endpoint
-        spun = timeout != 0 and endpoint.receiving().spins
-        return self._until(endpoint.try_pop, Event.RECORDS, timeout, spun=spun)
+        receiver = endpoint.receiving()
+        spun = timeout != 0 and receiver.spins
+        tried = spun and not endpoint.ended and receiver.is_empty()
+        return self._until(endpoint.try_pop, Event.RECORDS, timeout, tried=tried, spun=spun)
 
     def pop_many(self, limit: int | None, timeout: float | None) -> Any:
         """Wait for a record, then take all that is there; empty if none came in time."""
@@ -198,14 +200,16 @@ class Threads:
         timeout: float | None,
         units: Callable[[], int] = lambda: 1,
         *,
+        tried: bool = False,
         spun: bool = False,
     ) -> T | None:
         """Call `attempt` until it gives something, sleeping for `event` in between.
 
-        For SPACE, `units` says how much of it there must be.
+        For SPACE, `units` says how much of it there must be.  `tried`: it would give nothing just
+        now; `spun`: nor does it pay to look.
         """
         deadline = deadline_of(timeout)
-        if (result := attempt()) is not None:
+        if not tried and (result := attempt()) is not None:
             return result
         if timeout == 0:
             self._endpoint.turn()  # or the end of the connection would never be seen
@@ -244,15 +248,17 @@ class Threads:
                 counted = True
                 if not endpoint.announce(event, units):
                     return False
-                left = min(deadline - time.monotonic(), SLICE)
-                if left <= 0:
-                    return False
+                left = SLICE
+                if deadline != math.inf:
+                    left = min(deadline - time.monotonic(), SLICE)
+                    if left <= 0:
+                        return False
                 if endpoint.reading:
                     follower = threading.Lock()
                     follower.acquire()
                     endpoint.followers.add(follower)
                 else:
-                    endpoint.reading = leading = True
+                    endpoint.reading = endpoint.dozing = leading = True
             woken = endpoint.doze(left) if follower is None else follower.acquire(timeout=left)
             return not woken and left == SLICE
         except Closed:
@@ -260,7 +266,7 @@ class Threads:
         finally:
             # First what must be done, by bytecodes that cannot be interrupted.
             if leading:
-                endpoint.reading = False
+                endpoint.reading = endpoint.dozing = False
             if counted:
                 endpoint.waiting[event] -= 1
             try:
@@ -276,5 +282,5 @@ class Threads:
                 endpoint.withdraw(event)
             if follower is not None:
                 endpoint.followers.discard(follower)
-            if leading:  # what was read may be for them, whoever reads by now
-                endpoint.wake_followers()
+            if leading and (endpoint.followers or endpoint.closed):
+                endpoint.wake_followers()  # what was read may be for them, whoever reads by now

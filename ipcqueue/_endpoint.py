@@ -128,6 +128,7 @@ class Endpoint:
         self._inbox: list[bytes] = []
         self._end: QueueError | None = None
         self._users = 0  # threads that have the socket's number in hand
+        self.dozing = False  # and one that sleeps with it, or not
         self._last_statistics: Statistics | None = None
         self._attached: list[list[fdpass.Fd]] = []  # to frames not received yet, in order
         self.sender: SenderEnd | None = None
@@ -385,13 +386,17 @@ class Endpoint:
             if entered:
                 with self.mutex:
                     self._users -= 1
-                    if self.closed and not self._users:
-                        self._release()
+                    self._let_go()
 
     def looked(self) -> None:
         """Have the receiving end know that the socket was read just now, and has not ended."""
         if not self.ended and not self._unread:
             self.receiving().looked()
+
+    def _let_go(self) -> None:
+        """Under the mutex, when the socket was in hand: the last one closes what is closed."""
+        if self.closed and not self._users and not self.dozing:
+            self._release()
 
     def turn(self) -> None:
         """Read the control messages that wait, unless somebody else is reading."""
@@ -414,10 +419,12 @@ class Endpoint:
     def wake_followers(self) -> None:
         """Have every sleeper look again at what concerns it; after reading, and not during."""
         with self.mutex:
-            for follower in self.followers:  # in steps that can be repeated after an exception
-                if follower.locked():
-                    follower.release()
-            self.followers.clear()
+            if self.followers:
+                for follower in self.followers:  # in steps that can be repeated after an exception
+                    if follower.locked():
+                        follower.release()
+                self.followers.clear()
+            self._let_go()
 
     def service(self) -> int:
         """Read once from the socket, as `reading`: doorbells, messages, descriptors, the end.
@@ -427,15 +434,13 @@ class Endpoint:
         return self.with_socket(self._read)
 
     def doze(self, seconds: float) -> bool:
-        """Sleep, as `reading`, until the socket is readable, and read; False if it was not in time.
+        """Sleep until the socket is readable, and read; False if it was not in time.
 
-        No longer than a second or so (a poll() that a signal comes just before sleeps on).
+        As `reading`, and as `dozing`, which keeps the socket in hand until wake_followers().  No
+        longer than a second or so: a poll() that a signal comes just before sleeps on.
         """
-        return self.with_socket(partial(self._doze, math.ceil(seconds * 1000)))
-
-    def _doze(self, milliseconds: int, sock: socket.socket) -> bool:
-        woken = bool(self._poll.poll(milliseconds))
-        self._read(sock)
+        woken = bool(self._poll.poll(math.ceil(seconds * 1000)))
+        self._read(self._sock)
         return woken
 
     def _read(self, sock: socket.socket) -> int:
@@ -688,8 +693,7 @@ class Endpoint:
         if not self._released:
             self._say_goodbye(self._sock)
         with self.mutex:
-            if not self._users:  # else the last of them does it
-                self._release()
+            self._let_go()  # unless somebody has it in hand
 
     def _release(self) -> None:
         self._released = True

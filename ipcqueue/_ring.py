@@ -544,6 +544,10 @@ class ReceiverEnd(End):
         """Take up to `limit` the short way, into `ahead`; False if that is not to be had."""
         return False
 
+    def is_empty(self) -> bool:
+        """Whether nothing waits, and the ring says of nothing wrong; False if that is not known."""
+        return False
+
     def is_quiet(self) -> bool:
         """Whether nothing waits, and nothing was wrong a moment ago; False if that is not known."""
         return False

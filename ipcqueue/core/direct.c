@@ -559,11 +559,19 @@ static PyObject *looked(Receiver *self, PyObject *Py_UNUSED(ignored))
     Py_RETURN_NONE;
 }
 
+static int nothing_waits(Receiver *self)
+{
+    return in_order(self) && !has_ahead(self) && ipcq_is_quiet(self->at, self->next);
+}
+
+static PyObject *is_empty(Receiver *self, PyObject *Py_UNUSED(ignored))
+{
+    return PyBool_FromLong(nothing_waits(self));
+}
+
 static PyObject *is_quiet(Receiver *self, PyObject *Py_UNUSED(ignored))
 {
-    return PyBool_FromLong(!has_ahead(self) && in_order(self) &&
-                           ipcq_is_quiet(self->at, self->next) &&
-                           now_ns() - self->looked < LOOK_NS);
+    return PyBool_FromLong(nothing_waits(self) && now_ns() - self->looked < LOOK_NS);
 }
 
 static PyObject *records_ready(Receiver *self, PyObject *patient);
@@ -594,6 +602,8 @@ static PyMemberDef frame_receiver_members[] = {
     {"take_many", (PyCFunction)take_many, METH_O,                                                 \
      "Take up to so many, which then stand in `ahead`; False if that is not as simple."},         \
     {"looked", (PyCFunction)looked, METH_NOARGS, "Note that the socket was just looked at."},     \
+    {"is_empty", (PyCFunction)is_empty, METH_NOARGS,                                              \
+     "Tell whether nothing waits, and nothing is wrong as far as the ring says."},                \
     {"is_quiet", (PyCFunction)is_quiet, METH_NOARGS,                                              \
      "Tell whether nothing waits, and nothing is wrong as far as was seen a moment ago."},        \
     {"ready", (PyCFunction)records_ready, METH_O,                                                 \
