@@ -93,10 +93,12 @@ class Threads:
     def push_many(self, records: Any, timeout: float | None) -> int:
         """Publish records in order; return how many there was space for in time."""
         sender = self._endpoint.sending()
-        deadline = deadline_of(timeout)
+        if timeout is not None:
+            deadline_of(timeout)  # before anything is sent
         sending = sender.push_many(records)
         if isinstance(sending, int):
             return sending
+        deadline = deadline_of(timeout)  # to encode them is not waiting
         while sending.left:
             alone = sending.alone()
             if alone is None:

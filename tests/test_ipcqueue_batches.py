@@ -1,7 +1,9 @@
 """Batches: what goes and comes in one call of C, what does not, and that nobody sees a difference."""
 
+import os
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from places import Interrupt, at_every_place, interrupt
@@ -244,6 +246,41 @@ def test_how_a_connection_ended_is_raised_as_by_other_verbs(kind):
         assert numbers(other.recv_vectored()) == [0, 1, 2]
         with pytest.raises(ipcqueue.EndOfStream):
             other.recv_vectored()
+
+
+def test_a_forked_child_can_neither_send_nor_receive(kind):
+    spec, make, numbers = kind
+    one, other = opened(spec)
+    with one, other:
+        one.xmit_many(make(range(3)))
+        child = os.fork()
+        if child == 0:
+            refused = 0
+            for call in (lambda: one.xmit_many(make(range(3))), other.recv_vectored):
+                try:
+                    call()
+                except ipcqueue.ForkedUse:
+                    refused += 1
+            os._exit(refused)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
+        assert numbers(other.recv_vectored()) == [0, 1, 2]
+
+
+def test_the_time_that_encoding_takes_is_not_that_of_waiting(monkeypatch):
+    one, other = memenpsf.pair("<Q", capacity=4)
+    now = [100.0]
+    for module in ipcqueue._blocking, ipcqueue._opening:
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def records():
+        for n in range(8):
+            now[0] += 10
+            yield (n,)
+
+    with one, other:
+        sleep = lambda *_: not other.recv_vectored()  # noqa: E731
+        monkeypatch.setattr(ipcqueue._blocking.Threads, "_sleep", sleep)
+        assert one.xmit_many(records(), timeout=5) == 8
 
 
 def test_beside_a_loan_or_a_borrowing_batches_are_refused(kind):

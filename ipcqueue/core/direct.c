@@ -6,6 +6,8 @@
  * (memory that is lent, records put back, errors, no space) they leave to Python, which finds it
  * again.  No lock is taken: each step keeps the interpreter, and looks at the state as it is then.
  * Python, in several steps under its lock, does the same (see SlotReceiver and FrameReceiver).
+ * A batch is looked at as a whole before the first of it is sent: what is wrong with any of it is
+ * found out in Python, which promises that nothing was sent then.
  *
  * A record is handed over to a for statement: after a call CPython looks for signals, and an exception
  * of a handler (Ctrl-C) would lose what the call has returned; between a step of a loop and its variable
