@@ -23,7 +23,7 @@ from ._endpoint import Event
 from ._errors import Closed, Full
 from ._loan import Borrowing, Loan
 from ._opening import deadline_of
-from ._sending import BatchSending, Sending
+from ._sending import Sending
 
 if TYPE_CHECKING:
     import socket
@@ -94,8 +94,12 @@ class Threads:
     def push_many(self, records: Any, timeout: float | None) -> int:
         """Publish records in order; return how many there was space for in time."""
         sender = self._endpoint.sending()
-        sending = BatchSending(sender, sender.batch(records))
-        deadline = deadline_of(timeout)
+        if timeout is not None:
+            deadline_of(timeout)  # before anything is sent
+        sending = sender.push_many(records)
+        if isinstance(sending, int):
+            return sending
+        deadline = deadline_of(timeout)  # to encode them is not waiting
         while sending.left:
             alone = sending.alone()
             if alone is None:
@@ -155,6 +159,11 @@ class Threads:
         if most == 0:
             return endpoint.codec.decode_many(b"", 0)
 
+        if timeout is not None:
+            deadline_of(timeout)
+        records = endpoint.receiving().pop_ready(most)
+        if records is not None:
+            return records
         records = self._until(lambda: endpoint.try_pop_many(most), Event.RECORDS, timeout)
         return endpoint.codec.decode_many(b"", 0) if records is None else records
 

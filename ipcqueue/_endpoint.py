@@ -180,11 +180,9 @@ class Endpoint:
     def try_pop_many(self, limit: int) -> Any:
         """Take up to `limit` records, None if there are none yet; see try_pop."""
         receiver = self.receiving()
-        if receiver.take_many(limit):
-            # No bytecode between these can be interrupted.
-            records, receiver.ahead = receiver.ahead, None
-            if records is not None:  # else a signal handler or another thread was first
-                return records
+        records = receiver.pop_ready(limit)
+        if records is not None:
+            return records
 
         def attempt() -> Any:
             receiver.prepare(limit)

@@ -51,6 +51,7 @@ from ._ring import (
     is_socket,
     offset_in,
 )
+from ._sending import BatchSending
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -109,9 +110,16 @@ class Parcel:
 class FrameBatch:
     """Encoded messages, none of them sent yet."""
 
-    def __init__(self, framed: list[Framed], count: int) -> None:
-        self.framed = framed
-        self.count = count
+    def __init__(self, data: Sequence[Any], framed: Sequence[Framed] | None = None) -> None:
+        self.data = data
+        self.count = len(data)
+        self._framed = framed  # None: they have no tags and no flags
+
+    def framed(self, start: int, end: int) -> Sequence[Framed]:
+        """Return the messages from number `start` to before `end`."""
+        if self._framed is None:
+            return [Framed(data, 0, 0) for data in self.data[start:end]]
+        return self._framed[start:end]
 
 
 class FrameSender(SenderEnd):
@@ -254,18 +262,20 @@ class FrameSender(SenderEnd):
                 framed.append(one)
         except BadRecord as error:
             raise type(error)(f"record {len(framed)}: {error}") from None
-        return FrameBatch(framed, len(framed))
+        return FrameBatch([one.data for one in framed], framed)
 
     def parcel_in(self, batch: Any, start: int) -> Parcel | None:
         """Return message number `start` of a batch as a parcel if it travels outside the ring."""
-        framed = batch.framed[start]
-        return self._parcel_of(framed) if self._travels_outside(len(framed.data)) else None
+        if not self._travels_outside(len(batch.data[start])):
+            return None
+        (framed,) = batch.framed(start, start + 1)
+        return self._parcel_of(framed)
 
     def try_push_many(self, batch: Any, start: int) -> int:
         """Publish messages from number `start` on; return how many, which may be some of them."""
         run: list[Framed] = []
         room = self.capacity
-        for framed in batch.framed[start : start + _RUN]:
+        for framed in batch.framed(start, start + _RUN):
             room -= extent(len(framed.data))
             if self._travels_outside(len(framed.data)) or (run and room < 0):
                 break
@@ -292,7 +302,7 @@ class FrameSender(SenderEnd):
 
     def units_of(self, batch: Any, start: int) -> int:
         """Return the bytes to wait for when there was no space for message `start` of a batch."""
-        return extent(len(batch.framed[start].data))
+        return extent(len(batch.data[start]))
 
 
 class _Lending:
@@ -863,6 +873,27 @@ if direct is not None:
             most = min(inside, self._limits.max_message)
             self.shorten(address_of(self._ring), most, None if self._plain else self._encode)
 
+        def push_many(self, records: Iterable[Any]) -> int | BatchSending:
+            """Encode messages and publish what fits; see SenderEnd."""
+            done = self.push_all(records)
+            if type(done) is int:
+                return done
+            if done is None:
+                return super().push_many(records)
+            done, pieces = done
+            return BatchSending(self, FrameBatch(pieces), done)
+
+        def batch(self, records: Iterable[Any]) -> FrameBatch:
+            """Encode messages to push; raise BadRecord or TooLarge if one of them is none."""
+            pieces = self.pieces(records)
+            return super().batch(records) if pieces is None else FrameBatch(pieces)
+
+        def try_push_many(self, batch: Any, start: int) -> int:
+            """Publish messages from number `start` on; return how many, perhaps some of them."""
+            # What the C code takes has no tags and no flags.
+            done = self.push_run(batch.data, start) if self._plain else 0
+            return done or super().try_push_many(batch, start)
+
     class DirectFrameReceiver(direct.FrameReceiver, FrameReceiver):  # type: ignore[misc]
         """A FrameReceiver with a short way for bytes that are there; see core/direct.c."""
 
@@ -880,5 +911,13 @@ if direct is not None:
                 self._decode,
                 None,
             )
+
+        def pop_ready(self, limit: int) -> Any:
+            """Take up to `limit` messages the short way; None if that is not to be had."""
+            if not self.take_many(limit):
+                return None
+            # No bytecode between these can be interrupted.
+            records, self.ahead = self.ahead, None
+            return records  # None if a signal handler or another thread was first
 
     sender, receiver = DirectFrameSender, DirectFrameReceiver

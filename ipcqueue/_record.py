@@ -112,6 +112,11 @@ class Codec(NamedTuple):
 
     decode_many(data, count) makes count records from the first count * size bytes of data, by
     copying: an array for a numpy spec, else a list.
+
+    adopt_many(data, count), if there is one, makes them of a bytearray that has nothing else, and
+    is the caller's no more.
+
+    arrays, if such are sent as they are: their type, and their dtype.
     """
 
     spec: Any
@@ -122,6 +127,8 @@ class Codec(NamedTuple):
     decode: Callable[[BytesLike], Any]
     decode_many: Callable[[BytesLike, int], Any]
     view: Callable[[memoryview], Any] = in_place
+    adopt_many: Callable[[bytearray, int], Any] | None = None
+    arrays: tuple[Any, Any] | None = None
 
     @property
     def shape(self) -> int:
@@ -208,7 +215,9 @@ def _many(
     return encode_many
 
 
-def _window(data: BytesLike, nbytes: int) -> memoryview:
+def _window(data: BytesLike, nbytes: int) -> BytesLike:
+    if len(data) == nbytes and type(data) is not memoryview:
+        return data
     view = memoryview(data)[:nbytes]
     if len(view) != nbytes:
         raise ValueError(f"expected {nbytes} bytes of records, got {len(view)}")
@@ -561,11 +570,26 @@ def _numpy_codec(np: Any, spec: Any, dtype: Any) -> Codec:
     def decode_many(data: BytesLike, count: int) -> Any:
         return array((count,), dtype, bytearray(_window(data, size * count)))
 
+    def adopt_many(data: bytearray, count: int) -> Any:
+        return array((count,), dtype, data)
+
     def view(memory: memoryview) -> Any:
         return np.frombuffer(memory, dtype)
 
     encode_many = _numpy_encode_many(np, dtype, encode)
-    return Codec(spec, layout, size, encode, encode_many, decode, decode_many, view)
+    arrays = None if dtype.shape else (array, dtype)  # an array of arrays has another dtype
+    return Codec(
+        spec,
+        layout,
+        size,
+        encode,
+        encode_many,
+        decode,
+        decode_many,
+        view,
+        adopt_many,
+        arrays,
+    )
 
 
 def _numpy_encode(np: Any, dtype: Any, layout: Layout) -> Callable[[Any], bytes]:

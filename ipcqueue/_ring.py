@@ -25,6 +25,7 @@ import fdpass
 from ._core import ffi, lib
 from ._errors import ConcurrentUse, ForkedUse, LoanError
 from ._handshake import MAGIC, Identity
+from ._sending import BatchSending
 from ._waiting import lib as waiting
 
 if TYPE_CHECKING:
@@ -395,6 +396,13 @@ class SenderEnd(End):
         """Encode records, `count` of them; raise BadRecord if one of them cannot be sent."""
         raise NotImplementedError
 
+    def push_many(self, records: Iterable[Any]) -> int | BatchSending:
+        """Encode records, and publish at once what that can be done with; raise as batch().
+
+        Return how many if that was all of them, else what is still to be done.
+        """
+        return BatchSending(self, self.batch(records))
+
     def parcel_in(self, batch: Any, start: int) -> AbstractContextManager[Any] | None:
         """Return record number `start` of a batch as a parcel if it must be sent by itself."""
         raise NotImplementedError
@@ -539,6 +547,10 @@ class ReceiverEnd(End):
         step and its variable CPython looks for no signal, as it does after each call.
         """
         return ()
+
+    def pop_ready(self, limit: int) -> Any:  # noqa: ARG002 (as in the direct ones)
+        """Take up to `limit` records the short way; None if that is not to be had."""
+        return None
 
     def take_many(self, limit: int) -> bool:  # noqa: ARG002 (as in core/direct.c)
         """Take up to `limit` the short way, into `ahead`; False if that is not to be had."""

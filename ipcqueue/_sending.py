@@ -31,10 +31,10 @@ class Sending:
 class BatchSending:
     """Many records on their way, encoded already: in runs, or by themselves if need be."""
 
-    def __init__(self, sender: SenderEnd, batch: Any) -> None:
+    def __init__(self, sender: SenderEnd, batch: Any, done: int = 0) -> None:
         self._sender = sender
         self._batch = batch
-        self.done = 0
+        self.done = done
         """How many have been sent."""
 
     @property

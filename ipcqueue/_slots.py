@@ -29,9 +29,10 @@ from ._ring import (
     fork_generation,
     offset_in,
 )
+from ._sending import BatchSending
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from ._record import Codec
 
@@ -65,6 +66,14 @@ class Batch:
         self.count = count
         # The same as bytes, if that is what they were encoded to: cffi passes it on as it is.
         self.whole = whole
+
+
+class Pieces:
+    """Records that need no encoding, each where it is."""
+
+    def __init__(self, records: tuple[bytes, ...]) -> None:
+        self.records = records
+        self.count = len(records)
 
 
 class SlotSender(SenderEnd):
@@ -131,9 +140,11 @@ class SlotSender(SenderEnd):
         """Return the slots to wait for when there was none for this parcel."""
         return 1
 
-    def batch(self, records: Iterable[Any]) -> Batch:
+    def batch(self, records: Iterable[Any]) -> Batch | Pieces:
         """Encode records to push; BadRecord if one of them is none."""
-        buffer, count = self._encode_many(records)
+        return self._batch_of(*self._encode_many(records))
+
+    def _batch_of(self, buffer: Any, count: int) -> Batch:
         whole = buffer if type(buffer) is bytes else None
         return Batch(memoryview(buffer).cast("B"), count, whole)
 
@@ -204,6 +215,7 @@ class SlotReceiver(ReceiverEnd):
         self._size = codec.size
         self._plain = isinstance(codec.spec, int)  # a record is its bytes
         self._decode = codec.decode
+        self._adopt_many: Callable[[bytearray, int], Any] = codec.adopt_many or codec.decode_many
         self._count = ffi.new("uint64_t *")
         self._delivered = place.start
         self._stash = b""
@@ -405,26 +417,25 @@ class SlotReceiver(ReceiverEnd):
 
     def try_pop_many(self, limit: int) -> Any:
         """Take up to `limit` records and no more than a ringful; None if there are none."""
-        limit = min(limit, self.capacity)
+        return self._pop_many(min(limit, self.capacity), short=False)
+
+    def _pop_many(self, limit: int, *, short: bool) -> Any:
+        """Do so; `short`: None also if it takes more than one call of C."""
         size = self._size
         kept: list[Any] = []
         data = bytearray()  # what to put back if an exception strikes
         try:
-            with self._lock:
-                if self._ring is None and self._usable() is None:
-                    raise TroubleError(CLOSED)
-                self._reclaim()
-                self._check_owner()
-                if self._kept:
-                    kept, self._kept = self._kept[:limit], self._kept[limit:]
-                else:
-                    self._collect(data, limit)
-            if kept:
-                return self._as_batch(kept)
-            if not data:
-                return None
+            if not self.fetch(data, limit):
+                if short:
+                    return None
+                with self._lock:
+                    self._gather(kept, data, limit)
+                if kept:
+                    return self._as_batch(kept)
+                if not data:
+                    return None
             try:
-                return self._codec.decode_many(data, len(data) // size)
+                return self._adopt_many(data, len(data) // size)
             except Exception:
                 good = self._good(data)
                 if good == len(data):  # no record's fault
@@ -434,7 +445,7 @@ class SlotReceiver(ReceiverEnd):
                     raise
                 with self._lock:
                     self._stash, data = bytes(data[good:]) + self._stash, data[:good]
-                return self._codec.decode_many(data, good // size)
+                return self._adopt_many(data, good // size)
         except TroubleError as trouble:
             code = trouble.code
         except BaseException:
@@ -450,6 +461,24 @@ class SlotReceiver(ReceiverEnd):
             return records
         buffer, count = self._codec.encode_many(records)
         return self._codec.decode_many(buffer, count)
+
+    def _gather(self, kept: list[Any], data: bytearray, limit: int) -> None:
+        """Move up to `limit` records to `kept`, if there are decoded ones, else to `data`."""
+        if self._ring is None and self._usable() is None:
+            raise TroubleError(CLOSED)
+        self._reclaim()
+        self._check_owner()
+        if self._kept:
+            now, later = self._kept[:limit], self._kept[limit:]
+            # No bytecode between these can be interrupted.
+            kept += now
+            self._kept = later
+        else:
+            self._collect(data, limit)
+
+    def fetch(self, into: bytearray, limit: int) -> bool:  # noqa: ARG002 (as in core/direct.c)
+        """Move up to `limit` records into an empty bytearray, if that is simple; whether it did."""
+        return False
 
     def _collect(self, data: bytearray, limit: int) -> None:
         """Append the bytes of up to `limit` records to `data`, which owns them from then on."""
@@ -507,11 +536,56 @@ receiver: type[SlotReceiver] = SlotReceiver
 if direct is not None:
 
     class DirectSlotSender(direct.SlotSender, SlotSender):  # type: ignore[misc]
-        """A SlotSender whose try_push is one call of C; see core/direct.c."""
+        """A SlotSender whose try_push is one call of C; see core/direct.c.
+
+        So is a batch of bytes, or an array; records of other kinds are encoded before.
+        """
 
         def __init__(self, *arguments: Any) -> None:
             super().__init__(*arguments)
             self.shorten(address_of(self._ring), self._size, None if self._plain else self._encode)
+            arrays: tuple[Any, Any] = arguments[3].arrays or (None, None)
+            self.array, self.dtype = arrays
+
+        def push_many(self, records: Iterable[Any]) -> int | BatchSending:
+            """Encode records and publish what fits; see SenderEnd."""
+            done = self.push_all(records)
+            if type(done) is int:
+                return done
+            if done is not None:
+                done, pieces = done
+                batch = self.batch(records) if pieces is None else Pieces(pieces)
+                return BatchSending(self, batch, done)
+            buffer, count = self._encode_many(records)
+            self._learn(records)
+            done = self.push_packed(buffer, 0)
+            return (
+                done if done == count else BatchSending(self, self._batch_of(buffer, count), done)
+            )
+
+        def _learn(self, records: Any) -> None:
+            """Know arrays by the object that is their dtype, which may be an equal of ours."""
+            if type(records) is self.array and records.dtype is not self.dtype:
+                dtype = records.dtype
+                if dtype == self.dtype:
+                    self.dtype = dtype
+
+        def batch(self, records: Iterable[Any]) -> Batch | Pieces:
+            """Encode records to push; BadRecord if one of them is none."""
+            pieces = self.pieces(records)
+            return super().batch(records) if pieces is None else Pieces(pieces)
+
+        def try_push_many(self, batch: Any, start: int) -> int:
+            """Publish the records from number `start` on, as many as fit; return how many."""
+            if type(batch) is Pieces:
+                done = self.push_run(batch.records, start)
+                if not done and start < batch.count:  # which finds out why
+                    done = self.push_slowly(batch.records[start])
+            else:
+                done = self.push_packed(batch.data, start)
+                if not done:
+                    return super().try_push_many(batch, start)
+            return int(done)
 
     class DirectSlotReceiver(direct.SlotReceiver, SlotReceiver):  # type: ignore[misc]
         """A SlotReceiver with a short way for records that are there; see core/direct.c."""
@@ -527,5 +601,15 @@ if direct is not None:
             self.shorten(
                 address_of(self._ring), self._size, ahead, self._keeps, self._plain, *decode
             )
+
+        def pop_ready(self, limit: int) -> Any:
+            """Take up to `limit` records the short way; None if that is not to be had."""
+            if not self._plain:
+                return self._pop_many(limit, short=True)
+            if not self.take_many(limit):
+                return None
+            # No bytecode between these can be interrupted.
+            records, self.ahead = self.ahead, None
+            return records  # None if a signal handler or another thread was first
 
     sender, receiver = DirectSlotSender, DirectSlotReceiver

@@ -6,6 +6,8 @@
  * (memory that is lent, records put back, errors, no space) they leave to Python, which finds it
  * again.  No lock is taken: each step keeps the interpreter, and looks at the state as it is then.
  * Python, in several steps under its lock, does the same (see SlotReceiver and FrameReceiver).
+ * A batch is looked at as a whole before the first of it is sent: what is wrong with any of it is
+ * found out in Python, which promises that nothing was sent then.
  *
  * A record is handed over to a for statement: after a call CPython looks for signals, and an exception
  * of a handler (Ctrl-C) would lose what the call has returned; between a step of a loop and its variable
@@ -46,6 +48,8 @@ typedef struct {
     PyObject *ring;   /* keeps what `at` points to; None while it must not be used */
     PyObject *encode; /* a function from a record to its bytes (slots), or to a Framed; None: a
                          record is its bytes */
+    PyObject *dtype;  /* slots: that of the arrays which go as they are; None: none do */
+    PyObject *array;  /* slots: the type of arrays */
     ipcq_sender *at;
     Py_ssize_t size;  /* slots: of a record; frames: of the largest message for the short way */
 } Sender;
@@ -55,6 +59,8 @@ static int sender_traverse(Sender *self, visitproc visit, void *arg)
     Py_VISIT(Py_TYPE(self));
     Py_VISIT(self->ring);
     Py_VISIT(self->encode);
+    Py_VISIT(self->dtype);
+    Py_VISIT(self->array);
     return 0;
 }
 
@@ -62,6 +68,8 @@ static int sender_clear(Sender *self)
 {
     Py_CLEAR(self->ring);
     Py_CLEAR(self->encode);
+    Py_CLEAR(self->dtype);
+    Py_CLEAR(self->array);
     return 0;
 }
 
@@ -171,10 +179,30 @@ static PyObject *frames_try_push(Sender *self, PyObject *record)
     return slowly(self, "push_slowly", record);
 }
 
+static PyObject *slots_push_all(Sender *self, PyObject *records);
+static PyObject *slots_push_run(Sender *self, PyObject *args);
+static PyObject *slots_push_packed(Sender *self, PyObject *args);
+static PyObject *slots_pieces(Sender *self, PyObject *records);
+static PyObject *frames_push_all(Sender *self, PyObject *records);
+static PyObject *frames_push_run(Sender *self, PyObject *args);
+static PyObject *frames_pieces(Sender *self, PyObject *records);
+
 static PyMemberDef sender_members[] = {
     {"_ring", T_OBJECT, offsetof(Sender, ring), 0, NULL},
+    {"dtype", T_OBJECT, offsetof(Sender, dtype), 0, "Of the arrays that go as they are; or None."},
+    {"array", T_OBJECT, offsetof(Sender, array), 0, "The type of arrays; or None."},
     {NULL},
 };
+
+#define BATCHES(shape)                                                                            \
+    {"push_all", (PyCFunction)shape##_push_all, METH_O,                                           \
+     "Publish a list, if it has nothing but what can go as it is: its length, or if not all fitted " \
+     "(how many did, a tuple of all; None for an array).  None if it has something else."},       \
+    {"push_run", (PyCFunction)shape##_push_run, METH_VARARGS,                                     \
+     "push_run(records, start): publish those from there on that fit and can go as they are, up " \
+     "to the first that does not; return how many."},                                             \
+    {"pieces", (PyCFunction)shape##_pieces, METH_O,                                               \
+     "Return a tuple of the records if all can go as they are; else None."}
 
 #define SHORTEN                                                                                   \
     {"shorten", (PyCFunction)sender_shorten, METH_VARARGS,                                        \
@@ -184,6 +212,9 @@ static PyMethodDef slot_sender_methods[] = {
     SHORTEN,
     {"try_push", (PyCFunction)slots_try_push, METH_O,
      "Publish one record; False if there is no space.  Raises BadRecord."},
+    BATCHES(slots),
+    {"push_packed", (PyCFunction)slots_push_packed, METH_VARARGS,
+     "push_packed(buffer, start): publish the records in it from there on that fit; how many."},
     {NULL},
 };
 
@@ -191,6 +222,7 @@ static PyMethodDef frame_sender_methods[] = {
     SHORTEN,
     {"try_push", (PyCFunction)frames_try_push, METH_O,
      "Publish one message; False if there is no space.  Raises BadRecord, TooLarge."},
+    BATCHES(frames),
     {NULL},
 };
 
@@ -616,8 +648,13 @@ static PyMemberDef frame_receiver_members[] = {
     {"shorten", (PyCFunction)function, METH_VARARGS,                                              \
      "shorten(address, size, ahead, keeps, plain, decode, decode_many): use the short way."}
 
+static PyObject *slots_fetch(Receiver *self, PyObject *args);
+
 static PyMethodDef slot_receiver_methods[] = {
     SHORTEN_TOO(slots_shorten),
+    {"fetch", (PyCFunction)slots_fetch, METH_VARARGS,
+     "fetch(into, limit): move up to so many records, raw, into an empty bytearray; False if that is "
+     "not as simple."},
     RECEIVER_METHODS,
     {NULL},
 };
@@ -627,6 +664,214 @@ static PyMethodDef frame_receiver_methods[] = {
     RECEIVER_METHODS,
     {NULL},
 };
+
+/* -- batches ------------------------------------------------------------------------------ */
+
+/* Records in one call of the core, and so published at once; the receiver begins meanwhile with
+ * those before them.  Nothing here runs Python between its look at a list and the last use of it. */
+enum { PIECES = 256 };
+
+static int is_sequence(const PyObject *records)
+{
+    return PyList_CheckExact(records) || PyTuple_CheckExact(records);
+}
+
+/* Whether the bytes of a record can go as they are. */
+static inline int is_simple(const Sender *self, int frames, const PyObject *record)
+{
+    if (!PyBytes_CheckExact(record))
+        return 0;
+    Py_ssize_t size = PyBytes_GET_SIZE(record);
+    return frames ? size <= self->size : size == self->size;
+}
+
+/* Whether those of all can. */
+static int are_simple(const Sender *self, int frames, PyObject *records)
+{
+    if (!is_sequence(records) || ready(self->encode))
+        return 0;
+    PyObject **items = PySequence_Fast_ITEMS(records);
+    Py_ssize_t count = PySequence_Fast_GET_SIZE(records);
+    for (Py_ssize_t i = 0; i < count; i++)
+        if (!is_simple(self, frames, items[i]))
+            return 0;
+    return 1;
+}
+
+static Py_ssize_t push_items(Sender *self, int frames, PyObject *records, Py_ssize_t start)
+{
+    struct ipcq_piece pieces[PIECES];
+    PyObject **items = PySequence_Fast_ITEMS(records);
+    Py_ssize_t at = start, end = PySequence_Fast_GET_SIZE(records);
+    if (!ready(self->ring) || ready(self->encode))
+        return 0;
+    while (at < end) {
+        Py_ssize_t bytes = 0;
+        uint64_t count = 0, done;
+        for (Py_ssize_t i = at; i < end && count < PIECES && bytes < PIECE; i++, count++) {
+            if (!is_simple(self, frames, items[i]))
+                break;
+            Py_ssize_t size = PyBytes_GET_SIZE(items[i]);
+            pieces[count].at = PyBytes_AS_STRING(items[i]);
+            pieces[count].size = frames ? (uint64_t)size : 1;
+            bytes += size;
+        }
+        int result = frames ? ipcq_frame_push_pieces(self->at, pieces, count, &done)
+                            : ipcq_push_pieces(self->at, pieces, count, &done);
+        at += (Py_ssize_t)done;
+        if (result != IPCQ_DONE || count == 0 || done < count)
+            break; /* for Python to find out why */
+    }
+    return at - start;
+}
+
+/* Contiguous records, from one on. */
+static Py_ssize_t push_memory(Sender *self, const char *memory, Py_ssize_t start, Py_ssize_t end)
+{
+    Py_ssize_t at = start, most = self->size < PIECE ? PIECE / self->size : 1;
+    while (at < end && ready(self->ring)) {
+        uint64_t done;
+        struct ipcq_piece piece = {memory + at * self->size,
+                                   (uint64_t)(end - at < most ? end - at : most)};
+        int result = ipcq_push_pieces(self->at, &piece, 1, &done);
+        at += (Py_ssize_t)done;
+        if (result != IPCQ_DONE || done < piece.size)
+            break;
+    }
+    return at - start;
+}
+
+static PyObject *push_run(Sender *self, int frames, PyObject *args)
+{
+    PyObject *records;
+    Py_ssize_t start;
+    if (!PyArg_ParseTuple(args, "On:push_run", &records, &start))
+        return NULL;
+    if (!is_sequence(records) || start < 0)
+        return PyErr_Format(PyExc_TypeError, "push_run() takes a list or tuple, and a start in it");
+    return PyLong_FromSsize_t(push_items(self, frames, records, start));
+}
+
+static PyObject *pieces_of(const Sender *self, int frames, PyObject *records)
+{
+    if (!are_simple(self, frames, records))
+        Py_RETURN_NONE;
+    return PySequence_Tuple(records);
+}
+
+static PyObject *push_all(Sender *self, int frames, PyObject *records)
+{
+    if (!ready(self->ring) || !are_simple(self, frames, records))
+        Py_RETURN_NONE;
+    Py_ssize_t done = push_items(self, frames, records, 0);
+    if (done == PySequence_Fast_GET_SIZE(records))
+        return PyLong_FromSsize_t(done);
+    PyObject *all = PySequence_Tuple(records);
+    return all == NULL ? NULL : Py_BuildValue("nN", done, all);
+}
+
+/* An array of the very type of a record: its memory; None if it is not. */
+static PyObject *push_array(Sender *self, PyObject *array)
+{
+    PyObject *dtype = PyObject_GetAttrString(array, "dtype");
+    if (dtype == NULL)
+        return NULL;
+    Py_DECREF(dtype); /* the array keeps it */
+    Py_buffer view;
+    if (dtype != self->dtype)
+        Py_RETURN_NONE;
+    if (PyObject_GetBuffer(array, &view, PyBUF_ND) < 0) { /* not contiguous, for instance */
+        PyErr_Clear();
+        Py_RETURN_NONE;
+    }
+    PyObject *result;
+    if (view.ndim != 1 || view.itemsize != self->size || !ready(self->ring)) {
+        result = Py_NewRef(Py_None);
+    } else {
+        Py_ssize_t done = push_memory(self, view.buf, 0, view.shape[0]);
+        result = done == view.shape[0] ? PyLong_FromSsize_t(done)
+                                       : Py_BuildValue("nO", done, Py_None);
+    }
+    PyBuffer_Release(&view);
+    return result;
+}
+
+static PyObject *slots_push_all(Sender *self, PyObject *records)
+{
+    if (ready(self->dtype) && (PyObject *)Py_TYPE(records) == self->array)
+        return push_array(self, records);
+    return push_all(self, 0, records);
+}
+
+static PyObject *frames_push_all(Sender *self, PyObject *records)
+{
+    return push_all(self, 1, records);
+}
+
+static PyObject *slots_push_run(Sender *self, PyObject *args)
+{
+    return push_run(self, 0, args);
+}
+
+static PyObject *frames_push_run(Sender *self, PyObject *args)
+{
+    return push_run(self, 1, args);
+}
+
+static PyObject *slots_pieces(Sender *self, PyObject *records)
+{
+    return pieces_of(self, 0, records);
+}
+
+static PyObject *frames_pieces(Sender *self, PyObject *records)
+{
+    return pieces_of(self, 1, records);
+}
+
+static PyObject *slots_push_packed(Sender *self, PyObject *args)
+{
+    Py_buffer view;
+    Py_ssize_t start;
+    if (!PyArg_ParseTuple(args, "y*n:push_packed", &view, &start))
+        return NULL;
+    Py_ssize_t done = start < 0 ? 0 : push_memory(self, view.buf, start, view.len / self->size);
+    PyBuffer_Release(&view);
+    return PyLong_FromSsize_t(done);
+}
+
+/* Move records from the ring into a bytearray, which has them even if an exception strikes after
+ * the call.  No more than was there in the beginning; in pieces, so that the sender can go on. */
+static PyObject *slots_fetch(Receiver *self, PyObject *args)
+{
+    PyObject *into;
+    Py_ssize_t limit;
+    if (!PyArg_ParseTuple(args, "O!n:fetch", &PyByteArray_Type, &into, &limit))
+        return NULL;
+    if (limit <= 0 || has_ahead(self) || !in_order(self) || PyByteArray_GET_SIZE(into) != 0)
+        Py_RETURN_FALSE;
+    const char *at;
+    uint64_t run;
+    if (ipcq_seen(self->at, self->next) != 0)
+        ipcq_see(self->at); /* else to look is what ipcq_look does */
+    if (ipcq_look(self->at, self->next, &at, &run) != IPCQ_DONE)
+        Py_RETURN_FALSE;
+    uint64_t there = ipcq_seen(self->at, self->next);
+    Py_ssize_t count = there < (uint64_t)limit ? (Py_ssize_t)there : limit;
+    if (PyByteArray_Resize(into, count * self->size) < 0)
+        return NULL;
+    Py_ssize_t got = 0, most = self->size < PIECE ? PIECE / self->size : 1;
+    while (got < count) {
+        uint64_t n, wanted = (uint64_t)(count - got < most ? count - got : most);
+        char *to = PyByteArray_AS_STRING(into) + got * self->size;
+        if (ipcq_pop(self->at, to, wanted, self->next, &n) != IPCQ_DONE)
+            break; /* cannot be, as they were there */
+        self->next += n;
+        got += (Py_ssize_t)n;
+    }
+    if (got < count && PyByteArray_Resize(into, got * self->size) < 0)
+        return NULL;
+    return PyBool_FromLong(got > 0);
+}
 
 /* -- loops over what is received ---------------------------------------------------------- */
 

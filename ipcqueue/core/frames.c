@@ -128,6 +128,29 @@ int ipcq_frame_push_many(ipcq_sender *s, const struct ipcq_frame *frames, const 
     return i > 0 && result == IPCQ_FULL ? IPCQ_DONE : result;
 }
 
+int ipcq_frame_push_pieces(ipcq_sender *s, const struct ipcq_piece *pieces, uint64_t n,
+                           uint64_t *done)
+{
+    *done = 0;
+    uint64_t head = atomic_load_explicit(&s->head, memory_order_relaxed);
+    int result = sender_state(s);
+    if (result != IPCQ_DONE)
+        return result;
+    uint64_t i;
+    for (i = 0; i < n; i++) {
+        struct ipcq_frame frame = {.size = (uint32_t)pieces[i].size};
+        result = make_space(s, head, extent(frame.size));
+        if (result != IPCQ_DONE)
+            break;
+        write_frame(s, head, &frame, pieces[i].at);
+        head += extent(frame.size);
+    }
+    if (i > 0)
+        publish(s, head, 1);
+    *done = i;
+    return i > 0 && result == IPCQ_FULL ? IPCQ_DONE : result;
+}
+
 /* -- receiving ---------------------------------------------------------------------------- */
 
 /* Copy out and check the header at index `from`, where `available` bytes are published. */

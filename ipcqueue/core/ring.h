@@ -110,6 +110,17 @@ int ipcq_push(ipcq_sender *s, const char *record);
  * DONE (*done > 0, or count is 0), FULL (*done == 0), GONE, FORKED, CORRUPT. */
 int ipcq_push_many(ipcq_sender *s, const char *records, uint64_t count, uint64_t *done);
 
+/* Bytes anywhere in the memory of this process: `size` records, or a message of `size` bytes. */
+struct ipcq_piece {
+    const char *at;
+    uint64_t size;
+};
+
+/* As ipcq_push_many, with the records where they are.  FULL does not count as refused: for who tries
+ * again in another way. */
+int ipcq_push_pieces(ipcq_sender *s, const struct ipcq_piece *pieces, uint64_t count,
+                     uint64_t *done);
+
 /* Announce that this side goes to sleep until there is space of `units`, then look again: FULL
  * means that a doorbell will come when some is freed, DONE that there is no need to sleep.
  * Arming while armed asks for a new doorbell.  disarm takes the announcement back; harmless
@@ -209,6 +220,10 @@ uint64_t ipcq_frame_units(ipcq_sender *s, const struct ipcq_frame *frame);
  * `payloads` without gaps.  As ipcq_push_many. */
 int ipcq_frame_push_many(ipcq_sender *s, const struct ipcq_frame *frames, const char *payloads,
                          uint64_t count, uint64_t *done);
+
+/* The same for messages without tag and flags, each where it is; as ipcq_push_pieces. */
+int ipcq_frame_push_pieces(ipcq_sender *s, const struct ipcq_piece *pieces, uint64_t count,
+                           uint64_t *done);
 
 /* Publish the frame whose payload stands behind a header's room in the space that ipcq_reserve
  * gave.  With wake 0 a sleeping peer goes on sleeping. */

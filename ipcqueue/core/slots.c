@@ -47,6 +47,30 @@ int ipcq_push_many(ipcq_sender *s, const char *records, uint64_t n, uint64_t *do
     return IPCQ_DONE;
 }
 
+int ipcq_push_pieces(ipcq_sender *s, const struct ipcq_piece *pieces, uint64_t count,
+                     uint64_t *done)
+{
+    *done = 0;
+    int result = sender_state(s);
+    if (result != IPCQ_DONE)
+        return result;
+    uint64_t head = atomic_load_explicit(&s->head, memory_order_relaxed), start = head;
+    for (uint64_t i = 0; i < count && result == IPCQ_DONE; i++) {
+        uint64_t n = pieces[i].size;
+        result = make_space(s, head, n);
+        if (result == IPCQ_FULL)
+            n = s->capacity - (head - s->tail);
+        if (result == IPCQ_CORRUPT)
+            break;
+        copy_in(s, head, pieces[i].at, n);
+        head += n;
+    }
+    *done = head - start;
+    if (head != start)
+        publish(s, head, 1);
+    return head != start && result == IPCQ_FULL ? IPCQ_DONE : result;
+}
+
 int ipcq_push(ipcq_sender *s, const char *record)
 {
     uint64_t done;
