@@ -397,6 +397,8 @@ class FrameReceiver(ReceiverEnd):
                 self._handed = first
                 self.ahead = None
                 self.place = 0
+        if self._built and fork_generation() != self._generation:
+            raise TroubleError(FORKED)  # the parent has the same, and hands it on
 
     def prepare(self, limit: int) -> None:
         """Build up to `limit` messages without taking them."""
@@ -747,12 +749,12 @@ class FrameReceiver(ReceiverEnd):
         """Move what is built to `taken`, and free its frames."""
         while (built := self._built) and (ring := self._ring) is not None:
             count = min(limit, len(built))
-            now, later = built[:count], built[count:]
+            now, later, handed = built[:count], built[count:], self._handed + count
             if self._built is built and self._ring is ring:  # else a signal handler came between
-                # No bytecode between these can be interrupted.
-                self._built = later
-                self._handed += count
+                # No bytecode between these can be interrupted; and the first alone needs memory.
                 taken += now
+                self._built = later
+                self._handed = handed
                 _free(ring, now[-1].end)
                 return
 

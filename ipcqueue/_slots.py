@@ -14,6 +14,7 @@ from ._ring import (
     CLOSED,
     DONE,
     EMPTY,
+    FORKED,
     FULL,
     MOST_AHEAD,
     U64,
@@ -25,6 +26,7 @@ from ._ring import (
     Trouble,
     TroubleError,
     address_of,
+    fork_generation,
     offset_in,
 )
 
@@ -227,6 +229,8 @@ class SlotReceiver(ReceiverEnd):
                 self._parked, self._ring, self._borrower = ring, None, reference
                 try:
                     code, lent = self._lend_from(ring, memory, limit)
+                except TroubleError as trouble:
+                    code = trouble.code
                 finally:
                     if lent is None:
                         self._unpark(ring)
@@ -356,6 +360,8 @@ class SlotReceiver(ReceiverEnd):
                     self._kept = kept + records
                 self.ahead = None
                 self.place = 0
+        if (self._kept or self._stash) and fork_generation() != self._generation:
+            raise TroubleError(FORKED)  # the parent has the same, and hands it on
 
     def _decode_stashed(self, stash: bytes) -> Any:
         first = stash[: self._size]

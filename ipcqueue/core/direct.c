@@ -39,11 +39,29 @@ static uint64_t now_ns(void)
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
+static int ready(const PyObject *object)
+{
+    return object != NULL && object != Py_None;
+}
+
+/* The ring that `at` goes with, if there is one: Python may set the attribute to anything, and what
+ * is not the same object does not keep what `at` points to. */
+static PyObject *known_ring(PyObject *ring, unsigned long long at)
+{
+    return at != 0 && ready(ring) ? ring : NULL;
+}
+
+static int usable(const PyObject *ring, const PyObject *known)
+{
+    return ring != NULL && ring == known;
+}
+
 /* -- sending ------------------------------------------------------------------------------ */
 
 typedef struct {
     PyObject_HEAD
     PyObject *ring;   /* keeps what `at` points to; None while it must not be used */
+    PyObject *known;  /* borrowed: the ring for which `at` was given; see usable() */
     PyObject *encode; /* slots: a function from a record to bytes; None: a record is bytes */
     ipcq_sender *at;
     Py_ssize_t size;  /* slots: of a record; frames: of the largest message for the short way */
@@ -80,13 +98,18 @@ static PyObject *sender_shorten(Sender *self, PyObject *args)
     if (!PyArg_ParseTuple(args, "KnO:shorten", &at, &self->size, &encode))
         return NULL;
     self->at = (ipcq_sender *)(uintptr_t)at;
+    self->known = known_ring(self->ring, at);
     Py_XSETREF(self->encode, Py_NewRef(encode));
     Py_RETURN_NONE;
 }
 
-static int ready(const PyObject *object)
+/* Call a function that may get another one stored in its place. */
+static PyObject *call(PyObject *function, PyObject *argument)
 {
-    return object != NULL && object != Py_None;
+    Py_INCREF(function);
+    PyObject *result = PyObject_CallOneArg(function, argument);
+    Py_DECREF(function);
+    return result;
 }
 
 static PyObject *slowly(Sender *self, PyObject *record)
@@ -96,21 +119,23 @@ static PyObject *slowly(Sender *self, PyObject *record)
 
 static PyObject *slots_try_push(Sender *self, PyObject *record)
 {
-    PyObject *data = ready(self->encode) ? PyObject_CallOneArg(self->encode, record)
-                                         : Py_NewRef(record);
+    PyObject *data = ready(self->encode) ? call(self->encode, record) : Py_NewRef(record);
     if (data == NULL)
         return NULL;
     int result = IPCQ_AGAIN;
     Py_buffer view;
     if (PyBytes_CheckExact(data)) {
-        if (PyBytes_GET_SIZE(data) == self->size && ready(self->ring))
+        if (PyBytes_GET_SIZE(data) == self->size && usable(self->ring, self->known))
             result = ipcq_push(self->at, PyBytes_AS_STRING(data));
     } else if (PyObject_GetBuffer(data, &view, PyBUF_SIMPLE) == 0) {
-        if (view.len == self->size && ready(self->ring))
+        if (view.len == self->size && usable(self->ring, self->known))
             result = ipcq_push(self->at, view.buf);
         PyBuffer_Release(&view);
+    } else if (PyErr_ExceptionMatches(PyExc_Exception)) {
+        PyErr_Clear(); /* the slow way meets it again */
     } else {
-        PyErr_Clear();
+        Py_DECREF(data);
+        return NULL;
     }
     Py_DECREF(data);
     if (result == IPCQ_DONE)
@@ -123,7 +148,8 @@ static PyObject *slots_try_push(Sender *self, PyObject *record)
 static PyObject *frames_try_push(Sender *self, PyObject *record)
 {
     int result = IPCQ_AGAIN;
-    if (PyBytes_CheckExact(record) && PyBytes_GET_SIZE(record) <= self->size && ready(self->ring)) {
+    if (PyBytes_CheckExact(record) && PyBytes_GET_SIZE(record) <= self->size &&
+        usable(self->ring, self->known)) {
         struct ipcq_frame frame = {.size = (uint32_t)PyBytes_GET_SIZE(record)};
         result = ipcq_frame_push(self->at, &frame, PyBytes_AS_STRING(record), NULL);
     }
@@ -161,7 +187,7 @@ static PyMethodDef frame_sender_methods[] = {
 
 typedef struct {
     PyObject_HEAD
-    PyObject *ring;   /* as above */
+    PyObject *ring, *known; /* as above */
     PyObject *ahead;  /* a list, from `place` on of records that were taken and not fetched; or None */
     Py_ssize_t place;
     PyObject *held;   /* slots: `_stash`, bytes; frames: `_built`, a list: served first */
@@ -221,6 +247,7 @@ static PyObject *shorten(Receiver *self, PyObject *args, int frames)
                           &decode, &decode_many))
         return NULL;
     self->at = (ipcq_receiver *)(uintptr_t)at;
+    self->known = known_ring(self->ring, at);
     self->frames = frames;
     Py_XSETREF(self->decode, Py_NewRef(decode));
     Py_XSETREF(self->decode_many, Py_NewRef(decode_many));
@@ -250,7 +277,7 @@ static int empty_bytes(const PyObject *bytes)
 /* Whether the ring can be used, and nothing older than what it holds was put back by Python. */
 static int in_order(const Receiver *self)
 {
-    return self->at != NULL && ready(self->ring) &&
+    return usable(self->ring, self->known) &&
            (self->frames ? empty_list(self->held)
                          : empty_list(self->kept) && empty_bytes(self->held));
 }
@@ -261,9 +288,12 @@ static int has_ahead(const Receiver *self)
            self->place < PyList_GET_SIZE(self->ahead);
 }
 
-/* Take the first of what was taken ahead. */
+/* Take the first of what was taken ahead; NULL without an exception in a forked child, whose parent
+ * has the same. */
 static PyObject *first_ahead(Receiver *self)
 {
+    if (ipcq_receiver_forked(self->at))
+        return NULL;
     PyObject *record = PyList_GET_ITEM(self->ahead, self->place);
     PyList_SET_ITEM(self->ahead, self->place, Py_NewRef(Py_None));
     if (++self->place == PyList_GET_SIZE(self->ahead)) {
@@ -276,9 +306,9 @@ static PyObject *first_ahead(Receiver *self)
 /* Put raw records in front of those that wait already. */
 static int stash(Receiver *self, PyObject *data)
 {
-    PyObject *rest = Py_NewRef(self->held), *all = data;
-    Py_INCREF(all);
-    PyBytes_ConcatAndDel(&all, rest);
+    PyObject *all = Py_NewRef(data);
+    if (self->held != NULL) /* else a decoder has deleted it */
+        PyBytes_Concat(&all, self->held);
     if (all == NULL)
         return -1;
     Py_XSETREF(self->held, all);
@@ -299,7 +329,7 @@ static PyObject *take_slot(Receiver *self)
     self->next++;
     if (self->plain)
         return data;
-    PyObject *record = PyObject_CallOneArg(self->decode, data);
+    PyObject *record = call(self->decode, data);
     if (record == NULL) {
         int application = PyErr_ExceptionMatches(PyExc_Exception);
         PyObject *kind, *error, *traceback;
@@ -449,6 +479,12 @@ static Py_ssize_t take_ahead(Receiver *self, Py_ssize_t most, Py_ssize_t bytes)
         return 0;
     if (most > bytes / self->size)
         most = bytes / self->size;
+    /* As much memory as records will come: to resize it behind them could fail, and lose them. */
+    ipcq_see(self->at);
+    if ((uint64_t)most > ipcq_seen(self->at, self->next))
+        most = (Py_ssize_t)ipcq_seen(self->at, self->next);
+    if (most == 0)
+        return 0;
     PyObject *data = PyBytes_FromStringAndSize(NULL, most * self->size);
     if (data == NULL)
         return -1;
@@ -456,11 +492,11 @@ static Py_ssize_t take_ahead(Receiver *self, Py_ssize_t most, Py_ssize_t bytes)
         Py_DECREF(data);
         return 0;
     }
-    self->next += count;
-    if (_PyBytes_Resize(&data, (Py_ssize_t)count * self->size) < 0)
-        return -1;
+    self->next += count; /* all that was asked for */
     Py_XSETREF(self->held, Py_NewRef(data));
-    PyObject *records = PyObject_CallFunction(self->decode_many, "OK", data, (unsigned long long)count);
+    PyObject *decode_many = Py_NewRef(self->decode_many); /* see call() */
+    PyObject *records = PyObject_CallFunction(decode_many, "OK", data, (unsigned long long)count);
+    Py_DECREF(decode_many);
     Py_ssize_t n = 0;
     if (records == NULL) {
         if (!PyErr_ExceptionMatches(PyExc_Exception))
@@ -472,8 +508,8 @@ static Py_ssize_t take_ahead(Receiver *self, Py_ssize_t most, Py_ssize_t bytes)
         PyObject *nothing = PyBytes_FromStringAndSize(NULL, 0);
         if (nothing != NULL) {
             Py_XSETREF(self->held, nothing);
-            Py_XSETREF(self->ahead, Py_NewRef(records));
             self->place = 0;
+            Py_XSETREF(self->ahead, Py_NewRef(records));
             n = PyList_GET_SIZE(records);
         } else {
             n = -1;
@@ -615,8 +651,8 @@ static PyObject *iteration_next(Iteration *self)
     /* Only when all that was taken ahead has been handed out, more is. */
     if (!has_ahead(receiver) && take_ahead(receiver, receiver->most, AHEAD_BYTES) < 0)
         return NULL;
-    if (has_ahead(receiver) && in_order(receiver))
-        return first_ahead(receiver);
+    if (has_ahead(receiver) && in_order(receiver) && (record = first_ahead(receiver)) != NULL)
+        return record;
     record = PyObject_CallNoArgs(self->receive);
     if (record == NULL && PyErr_ExceptionMatches(self->end))
         PyErr_Clear();
@@ -746,9 +782,12 @@ static Iteration *iteration_over(Receiver *receiver)
 
 static PyObject *records_ready(Receiver *self, PyObject *patient)
 {
+    int is_patient = PyObject_IsTrue(patient);
+    if (is_patient < 0)
+        return NULL;
     Iteration *iteration = iteration_over(self);
     if (iteration != NULL)
-        iteration->patient = PyObject_IsTrue(patient) == 1;
+        iteration->patient = is_patient;
     return (PyObject *)iteration;
 }
 

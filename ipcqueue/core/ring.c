@@ -248,6 +248,11 @@ int ipcq_take(ipcq_receiver *r, uint64_t to)
     return IPCQ_DONE;
 }
 
+int ipcq_receiver_forked(const ipcq_receiver *r)
+{
+    return forked(r->forks, r->generation);
+}
+
 int ipcq_undelivered(ipcq_receiver *r, uint64_t delivered)
 {
     return atomic_load_explicit(&r->tail, memory_order_relaxed) != delivered;

@@ -170,6 +170,9 @@ uint64_t ipcq_seen(const ipcq_receiver *r, uint64_t from);
 /* Free everything before index `to`; to repeat it, or to come behind it, is harmless. */
 int ipcq_take(ipcq_receiver *r, uint64_t to);
 
+/* Whether this process is a fork of the one that owns the ring. */
+int ipcq_receiver_forked(const ipcq_receiver *r);
+
 /* Whether earlier calls took more than was delivered, so that the next one will say AGAIN. */
 int ipcq_undelivered(ipcq_receiver *r, uint64_t delivered);
 
