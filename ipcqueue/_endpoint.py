@@ -175,9 +175,8 @@ class Endpoint:
         """Take up to `limit` records, None if there are none yet; see try_pop."""
         receiver = self.receiving()
         if receiver.take_many(limit):
-            # No bytecode between these can be interrupted.
-            records, receiver.ahead = receiver.ahead, None
-            if records is not None:  # else a signal handler or another thread was first
+            records = receiver.fetch_ahead(limit)
+            if records:  # else a signal handler or another thread was first
                 return records
 
         def attempt() -> Any:

@@ -620,15 +620,19 @@ class FrameReceiver(ReceiverEnd):
         """Copy up to `limit` messages; the ring still holds them."""
         self._reclaim()
         while not self._build_once(limit):
-            pass  # a signal handler has used this end, or closed it, meanwhile
+            self._reclaim()  # a handler or another thread has used this end, or closed it, meanwhile
 
-    def _build_once(self, limit: int) -> bool:  # noqa: C901 (one loop, and its ways out)
+    def _build_once(self, limit: int) -> bool:  # noqa: C901, PLR0912 (one loop, and its ways out)
         ring = self._ring if self._ring is not None else self._usable()
         if ring is None:
             raise TroubleError(CLOSED)
         if self._built and fork_generation() != self._generation:
             raise TroubleError(FORKED)
         before, start = self._built, self._next
+        if (
+            self.ahead
+        ):  # taken since the last _reclaim(), the short way, and older than what follows
+            return False
         built, at, used, wanted = list(before), start, 0, 0
         attached = self._attached[:]
         carrying = sum(map(_carries, built))

@@ -473,3 +473,69 @@ def test_an_exception_of_a_signal_passes_through_the_buffer_of_an_encoder():
         sender.shorten(ipcqueue._ring.address_of(sender._ring), 8, lambda record: Buffer())
         with pytest.raises(Interrupt):
             sender.try_push(bytes(8))
+
+
+# What other threads, and handlers of signals, may do between two steps of Python.
+
+
+def between(receiver, name, action):
+    """Do something, once, when a method of a receiver has just returned."""
+    really = getattr(receiver, name)
+    actions = [action]
+
+    def instead(*arguments):
+        result = really(*arguments)
+        if actions:
+            actions.pop()()
+        return result
+
+    setattr(receiver, name, instead)
+
+
+def test_a_batch_is_without_what_another_took_of_it_meanwhile(ends):
+    one, other, record = ends
+    one.xmit_many(map(record, range(1, 6)))
+    loop, first = iter(other), []
+    between(other._endpoint.receiver, "take_many", lambda: first.append(next(loop)))
+    codec_of_bytes = other._endpoint.receiver._plain
+    batch = other.recv_vectored(timeout=0)
+    if codec_of_bytes:
+        assert first == [record(1)]
+    assert first + batch + other.recv_vectored(timeout=0) == list(map(record, range(1, 6)))
+
+
+@pytest.mark.parametrize("name", ["bytes of one size", "messages"])
+def test_a_batch_is_no_longer_than_asked_for_whoever_was_faster(name):
+    spec, record = SPECS[name]
+    one, other = memenpsf.pair(spec)
+    with one, other:
+        one.xmit_many(map(record, range(1, 21)))
+        loop, first = iter(other), []
+        between(
+            other._endpoint.receiver,
+            "take_many",
+            lambda: first.extend(next(loop) for _ in range(4)),
+        )
+        batch = other.recv_vectored(3, timeout=0)
+        assert first == list(map(record, range(1, 5)))
+        assert batch == list(map(record, range(5, 8)))
+        assert list(other.recv_vectored()) == list(map(record, range(8, 21)))
+
+
+@pytest.mark.parametrize(
+    ("verb", "step"),
+    [("try_pop", "_reclaim"), ("try_pop_many", "_reclaim"), ("try_pop_many", "_make_room")],
+)
+def test_what_a_loop_of_another_thread_takes_ahead_comes_first(ends, verb, step):
+    one, other, record = ends
+    receiver = other._endpoint.receiver
+    if not hasattr(receiver, step):
+        pytest.skip("a step of slots")
+    one.xmit_many(map(record, range(1, 200)))
+    loop, got = iter(other), []
+    between(receiver, step, lambda: got.append(next(loop)))
+    got += [receiver.try_pop()] if verb == "try_pop" else receiver.try_pop_many(100)
+    assert got[:2] == list(map(record, range(1, 3)))
+    while (after := other.recv(timeout=0)) is not None:
+        got.append(after)
+    assert got == list(map(record, range(1, 200)))
