@@ -1,5 +1,6 @@
 # Everything here runs in a private environment, .venv, that is made on first use.
-# PYTHON is the interpreter to build it with (3.11 or later); ARGUMENTS are for `make bench`.
+# PYTHON is the interpreter to build it with (3.11 or later); ARGUMENTS are for `make bench` and for
+# the pytest of `make sanitize`, which runs TESTS.
 
 PYTHON ?= python3
 ARGUMENTS ?=
@@ -7,7 +8,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 SOURCES := pyproject.toml setup.py $(wildcard ipcqueue/_build.py ipcqueue/core/*)
 
-.PHONY: bench demo test lint wheel clean
+.PHONY: bench demo test lint sanitize wheel clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/demo.py
@@ -22,6 +23,36 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# A copy of the sources beside extensions that notice misuse of memory and undefined behaviour, and
+# keep the assertions of Python's headers; those that .venv uses stay as they are.
+SANITIZED := build/sanitized
+SANITIZERS := -fsanitize=address,undefined -fno-omit-frame-pointer -g -O1 -UNDEBUG
+TESTS ?= $(wildcard tests/test_harness.py tests/test_ipcqueue_*.py tests/test_memenpsf_*.py)
+
+# The children that tests start inherit all this.  Python is not built for it, so the libraries are
+# loaded first; it frees little of what it holds when it exits, so leaks are not looked for; and its
+# own allocator would hide its objects.
+sanitize: $(SANITIZED)/built
+	rm -rf $(SANITIZED)/tests $(SANITIZED)/examples
+	cp -r tests examples $(SANITIZED)
+	cd $(SANITIZED) && \
+		MEMENPSF_SANITIZED=1 PYTHONPATH="$$PWD" PYTHONMALLOC=malloc \
+		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+		LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libubsan.so)" \
+		$(CURDIR)/$(BIN)/python -m pytest $(ARGUMENTS) $(TESTS)
+
+# By way of a compiler of its own, as the flags of setup.py come behind those of the environment.
+$(SANITIZED)/built: $(STAMP) $(SOURCES) $(wildcard fdpass/*.py ipcqueue/*.py memenpsf/*.py)
+	rm -rf $(SANITIZED)
+	mkdir -p $(SANITIZED)
+	cp -r fdpass ipcqueue memenpsf setup.py pyproject.toml README.md LICENSE $(SANITIZED)
+	rm -f $(SANITIZED)/ipcqueue/*.so
+	printf '#!/bin/sh\nexec cc "$$@" %s\n' '$(SANITIZERS)' >$(SANITIZED)/cc
+	chmod +x $(SANITIZED)/cc
+	cd $(SANITIZED) && CC="$$PWD/cc" LDSHARED="$$PWD/cc -shared" \
+		$(CURDIR)/$(BIN)/python setup.py --quiet build_ext --inplace
+	touch $@
 
 $(STAMP): $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -410,6 +410,8 @@ class FrameReceiver(ReceiverEnd):
                 self._handed = first
                 self.ahead = None
                 self.place = 0
+        if self._built and fork_generation() != self._generation:
+            raise TroubleError(FORKED)  # the parent has the same, and hands it on
 
     def prepare(self, limit: int) -> None:
         """Build up to `limit` messages without taking them."""
@@ -633,15 +635,19 @@ class FrameReceiver(ReceiverEnd):
         """Copy up to `limit` messages; the ring still holds them."""
         self._reclaim()
         while not self._build_once(limit):
-            pass  # a signal handler has used this end, or closed it, meanwhile
+            self._reclaim()  # a handler or another thread has used this end, or closed it, meanwhile
 
-    def _build_once(self, limit: int) -> bool:  # noqa: C901 (one loop, and its ways out)
+    def _build_once(self, limit: int) -> bool:  # noqa: C901, PLR0912 (one loop, and its ways out)
         ring = self._ring if self._ring is not None else self._usable()
         if ring is None:
             raise TroubleError(CLOSED)
         if self._built and fork_generation() != self._generation:
             raise TroubleError(FORKED)
         before, start = self._built, self._next
+        if (
+            self.ahead
+        ):  # taken since the last _reclaim(), the short way, and older than what follows
+            return False
         built, at, used, wanted = list(before), start, 0, 0
         attached = self._attached[:]
         carrying = sum(map(_carries, built))
@@ -762,12 +768,12 @@ class FrameReceiver(ReceiverEnd):
         """Move what is built to `taken`, and free its frames."""
         while (built := self._built) and (ring := self._ring) is not None:
             count = min(limit, len(built))
-            now, later = built[:count], built[count:]
+            now, later, handed = built[:count], built[count:], self._handed + count
             if self._built is built and self._ring is ring:  # else a signal handler came between
-                # No bytecode between these can be interrupted.
-                self._built = later
-                self._handed += count
+                # No bytecode between these can be interrupted; and the first alone needs memory.
                 taken += now
+                self._built = later
+                self._handed = handed
                 _free(ring, now[-1].end)
                 return
 
@@ -916,8 +922,6 @@ if direct is not None:
             """Take up to `limit` messages the short way; None if that is not to be had."""
             if not self.take_many(limit):
                 return None
-            # No bytecode between these can be interrupted.
-            records, self.ahead = self.ahead, None
-            return records  # None if a signal handler or another thread was first
+            return self.fetch_ahead(limit) or None  # None: a handler or another thread was first
 
     sender, receiver = DirectFrameSender, DirectFrameReceiver

@@ -560,6 +560,23 @@ class ReceiverEnd(End):
         """Whether nothing waits, and the ring says of nothing wrong; False if that is not known."""
         return False
 
+    def fetch_ahead(self, limit: int) -> list[Any] | None:
+        """Return what take_many() has taken, or what a handler or another thread left of it.
+
+        That may be some that a loop has taken since, and more than `limit`.
+        """
+        # No bytecode between these can be interrupted.
+        records, place = self.ahead, self.place
+        if records is None:
+            return None
+        if place or records[limit:]:
+            records, rest = records[place : place + limit], records[place + limit :]
+            self.ahead = rest or None
+            self.place = 0
+        else:
+            self.ahead = None
+        return records
+
     def is_quiet(self) -> bool:
         """Whether nothing waits, and nothing was wrong a moment ago; False if that is not known."""
         return False

@@ -241,6 +241,8 @@ class SlotReceiver(ReceiverEnd):
                 self._parked, self._ring, self._borrower = ring, None, reference
                 try:
                     code, lent = self._lend_from(ring, memory, limit)
+                except TroubleError as trouble:
+                    code = trouble.code
                 finally:
                     if lent is None:
                         self._unpark(ring)
@@ -313,13 +315,12 @@ class SlotReceiver(ReceiverEnd):
         with self._lock:
             self._kept = records + self._kept
 
-    def _next(self) -> Any:  # noqa: C901 (three places, one loop)
+    def _next(self) -> Any:  # noqa: C901, PLR0912 (three places, one loop)
         """Take one record under the lock: it is taken exactly if this returns."""
         if self._ring is None and self._usable() is None:
             raise TroubleError(CLOSED)
         while True:
             self._reclaim()
-            self._check_owner()
             if self._kept:
                 record = self._kept[0]
                 del self._kept[0]
@@ -335,6 +336,9 @@ class SlotReceiver(ReceiverEnd):
             if ring is None:
                 if self._usable() is None:
                     raise TroubleError(CLOSED)
+                continue
+            if self.ahead or self._stash or self._kept:
+                # Taken the short way by another thread or a handler: older than what is taken here.
                 continue
             code = _pop(ring, self._buffer, 1, before, self._count)
             if code == EMPTY:
@@ -373,11 +377,8 @@ class SlotReceiver(ReceiverEnd):
                     self._kept = kept + records
                 self.ahead = None
                 self.place = 0
-
-    def _check_owner(self) -> None:
-        """Raise TroubleError in a forked child, which the core would find only in the ring."""
         if (self._kept or self._stash) and fork_generation() != self._generation:
-            raise TroubleError(FORKED)
+            raise TroubleError(FORKED)  # the parent has the same, and hands it on
 
     def _decode_stashed(self, stash: bytes) -> Any:
         first = stash[: self._size]
@@ -467,7 +468,6 @@ class SlotReceiver(ReceiverEnd):
         if self._ring is None and self._usable() is None:
             raise TroubleError(CLOSED)
         self._reclaim()
-        self._check_owner()
         if self._kept:
             now, later = self._kept[:limit], self._kept[limit:]
             # No bytecode between these can be interrupted.
@@ -480,7 +480,7 @@ class SlotReceiver(ReceiverEnd):
         """Move up to `limit` records into an empty bytearray, if that is simple; whether it did."""
         return False
 
-    def _collect(self, data: bytearray, limit: int) -> None:
+    def _collect(self, data: bytearray, limit: int) -> None:  # noqa: C901 (one loop, and its ways out)
         """Append the bytes of up to `limit` records to `data`, which owns them from then on."""
         if self._ring is None and self._usable() is None:
             raise TroubleError(CLOSED)
@@ -488,7 +488,13 @@ class SlotReceiver(ReceiverEnd):
         size = self._size
         while len(data) < limit * size:
             missing = limit * size - len(data)
-            before = self._delivered  # ahead of the look at the stash, which it covers
+            before = self._delivered  # ahead of the looks at older ones, which it covers
+            if self.ahead:  # as in _next()
+                ring = self._ring
+                if data or ring is None:
+                    return
+                self._recover_all(ring)
+                continue
             if self._stash:
                 stash = self._stash
                 taken, rest = stash[:missing], stash[missing:]
@@ -608,8 +614,6 @@ if direct is not None:
                 return self._pop_many(limit, short=True)
             if not self.take_many(limit):
                 return None
-            # No bytecode between these can be interrupted.
-            records, self.ahead = self.ahead, None
-            return records  # None if a signal handler or another thread was first
+            return self.fetch_ahead(limit) or None  # None: a handler or another thread was first
 
     sender, receiver = DirectSlotSender, DirectSlotReceiver

@@ -1,5 +1,8 @@
-"""Tests of the harness: what conftest promises to catch, it catches."""
+"""Tests of the harness: what conftest and `make sanitize` promise to catch, they catch."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -67,3 +70,26 @@ def test_a_test_that_cannot_be_ended_ends_the_run(inner, pytester):
 
 def test_a_clean_test_passes(inner):
     inner("def test_clean():\n    pass\n").assert_outcomes(passed=1)
+
+
+# Through the ring of one record size, a sender that has been told another: it reads behind a record.
+OVERREAD = """
+import memenpsf
+from ipcqueue._ring import address_of
+one, other = memenpsf.pair(64)
+sender = one._endpoint.sender
+sender.shorten(address_of(sender._ring), 2, None)
+sender.try_push(bytes([7]) * 2)
+"""
+
+
+@pytest.mark.skipif(
+    "MEMENPSF_SANITIZED" not in os.environ, reason="these extensions notice nothing"
+)
+def test_misuse_of_memory_ends_a_program_that_a_test_starts():
+    process = subprocess.run(
+        [sys.executable, "-c", OVERREAD], check=False, capture_output=True, text=True
+    )
+    assert process.returncode != 0
+    assert "AddressSanitizer: heap-buffer-overflow" in process.stderr
+    assert "slots_try_push" in process.stderr

@@ -438,3 +438,208 @@ class TestEncoded:
                 other.recv()
             assert other.recv() == 3
             assert len(set(one.indices())) == 1
+
+
+# What a decoder or a stranger to these classes may do, and what must not crash or lose anything then.
+
+
+def test_a_forked_child_gets_nothing_that_its_parent_has_taken_already(ends, forked):
+    one, other, record = ends
+    verbs = {
+        "loop": lambda: next(iter(other)),
+        "recv": lambda: other.recv(timeout=0),
+        "recv_vectored": lambda: other.recv_vectored(timeout=0),
+        "recv_message": lambda: other.recv_message(timeout=0),
+        "borrow": lambda: other.borrow(timeout=0).__enter__(),
+    }
+    one.xmit_many(map(record, range(1, 6)))
+    loop = iter(other)
+    assert next(loop) == record(1)
+
+    def in_child(verb):
+        with pytest.raises(ipcqueue.ForkedUse):
+            verb()
+
+    for verb in [lambda: next(loop), *verbs.values()]:
+        assert forked(lambda verb=verb: in_child(verb)) == 0
+    other._endpoint.receiver._reclaim()  # as the long way does first of all
+    for verb in verbs.values():
+        assert forked(lambda verb=verb: in_child(verb)) == 0
+    assert [next(loop) for _ in range(4)] == list(map(record, range(2, 6)))
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_a_loop_that_runs_out_of_memory_loses_nothing(name):
+    testcapi = pytest.importorskip("_testcapi")
+    spec, record = SPECS[name]
+    sent = list(map(record, range(1, 6)))
+    failures = 0
+    for nth in range(30):
+        one, other = memenpsf.pair(spec, capacity=4096)
+        with one, other:
+            one.xmit_many(sent)
+            loop, got = iter(other), []
+            try:
+                testcapi.set_nomemory(nth, nth + 1)
+                first = next(loop)  # kept by a name, which needs no memory
+                testcapi.remove_mem_hooks()
+                got.append(first)
+            except MemoryError:
+                testcapi.remove_mem_hooks()
+                failures += 1
+            while (after := other.recv(timeout=0)) is not None:
+                got.append(after)
+            assert got == sent
+    assert failures > 0 or name != "tuples"  # else the long way does it again
+
+
+def test_messages_are_handed_on_or_kept_where_memory_is_short(monkeypatch):
+    class Full(list):
+        def __iadd__(self, more):
+            raise MemoryError
+
+    one, other = memenpsf.pair(bytes)
+    with one, other:
+        receiver = other._endpoint.receiver
+        one.xmit_many([b"first", b"second"])
+        receiver.prepare(2)
+        with pytest.raises(MemoryError):
+            receiver._hand_on(2, Full())
+        assert [other.recv(timeout=0) for _ in range(3)] == [b"first", b"second", None]
+
+
+def test_a_decoder_that_deletes_what_waits_and_fails_does_no_harm():
+    one, other = memenpsf.pair("<Q")
+    with one, other:
+        receiver = other._endpoint.receiver
+        decode = other._endpoint.codec.decode
+
+        def interfere(data):
+            del receiver._stash
+            raise ValueError
+
+        receiver.shorten(ipcqueue._ring.address_of(receiver._ring), 8, 64, True, False, interfere, None)
+        one.xmit((1,))
+        assert decode(bytes(8)) == (0,)
+        assert other.recv(timeout=0) == (1,)  # the long way
+
+
+def test_a_loop_is_not_made_of_what_is_neither_true_nor_false():
+    class Neither:
+        def __bool__(self):
+            raise Interrupt
+
+    one, other = memenpsf.pair(8)
+    with one, other, pytest.raises(Interrupt):
+        other._endpoint.receiver.ready(Neither())
+
+
+def test_the_short_way_ends_where_another_ring_is_put_in_place(ends):
+    one, other, record = ends
+    sender, receiver = one._endpoint.sender, other._endpoint.receiver
+    one.xmit(record(1))
+    sender_ring, sender._ring = sender._ring, 5
+    receiver_ring, receiver._ring = receiver._ring, 5
+    try:
+        with pytest.raises(TypeError):
+            sender.try_push(record(2))
+        assert list(receiver.ready(False)) == []
+        assert not receiver.is_quiet()
+        assert not receiver.take_many(1)
+    finally:
+        sender._ring, receiver._ring = sender_ring, receiver_ring
+    one.xmit(record(2))
+    assert [other.recv(timeout=0) for _ in range(3)] == [record(1), record(2), None]
+
+
+def test_an_end_that_was_given_no_ring_has_no_short_way():
+    for kind in (direct.SlotSender, direct.FrameSender):
+        sender = kind()
+        sender._ring = object()
+        with pytest.raises(AttributeError, match="push_slowly"):
+            sender.try_push(b"")
+    for kind in (direct.SlotReceiver, direct.FrameReceiver):
+        receiver = kind()
+        receiver._ring = object()
+        assert list(receiver.ready(True)) == []
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="buffers were made in C only")
+def test_an_exception_of_a_signal_passes_through_the_buffer_of_an_encoder():
+    class Buffer:
+        def __buffer__(self, flags):
+            raise Interrupt
+
+    one, other = memenpsf.pair(8)
+    with one, other:
+        sender = one._endpoint.sender
+        sender.shorten(ipcqueue._ring.address_of(sender._ring), 8, lambda record: Buffer())
+        with pytest.raises(Interrupt):
+            sender.try_push(bytes(8))
+
+
+# What other threads, and handlers of signals, may do between two steps of Python.
+
+
+def between(receiver, name, action):
+    """Do something, once, when a method of a receiver has just returned."""
+    really = getattr(receiver, name)
+    actions = [action]
+
+    def instead(*arguments):
+        result = really(*arguments)
+        if actions:
+            actions.pop()()
+        return result
+
+    setattr(receiver, name, instead)
+
+
+def test_a_batch_is_without_what_another_took_of_it_meanwhile(ends):
+    one, other, record = ends
+    one.xmit_many(map(record, range(1, 6)))
+    loop, first = iter(other), []
+    between(other._endpoint.receiver, "take_many", lambda: first.append(next(loop)))
+    codec_of_bytes = other._endpoint.receiver._plain
+    batch = other.recv_vectored(timeout=0)
+    if codec_of_bytes:
+        assert first == [record(1)]
+    assert first + batch + other.recv_vectored(timeout=0) == list(map(record, range(1, 6)))
+
+
+@pytest.mark.parametrize("name", ["bytes of one size", "messages"])
+def test_a_batch_is_no_longer_than_asked_for_whoever_was_faster(name):
+    spec, record = SPECS[name]
+    one, other = memenpsf.pair(spec)
+    with one, other:
+        one.xmit_many(map(record, range(1, 21)))
+        loop, first = iter(other), []
+        between(
+            other._endpoint.receiver,
+            "take_many",
+            lambda: first.extend(next(loop) for _ in range(4)),
+        )
+        batch = other.recv_vectored(3, timeout=0)
+        assert first == list(map(record, range(1, 5)))
+        assert batch == list(map(record, range(5, 8)))
+        assert list(other.recv_vectored()) == list(map(record, range(8, 21)))
+
+
+@pytest.mark.parametrize(
+    ("verb", "step"),
+    [("try_pop", "_reclaim"), ("try_pop_many", "_reclaim"), ("try_pop_many", "_make_room")],
+)
+def test_what_a_loop_of_another_thread_takes_ahead_comes_first(ends, verb, step):
+    one, other, record = ends
+    receiver = other._endpoint.receiver
+    if not hasattr(receiver, step):
+        pytest.skip("a step of slots")
+    receiver.fetch = lambda *_: False  # the long way
+    one.xmit_many(map(record, range(1, 200)))
+    loop, got = iter(other), []
+    between(receiver, step, lambda: got.append(next(loop)))
+    got += [receiver.try_pop()] if verb == "try_pop" else receiver.try_pop_many(100)
+    assert got[:2] == list(map(record, range(1, 3)))
+    while (after := other.recv(timeout=0)) is not None:
+        got.append(after)
+    assert got == list(map(record, range(1, 200)))

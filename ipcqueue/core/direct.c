@@ -41,11 +41,29 @@ static uint64_t now_ns(void)
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
+static int ready(const PyObject *object)
+{
+    return object != NULL && object != Py_None;
+}
+
+/* The ring that `at` goes with, if there is one: Python may set the attribute to anything, and what
+ * is not the same object does not keep what `at` points to. */
+static PyObject *known_ring(PyObject *ring, unsigned long long at)
+{
+    return at != 0 && ready(ring) ? ring : NULL;
+}
+
+static int usable(const PyObject *ring, const PyObject *known)
+{
+    return ring != NULL && ring == known;
+}
+
 /* -- sending ------------------------------------------------------------------------------ */
 
 typedef struct {
     PyObject_HEAD
     PyObject *ring;   /* keeps what `at` points to; None while it must not be used */
+    PyObject *known;  /* borrowed: the ring for which `at` was given; see usable() */
     PyObject *encode; /* a function from a record to its bytes (slots), or to a Framed; None: a
                          record is its bytes */
     PyObject *dtype;  /* slots: that of the arrays which go as they are; None: none do */
@@ -89,13 +107,18 @@ static PyObject *sender_shorten(Sender *self, PyObject *args)
     if (!PyArg_ParseTuple(args, "KnO:shorten", &at, &self->size, &encode))
         return NULL;
     self->at = (ipcq_sender *)(uintptr_t)at;
+    self->known = known_ring(self->ring, at);
     Py_XSETREF(self->encode, Py_NewRef(encode));
     Py_RETURN_NONE;
 }
 
-static int ready(const PyObject *object)
+/* Call a function that may get another one stored in its place. */
+static PyObject *call(PyObject *function, PyObject *argument)
 {
-    return object != NULL && object != Py_None;
+    Py_INCREF(function);
+    PyObject *result = PyObject_CallOneArg(function, argument);
+    Py_DECREF(function);
+    return result;
 }
 
 static PyObject *slowly(Sender *self, const char *how, PyObject *record)
@@ -105,21 +128,23 @@ static PyObject *slowly(Sender *self, const char *how, PyObject *record)
 
 static PyObject *slots_try_push(Sender *self, PyObject *record)
 {
-    PyObject *data = ready(self->encode) ? PyObject_CallOneArg(self->encode, record)
-                                         : Py_NewRef(record);
+    PyObject *data = ready(self->encode) ? call(self->encode, record) : Py_NewRef(record);
     if (data == NULL)
         return NULL;
     int result = IPCQ_AGAIN;
     Py_buffer view;
     if (PyBytes_CheckExact(data)) {
-        if (PyBytes_GET_SIZE(data) == self->size && ready(self->ring))
+        if (PyBytes_GET_SIZE(data) == self->size && usable(self->ring, self->known))
             result = ipcq_push(self->at, PyBytes_AS_STRING(data));
     } else if (PyObject_GetBuffer(data, &view, PyBUF_SIMPLE) == 0) {
-        if (view.len == self->size && ready(self->ring))
+        if (view.len == self->size && usable(self->ring, self->known))
             result = ipcq_push(self->at, view.buf);
         PyBuffer_Release(&view);
+    } else if (PyErr_ExceptionMatches(PyExc_Exception)) {
+        PyErr_Clear(); /* the slow way meets it again */
     } else {
-        PyErr_Clear();
+        Py_DECREF(data);
+        return NULL;
     }
     Py_DECREF(data);
     if (result == IPCQ_DONE)
@@ -143,7 +168,7 @@ static int push_framed(Sender *self, PyObject *framed)
         return IPCQ_AGAIN;
     }
     int result = IPCQ_AGAIN;
-    if (view.len <= self->size && ready(self->ring)) {
+    if (view.len <= self->size && usable(self->ring, self->known)) {
         struct ipcq_frame frame = {
             .size = (uint32_t)view.len, .tag = (uint32_t)tag, .flags = (uint16_t)flags};
         result = ipcq_frame_push(self->at, &frame, view.buf, NULL);
@@ -156,7 +181,7 @@ static PyObject *frames_try_push(Sender *self, PyObject *record)
 {
     int result = IPCQ_AGAIN;
     if (ready(self->encode)) {
-        PyObject *framed = PyObject_CallOneArg(self->encode, record);
+        PyObject *framed = call(self->encode, record);
         if (framed == NULL)
             return NULL;
         result = push_framed(self, framed);
@@ -168,7 +193,7 @@ static PyObject *frames_try_push(Sender *self, PyObject *record)
                : result == IPCQ_DONE || result == IPCQ_FULL ? PyBool_FromLong(result == IPCQ_DONE)
                                                             : NULL;
     }
-    if (PyBytes_CheckExact(record) && PyBytes_GET_SIZE(record) <= self->size && ready(self->ring)) {
+    if (PyBytes_CheckExact(record) && PyBytes_GET_SIZE(record) <= self->size && usable(self->ring, self->known)) {
         struct ipcq_frame frame = {.size = (uint32_t)PyBytes_GET_SIZE(record)};
         result = ipcq_frame_push(self->at, &frame, PyBytes_AS_STRING(record), NULL);
     }
@@ -230,7 +255,7 @@ static PyMethodDef frame_sender_methods[] = {
 
 typedef struct {
     PyObject_HEAD
-    PyObject *ring;   /* as above */
+    PyObject *ring, *known; /* as above */
     PyObject *ahead;  /* a list, from `place` on of records that were taken and not fetched; or None */
     Py_ssize_t place;
     PyObject *held;   /* slots: `_stash`, bytes; frames: `_built`, a list: served first */
@@ -291,6 +316,7 @@ static PyObject *shorten(Receiver *self, PyObject *args, int frames)
                           &self->plain, &decode, &decode_many))
         return NULL;
     self->at = (ipcq_receiver *)(uintptr_t)at;
+    self->known = known_ring(self->ring, at);
     self->frames = frames;
     Py_XSETREF(self->decode, Py_NewRef(decode));
     Py_XSETREF(self->decode_many, Py_NewRef(decode_many));
@@ -320,7 +346,7 @@ static int empty_bytes(const PyObject *bytes)
 /* Whether the ring can be used, and nothing older than what it holds was put back by Python. */
 static int in_order(const Receiver *self)
 {
-    return self->at != NULL && ready(self->ring) && !ipcq_is_forked(self->at) &&
+    return usable(self->ring, self->known) && !ipcq_is_forked(self->at) &&
            (self->frames ? empty_list(self->held)
                          : empty_list(self->kept) && empty_bytes(self->held));
 }
@@ -331,7 +357,7 @@ static int has_ahead(const Receiver *self)
            self->place < PyList_GET_SIZE(self->ahead);
 }
 
-/* Take the first of what was taken ahead. */
+/* Take the first of what was taken ahead; only if in_order(). */
 static PyObject *first_ahead(Receiver *self)
 {
     PyObject *record = PyList_GET_ITEM(self->ahead, self->place);
@@ -346,9 +372,9 @@ static PyObject *first_ahead(Receiver *self)
 /* Put raw records in front of those that wait already. */
 static int stash(Receiver *self, PyObject *data)
 {
-    PyObject *rest = Py_NewRef(self->held), *all = data;
-    Py_INCREF(all);
-    PyBytes_ConcatAndDel(&all, rest);
+    PyObject *all = Py_NewRef(data);
+    if (self->held != NULL) /* else a decoder has deleted it */
+        PyBytes_Concat(&all, self->held);
     if (all == NULL)
         return -1;
     Py_XSETREF(self->held, all);
@@ -369,7 +395,7 @@ static PyObject *take_slot(Receiver *self)
     self->next++;
     if (self->plain)
         return data;
-    PyObject *record = PyObject_CallOneArg(self->decode, data);
+    PyObject *record = call(self->decode, data);
     if (record == NULL) {
         int application = PyErr_ExceptionMatches(PyExc_Exception);
         PyObject *kind, *error, *traceback;
@@ -535,6 +561,12 @@ static Py_ssize_t take_ahead(Receiver *self, Py_ssize_t most, Py_ssize_t bytes)
         return 0;
     if (most > bytes / self->size)
         most = bytes / self->size;
+    /* As much memory as records will come: to resize it behind them could fail, and lose them. */
+    ipcq_see(self->at);
+    if ((uint64_t)most > ipcq_seen(self->at, self->next))
+        most = (Py_ssize_t)ipcq_seen(self->at, self->next);
+    if (most == 0)
+        return 0;
     PyObject *data = PyBytes_FromStringAndSize(NULL, most * self->size);
     if (data == NULL)
         return -1;
@@ -542,11 +574,11 @@ static Py_ssize_t take_ahead(Receiver *self, Py_ssize_t most, Py_ssize_t bytes)
         Py_DECREF(data);
         return 0;
     }
-    self->next += count;
-    if (_PyBytes_Resize(&data, (Py_ssize_t)count * self->size) < 0)
-        return -1;
+    self->next += count; /* all that was asked for */
     Py_XSETREF(self->held, Py_NewRef(data));
-    PyObject *records = PyObject_CallFunction(self->decode_many, "OK", data, (unsigned long long)count);
+    PyObject *decode_many = Py_NewRef(self->decode_many); /* see call() */
+    PyObject *records = PyObject_CallFunction(decode_many, "OK", data, (unsigned long long)count);
+    Py_DECREF(decode_many);
     Py_ssize_t n = 0;
     if (records == NULL) {
         if (!PyErr_ExceptionMatches(PyExc_Exception))
@@ -558,8 +590,8 @@ static Py_ssize_t take_ahead(Receiver *self, Py_ssize_t most, Py_ssize_t bytes)
         PyObject *nothing = PyBytes_FromStringAndSize(NULL, 0);
         if (nothing != NULL) {
             Py_XSETREF(self->held, nothing);
-            Py_XSETREF(self->ahead, Py_NewRef(records));
             self->place = 0;
+            Py_XSETREF(self->ahead, Py_NewRef(records));
             n = PyList_GET_SIZE(records);
         } else {
             n = -1;
@@ -703,7 +735,7 @@ static Py_ssize_t push_items(Sender *self, int frames, PyObject *records, Py_ssi
     struct ipcq_piece pieces[PIECES];
     PyObject **items = PySequence_Fast_ITEMS(records);
     Py_ssize_t at = start, end = PySequence_Fast_GET_SIZE(records);
-    if (!ready(self->ring) || ready(self->encode))
+    if (!usable(self->ring, self->known) || ready(self->encode))
         return 0;
     while (at < end) {
         Py_ssize_t bytes = 0;
@@ -729,7 +761,7 @@ static Py_ssize_t push_items(Sender *self, int frames, PyObject *records, Py_ssi
 static Py_ssize_t push_memory(Sender *self, const char *memory, Py_ssize_t start, Py_ssize_t end)
 {
     Py_ssize_t at = start, most = self->size < PIECE ? PIECE / self->size : 1;
-    while (at < end && ready(self->ring)) {
+    while (at < end && usable(self->ring, self->known)) {
         uint64_t done;
         struct ipcq_piece piece = {memory + at * self->size,
                                    (uint64_t)(end - at < most ? end - at : most)};
@@ -761,7 +793,7 @@ static PyObject *pieces_of(const Sender *self, int frames, PyObject *records)
 
 static PyObject *push_all(Sender *self, int frames, PyObject *records)
 {
-    if (!ready(self->ring) || !are_simple(self, frames, records))
+    if (!usable(self->ring, self->known) || !are_simple(self, frames, records))
         Py_RETURN_NONE;
     Py_ssize_t done = push_items(self, frames, records, 0);
     if (done == PySequence_Fast_GET_SIZE(records))
@@ -785,7 +817,7 @@ static PyObject *push_array(Sender *self, PyObject *array)
         Py_RETURN_NONE;
     }
     PyObject *result;
-    if (view.ndim != 1 || view.itemsize != self->size || !ready(self->ring)) {
+    if (view.ndim != 1 || view.itemsize != self->size || !usable(self->ring, self->known)) {
         result = Py_NewRef(Py_None);
     } else {
         Py_ssize_t done = push_memory(self, view.buf, 0, view.shape[0]);
@@ -924,8 +956,8 @@ static PyObject *iteration_next(Iteration *self)
     /* Only when all that was taken ahead has been handed out, more is. */
     if (!has_ahead(receiver) && take_ahead(receiver, receiver->most, AHEAD_BYTES) < 0)
         return NULL;
-    if (has_ahead(receiver) && in_order(receiver))
-        return first_ahead(receiver);
+    if (has_ahead(receiver) && in_order(receiver) && (record = first_ahead(receiver)) != NULL)
+        return record;
     record = PyObject_CallNoArgs(self->receive);
     if (record == NULL && PyErr_ExceptionMatches(self->end))
         PyErr_Clear();
@@ -1072,9 +1104,12 @@ static Iteration *iteration_over(Receiver *receiver)
 
 static PyObject *records_ready(Receiver *self, PyObject *patient)
 {
+    int is_patient = PyObject_IsTrue(patient);
+    if (is_patient < 0)
+        return NULL;
     Iteration *iteration = iteration_over(self);
     if (iteration != NULL)
-        iteration->patient = PyObject_IsTrue(patient) == 1;
+        iteration->patient = is_patient;
     return (PyObject *)iteration;
 }
 

@@ -259,9 +259,9 @@ unclear:
 
 #define LOAD(type, make)                                                                           \
     {                                                                                              \
-        type value;                                                                                \
-        memcpy(&value, from, sizeof value);                                                        \
-        return make(value);                                                                        \
+        type loaded;                                                                               \
+        memcpy(&loaded, from, sizeof loaded);                                                      \
+        return make(loaded);                                                                       \
     }
 
 static inline PyObject *unpack_item(const Field *field, const char *record)
