@@ -1134,6 +1134,46 @@ def test_a_header_is_read_once_and_what_it_says_later_does_not_matter(hostile):
     assert it.victim.recv(timeout=0) is None
 
 
+def test_memory_outside_that_changes_later_does_not_change_what_was_received(hostile):
+    it = hostile()
+    memfd = fdpass.Memfd.create("hostile", 512)
+    it.made.append(memfd)
+    with contextlib.closing(memfd.map(writable=True)) as memory:
+        memfd.seal(LENT)
+        memory[:] = b"1" * 512
+        outside(it, memfd)
+        first = it.victim.recv()
+        memory[:] = b"2" * 512
+        outside(it, again=True, size=256)
+        assert it.victim.recv() == b"2" * 256
+        outside(it, again=True)
+        with it.victim.borrow() as (message,):
+            memory[:3] = b"now"
+            assert bytes(message.data[:4]) == b"now2"
+        assert first == b"1" * 512
+
+
+def test_one_region_named_in_many_frames_does_not_fill_this_sides_memory(hostile):
+    it = hostile()
+    outside(it, it.lent(1 << 16), size=1 << 16)
+    for _ in range(100):
+        outside(it, again=True, size=1 << 16)
+    got = []
+    while sum(got) < 101:
+        batch = it.victim.recv_vectored(timeout=0)
+        assert set(batch) == {bytes(1 << 16)}
+        got.append(len(batch))
+    assert max(got) <= 1 + MOST_OUTSIDE
+
+
+def test_a_peer_whose_tail_cannot_be_true_is_found_out_before_memory_is_written(hostile):
+    it = hostile()
+    it.victim.xmit(bytes(5000))
+    poke(it.endpoint, TAIL, struct.pack("=Q", 4096))
+    with pytest.raises(CorruptPeer, match="index"):
+        it.victim.xmit(bytes(5000))
+
+
 def test_a_payload_that_changes_later_does_not_change_what_was_received(hostile):
     it = hostile()
     it.frame(b"genuine")
