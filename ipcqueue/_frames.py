@@ -696,8 +696,8 @@ class FrameReceiver(ReceiverEnd):
         _see(ring)
         try:
             while len(built) < limit and self._look(ring, at, frame, position):
-                with_fds = frame.fds + frame.regions and carrying >= MAX_ATTACHED
-                if built and (with_fds or (frame.flags & OUT_AGAIN and again >= len(SIZES))):
+                full = frame.fds + frame.regions and carrying >= MAX_ATTACHED
+                if built and (full or (frame.flags & OUT_AGAIN and again >= len(SIZES))):
                     break  # a peer that keeps the rules has not more of them under way
                 descriptors: list[fdpass.Fd] = []
                 if frame.fds + frame.regions:
@@ -779,15 +779,16 @@ class FrameReceiver(ReceiverEnd):
         regions: list[fdpass.MemoryRegion] = []
         try:
             memory, length = position, size
-            if descriptors or flags & OUTSIDE:
+            outside: list[fdpass.Fd] = []
+            if descriptors or flags & OUT_OF_LINE:
                 contents = self._contents(frame, descriptors)
-                fds = contents.fds
+                fds, outside = contents.fds, contents.outside
                 for group in contents.regions:  # one by one, as the next may fail
                     region = self._adopt(group, limits.max_region, shared=limits.shared)
                     regions += [region]
             if flags & OUTSIDE:
                 payload = ffi.buffer(position, size)
-                memory, length = find(payload, contents.outside, kept, limits.max_message)
+                memory, length = find(payload, outside, kept, limits.max_message)
             data = bytes(ffi.buffer(memory, length))
             end = (at + extent(size)) & U64
             return _Built(end, number, Framed(data, tag, flags), fds, regions)

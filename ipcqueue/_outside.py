@@ -123,7 +123,7 @@ class _Slot:
 class Load(NamedTuple):
     """The memory that one message has to itself until it is sent or given up."""
 
-    size: int  # bytes of the region it needs
+    size: int  # bytes of the region to make, if there is none that is large enough
     number: int
     slot: _Slot | None  # None: it is for this message only
 
@@ -143,12 +143,13 @@ class Outgoing:
         Where all that are large enough are under way: the index that `tail` must come to before
         it can have one.
         """
+        # Those first that were most likely used last, and are in a cache still.
+        for slot in self._slots:
+            if slot.room >= size and slot.take(user, tail):
+                return Load(size, slot.number, slot)
         fitting = [slot for slot in self._slots if SIZES[slot.number] >= size]
-        # Those first that were most likely used last, and are in a cache still; then one that is
-        # not there, for which no region needs to be given up.
-        ready = [slot for slot in fitting if slot.room >= size]
-        absent = [slot for slot in fitting if not slot.room]
-        for slot in (*ready, *absent, *fitting):
+        absent = [slot for slot in fitting if not slot.room]  # so none needs to be given up
+        for slot in (*absent, *fitting):
             if slot.take(user, tail):
                 return Load(min(region_size(size), SIZES[slot.number]), slot.number, slot)
         if ways := [way for slot in fitting if (way := slot.under_way(tail))]:
