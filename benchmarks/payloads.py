@@ -3,7 +3,7 @@
 Two unrelated processes, messages of any length (record=bytes), one direction, as fast as they go:
 
     in ring   xmit() copies into the ring, recv() out of it            (inline = the capacity)
-    outside   the same calls; xmit() makes a memory region of each     (inline = 0)
+    outside   the same calls, by way of memory that is used again     (inline = 0)
     loan      loan() is filled in place, borrow() is read in place
     region    a MemoryRegion, made anew, filled, frozen and attached
     reused    the same, from a MemoryRegistry, to which it comes home
@@ -18,7 +18,7 @@ The time is that of a turn (some messages, until the receiver has answered that 
 divided by the messages.  The ways take turns, so that what disturbs the machine disturbs them
 all.  Under way are at most four messages, or 1 MiB of them if that is more: the ring has no room
 for others, and that of regions is filled up so that there are as many (at most 16; `outside`
-always has 16).
+always has 16, or 4 where a message has over 1.25 MiB).
 
 Benchmarks are hard, and this one is no exception: two processes on few processors measure the
 scheduler as well, and a program that does not read all of a message in one go has other numbers.

@@ -1,7 +1,7 @@
 """A ring of frames from Python: messages of any length, with what is attached to them.
 
-A message that does not fit well into the ring travels as a memory region of its own, and its
-frame only says so; for who receives there is no difference.
+A message that does not fit well into the ring travels in a memory region, and its frame only says
+in which (_outside.py); for who receives there is no difference.
 
 Descriptors go through the socket, in one two-byte message per frame that has any, sent before
 the frame is published.  Both streams are in order, so the n-th of the one belongs to the n-th of
@@ -26,7 +26,8 @@ import fdpass
 from ._binding import direct
 from ._core import ffi, lib
 from ._errors import BadRecord, DecodeFailed, Unaccepted
-from ._message import MAX_FLAGS, OUT_OF_LINE, Framed, Received
+from ._message import MAX_FLAGS, OUT_AGAIN, OUT_OF_LINE, OUTSIDE, Framed, Received
+from ._outside import PLACE_SIZE, SIZES, Outgoing, Outside, find, with_copies
 from ._ring import (
     CLOSED,
     CORRUPT,
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _push, _push_many, _look = lib.ipcq_frame_push, lib.ipcq_frame_push_many, lib.ipcq_frame_look
+_push_outside = lib.ipcq_frame_push_outside
 _free, _see, _seen = lib.ipcq_take, lib.ipcq_see, lib.ipcq_seen
 _MAX_FDS: int = lib.IPCQ_MAX_FRAME_FDS
 HEADER: int = lib.IPCQ_FRAME_ALIGN
@@ -74,8 +76,8 @@ extent: Callable[[int], int] = lib.ipcq_frame_extent
 class Parcel:
     """One message ready to go: its frame, its bytes, and the descriptors beside it.
 
-    Borrows the descriptors; owns, until close(), the region of a message that travels outside
-    the ring.
+    Borrows the descriptors; has, until close(), a memory region to itself if the message travels
+    outside the ring.
     """
 
     def __init__(
@@ -83,28 +85,42 @@ class Parcel:
         framed: Framed,
         fds: Sequence[int],
         regions: Sequence[int],
-        outside: fdpass.MemoryRegion | None,
+        outside: Outside | None,
         kept: object,
     ) -> None:
         data, tag, flags = framed
-        self._outside = outside
+        self.outside = outside
+        self.use: Any = None  # of the region, once the message is in it
         self._kept = kept
-        own: list[int] = []
+        self._attached = [*fds, *regions]
         if outside is not None:
-            own = [fd.fileno() for fd in outside.descriptors()]
-            data, flags = b"", flags | OUT_OF_LINE
+            data, flags = bytes(PLACE_SIZE), flags | OUT_OF_LINE
         self.data = data
         self.frame = ffi.new("struct ipcq_frame *")
         self.frame.size, self.frame.tag, self.frame.flags = len(data), tag, flags
-        self.frame.fds, self.frame.regions = len(fds), len(regions) + len(own)
-        self.numbers = ffi.new("int[]", [*fds, *regions, *own])
+        self.frame.fds, self.frame.regions = len(fds), len(regions) + (outside is not None)
+        self.numbers = ffi.new("int[]", self._attached)
+
+    def settle(self, *, again: bool) -> None:
+        """Say in the frame whether the peer has the region of the message already."""
+        frame = self.frame
+        attached = len(self._attached) - frame.fds
+        flags = int(frame.flags) & ~OUTSIDE | (OUT_AGAIN if again else OUT_OF_LINE)
+        frame.flags, frame.regions = flags, attached + (not again)
+
+    def fill(self, outside: Outside) -> None:
+        """Copy the message into its region; raise OSError if there is no memory for that."""
+        self.data, region = outside.fill()
+        if not region.sent:
+            self.numbers = ffi.new("int[]", [*self._attached, region.memfd.fileno()])
+        self.use = region.use
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        if self._outside is not None:
-            self._outside.close()
+        if self.outside is not None:
+            self.outside.close()
 
 
 class FrameBatch:
@@ -141,11 +157,12 @@ class FrameSender(SenderEnd):
         self._limits = limits
         self._inline = min(inline, MAX_EXTENT)
         self._frame = ffi.new("struct ipcq_frame *")
+        self._regions = Outgoing()
 
     @property
     def enough(self) -> int:
         """The bytes of space that are enough for any message; what is longer travels outside."""
-        return max(self._inline, HEADER)
+        return max(self._inline, HEADER + PLACE_SIZE)
 
     def _travels_outside(self, size: int) -> bool:
         return size > 0 and extent(size) > self._inline
@@ -179,15 +196,8 @@ class FrameSender(SenderEnd):
                 + (f" and {size} bytes that travel as a region" if outside else "")
                 + f" are {count} descriptors, and one message carries at most {_MAX_FDS}"
             )
-        if not outside:
-            return Parcel(framed, numbers, of_regions, None, (fds, regions))
-        region = fdpass.MemoryRegion.create(size, name="message")
-        try:
-            region.buffer[:] = framed.data
-            return Parcel(framed, numbers, of_regions, region, (fds, regions))
-        except BaseException:
-            region.close()
-            raise
+        elsewhere = Outside(framed.data) if outside else None
+        return Parcel(framed, numbers, of_regions, elsewhere, (fds, regions))
 
     def _checked_fd(self, fd: int | fdpass.Fd) -> int:
         try:
@@ -216,8 +226,6 @@ class FrameSender(SenderEnd):
     def push_framed(self, framed: Framed) -> bool:
         """Publish one message that is encoded already; see try_push."""
         if self._travels_outside(len(framed.data)):
-            if not self.has_space(HEADER):
-                return False  # before memory is made for nothing
             with self._parcel_of(framed) as parcel:
                 return bool(self.try_send(parcel))
         self._limits.check_size(len(framed.data))
@@ -237,10 +245,50 @@ class FrameSender(SenderEnd):
 
         False if there is no space; None if the socket has no room for descriptors just now.
         """
+        outside = parcel.outside
+        if outside is not None and parcel.use is None and not self._put_outside(parcel, outside):
+            return False
+        frame, numbers, use = parcel.frame, parcel.numbers, parcel.use
         with ffi.from_buffer(parcel.data) as buffer, self._lock:
             ring = self._ring if self._ring is not None else self._usable()
-            code = CLOSED if ring is None else _push(ring, parcel.frame, buffer, parcel.numbers)
+            if ring is None:
+                code = CLOSED
+            elif use is None:
+                code = _push(ring, frame, buffer, numbers)
+            else:
+                code = _push_outside(ring, frame, buffer, numbers, use)
         return None if code == STUCK else self._sent(code)
+
+    def _put_outside(self, parcel: Parcel, outside: Outside) -> bool:
+        """Copy a message into a region; False if there is none, or no space for its frame.
+
+        Both are looked at first: copying it in vain would take the longest.
+        """
+        head, tail = ffi.new("uint64_t *"), ffi.new("uint64_t *")
+        at, run = ffi.new("char **"), ffi.new("uint64_t *")
+        taken = False
+        with self._lock:
+            ring = self._ring if self._ring is not None else self._usable()
+            # This fails in a forked child, which must not write where its parent does.
+            code = CLOSED if ring is None else lib.ipcq_sender_indices(ring, head, tail)
+            if not code:
+                taken = outside.take(self._regions, int(tail[0]))
+                parcel.settle(again=not taken or outside.again)
+                code = lib.ipcq_reserve(ring, self.units(parcel), at, run)
+        if code:
+            outside.put_back()
+            return self._sent(code)
+        if taken:
+            try:
+                parcel.fill(outside)
+            except fdpass.ClosedFd:
+                self._trouble(CLOSED)
+        return taken
+
+    def close(self) -> None:
+        """Let go of memory and socket.  A push in progress ends first."""
+        super().close()
+        self._regions.close()
 
     def _sent(self, code: int) -> bool:
         if not code:
@@ -298,7 +346,17 @@ class FrameSender(SenderEnd):
         """Return the bytes of space to wait for when there was none for this parcel."""
         with self._lock:
             ring = self._ring if self._ring is not None else self._usable()
-            return 0 if ring is None else int(lib.ipcq_frame_units(ring, parcel.frame))
+            if ring is None:
+                return 0
+            units = int(lib.ipcq_frame_units(ring, parcel.frame))
+            until = None if parcel.outside is None else parcel.outside.until
+            if until is None:
+                return units
+            head, tail = ffi.new("uint64_t *"), ffi.new("uint64_t *")
+            lib.ipcq_sender_indices(ring, head, tail)
+            # There is so much space once the frame that ends there was taken.
+            space: int = self.capacity - ((int(head[0]) - until) & U64)
+            return max(units, space)
 
     def units_of(self, batch: Any, start: int) -> int:
         """Return the bytes to wait for when there was no space for message `start` of a batch."""
@@ -315,7 +373,7 @@ class _Lending:
         self.attached = 0  # how many of the others have any descriptors
         self.dropped = 0  # attachments of the application
         self.spent: list[Spent] = []
-        self.outside: list[fdpass.MemoryRegion] = []
+        self.kept: dict[int, Mapping] = {}  # regions of the peer, after these
 
 
 Spent: TypeAlias = fdpass.Fd | fdpass.MemoryRegion
@@ -326,7 +384,7 @@ class _Contents(NamedTuple):
 
     fds: list[fdpass.Fd]
     regions: list[list[fdpass.Fd]]  # the descriptors of each
-    outside: list[fdpass.Fd]  # those of the region in which the message travels, if any
+    outside: list[fdpass.Fd]  # that of the region in which the message travels, if it came along
 
 
 class _Built(NamedTuple):
@@ -369,6 +427,7 @@ class FrameReceiver(ReceiverEnd):
         self._limits = limits
         self._attached = attached  # to messages not built yet, in order
         self._mappings = fdpass.Mappings()  # of regions that a registry of the peer's lends
+        self._kept: dict[int, Mapping] = {}  # of those in which its messages travel, by number
         self._wanted = 0  # how many of these there must be to go on
         self._built: list[_Built] = []
         self._next = place.start  # where the first frame that is not built begins
@@ -570,6 +629,7 @@ class FrameReceiver(ReceiverEnd):
         frame, position = scratch = self._scratch.pop() if self._scratch else _new_scratch()
         attached = self._attached[:]
         lending.to = self._next
+        kept = lending.kept = {**self._kept}
         self._wanted = 0
         try:
             while len(lent) < limit and self._look(ring, lending.to, frame, position):
@@ -578,13 +638,15 @@ class FrameReceiver(ReceiverEnd):
                 if carries and lending.attached == len(attached):
                     self._wanted = lending.attached + 1
                     break
-                if carries or flags & OUT_OF_LINE:
+                if carries or flags & OUTSIDE:
                     descriptors = attached[lending.attached] if carries else []
                     contents = self._contents(frame, descriptors)
-                    if contents.outside:
-                        region = self._adopt(contents.outside, self._limits.max_message)
-                        lending.outside.append(region)
-                        memory, offset, size = _memory_of(region), 0, region.size
+                    if flags & OUTSIDE:
+                        payload = ffi.buffer(position[0], size)
+                        memory, size = find(
+                            payload, contents.outside, kept, self._limits.max_message
+                        )
+                        offset = 0
                     lending.attached += bool(descriptors)
                     lending.dropped += len(contents.fds) + len(contents.regions)
                     lending.spent += descriptors
@@ -598,9 +660,6 @@ class FrameReceiver(ReceiverEnd):
         return lent or None
 
     def _forget(self) -> None:
-        lending = self._lending
-        if lending is not None:
-            self._spent = [*self._spent, *lending.outside]
         self._lending = self._borrower = None
 
     def end_borrowing(self, *, take: bool) -> None:
@@ -617,7 +676,7 @@ class FrameReceiver(ReceiverEnd):
                     # No bytecode between these can be interrupted.
                     self._built = self._built[lending.built :]
                     if not lending.built:
-                        self._next = lending.to
+                        self._next, self._kept = lending.to, lending.kept
                     self._handed += lending.messages
                     self.dropped += lending.dropped
                     self._spent = self._spent + lending.spent
@@ -649,15 +708,17 @@ class FrameReceiver(ReceiverEnd):
         ):  # taken since the last _reclaim(), the short way, and older than what follows
             return False
         built, at, used, wanted = list(before), start, 0, 0
+        kept = {**self._kept}
         attached = self._attached[:]
-        carrying = sum(map(_carries, built))
+        carrying, again = sum(map(_carries, built)), sum(map(_is_there, built))
         spent: list[Spent] = []
         frame, position = scratch = self._scratch.pop() if self._scratch else _new_scratch()
         failure: Exception | None = None
         _see(ring)
         try:
             while len(built) < limit and self._look(ring, at, frame, position):
-                if frame.fds + frame.regions and built and carrying >= MAX_ATTACHED:
+                full = frame.fds + frame.regions and carrying >= MAX_ATTACHED
+                if built and (full or (frame.flags & OUT_AGAIN and again >= len(SIZES))):
                     break  # a peer that keeps the rules has not more of them under way
                 descriptors: list[fdpass.Fd] = []
                 if frame.fds + frame.regions:
@@ -666,9 +727,10 @@ class FrameReceiver(ReceiverEnd):
                         break
                     descriptors = attached[used]
                 number = self._handed + len(built)
-                one = self._build_one(at, frame, position[0], number, descriptors)
+                one = self._build_one(at, frame, position[0], number, descriptors, kept)
                 built.append(one)
                 at = one.end
+                again += _is_there(one)
                 if descriptors:
                     used += 1
                     carrying += 1
@@ -685,7 +747,7 @@ class FrameReceiver(ReceiverEnd):
             _close_regions(built[len(before) :])
             return False
         # No bytecode between these can be interrupted.
-        self._built, self._next, self._wanted = built, at, wanted
+        self._built, self._next, self._wanted, self._kept = built, at, wanted, kept
         self._spent = self._spent + spent
         del self._attached[:used]
         if failure is not None and not built:
@@ -711,7 +773,7 @@ class FrameReceiver(ReceiverEnd):
             raise _corrupt(f"a message announced {announced} descriptors, {len(descriptors)} came")
         fds, rest, outside = descriptors[:count], descriptors[count:], descriptors[:0]
         if frame.flags & OUT_OF_LINE:
-            if frame.size or not rest:
+            if frame.flags & OUT_AGAIN or not rest:
                 raise _corrupt("a message outside the ring came without its region")
             rest, outside = rest[:-1], rest[-1:]
         regions = _grouped(rest)
@@ -724,24 +786,31 @@ class FrameReceiver(ReceiverEnd):
         return _Contents(fds, regions, outside)
 
     def _build_one(
-        self, at: int, frame: Any, position: Any, number: int, descriptors: list[fdpass.Fd]
+        self,
+        at: int,
+        frame: Any,
+        position: Any,
+        number: int,
+        descriptors: list[fdpass.Fd],
+        kept: dict[int, Mapping],
     ) -> _Built:
         size, tag, flags = int(frame.size), int(frame.tag), int(frame.flags)
         limits = self._limits
         fds: list[fdpass.Fd] = []
         regions: list[fdpass.MemoryRegion] = []
         try:
+            memory, length = position, size
+            outside: list[fdpass.Fd] = []
             if descriptors or flags & OUT_OF_LINE:
                 contents = self._contents(frame, descriptors)
-                fds = contents.fds
+                fds, outside = contents.fds, contents.outside
                 for group in contents.regions:  # one by one, as the next may fail
                     region = self._adopt(group, limits.max_region, shared=limits.shared)
                     regions += [region]
-            if flags & OUT_OF_LINE:
-                with self._adopt(contents.outside, limits.max_message) as region:
-                    data = bytes(region.buffer)
-            else:
-                data = bytes(ffi.buffer(position, size))
+            if flags & OUTSIDE:
+                payload = ffi.buffer(position, size)
+                memory, length = find(payload, outside, kept, limits.max_message)
+            data = bytes(ffi.buffer(memory, length))
             end = (at + extent(size)) & U64
             return _Built(end, number, Framed(data, tag, flags), fds, regions)
         except BaseException:
@@ -752,17 +821,13 @@ class FrameReceiver(ReceiverEnd):
         self, descriptors: list[fdpass.Fd], max_size: int, *, shared: bool = False
     ) -> fdpass.MemoryRegion:
         """Make a region of copies of its descriptors; raise TroubleError if they are none."""
-        copies = fdpass.Fd.blank(len(descriptors))
-        try:
-            fdpass.Fd.own(copies, map(os.dup, [fd.fileno() for fd in descriptors]))
-            return fdpass.MemoryRegion.adopt(
-                copies, max_size=max_size, accept_shared=shared, mappings=self._mappings
-            )
-        except BaseException as error:
-            close_received(copies)
-            if isinstance(error, fdpass.FdPassError):
-                raise _corrupt(f"the peer sent a memory region that is none: {error}") from error
-            raise
+        adopt = partial(
+            fdpass.MemoryRegion.adopt,
+            max_size=max_size,
+            accept_shared=shared,
+            mappings=self._mappings,
+        )
+        return with_copies(descriptors, adopt)
 
     def _hand_on(self, limit: int, taken: list[_Built]) -> None:
         """Move what is built to `taken`, and free its frames."""
@@ -789,27 +854,15 @@ class FrameReceiver(ReceiverEnd):
     def discard(self) -> None:
         """Close what is attached to messages that nobody will take; takes no lock."""
         self._mappings.close()
+        self._kept = {}
         for built in self._built:
             close_received(built.fds)
             close_received(built.regions)
         close_received(self._spent)
-        lending, borrower = self._lending, self._borrower
-        if lending is not None and (borrower is None or borrower() is None):
-            close_received(lending.outside)  # else the end of the borrowing does it
 
 
 def _new_scratch() -> tuple[Any, Any]:
     return ffi.new("struct ipcq_frame *"), ffi.new("char const **")
-
-
-def _memory_of(region: fdpass.MemoryRegion) -> Any:
-    """Return a pointer that keeps the region's memory mapped."""
-    view = region.buffer[:]  # of its own, which closing the region does not revoke
-    with ffi.from_buffer(view) as buffer:  # see FrameSender.try_push
-        pointer = ffi.cast("char *", address_of(buffer))
-    # What is called in the end does nothing, and in C: there a signal handler that raises would
-    # raise in vain.
-    return ffi.gc(pointer, partial(operator.is_, view))
 
 
 def _tuple_of(what: str, attached: Iterable[T] | None) -> tuple[T, ...]:
@@ -821,6 +874,11 @@ def _tuple_of(what: str, attached: Iterable[T] | None) -> tuple[T, ...]:
 
 def _carries(built: _Built) -> bool:
     return bool(built.fds or built.regions or built.raw.flags & OUT_OF_LINE)
+
+
+def _is_there(built: _Built) -> bool:
+    """Say whether the message was in a region of which no descriptor came with it."""
+    return bool(built.raw.flags & OUT_AGAIN)
 
 
 def _grouped(descriptors: list[fdpass.Fd]) -> list[list[fdpass.Fd]]:

@@ -13,7 +13,7 @@ from ._control import HELLO, Opcode, refusal
 from ._errors import CorruptPeer, RecordRefused, RoleRefused, VersionRefused
 
 MAGIC = b"MEMENPSF"
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 BYTE_ORDER = 0x01020304
 HEADER_SIZE = 4096
 MAX_NAME_BYTES = 64

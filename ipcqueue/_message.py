@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 MAX_TAG = 0xFFFFFFFF
 MAX_FLAGS = 0xFF  # the low byte of a frame's flags is the application's
-OUT_OF_LINE = 0x8000  # ours: the payload is the last memory region beside the frame
+# Ours: the message is outside the ring, in a memory region (_outside.py), which is
+OUT_OF_LINE = 0x8000  # the last one beside the frame,
+OUT_AGAIN = 0x4000  # or one that came beside an earlier frame
+OUTSIDE = OUT_OF_LINE | OUT_AGAIN
 
 # With the fingerprint of its description, worked out beforehand: hashlib is slow to import.
 MESSAGES = Layout(

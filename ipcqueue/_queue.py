@@ -49,8 +49,8 @@ class Connection:
         Options: `allow_uids`, the user ids admitted as a peer (default: any); `max_segment`, the
         largest segment to accept from it, in bytes (4 GiB).  For messages of any length:
         `max_message`, the largest to accept, in bytes (64 MiB); `inline`, the bytes of ring that
-        a message may take before it travels outside, as a memory region (a quarter of the
-        capacity); `accept_fds` and `accept_regions`, how many of them to accept with a message
+        a message may take before it travels outside, in a memory region that is used again (a
+        quarter of the capacity); `accept_fds` and `accept_regions`, how many of them to accept with a message
         (0 and 8); `accept_sockets`, whether there may be sockets among the descriptors;
         `accept_shared`, whether regions may stay writable for both; `max_region`, the largest
         to accept, in bytes (4 GiB).
@@ -221,7 +221,7 @@ class Sender(Connection):
         """Return (head, tail): records published, and those the receiver has taken.
 
         With messages of any length, bytes of the ring: each takes its own and 16 more, rounded up
-        to 16; those of one outside the ring are 16 in all.
+        to 16; those of one outside the ring are 32 in all.
         """
         return self._endpoint.indices()
 

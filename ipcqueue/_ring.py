@@ -1,6 +1,7 @@
 """The C core from Python: segments in memory, and what the ends of any ring have in common.
 
-_slots and _frames, the two shapes of ring, and _loan build on it; nobody else calls the core.
+_slots and _frames, the two shapes of ring, _outside and _loan build on it; nobody else calls the
+core.
 
 Threads: the core wants one caller at a time for each end, and cffi releases the GIL, so each
 end has a lock.  It is re-entrant, because a signal handler may interrupt its own thread inside

@@ -194,7 +194,7 @@ class Interface(Connection):
         """Return (head, tail) of the outgoing queue: records published, records taken of them.
 
         With messages of any length, bytes of the ring: each takes its own and 16 more, rounded up
-        to 16; those of one outside the ring are 16 in all.
+        to 16; those of one outside the ring are 32 in all.
         """
         return self._endpoint.indices()
 

@@ -24,7 +24,7 @@ from places import STEP, Interrupt, interrupt
 
 import fdpass
 import memenpsf
-from ipcqueue import Encoded, Message, Role, Terms, _endpoint, open_pair
+from ipcqueue import Encoded, Message, Role, Terms, _endpoint, _outside, open_pair
 from ipcqueue._binding import direct
 from ipcqueue._ring import Place
 from memenpsf import CorruptPeer, Full, Interface, PeerDied
@@ -32,9 +32,12 @@ from memenpsf import CorruptPeer, Full, Interface, PeerDied
 HEAD, TAIL, RING = 1024, 1152, 4096  # where they stand in a segment
 WRITE, FDS, ERR = 1, 17, 100  # opcodes
 SO_PASSPIDFD = 76  # asm-generic/socket.h
-OUT_OF_LINE = 0x8000  # a flag of a frame
+OUT_OF_LINE, OUT_AGAIN = 0x8000, 0x4000  # flags of a frame
+ONCE = 0xFFFFFFFF  # the number of a region that is not used again
 HEADER = 16  # bytes of a frame before its payload, and what frames are rounded to
+PLACE = 16  # bytes of a frame that say where its message is
 MOST_ATTACHED = 16  # frames with descriptors under way
+MOST_OUTSIDE = 16  # messages outside the ring under way
 BOTH_WAYS = Role(sends=True, receives=True)
 
 
@@ -213,7 +216,8 @@ class Model:
 
     def __init__(self, capacity, inline):
         self.capacity, self.inline = capacity, inline
-        self.waiting = deque()  # (data, inodes, extent, whether it has descriptors)
+        self.waiting = deque()  # (data, inodes, extent, whether it has descriptors, is outside)
+        self.regions = 0  # in which messages travel outside, each large enough for any of them
 
     @property
     def used(self):
@@ -222,13 +226,18 @@ class Model:
     def takes(self, data, inodes=(), *, inside=False):
         """Note a message that is sent, if there is space for it; return whether."""
         outside = not inside and len(data) > 0 and extent(len(data)) > self.inline
-        attached = bool(inodes) or outside
-        size = HEADER if outside else extent(len(data))
+        under_way = sum(entry[4] for entry in self.waiting)
+        new = outside and under_way == self.regions
+        attached = bool(inodes) or new
+        size = HEADER + PLACE if outside else extent(len(data))
         if self.used + size > self.capacity:
             return False
         if attached and sum(entry[3] for entry in self.waiting) >= MOST_ATTACHED:
             return False
-        self.waiting.append((data, list(inodes), size, attached))
+        if outside and under_way >= MOST_OUTSIDE:
+            return False
+        self.regions += new
+        self.waiting.append((data, list(inodes), size, attached, outside))
         return True
 
     def gives(self, count):
@@ -310,7 +319,7 @@ class Mixture:
         if message is None:
             assert not self.model.waiting
             return
-        data, inodes, _, _ = self.model.waiting.popleft()
+        data, inodes, *_ = self.model.waiting.popleft()
         assert (message.record, [inode(fd) for fd in message.fds]) == (data, inodes)
         message.close()
 
@@ -362,7 +371,7 @@ def test_a_message_that_does_not_fit_well_arrives_by_the_same_call(size, verb):
     with connection(capacity=4096) as (one, other):
         before = open_descriptors()
         one.xmit(data)
-        outside = one.indices()[0] == HEADER
+        outside = one.indices()[0] == HEADER + PLACE
         assert outside == (size > 1008)  # a quarter of the ring, with the header
         if verb == "recv":
             assert other.recv() == data
@@ -403,36 +412,49 @@ def test_a_batch_may_have_large_messages_in_the_middle():
             assert other.recv_vectored() == batch
 
 
-def test_a_batch_of_more_large_messages_than_can_be_under_way_waits_without_trying(monkeypatch):
-    made = []
-    create = fdpass.MemoryRegion.create
+@pytest.fixture
+def copied(monkeypatch):
+    """The sizes of the messages that were copied into memory outside a ring."""
+    sizes = []
+    fill = _outside.Region.fill
     monkeypatch.setattr(
-        fdpass.MemoryRegion, "create", lambda size, **kw: made.append(size) or create(size, **kw)
+        _outside.Region, "fill", lambda self, data: sizes.append(len(data)) or fill(self, data)
     )
+    return sizes
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """The sizes of the regions that were made for messages outside a ring."""
+    sizes = []
+    create = fdpass.Memfd.create
+    monkeypatch.setattr(
+        fdpass.Memfd, "create", lambda name, size: sizes.append(size) or create(name, size)
+    )
+    return sizes
+
+
+def test_a_batch_of_more_large_messages_than_can_be_under_way_waits_without_trying(copied):
     batch = [bytes([n]) * 5000 for n in range(40)]
     with connection(capacity=4096) as (one, other):
-        assert one.xmit_many(batch, timeout=0.05) == MOST_ATTACHED
-        assert len(made) == MOST_ATTACHED + 1  # copied once each, not once for each try
-        assert other.recv_vectored() == batch[:MOST_ATTACHED]
-        made.clear()
+        assert one.xmit_many(batch, timeout=0.05) == MOST_OUTSIDE
+        assert len(copied) == MOST_OUTSIDE  # once each, not once for each try
+        assert other.recv_vectored() == batch[:MOST_OUTSIDE]
+        copied.clear()
         sending = threading.Thread(target=one.xmit_many, args=(batch,))
         sending.start()
         assert [other.recv() for _ in batch] == batch
         sending.join()
-        assert len(made) == len(batch)
+        assert len(copied) == len(batch)
 
 
-def test_a_large_message_is_encoded_once_and_copied_once(monkeypatch):
-    encoded, made = [], []
-    create = fdpass.MemoryRegion.create
-    monkeypatch.setattr(
-        fdpass.MemoryRegion, "create", lambda size, **kw: made.append(size) or create(size, **kw)
-    )
+def test_a_large_message_is_encoded_once_and_copied_once(copied):
+    encoded = []
     spec = Encoded(lambda n: encoded.append(n) or bytes(n), len)
     with connection(spec, capacity=4096) as (one, other):
         one.xmit(100_000)
         assert other.recv() == 100_000
-        assert (encoded, made) == ([100_000], [100_000])
+        assert (encoded, copied) == ([100_000], [100_000])
 
 
 def test_no_more_frames_with_descriptors_are_under_way_than_the_receiver_keeps(files):
@@ -476,6 +498,9 @@ def test_what_waits_for_an_attachment_to_be_taken_is_woken_when_it_is(files):
 # -- a hostile peer ------------------------------------------------------------------------------
 
 
+LENT = fdpass.Seal.SHRINK | fdpass.Seal.GROW | fdpass.Seal.FUTURE_WRITE | fdpass.Seal.SEAL
+
+
 class Hostile:
     """A peer that has introduced itself, and then writes what it likes."""
 
@@ -509,6 +534,10 @@ class Hostile:
         memfd.seal(seals)
         self.made.append(memfd)
         return memfd
+
+    def lent(self, size=512):
+        """Memory for messages outside the ring, as it should be."""
+        return self.memory(size, LENT)
 
     def region(self, size=512, mode="frozen"):
         region = fdpass.MemoryRegion.create(size, mode=mode)
@@ -610,60 +639,144 @@ def head_far_behind(it):
     it.publish(-16)
 
 
+def place(size=512, number=0, reserved=0):
+    """What a frame says of a message outside the ring."""
+    return struct.pack("=QII", size, number, reserved)
+
+
+def outside(it, *given, again=False, **where):
+    """Send a message outside the ring; with its region, if one is given."""
+    if given:
+        it.give(*given)
+    flags = OUT_AGAIN if again else OUT_OF_LINE
+    it.frame(place(**where), flags=flags, regions=len(given))
+
+
 def outside_without_a_region(it):
-    it.frame(flags=OUT_OF_LINE)
+    outside(it)
 
 
 def outside_with_only_descriptors(it):
-    it.give(it.region())
-    it.frame(flags=OUT_OF_LINE, fds=1)
+    it.give(it.lent())
+    it.frame(place(), flags=OUT_OF_LINE, fds=1)
+
+
+def outside_and_nowhere(it):
+    it.give(it.lent())
+    it.frame(flags=OUT_OF_LINE, regions=1)
+
+
+def outside_and_half_a_place(it):
+    it.give(it.lent())
+    it.frame(place()[:15], flags=OUT_OF_LINE, regions=1)
 
 
 def outside_and_inside(it):
-    it.give(it.region())
-    it.frame(b"inside", flags=OUT_OF_LINE, regions=1)
+    it.give(it.lent())
+    it.frame(place() + b"inside", flags=OUT_OF_LINE, regions=1)
+
+
+def outside_both_anew_and_again(it):
+    it.give(it.lent())
+    it.frame(place(), flags=OUT_OF_LINE | OUT_AGAIN, regions=1)
+
+
+def outside_reserved(it):
+    outside(it, it.lent(), reserved=1)
 
 
 def outside_unsealed(it):
-    it.give(it.memory(seals=0))
-    it.frame(flags=OUT_OF_LINE, regions=1)
+    outside(it, it.memory(seals=0))
 
 
 def outside_that_may_shrink(it):
-    it.give(it.memory(seals=fdpass.Seal.GROW | fdpass.Seal.SEAL))
-    it.frame(flags=OUT_OF_LINE, regions=1)
+    outside(it, it.memory(seals=LENT & ~fdpass.Seal.SHRINK))
 
 
 def outside_still_writable(it):
-    it.give(it.region(mode="shared"))
-    it.frame(flags=OUT_OF_LINE, regions=1)
+    outside(it, it.region(mode="shared"))
 
 
 def outside_too_large(it):
-    it.give(it.region(1001))
-    it.frame(flags=OUT_OF_LINE, regions=1)
+    # The largest message has 1000 bytes, and the smallest region 64 KiB.
+    outside(it, it.lent((1 << 16) + 1))
+
+
+def outside_too_large_for_once(it):
+    outside(it, it.lent(1001), number=ONCE)
+
+
+def outside_with_a_number_too_many(it):
+    outside(it, it.lent(), number=16)
+
+
+def outside_beyond_the_region(it):
+    outside(it, it.lent(512), size=513)
+
+
+def outside_longer_than_accepted(it):
+    outside(it, it.lent(1002), size=1001)
+
+
+def outside_of_an_absurd_size(it):
+    outside(it, it.lent(), size=(1 << 64) - 1)
+
+
+def outside_of_nothing(it):
+    outside(it, it.lent(), size=0)
+
+
+def again_what_was_never_given(it):
+    outside(it, again=True, number=3)
+
+
+def again_what_was_given_under_another_number(it):
+    outside(it, it.lent(), number=2)
+    outside(it, again=True, number=3)
+
+
+def again_what_was_for_once(it):
+    outside(it, it.lent(), number=ONCE)
+    outside(it, again=True, number=ONCE)
+
+
+def again_beyond_the_region(it):
+    outside(it, it.lent(512))
+    outside(it, again=True, size=513)
+
+
+def again_what_was_replaced_by_a_smaller_one(it):
+    outside(it, it.lent(512))
+    outside(it, it.lent(256), size=256)
+    outside(it, again=True, size=257)
+
+
+def again_longer_than_accepted(it):
+    outside(it, it.lent(2000))
+    outside(it, again=True, size=1001)
+
+
+def again_nowhere(it):
+    outside(it, it.lent())
+    it.frame(flags=OUT_AGAIN)
 
 
 def outside_in_a_pipe(it):
-    it.give(it.pipe()[0])
-    it.frame(flags=OUT_OF_LINE, regions=1)
+    outside(it, it.pipe()[0])
 
 
 def outside_in_a_device(it):
     device = fdpass.Fd(os.open("/dev/zero", os.O_RDONLY))
     it.made.append(device)
-    it.give(device)
-    it.frame(flags=OUT_OF_LINE, regions=1)
+    outside(it, device)
 
 
 def outside_with_holes(it):
     memfd = fdpass.Fd(os.memfd_create("hollow", os.MFD_ALLOW_SEALING))
     it.made.append(memfd)
     os.ftruncate(memfd.fileno(), 512)
-    for seal in (fdpass.Seal.SHRINK, fdpass.Seal.GROW, fdpass.Seal.WRITE, fdpass.Seal.SEAL):
-        fdpass.Memfd.seal(memfd, seal)
-    it.give(memfd)
-    it.frame(flags=OUT_OF_LINE, regions=1)
+    fdpass.Memfd.seal(memfd, LENT)
+    outside(it, memfd)
 
 
 def region_too_large(it):
@@ -748,11 +861,28 @@ CORRUPTIONS = {
     head_far_behind: "index",
     outside_without_a_region: "without its region",
     outside_with_only_descriptors: "without its region",
-    outside_and_inside: "without its region",
+    outside_and_inside: "header of a frame",
+    outside_and_nowhere: "does not say where it is",
+    outside_and_half_a_place: "does not say where it is",
+    outside_both_anew_and_again: "without its region",
+    outside_reserved: "no memory region with number 0",
     outside_unsealed: "seals of the memory file: expected",
     outside_that_may_shrink: "seals of the memory file: expected",
-    outside_still_writable: "frozen or lent",
+    outside_still_writable: "seals of the memory file: expected",
     outside_too_large: "size of the memory file",
+    outside_too_large_for_once: "size of the memory file",
+    outside_with_a_number_too_many: "no memory region with number 16",
+    outside_beyond_the_region: "513 bytes in a memory region of 512",
+    outside_longer_than_accepted: "1001 bytes .* at most 1000",
+    outside_of_an_absurd_size: "18446744073709551615 bytes",
+    outside_of_nothing: "a message of 0 bytes",
+    again_what_was_never_given: "never given memory region 3",
+    again_what_was_given_under_another_number: "never given memory region 3",
+    again_what_was_for_once: "no memory region with number 4294967295",
+    again_beyond_the_region: "513 bytes in a memory region of 512",
+    again_what_was_replaced_by_a_smaller_one: "257 bytes in a memory region of 256",
+    again_longer_than_accepted: "1001 bytes .* at most 1000",
+    again_nowhere: "does not say where it is",
     outside_in_a_pipe: "kind of file",
     outside_in_a_device: "seals|kind of file",
     outside_with_holes: "memory reserved",
@@ -775,6 +905,15 @@ CORRUPTIONS = {
 AT_THE_END = {frame_beyond, frame_without_room_for_its_header, head_beyond_the_ring}
 # The index is looked at before any message is.
 AT_ONCE = {head_beyond_the_ring, head_far_behind}
+# The sizes of those outside the ring that come first, and are as they should be.
+BEFORE = {
+    again_what_was_given_under_another_number: [512],
+    again_what_was_for_once: [512],
+    again_beyond_the_region: [512],
+    again_what_was_replaced_by_a_smaller_one: [512, 256],
+    again_longer_than_accepted: [512],
+    again_nowhere: [512],
+}
 # Found out when it is opened, which is not done for a borrowing: that closes it unseen.
 OPENED = {region_too_large, region_shared, region_that_is_a_pipe, region_with_a_token_too_many}
 
@@ -800,6 +939,7 @@ def test_a_peer_that_breaks_the_protocol_is_found_out_and_dropped(hostile, corru
         got, error = take_all(it.victim, verb)
         assert type(error) is CorruptPeer
         before = [] if corruption in AT_ONCE else [b"before", b"before, with two"]
+        before += map(bytes, BEFORE.get(corruption, ()))
         # What is wrong with the socket itself ends everything when it is read, not in its turn.
         assert got == before or (corruption in SOCKET and got == [])
         for use in (
@@ -835,7 +975,7 @@ def test_a_borrowing_closes_regions_unseen(hostile, corruption):
 def test_a_message_outside_the_ring_never_stays_writable_even_if_regions_may(hostile):
     it = hostile(accept_shared=True)
     outside_still_writable(it)
-    with pytest.raises(CorruptPeer, match="frozen or lent"):
+    with pytest.raises(CorruptPeer, match="seals of the memory file"):
         it.victim.recv(timeout=0)
 
 
@@ -994,6 +1134,46 @@ def test_a_header_is_read_once_and_what_it_says_later_does_not_matter(hostile):
     assert it.victim.recv(timeout=0) is None
 
 
+def test_memory_outside_that_changes_later_does_not_change_what_was_received(hostile):
+    it = hostile()
+    memfd = fdpass.Memfd.create("hostile", 512)
+    it.made.append(memfd)
+    with contextlib.closing(memfd.map(writable=True)) as memory:
+        memfd.seal(LENT)
+        memory[:] = b"1" * 512
+        outside(it, memfd)
+        first = it.victim.recv()
+        memory[:] = b"2" * 512
+        outside(it, again=True, size=256)
+        assert it.victim.recv() == b"2" * 256
+        outside(it, again=True)
+        with it.victim.borrow() as (message,):
+            memory[:3] = b"now"
+            assert bytes(message.data[:4]) == b"now2"
+        assert first == b"1" * 512
+
+
+def test_one_region_named_in_many_frames_does_not_fill_this_sides_memory(hostile):
+    it = hostile()
+    outside(it, it.lent(1 << 16), size=1 << 16)
+    for _ in range(100):
+        outside(it, again=True, size=1 << 16)
+    got = []
+    while sum(got) < 101:
+        batch = it.victim.recv_vectored(timeout=0)
+        assert set(batch) == {bytes(1 << 16)}
+        got.append(len(batch))
+    assert max(got) <= 1 + MOST_OUTSIDE
+
+
+def test_a_peer_whose_tail_cannot_be_true_is_found_out_before_memory_is_written(hostile):
+    it = hostile()
+    it.victim.xmit(bytes(5000))
+    poke(it.endpoint, TAIL, struct.pack("=Q", 4096))
+    with pytest.raises(CorruptPeer, match="index"):
+        it.victim.xmit(bytes(5000))
+
+
 def test_a_payload_that_changes_later_does_not_change_what_was_received(hostile):
     it = hostile()
     it.frame(b"genuine")
@@ -1091,6 +1271,11 @@ RECEIVING = {
 }
 
 
+def round_trip(one, other, data):
+    one.xmit(data, timeout=0)
+    assert other.recv(timeout=0) == data
+
+
 class Prepared:
     """A connection in which messages of every kind wait, new for each place.
 
@@ -1105,6 +1290,9 @@ class Prepared:
     def __call__(self):
         sides = connection(capacity=4096, accept_fds=2)
         self.one, self.other = self.undo.enter_context(sides)
+        round_trip(
+            self.one, self.other, b"known" * 1000
+        )  # so one of the two comes without a region
         messages = [
             (b"plain", [], []),
             (b"two", self.files[:2], []),
@@ -1132,9 +1320,11 @@ class Prepared:
         return got
 
     def check_space(self):
-        """What was taken is free, and there is space for all of the ring."""
-        self.one.xmit(b"", timeout=0)
-        assert self.other.recv(timeout=0) == b""
+        """What was taken is free, and there is space for all of the ring; outside of it, too."""
+        round_trip(self.one, self.other, b"")
+        large = [bytes([n]) * 5000 for n in range(MOST_OUTSIDE)]
+        assert self.one.xmit_many(large, timeout=0) == MOST_OUTSIDE
+        assert self.other.recv_vectored(timeout=0) == large
         assert len(set(self.one.indices())) == 1
 
     def close(self):
@@ -1286,6 +1476,10 @@ SENDING = {
         lambda side, it: side.xmit(b"large" * 999, timeout=0) or True,
         [b"large" * 999],
     ),
+    "xmit of a large one again": (
+        lambda side, it: side.xmit(b"again" * 999, timeout=0) or True,
+        [b"again" * 999],
+    ),
     "xmit with descriptors": (
         lambda side, it: side.xmit(b"two", timeout=0, fds=it.files[:2]) or True,
         [b"two"],
@@ -1304,12 +1498,18 @@ ATTACHED = {b"two": (2, 0), b"r": (1, 1)}  # how many descriptors and regions go
 
 
 class PreparedToSend(Prepared):
-    """A connection in which nothing waits."""
+    """A connection in which nothing waits; `known`: where a large message came before."""
+
+    def __init__(self, files, *, known=False):
+        super().__init__(files)
+        self.known = known
 
     def __call__(self):
         self.one, self.other = self.undo.enter_context(
-            connection(capacity=4096, accept_fds=2, start=4096 - 2 * HEADER)
+            connection(capacity=4096, accept_fds=2, start=4096 - (4 + self.known) * HEADER)
         )
+        if self.known:
+            round_trip(self.one, self.other, b"known" * 999)
         self.region = region_of(b"content")
 
     def arrived(self):
@@ -1329,7 +1529,7 @@ class PreparedToSend(Prepared):
 @interrupted
 @pytest.mark.parametrize("how", SENDING)
 def test_an_exception_anywhere_in_sending_means_sent_or_not_sent(files, how):
-    prepared = PreparedToSend(files)
+    prepared = PreparedToSend(files, known="again" in how)
     call, sent = SENDING[how]
 
     def check(result):
@@ -1351,9 +1551,12 @@ def test_an_exception_anywhere_in_sending_means_sent_or_not_sent(files, how):
 
 @interrupted
 @pytest.mark.parametrize("how", SENDING)
-@pytest.mark.parametrize("handlers", ["xmit", "xmit with descriptors", "xmit_many", "loan"])
+@pytest.mark.parametrize(
+    "handlers",
+    ["xmit", "xmit of a large one again", "xmit with descriptors", "xmit_many", "loan"],
+)
 def test_a_handler_that_sends_anywhere_in_sending_disturbs_nothing(files, how, handlers):
-    prepared = PreparedToSend(files)
+    prepared = PreparedToSend(files, known="again" in handlers + how)
     (call, sent), (handlers_call, sent_by_handler) = SENDING[how], SENDING[handlers]
     done = []
 
@@ -1380,7 +1583,7 @@ def test_a_handler_that_sends_anywhere_in_sending_disturbs_nothing(files, how, h
 @interrupted
 @pytest.mark.parametrize("how", SENDING)
 def test_closing_anywhere_in_sending_is_sent_or_closed(files, how):
-    prepared = PreparedToSend(files)
+    prepared = PreparedToSend(files, known="again" in how)
     call, sent = SENDING[how]
 
     def send():

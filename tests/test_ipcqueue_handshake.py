@@ -106,7 +106,7 @@ class TestCheck:
     @pytest.mark.parametrize(
         ("field", "ours", "theirs"),
         [
-            ("layout_version", 1, 2),
+            ("layout_version", 2, 1),
             ("byte_order", 0x01020304, 0x04030201),
             ("header_size", 4096, 8192),
         ],
@@ -180,7 +180,7 @@ class TestCheck:
     def test_the_first_difference_is_the_one_that_explains_the_others(self):
         everything_else = {"capacity": 3, "segment_size": 1, "slot_size": 5, "fingerprint": OTHER}
         with pytest.raises(VersionRefused):
-            check(MINE, RECEIVES, identity(layout_version=2, **everything_else), 12288)
+            check(MINE, RECEIVES, identity(layout_version=1, **everything_else), 12288)
         with pytest.raises(RecordRefused):
             check(MINE, RECEIVES, identity(**everything_else), 12288)
 
@@ -497,7 +497,7 @@ class TestIdentities:
         ("changes", "kind", "reason", "views"),
         [
             ({"magic": b"NOTMINE!"}, CorruptPeer, Reason.PROTOCOL, ["NOTMINE!", "MEMENPSF"]),
-            ({"layout_version": 9}, VersionRefused, Reason.VERSION, ["0x1", "0x9"]),
+            ({"layout_version": 9}, VersionRefused, Reason.VERSION, ["0x2", "0x9"]),
             ({"byte_order": 0x04030201}, VersionRefused, Reason.VERSION, ["0x1020304"]),
             ({"header_size": 64}, VersionRefused, Reason.VERSION, ["0x1000", "0x40"]),
             ({"slot_size": 9}, RecordRefused, Reason.RECORD, ["[8 bytes: 0:u64]"]),

@@ -25,7 +25,8 @@ import ipcqueue
 import memenpsf
 from ipcqueue._control import Opcode
 from ipcqueue._handshake import HEADER_SIZE
-from ipcqueue._message import MAX_FLAGS, MESSAGES, OUT_OF_LINE
+from ipcqueue._message import MAX_FLAGS, MESSAGES, OUT_AGAIN, OUT_OF_LINE, OUTSIDE
+from ipcqueue._outside import PLACE_SIZE, SIZES
 from memenpsf import (
     BadRecord,
     DecodeFailed,
@@ -41,7 +42,11 @@ JSON = Encoded(lambda it: json.dumps(it).encode(), json.loads)
 
 
 def test_the_core_and_this_side_of_it_mean_the_same_bits():
-    assert lib.IPCQ_KNOWN_FLAGS == MAX_FLAGS | OUT_OF_LINE
+    assert lib.IPCQ_KNOWN_FLAGS == MAX_FLAGS | OUT_OF_LINE | OUT_AGAIN
+    assert (lib.IPCQ_OUT_OF_LINE, lib.IPCQ_OUT_AGAIN) == (OUT_OF_LINE, OUT_AGAIN)
+    assert lib.IPCQ_OUTSIDE == OUTSIDE
+    assert ffi.sizeof("struct ipcq_outside") == PLACE_SIZE
+    assert len(SIZES) == lib.IPCQ_MAX_ATTACHED
     assert lib.IPCQ_OPCODE_FDS == Opcode.FDS
     assert lib.IPCQ_MAX_FRAME_FDS == fdpass.MAX_FDS
     assert lib.IPCQ_HEADER_SIZE == HEADER_SIZE
@@ -440,7 +445,7 @@ def test_memory_that_is_short_is_an_oserror_and_the_interface_goes_on(monkeypatc
 
     with connection(capacity=4096) as (one, other):
         with monkeypatch.context() as patch:
-            patch.setattr(fdpass.MemoryRegion, "create", short)
+            patch.setattr(fdpass.Memfd, "create", short)
             with pytest.raises(OSError, match="no memory"):
                 one.xmit(bytes(5000))
             with pytest.raises(OSError, match="no memory"):

@@ -72,7 +72,7 @@ class TestLayout:
         header = HEADER.unpack(bytes_of(segment, 0, HEADER.size))
         assert header[:9] == (
             b"MEMENPSF",
-            1,
+            2,
             0x01020304,
             4096,
             SIZE,

@@ -417,7 +417,7 @@ static int look_at_frame(Receiver *self, struct ipcq_frame *frame, const char **
 {
     return ipcq_frame_look(self->at, self->next, (uint64_t)self->size, frame, payload) ==
                IPCQ_DONE &&
-           frame->fds + frame->regions == 0 && !(frame->flags & IPCQ_OUT_OF_LINE);
+           frame->fds + frame->regions == 0 && !(frame->flags & IPCQ_OUTSIDE);
 }
 
 static PyObject *take_frame(Receiver *self)

@@ -103,6 +103,17 @@ int ipcq_frame_push(ipcq_sender *s, const struct ipcq_frame *frame, const char *
     return IPCQ_DONE;
 }
 
+int ipcq_frame_push_outside(struct ipcq_sender *s, const struct ipcq_frame *frame,
+                            const char *payload, const int *fds, struct ipcq_use *use)
+{
+    int result = ipcq_frame_push(s, frame, payload, fds);
+    if (result == IPCQ_DONE) {
+        use->times++;
+        use->end = atomic_load_explicit(&s->head, memory_order_relaxed);
+    }
+    return result;
+}
+
 int ipcq_frame_push_many(ipcq_sender *s, const struct ipcq_frame *frames, const char *payloads,
                          uint64_t n, uint64_t *done)
 {
@@ -162,7 +173,8 @@ static int read_header(struct ipcq_receiver *r, uint64_t from, uint64_t max_size
     uint64_t words[2] = {at[0], at[1]};
     memcpy(frame, words, HEADER);
     uint64_t available = r->head - from;
-    if (frame->size > max_size || frame->reserved != 0 || (frame->flags & ~IPCQ_KNOWN_FLAGS) ||
+    uint64_t most = frame->flags & IPCQ_OUTSIDE ? sizeof(struct ipcq_outside) : max_size;
+    if (frame->size > most || frame->reserved != 0 || (frame->flags & ~IPCQ_KNOWN_FLAGS) ||
         frame->fds + frame->regions > IPCQ_MAX_FRAME_FDS || available < HEADER ||
         extent(frame->size) > available) {
         r->corrupt = 1;

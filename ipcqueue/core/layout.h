@@ -73,3 +73,5 @@ static_assert(offsetof(struct ipcq_frame, tag) == 4 && offsetof(struct ipcq_fram
                   offsetof(struct ipcq_frame, fds) == 10 && offsetof(struct ipcq_frame, regions) == 12 &&
                   offsetof(struct ipcq_frame, reserved) == 14 && sizeof(struct ipcq_frame) == 16,
               "layout");
+static_assert(offsetof(struct ipcq_outside, number) == 8 && sizeof(struct ipcq_outside) == 16,
+              "layout");

@@ -33,7 +33,7 @@ enum {
 };
 
 enum {
-    IPCQ_LAYOUT_VERSION = 1,
+    IPCQ_LAYOUT_VERSION = 2,
     IPCQ_BYTE_ORDER = 0x01020304,
     IPCQ_HEADER_SIZE = 4096,
     IPCQ_MAX_SLOT_SIZE = 16777216,
@@ -42,7 +42,9 @@ enum {
     IPCQ_MAX_ATTACHED = 16,      /* frames with descriptors under way: each keeps descriptors of
                                     the receiver busy before it has asked for any; a guess */
     IPCQ_OUT_OF_LINE = 0x8000,   /* of a frame's flags; as in _message.py */
-    IPCQ_KNOWN_FLAGS = IPCQ_OUT_OF_LINE | 0xff,
+    IPCQ_OUT_AGAIN = 0x4000,
+    IPCQ_OUTSIDE = IPCQ_OUT_OF_LINE | IPCQ_OUT_AGAIN,
+    IPCQ_KNOWN_FLAGS = IPCQ_OUTSIDE | 0xff,
     IPCQ_OPCODE_FDS = 17,        /* as in _control.py */
     IPCQ_MOST_SPIN_NS = 1000000, /* then it is time to look at the socket */
     IPCQ_SPIN_NS = 30000         /* how long looking for what is about to come may pay; see ends.h */
@@ -204,6 +206,19 @@ struct ipcq_frame {
     uint16_t reserved;
 };
 
+/* The payload of a frame whose message is outside the ring, in a memory region: see _outside.py. */
+struct ipcq_outside {
+    uint64_t size;   /* bytes of the message, at the beginning of the region */
+    uint32_t number; /* of the region */
+    uint32_t reserved;
+};
+
+/* What has become of a memory region of the sender's. */
+struct ipcq_use {
+    uint64_t times; /* frames published with it */
+    uint64_t end;   /* where the last of them ends: it is free once tail is there */
+};
+
 /* Bytes of ring that a frame of `size` bytes takes. */
 uint64_t ipcq_frame_extent(uint64_t size);
 
@@ -212,6 +227,10 @@ uint64_t ipcq_frame_extent(uint64_t size);
  * or too many frames with descriptors under way), STUCK, ERROR, GONE, FORKED, CORRUPT. */
 int ipcq_frame_push(ipcq_sender *s, const struct ipcq_frame *frame, const char *payload,
                     const int *fds);
+
+/* The same, and note it in *use if it is published: together, so that nothing comes between. */
+int ipcq_frame_push_outside(ipcq_sender *s, const struct ipcq_frame *frame, const char *payload,
+                            const int *fds, struct ipcq_use *use);
 
 /* The units of space for which to wait when ipcq_frame_push said FULL. */
 uint64_t ipcq_frame_units(ipcq_sender *s, const struct ipcq_frame *frame);
@@ -231,7 +250,8 @@ int ipcq_frame_commit(ipcq_sender *s, const struct ipcq_frame *frame, int wake);
 
 /* Show the frame that begins at byte index `from`: its payload, in place, which the peer can
  * change at any time.  DONE, EMPTY, AGAIN, FORKED (as ipcq_look), CORRUPT (a frame that reaches
- * beyond what is published, is larger than `max_size`, or has flags that mean nothing). */
+ * beyond what is published, is larger than `max_size`, or has flags that mean nothing).  Of a message
+ * outside the ring, whoever asks checks the size: `max_size` is for those inside. */
 int ipcq_frame_look(ipcq_receiver *r, uint64_t from, uint64_t max_size, struct ipcq_frame *frame,
                     const char **at);
 

@@ -1,0 +1,312 @@
+"""Messages outside the ring, in memory regions that are used again and again.
+
+A message that does not fit well into the ring stands in a memory region, and its frame says only
+in which, and how many bytes of it.  Making a region costs the kernel ten times what copying the
+message does, so the sender keeps some, numbered, and the receiver keeps them mapped:
+
+    the first message in a region   flag OUT_OF_LINE   its descriptor goes along, as attachments do
+    each later one                  flag OUT_AGAIN     nothing goes along: the number says enough
+
+A number that comes with a descriptor stands for the new region from then on.
+
+When may a region be written again?  When the receiver is done with the message, which is when it
+gives the space of the frame back: after it has copied the message, or at the end of a borrowing.
+So nobody needs to say so: a region is free as soon as `tail` is past the frame that used it last.
+A receiver that lies about `tail` gets messages that change while it reads them.
+
+Only the sender can write a region (F_SEAL_FUTURE_WRITE), and nobody can make it shorter, so all a
+lying sender can do to the receiver is the same: change what is just being copied.  What it can
+have the receiver keep mapped until the connection is closed is bounded by SIZES.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import weakref
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+
+import fdpass
+
+from ._core import ffi
+from ._ring import CORRUPT, U64, Mapping, TroubleError, map_segment
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+T = TypeVar("T")
+
+_PLACE: Final = struct.Struct("=QII")  # struct ipcq_outside
+PLACE_SIZE: Final = _PLACE.size
+
+# The most bytes of the region of each number: 63 MiB for all of them, in each direction.  There
+# are as many as there may be frames with descriptors under way, so that a message of up to 1 MiB
+# waits no sooner than it would with a region of its own; larger ones have the last four.
+SIZES: Final = (5 << 18,) * 12 + (12 << 20,) * 4
+ONCE: Final = 0xFFFFFFFF  # the number of a region that will not be used again
+
+_LEAST = 1 << 16  # bytes of a region; a guess
+_SEALS = fdpass.Seal.SHRINK | fdpass.Seal.GROW | fdpass.Seal.FUTURE_WRITE | fdpass.Seal.SEAL
+
+
+def region_size(size: int) -> int:
+    """Return the bytes of the region for a message of `size`: for a quarter more at most.
+
+    So those of similar sizes find one another's.
+    """
+    step = max(1 << (size - 1).bit_length() >> 3, 1)
+    return max(_LEAST, -(-size // step) * step)
+
+
+class Region:
+    """Memory that only this process writes, and the descriptor to give it with, once."""
+
+    def __init__(self, size: int) -> None:
+        """Make `size` bytes; raise OSError if memory is short."""
+        self.size = size
+        self.use = ffi.new("struct ipcq_use *")
+        self.memfd = fdpass.Memfd.create("message", size)
+        try:
+            self._mapping = map_segment(self.memfd.fileno(), size, writable=True)
+            self.memfd.seal(_SEALS)
+        except BaseException:
+            self.memfd.close()
+            raise
+
+    @property
+    def sent(self) -> bool:
+        """Whether the peer has it."""
+        return bool(self.use.times)
+
+    def fill(self, data: Any) -> None:
+        """Copy a message to its beginning."""
+        ffi.memmove(self._mapping.at, data, len(data))
+
+
+class _Slot:
+    """The region of one number, if there is one; used by one message at a time."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.region: Region | None = None
+        self.user: weakref.ref[object] | None = None
+
+    @property
+    def room(self) -> int:
+        """The bytes of the region; 0 if there is none."""
+        region = self.region  # once: a signal handler may close it
+        return 0 if region is None else region.size
+
+    def under_way(self, tail: int) -> int:
+        """Return how far `tail` is from the end of its last message; 0 if that was taken."""
+        region = self.region
+        if region is None or not region.sent:
+            return 0
+        left = (int(region.use.end) - tail) & U64
+        return left if left < 1 << 63 else 0
+
+    def take(self, user: weakref.ref[object], tail: int) -> bool:
+        """Have it used by nobody else, as long as `user` is there; False if it is in use."""
+        before = self.user
+        if before is not None and before() is not None:
+            return False
+        # No bytecode between these can be interrupted.
+        if self.user is not before:
+            return False  # by a signal handler, meanwhile
+        self.user = user
+        if self.under_way(tail):  # only now: a handler may have used it, and be done with it
+            self.user = None
+            return False
+        return True
+
+
+class Load(NamedTuple):
+    """The memory that one message has to itself until it is sent or given up."""
+
+    size: int  # bytes of the region to make, if there is none that is large enough
+    number: int
+    slot: _Slot | None  # None: it is for this message only
+
+
+class Outgoing:
+    """The regions of a sender, at most one for each of SIZES.
+
+    take() wants the lock of its end; the rest is for who has taken one.
+    """
+
+    def __init__(self) -> None:
+        self._slots = [_Slot(number) for number in range(len(SIZES))]
+
+    def take(self, size: int, user: weakref.ref[object], tail: int) -> Load | int:
+        """Give the message of `size` bytes a region, while `user` is there.
+
+        Where all that are large enough are under way: the index that `tail` must come to before
+        it can have one.
+        """
+        # Those first that were most likely used last, and are in a cache still.
+        for slot in self._slots:
+            if slot.room >= size and slot.take(user, tail):
+                return Load(size, slot.number, slot)
+        fitting = [slot for slot in self._slots if SIZES[slot.number] >= size]
+        absent = [slot for slot in fitting if not slot.room]  # so none needs to be given up
+        for slot in (*absent, *fitting):
+            if slot.take(user, tail):
+                return Load(min(region_size(size), SIZES[slot.number]), slot.number, slot)
+        if ways := [way for slot in fitting if (way := slot.under_way(tail))]:
+            return (tail + min(ways)) & U64
+        # Too large to be kept, or other threads have them all in hand.
+        return Load(size, ONCE, None)
+
+    def close(self) -> None:
+        """Let go of all but what is being sent: who sends it does so."""
+        slots, self._slots = self._slots, []
+        for slot in slots:
+            if (user := slot.user) is None or user() is None:
+                _drop(slot)
+
+
+def _drop(slot: _Slot) -> None:
+    region = slot.region
+    if region is not None:
+        region.memfd.close()
+    slot.region = None
+
+
+class Outside:
+    """One message that travels outside the ring; close() it in the end, sent or not.
+
+    Each step can be repeated.
+    """
+
+    def __init__(self, data: Any) -> None:
+        self._data = data
+        self._size = len(data)
+        self._load: Load | None = None
+        self._region: Region | None = None
+        self._filled = False
+        self.until: int | None = None
+        """What `tail` must come to before there is a region for it; None: there is one."""
+
+    def take(self, regions: Outgoing, tail: int) -> bool:
+        """Get a region for it; False if it must wait for one."""
+        if self._load is None:
+            load = regions.take(self._size, weakref.ref(self), tail)
+            if isinstance(load, int):
+                self.until = load
+                return False
+            self._load, self.until = load, None
+        return True
+
+    @property
+    def again(self) -> bool:
+        """Whether the peer has the region already that it is going to be in."""
+        region = self._region or self._kept()
+        return region is not None and region.sent
+
+    def _kept(self) -> Region | None:
+        """Return the region there is for it, if it is large enough."""
+        slot = None if self._load is None else self._load.slot
+        region = None if slot is None else slot.region
+        return region if region is not None and region.size >= self._size else None
+
+    def fill(self) -> tuple[bytes, Region]:
+        """Copy it into its region, made now if need be: the payload of its frame, and the region.
+
+        Raises OSError if memory is short.
+        """
+        if (load := self._load) is None:
+            raise ValueError("take() comes before fill()")
+        if self._region is None:
+            region = self._kept()
+            if region is None:
+                if load.slot is not None:
+                    _drop(load.slot)  # first, as there is to be memory for one only
+                region = Region(load.size)
+                if load.slot is not None:
+                    load.slot.region = region
+            self._region = region
+        if not self._filled:
+            self._region.fill(self._data)
+            self._filled = True
+        return _PLACE.pack(self._size, load.number, 0), self._region
+
+    def put_back(self) -> None:
+        """Let others have the region meanwhile, if nothing was done with it yet."""
+        if self._region is None and (load := self._load) is not None:
+            self._load = None
+            if load.slot is not None:
+                load.slot.user = None
+
+    def close(self) -> None:
+        """Let others use the region once the peer has read it; free what the peer does not know."""
+        load, region = self._load, self._region
+        slot = None if load is None else load.slot
+        if region is not None:
+            if slot is not None and not region.sent:
+                slot.region = None  # first: who finds it there must be able to send it
+            region.memfd.close()
+        # Before it is given back, as it may be another's at once.
+        self._load = self._region = None
+        if slot is not None:
+            slot.user = None
+
+
+def find(
+    payload: Any, given: Sequence[fdpass.Fd], kept: dict[int, Mapping], max_message: int
+) -> tuple[Any, int]:
+    """Return the memory of a message that came, and its size; note in `kept` what is to be kept.
+
+    `given` are the descriptors beside it that are its region's: one, or none if it was given
+    before.  Raises TroubleError for what cannot be true, OSError if memory is short.
+    """
+    if len(payload) != PLACE_SIZE:
+        raise TroubleError(CORRUPT, "a message outside the ring does not say where it is")
+    size, number, reserved = _PLACE.unpack(bytes(payload))  # once: the peer may be changing it
+    if reserved or (number >= len(SIZES) and (number != ONCE or not given)):
+        raise TroubleError(CORRUPT, f"the peer keeps no memory region with number {number}")
+    if given:
+        mapping = _mapped(given, _most(number, max_message))
+    elif (there := kept.get(number)) is not None:
+        mapping = there
+    else:
+        raise TroubleError(CORRUPT, f"the peer has never given memory region {number}")
+    if not 0 < size <= min(mapping.size, max_message):
+        raise TroubleError(
+            CORRUPT,
+            f"a message of {size} bytes in a memory region of {mapping.size}, "
+            f"where at most {max_message} are accepted",
+        )
+    if number != ONCE:
+        kept[number] = mapping
+    return mapping.at, size
+
+
+def _most(number: int, max_message: int) -> int:
+    if number == ONCE:
+        return max_message
+    return min(SIZES[number], region_size(max_message))
+
+
+def _mapped(given: Sequence[fdpass.Fd], most: int) -> Mapping:
+    """Map a region that the peer gave; its descriptors stay the caller's."""
+    return with_copies(given, lambda copies: _map_one(copies[0], most))
+
+
+def _map_one(fd: fdpass.Fd, most: int) -> Mapping:
+    with fdpass.Memfd.adopt(fd, max_size=most, seals=_SEALS) as memfd:
+        return map_segment(memfd.fileno(), memfd.size, writable=False)
+
+
+def with_copies(descriptors: Sequence[fdpass.Fd], use: Callable[[list[fdpass.Fd]], T]) -> T:
+    """Give copies of descriptors to what takes them over; raise TroubleError if it refuses them."""
+    copies = fdpass.Fd.blank(len(descriptors))
+    try:
+        fdpass.Fd.own(copies, map(os.dup, [fd.fileno() for fd in descriptors]))
+        return use(copies)
+    except BaseException as error:
+        for fd in copies:
+            fd.close()
+        if isinstance(error, fdpass.FdPassError):
+            message = f"the peer sent a memory region that is none: {error}"
+            raise TroubleError(CORRUPT, message) from error
+        raise
