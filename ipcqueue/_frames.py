@@ -696,7 +696,7 @@ class FrameReceiver(ReceiverEnd):
         while not self._build_once(limit):
             self._reclaim()  # a handler or another thread has used this end, or closed it, meanwhile
 
-    def _build_once(self, limit: int) -> bool:  # noqa: C901, PLR0912 (one loop, and its ways out)
+    def _build_once(self, limit: int) -> bool:  # noqa: C901, PLR0912, PLR0915 (one loop, its ways out)
         ring = self._ring if self._ring is not None else self._usable()
         if ring is None:
             raise TroubleError(CLOSED)
