@@ -511,11 +511,12 @@ class SlotReceiver(ReceiverEnd):
                 self._recover(code, before)
                 continue
             count = int(self._count[0])
-            got = self._view[: count * size]
+            got, after = self._view[: count * size], (before + count) & U64
             if self._delivered != before:
                 continue
+            # No bytecode between these can be interrupted, and the second needs no memory.
             data += got
-            self._delivered = (before + count) & U64
+            self._delivered = after
             if count < wanted:
                 return
 

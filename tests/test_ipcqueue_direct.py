@@ -518,7 +518,9 @@ def test_a_decoder_that_deletes_what_waits_and_fails_does_no_harm():
             del receiver._stash
             raise ValueError
 
-        receiver.shorten(ipcqueue._ring.address_of(receiver._ring), 8, 64, True, False, interfere, None)
+        receiver.shorten(
+            ipcqueue._ring.address_of(receiver._ring), 8, 64, True, False, interfere, None
+        )
         one.xmit((1,))
         assert decode(bytes(8)) == (0,)
         assert other.recv(timeout=0) == (1,)  # the long way

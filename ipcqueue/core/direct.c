@@ -193,7 +193,8 @@ static PyObject *frames_try_push(Sender *self, PyObject *record)
                : result == IPCQ_DONE || result == IPCQ_FULL ? PyBool_FromLong(result == IPCQ_DONE)
                                                             : NULL;
     }
-    if (PyBytes_CheckExact(record) && PyBytes_GET_SIZE(record) <= self->size && usable(self->ring, self->known)) {
+    if (PyBytes_CheckExact(record) && PyBytes_GET_SIZE(record) <= self->size &&
+        usable(self->ring, self->known)) {
         struct ipcq_frame frame = {.size = (uint32_t)PyBytes_GET_SIZE(record)};
         result = ipcq_frame_push(self->at, &frame, PyBytes_AS_STRING(record), NULL);
     }
@@ -570,7 +571,8 @@ static Py_ssize_t take_ahead(Receiver *self, Py_ssize_t most, Py_ssize_t bytes)
     PyObject *data = PyBytes_FromStringAndSize(NULL, most * self->size);
     if (data == NULL)
         return -1;
-    if (ipcq_pop(self->at, PyBytes_AS_STRING(data), (uint64_t)most, self->next, &count) != IPCQ_DONE) {
+    if (ipcq_pop(self->at, PyBytes_AS_STRING(data), (uint64_t)most, self->next, &count) !=
+        IPCQ_DONE) {
         Py_DECREF(data);
         return 0;
     }
