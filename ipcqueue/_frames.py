@@ -26,7 +26,7 @@ import fdpass
 from ._binding import direct
 from ._core import ffi, lib
 from ._errors import BadRecord, DecodeFailed, Unaccepted
-from ._message import MAX_FLAGS, OUT_AGAIN, OUT_OF_LINE, OUTSIDE, Framed, Received
+from ._message import MAX_FLAGS, OUT_AGAIN, OUT_OF_LINE, OUTSIDE, Framed, Message, Received
 from ._outside import PLACE_SIZE, SIZES, Outgoing, Outside, find, with_copies
 from ._ring import (
     CLOSED,
@@ -966,14 +966,10 @@ if direct is not None:
         def __init__(self, *arguments: Any) -> None:
             super().__init__(*arguments)
             most = min(self._limits.max_message, self.capacity)
+            # A function of the application may take long, or receive by itself: not the short way.
+            decode = self._decode if self._decode is Message else None
             self.shorten(
-                address_of(self._ring),
-                most,
-                MOST_AHEAD,
-                self._keeps,
-                self._plain,
-                self._decode,
-                None,
+                address_of(self._ring), most, MOST_AHEAD, self._keeps, self._plain, decode, None
             )
 
         def pop_ready(self, limit: int) -> Any:

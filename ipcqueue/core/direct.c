@@ -425,13 +425,13 @@ static PyObject *take_frame(Receiver *self)
 {
     struct ipcq_frame frame;
     const char *payload;
-    if (!look_at_frame(self, &frame, &payload))
+    if ((!self->plain && !ready(self->decode)) || !look_at_frame(self, &frame, &payload))
         return NULL;
     PyObject *data = PyBytes_FromStringAndSize(payload, (Py_ssize_t)frame.size);
     if (data == NULL)
         return NULL;
     if (!self->plain) {
-        /* Before it is taken: where this fails, the long way meets it again, and says so. */
+        /* A Message.  Before it is taken: where this fails, the long way meets it again. */
         unsigned long long next = self->next;
         PyObject *record = PyObject_CallFunction(self->decode, "OII", data, (unsigned int)frame.tag,
                                                  (unsigned int)(frame.flags & UINT8_MAX));
