@@ -579,7 +579,7 @@ class ReceiverEnd(End):
         return records
 
     def is_quiet(self) -> bool:
-        """Whether nothing waits, and nothing was wrong a moment ago; False if that is not known."""
+        """Whether nothing waits, in ring and socket, and nothing is wrong; False if not known."""
         return False
 
     def looked(self) -> None:

@@ -1073,11 +1073,11 @@ def test_descriptors_without_a_frame_are_kept_to_a_number_and_closed(hostile):
     ends = it.pipe()
     for _ in range(MOST_ATTACHED):
         it.give(ends[0])
-        assert it.victim.recv_message(timeout=0) is None
+        assert it.victim.recv(timeout=0) is None
     assert open_descriptors() == before + 2 + MOST_ATTACHED
     it.give(ends[0])
     with pytest.raises(CorruptPeer, match="1 descriptors nobody asked for"):
-        it.victim.recv_message(timeout=0)
+        it.victim.recv(timeout=0)
     it.victim.close()
     it.endpoint.close()
     assert open_descriptors() < before

@@ -31,8 +31,9 @@
  * 5 ms. */
 enum { KEPT_NS = 30000 };
 
-/* A receiver that asks again and again need not look at its socket each time, but so often. */
-enum { LOOK_NS = 50000 };
+/* A receiver that asks again and again only peeks at its socket, but so often Python looks, too: an
+ * exception may have kept it from digesting what it had read. */
+enum { LOOK_NS = 1000000 };
 
 static uint64_t now_ns(void)
 {
@@ -637,7 +638,8 @@ static PyObject *is_empty(Receiver *self, PyObject *Py_UNUSED(ignored))
 
 static PyObject *is_quiet(Receiver *self, PyObject *Py_UNUSED(ignored))
 {
-    return PyBool_FromLong(nothing_waits(self) && now_ns() - self->looked < LOOK_NS);
+    return PyBool_FromLong(nothing_waits(self) && now_ns() - self->looked < LOOK_NS &&
+                           ipcq_is_silent(self->at));
 }
 
 static PyObject *records_ready(Receiver *self, PyObject *patient);
@@ -671,7 +673,7 @@ static PyMemberDef frame_receiver_members[] = {
     {"is_empty", (PyCFunction)is_empty, METH_NOARGS,                                              \
      "Tell whether nothing waits, and nothing is wrong as far as the ring says."},                \
     {"is_quiet", (PyCFunction)is_quiet, METH_NOARGS,                                              \
-     "Tell whether nothing waits, and nothing is wrong as far as was seen a moment ago."},        \
+     "Tell whether nothing waits, neither in the ring nor in the socket, and nothing is wrong."},        \
     {"ready", (PyCFunction)records_ready, METH_O,                                                 \
      "ready(patient): for a loop, records one by one; patient: after looking for each."},         \
     {"all", (PyCFunction)records_all, METH_VARARGS,                                               \

@@ -228,6 +228,14 @@ int ipcq_look(ipcq_receiver *r, uint64_t from, const char **at, uint64_t *run)
     return result;
 }
 
+int ipcq_is_silent(const ipcq_receiver *r)
+{
+    char byte;
+    return r->bell.socket >= 0 &&
+           recv(r->bell.socket, &byte, sizeof byte, MSG_PEEK | MSG_DONTWAIT) < 0 &&
+           (errno == EAGAIN || errno == EWOULDBLOCK);
+}
+
 int ipcq_is_forked(const ipcq_receiver *r)
 {
     return forked(r->forks, r->generation);

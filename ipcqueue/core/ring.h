@@ -167,8 +167,10 @@ void ipcq_receiver_patience(ipcq_receiver *r, uint64_t nanoseconds, int adaptive
 uint64_t ipcq_patience(ipcq_receiver *r);
 void ipcq_learn(ipcq_receiver *r, int came);
 
-/* Whether nothing waits, and the peer, as far as its segment says, has neither ended nor lied. */
+/* Whether nothing waits, and the peer, as far as its segment says, has neither ended nor lied; and
+ * whether nothing has come through the socket, not even its end. */
 int ipcq_is_quiet(ipcq_receiver *r, uint64_t from);
+int ipcq_is_silent(const ipcq_receiver *r);
 
 /* What waits from index `from` on, in place: *run units at *at, contiguous; there may be more
  * behind them.  The peer can change it at any time.  DONE, EMPTY, AGAIN (it was taken already),
