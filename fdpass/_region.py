@@ -13,6 +13,8 @@ MemoryRegistry, which learns from the token when everybody has let go (_registry
 Views outlive what they came from: a NumPy array made of `.buffer` is valid after close(). So the
 memory is unmapped, and a token closed, when the last view is gone and never under it. What a
 region can revoke is the view that `.buffer` gave; what was derived from it, it can only count.
+
+The file is long because the three modes are one class: they differ in seals, not in what is done.
 """
 
 import contextlib

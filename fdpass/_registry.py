@@ -2,8 +2,8 @@
 
 Making memory costs the kernel a zeroed page for every 4 KiB and a mapping of each: 25 ms for
 64 MiB where this was written. Memory that comes home costs 0.02 ms, whatever its size
-(benchmarks/regions.py), and receivers can keep it mapped (_mappings.py). How the registry learns that nobody holds a region, though receivers are
-not trusted and may die at any moment:
+(benchmarks/regions.py), and receivers can keep it mapped (_mappings.py). How the registry learns
+that nobody holds a region, though receivers are not trusted and may die at any moment:
 
     alloc()     makes a pipe: its read end stays here, watched; the write end is the token
     giving      duplicates the token, with the memory, into each receiver
@@ -13,6 +13,8 @@ not trusted and may die at any moment:
 
 Each lending has a pipe of its own, so what was let go once cannot be held again. A receiver that
 closes the token and keeps the memory can only read, and only what is lent under the same tag.
+
+The file is long because lending, coming home and trimming are one object's, under one lock.
 """
 
 import bisect

@@ -6,6 +6,9 @@ in which (_outside.py); for who receives there is no difference.
 Descriptors go through the socket, in one two-byte message per frame that has any, sent before
 the frame is published.  Both streams are in order, so the n-th of the one belongs to the n-th of
 the other, and when a frame is seen its descriptors are there already.
+
+The file is long because a message is received in one order of steps, with all that may come beside
+it, and lent, put back or given up in the same; no part of that is used alone.
 """
 
 from __future__ import annotations

@@ -3,13 +3,16 @@
 _slots and _frames, the two shapes of ring, _outside and _loan build on it; nobody else calls the
 core.
 
-Threads: the core wants one caller at a time for each end, and cffi releases the GIL, so each
-end has a lock.  It is re-entrant, because a signal handler may interrupt its own thread inside
-and use the same end.
+Threads: a step of Python here is several calls of the core, between which other threads may run,
+so each end has a lock; a single call of the core keeps the GIL (_build.py) and needs none.  The
+lock is re-entrant, because a signal handler may interrupt its own thread inside and use the same
+end.
 
 Exceptions between bytecodes (Ctrl-C): what the core does is complete when it returns, wake-up
 included, so an interrupted push has happened or has not.  A pop is more delicate, since the
 record lives only in this process from then on; see SlotReceiver and FrameReceiver.
+
+The file is long because both ends of both shapes are described here once, with what they share.
 """
 
 from __future__ import annotations
@@ -564,7 +567,8 @@ class ReceiverEnd(End):
     def fetch_ahead(self, limit: int) -> list[Any] | None:
         """Return what take_many() has taken, or what a handler or another thread left of it.
 
-        That may be some that a loop has taken since, and more than `limit`.
+        What stands in `ahead` by then may be what a loop has taken since, and more than `limit`:
+        the rest stays there.
         """
         # No bytecode between these can be interrupted.
         records, place = self.ahead, self.place

@@ -1,4 +1,8 @@
-"""A ring of slots from Python: records of one size, copied in and out."""
+"""A ring of slots from Python: records of one size, copied in and out.
+
+The file is long because both ends stand in it, each the long way and, at the end, with the short
+ways of core/direct.c on top, which rely on its order of steps.
+"""
 
 from __future__ import annotations
 

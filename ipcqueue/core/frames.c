@@ -114,6 +114,16 @@ int ipcq_frame_push_outside(struct ipcq_sender *s, const struct ipcq_frame *fram
     return result;
 }
 
+/* Publish the `n` frames that are written, up to index `head`.  `result` is why no more were: where
+ * some were, lack of space is none. */
+static int publish_run(struct ipcq_sender *s, uint64_t head, uint64_t n, int result, uint64_t *done)
+{
+    if (n > 0)
+        publish(s, head, 1);
+    *done = n;
+    return n > 0 && result == IPCQ_FULL ? IPCQ_DONE : result;
+}
+
 int ipcq_frame_push_many(ipcq_sender *s, const struct ipcq_frame *frames, const char *payloads,
                          uint64_t n, uint64_t *done)
 {
@@ -131,12 +141,9 @@ int ipcq_frame_push_many(ipcq_sender *s, const struct ipcq_frame *frames, const 
         payloads += frames[i].size;
         head += extent(frames[i].size);
     }
-    if (i > 0)
-        publish(s, head, 1);
-    else if (result == IPCQ_FULL)
+    if (i == 0 && result == IPCQ_FULL)
         count(&s->own->sending.refused);
-    *done = i;
-    return i > 0 && result == IPCQ_FULL ? IPCQ_DONE : result;
+    return publish_run(s, head, i, result, done);
 }
 
 int ipcq_frame_push_pieces(ipcq_sender *s, const struct ipcq_piece *pieces, uint64_t n,
@@ -156,10 +163,7 @@ int ipcq_frame_push_pieces(ipcq_sender *s, const struct ipcq_piece *pieces, uint
         write_frame(s, head, &frame, pieces[i].at);
         head += extent(frame.size);
     }
-    if (i > 0)
-        publish(s, head, 1);
-    *done = i;
-    return i > 0 && result == IPCQ_FULL ? IPCQ_DONE : result;
+    return publish_run(s, head, i, result, done);
 }
 
 /* -- receiving ---------------------------------------------------------------------------- */
