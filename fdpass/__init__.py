@@ -33,7 +33,17 @@ from ._mappings import Mappings
 from ._memfd import Memfd, Seal
 from ._region import MemoryRegion, Mode
 from ._rights import ANCILLARY_SPACE, MAX_FDS, RECEIVE_FLAGS, unpack
-from ._socket import Credentials, peer_credentials, recv_fd, recv_fds, send_fd, send_fds
+from ._socket import (
+    Credentials,
+    pass_pidfd,
+    peer_credentials,
+    peer_pidfd,
+    recv_fd,
+    recv_fds,
+    recv_fds_and_pidfd,
+    send_fd,
+    send_fds,
+)
 
 if typing.TYPE_CHECKING:
     from ._registry import MemoryRegistry, RegistryStatistics, Returned
@@ -84,9 +94,12 @@ __all__ = [
     "WrongSize",
     "WrongTag",
     "WrongType",
+    "pass_pidfd",
     "peer_credentials",
+    "peer_pidfd",
     "recv_fd",
     "recv_fds",
+    "recv_fds_and_pidfd",
     "renewed_after_fork",
     "send_fd",
     "send_fds",

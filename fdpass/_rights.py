@@ -60,15 +60,17 @@ def pack(numbers: Iterable[int]) -> Rights:
 def unpack(ancillary: Ancillary) -> tuple[list[int], list[int]]:
     """Find the descriptors in what recvmsg() gave: those the peer sent, and stray ones.
 
-    A stray one is the pidfd that the kernel adds when SO_PASSPIDFD is on; nobody asked for it
-    here, yet it is open and somebody must close it.
+    A stray one is the pidfd that the kernel adds when SO_PASSPIDFD is on: whether or not anybody
+    asked for it here, it is open and somebody must close it.  Where the kernel could not open one,
+    it says so by a negative number.
     """
     sent: list[int] = []
     stray: list[int] = []
     for level, kind, payload in ancillary:
         if level == socket.SOL_SOCKET and kind in (socket.SCM_RIGHTS, _SCM_PIDFD):
             whole = len(payload) - len(payload) % _INT  # a cut list may end inside a number
-            (sent if kind == socket.SCM_RIGHTS else stray).extend(array("i", payload[:whole]))
+            numbers = array("i", payload[:whole])
+            (sent if kind == socket.SCM_RIGHTS else stray).extend(n for n in numbers if n >= 0)
     return sent, stray
 
 

@@ -61,10 +61,15 @@ class Inbox:
 
     def claim(self) -> list[Fd]:
         """Give the caller the descriptors the peer sent; close stray ones."""
+        fds, stray = self.claim_all()
+        _close_unwanted(stray)
+        return fds
+
+    def claim_all(self) -> tuple[list[Fd], list[Fd]]:
+        """Give the caller the descriptors the peer sent, and the stray ones."""
         count = len(unpack_all(self.messages)[0])
         fds = self._adopt()
-        _close_unwanted(fds[count:])
-        return fds[:count]
+        return fds[:count], fds[count:]
 
     def _close(self) -> None:
         _close_unwanted(self._adopt())
@@ -162,11 +167,59 @@ def recv_fds(
         return joined(inbox.messages), inbox.claim()
 
 
+def recv_fds_and_pidfd(
+    sock: socket.socket, max_fds: int = MAX_FDS, max_data: int = 4096
+) -> tuple[bytes, list[Fd], Fd | None]:
+    """Receive as recv_fds() does, and a pidfd of the process that sent it, if the kernel gave one.
+
+    It does after pass_pidfd(), but not for what was sent before, by a sender that had not called
+    that either; nor at the limit of open descriptors.
+    """
+    with Inbox() as inbox:
+        _receive(sock, expect_some(max_fds, max_data), inbox)
+        data = joined(inbox.messages)
+        fds, pidfds = inbox.claim_all()
+    last = pidfds.pop() if pidfds else None
+    _close_unwanted(pidfds)
+    return data, fds, last
+
+
 def _receive(sock: socket.socket, incoming: Incoming, inbox: Inbox) -> None:
     while size := incoming.missing(inbox.messages):
         # One bytecode; see the top of this file. Never recv_fds() of the standard library,
         # whose descriptors are inheritable, and never MSG_PEEK, which duplicates them.
         inbox.messages.extend(map(sock.recvmsg, (size,), (ANCILLARY_SPACE,), (RECEIVE_FLAGS,)))
+
+
+_SO_PASSPIDFD, _SO_PEERPIDFD = 76, 77  # of Linux 6.5; not in the socket module of Python 3.11
+
+
+def pass_pidfd(sock: socket.socket, *, on: bool = True) -> bool:
+    """Have the kernel say which process sends, by a pidfd beside the data; return how it was before.
+
+    On for one side of a connection, it concerns what is sent from then on either way.  Does nothing
+    where the kernel does not know it (before Linux 6.5).  Source: SO_PASSPIDFD in unix(7).
+    """
+    try:
+        before = bool(sock.getsockopt(socket.SOL_SOCKET, _SO_PASSPIDFD))
+        sock.setsockopt(socket.SOL_SOCKET, _SO_PASSPIDFD, on)
+    except OSError:
+        return False
+    return before
+
+
+def peer_pidfd(sock: socket.socket) -> Fd | None:
+    """Open a pidfd of the process that peer_credentials() tells of; None where that cannot be.
+
+    It becomes readable when that process has exited.  Source: SO_PEERPIDFD in unix(7).
+    """
+    fds = Fd.blank(1)
+    option = (socket.SOL_SOCKET,), (_SO_PEERPIDFD,)
+    try:
+        Fd.own(fds, map(sock.getsockopt, *option))
+    except OSError:  # not known before Linux 6.5; the process is gone; the limit of descriptors
+        return None
+    return fds[0]
 
 
 class Credentials(NamedTuple):

@@ -197,6 +197,8 @@ class Threads:
 
         def wait(sock: socket.socket) -> None:
             poll.register(sock, events)
+            if endpoint.process is not None:
+                poll.register(endpoint.process, select.POLLIN)
             poll.poll(_milliseconds(left))
 
         endpoint.with_socket(wait)

@@ -25,6 +25,7 @@ import os
 import select
 import socket
 import struct
+import sys
 import termios
 import threading
 import warnings
@@ -119,8 +120,9 @@ class Endpoint:
         self.followers: set[threading.Lock] = set()
         self.rescues = 0
         self._sock = opening.sock
-        self._poll = select.poll()  # for one thread at a time, which is `reading`
-        self._poll.register(self._sock, select.POLLIN)
+        self.process = opening.process  # of the peer, where the kernel tells
+        self._poll = _polling(self._sock, self.process)  # for who is `reading`, at a time
+        self._events: select.epoll | None = None
         self._own, self._peer = own, peer
         self._generation = _ring.fork_generation()
         self._unread: list[Any] = []  # results of recvmsg(), or what they turned out to be
@@ -140,7 +142,7 @@ class Endpoint:
         bell = opening.sock.fileno()
         patience = terms.patience._replace(keeps=self.peer.pid != os.getpid())
         if terms.role.sends:
-            place = Place(own.identity.capacity, codec.size, bell, patience=patience)
+            place = Place(own.identity.capacity, codec.size, bell, 0, patience, self.process)
             if isinstance(codec, MessageCodec):
                 limits = self._peer_limits
                 self.sender = _frames.sender(*both, place, codec, trouble, limits, terms.inline)
@@ -163,6 +165,32 @@ class Endpoint:
         if self.closed:
             raise Closed("this side has closed the connection")
         return self._sock.fileno()
+
+    def peer_pidfd(self) -> int | None:
+        """Return a pidfd of the peer's process, None if the kernel does not tell; raise Closed."""
+        if self.closed:
+            raise Closed("this side has closed the connection")
+        return None if self.process is None else self.process.fileno()
+
+    def events_fileno(self) -> int:
+        """Return a descriptor that is readable when the socket is, or the peer has exited.
+
+        At the limit of descriptors the socket's must do.  Raises Closed.
+        """
+        number = self.fileno()
+        if self.process is None:
+            return number
+        with self.mutex:
+            if self._events is None:
+                try:
+                    self._events = _watching(number, self.process)
+                except OSError:
+                    return number
+            return self._events.fileno()
+
+    def awaited(self) -> list[int]:
+        """Return the descriptors that an event loop may be waiting for; raise Closed."""
+        return [self.fileno()] + ([] if self._events is None else [self._events.fileno()])
 
     # -- records ---------------------------------------------------------------------------
 
@@ -455,7 +483,12 @@ class Endpoint:
                     if doorbells:
                         return int(doorbells)
             except BlockingIOError:
-                return 0
+                if self.process is None or not self.process.has_exited():
+                    return 0
+                # Somebody else holds the socket open: it ends here, after what came before.
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
+                return self._read(sock)
             except OSError:  # ECONNRESET, once, when it left without reading all we sent
                 self._unread.append((b"", [], 0, None))
         data, ancillary, flags, error = self._unread[0]
@@ -705,14 +738,16 @@ class Endpoint:
             deque(map(os.close, numbers), maxlen=0)
         if self.receiver is not None:
             self.receiver.discard()
-        self._sock.close()
+        for held in (self._events, self.process, self._sock):
+            if held is not None:
+                held.close()
         self._own.close()
         self._peer.close()
 
-    def __del__(self, warn: Any = warnings.warn) -> None:
+    def __del__(self, warn: Any = warnings.warn, finalizing: Any = sys.is_finalizing) -> None:
         # Takes no lock and says no goodbye: to forget an end is to drop it.
         if not self._released:
-            if not self._forked():
+            if not self._forked() and not finalizing():
                 warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
             self.closed = True  # for what the garbage collector finalizes after this
             self._release()
@@ -725,6 +760,21 @@ class Endpoint:
 # Enough reads of 4096 bytes to empty the largest socket buffer a two-byte message can fill.
 _TURNS_TO_THE_END = 64
 GOODBYE = bytes((Opcode.WRITE, 0, Opcode.READ, 0))
+
+
+def _polling(*watched: Any) -> select.poll:
+    poll = select.poll()
+    for each in watched:
+        if each is not None:
+            poll.register(each, select.POLLIN)
+    return poll
+
+
+def _watching(*watched: Any) -> select.epoll:
+    epoll = select.epoll()
+    for each in watched:
+        epoll.register(each, select.EPOLLIN)
+    return epoll
 
 
 def _bytes_that_came(sock: socket.socket) -> tuple[int]:

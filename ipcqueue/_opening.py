@@ -23,6 +23,7 @@ from ._endpoint import Endpoint, tell
 from ._errors import CorruptPeer, CredentialsRefused, HandshakeTimeout, PeerDied, QueueError
 from ._handshake import HEADER_SIZE, Greeting, Identity, Role, check, checked_name
 from ._message import Limits
+from ._process import Process, process_behind
 from ._record import AnyCodec, codec_for
 
 if TYPE_CHECKING:
@@ -184,6 +185,9 @@ class Opening:
         self._greeting = Greeting()
         self._received: list[fdpass.Fd] = []
         self._said_hello = False
+        self._sender: fdpass.Fd | None = None  # of the peer's HELLO: a pidfd
+        self._passed_pidfd = False
+        self.process: Process | None = None
         self.deadline = deadline_of(terms.timeout)
         try:
             if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
@@ -195,6 +199,7 @@ class Opening:
                 raise CredentialsRefused(
                     f"the peer runs under uid {self.peer.uid}, admitted are {sorted(admitted)}"
                 )
+            self._passed_pidfd = fdpass.pass_pidfd(sock)
             self._segments.append(
                 _segment.create(terms.codec, terms.capacity, terms.name, terms.limits)
             )
@@ -227,7 +232,12 @@ class Opening:
                         f"the peer did not introduce itself within {self.terms.timeout} s"
                     )
                 return None
-            return Endpoint(self, self._segments[0], self._adopt_segment())
+            fdpass.pass_pidfd(self.sock, on=self._passed_pidfd)
+            segment = self._adopt_segment()
+            pid = segment.identity.creator_pid
+            sender, self._sender = self._sender, None
+            self.process = process_behind(self.sock, sender, self.peer, pid)
+            return Endpoint(self, self._segments[0], segment)
         except BaseException as error:
             self.abandon(error)
             raise
@@ -246,14 +256,19 @@ class Opening:
     def _hear_hello(self) -> bool:
         while self._greeting.missing:
             try:
-                data, fds = fdpass.recv_fds(self.sock, 1, self._greeting.missing)
+                missing = self._greeting.missing
+                data, fds, sender = fdpass.recv_fds_and_pidfd(self.sock, 1, missing)
             except BlockingIOError:
                 return False
             except fdpass.FdPassError as error:
                 raise CorruptPeer(f"the peer's HELLO: {error}") from error
             except ConnectionResetError:
-                data, fds = b"", []
+                data, fds, sender = b"", [], None
             self._received += fds
+            if sender is not None:
+                sender, self._sender = self._sender, sender
+                if sender is not None:
+                    sender.close()
             for fd in fds:
                 _ring.forbid_linger(fd.fileno())
             if not data:
@@ -278,5 +293,6 @@ class Opening:
         self.sock.close()
         for fd in self._received:
             fd.close()
-        for segment in self._segments:
-            segment.close()
+        for held in (self._sender, self.process, *self._segments):
+            if held is not None:
+                held.close()

@@ -135,6 +135,14 @@ class Connection:
         """Return the socket's descriptor, to watch; see arm().  Raises Closed."""
         return self._endpoint.fileno()
 
+    def peer_pidfd(self) -> int | None:
+        """Return a pidfd of the peer, to watch beside fileno(); None where the kernel has none.
+
+        It becomes readable when the peer's process has exited, which the socket does not tell as
+        long as a child of the peer's holds it open.  Borrowed; Linux 6.5.  Raises Closed.
+        """
+        return self._endpoint.peer_pidfd()
+
     def finish(self) -> None:
         """End in good order, as close() does; what has arrived can still be received, then Closed.
 

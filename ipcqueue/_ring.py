@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from contextlib import AbstractContextManager
 
+    from ._process import Process
+
 DONE: int = lib.IPCQ_DONE
 FULL: int = lib.IPCQ_FULL
 EMPTY: int = lib.IPCQ_EMPTY
@@ -234,6 +236,7 @@ class Place(NamedTuple):
     bell: int  # the socket to ring the peer's doorbell on
     start: int = 0  # the index to begin with
     patience: Patience | None = None  # None: as is best
+    process: Process | None = None  # of the peer
 
 
 def address_of(pointer: Any) -> int:
@@ -374,6 +377,8 @@ class SenderEnd(End):
         lib.ipcq_sender_init(
             ring, own.at, peer.at, place.capacity, place.unit, place.bell, place.start
         )
+        if place.process is not None:
+            lib.ipcq_sender_watch(ring, place.process.fileno())
         patience = place.patience or ADAPTIVE
         lib.ipcq_sender_patience(ring, patience.nanoseconds, patience.adaptive)
         super().__init__(place, ring, own, trouble)

@@ -470,7 +470,7 @@ class Interface(trio.abc.Channel[Any]):
             else:
                 endpoint.reading = True
                 try:
-                    await wait_readable(endpoint.fileno())
+                    await wait_readable(endpoint.events_fileno())
                     endpoint.service()
                 finally:
                     endpoint.reading = False
@@ -496,7 +496,8 @@ class Interface(trio.abc.Channel[Any]):
             self._opening.abandon()
             self._opening = None
         elif self._endpoint is not None and not self._endpoint.closed:
-            notify_closing(self._endpoint.fileno())
+            for number in self._endpoint.awaited():
+                notify_closing(number)
             self._endpoint.close()
             self._followers.unpark_all()
 

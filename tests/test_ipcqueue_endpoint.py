@@ -889,10 +889,10 @@ class TestClose:
         first.turn()
         assert first.ended
 
-    def test_three_descriptors_come_and_go(self):
+    def test_four_descriptors_come_and_go(self):
         before, mappings = descriptors(), mapped()
         ends = pair(SPEC)
-        assert len(descriptors()) == len(before) + 2 * 3
+        assert len(descriptors()) == len(before) + 2 * 4  # memory files, socket, pidfd
         assert mapped() == mappings + 2 * 2
         for end in ends:
             end.close()
@@ -1110,7 +1110,7 @@ class TestFork:
                 before = len(descriptors())
                 endpoint.close()
                 endpoint.close()
-                assert len(descriptors()) == before - 3
+                assert len(descriptors()) == before - 4
                 assert endpoint.closed
                 with pytest.raises(QueueError):
                     endpoint.try_pop()
@@ -1126,7 +1126,7 @@ class TestFork:
             before = len(descriptors())
             ends.clear()  # a ResourceWarning would be an error, and printed
             gc.collect()
-            assert len(descriptors()) == before - 6
+            assert len(descriptors()) == before - 8
 
         assert forked(child) == 0
         sender, receiver = ends

@@ -287,7 +287,7 @@ def test_the_role_is_a_label_and_both_can_do_the_same(pool, role):
         assert (one.recv(), other.recv()) == (b"b", b"a")
 
 
-def test_each_connection_costs_three_descriptors_and_two_mappings_on_each_side(pool):
+def test_each_connection_costs_four_descriptors_and_two_mappings_on_each_side(pool):
     def cost():
         maps = Path("/proc/self/maps").read_text().count("/memfd:memenpsf")
         return len(list(Path("/proc/self/fd").iterdir())), maps
@@ -295,7 +295,8 @@ def test_each_connection_costs_three_descriptors_and_two_mappings_on_each_side(p
     sockets = cost()[0] + 2
     with opened(pool, 8):
         descriptors, mappings = cost()
-        assert descriptors - sockets == 4  # two segments on each side, beside the sockets
+        # Two segments on each side, and a pidfd of the other, beside the sockets.
+        assert descriptors - sockets == 6
         assert mappings == 4
     assert cost() == (sockets - 2, 0)
 

@@ -87,6 +87,7 @@ struct ipcq_sender {
     const _Atomic uint32_t *forks; /* of this process; see forked() */
     int corrupt;
     struct bell bell;
+    int process;           /* a pidfd of the peer, or -1 */
     _Atomic uint64_t head; /* private truth; atomic only because spin and arm look at it */
     uint64_t tail;         /* the peer's index when last loaded */
     uint64_t peer_seen_ns;
@@ -186,8 +187,9 @@ static inline int peer_is_gone(struct ipcq_sender *s)
     uint64_t now = now_ns(CLOCK_MONOTONIC_COARSE);
     if (now - s->peer_seen_ns < LIVENESS_INTERVAL_NS || s->bell.socket < 0)
         return 0;
-    struct pollfd p = {.fd = s->bell.socket, .events = POLLRDHUP};
-    if (poll(&p, 1, 0) > 0)
+    struct pollfd p[] = {{.fd = s->bell.socket, .events = POLLRDHUP},
+                         {.fd = s->process, .events = POLLIN}};
+    if (poll(p, 2, 0) > 0)
         return 1; /* and peer_seen_ns stays, so that the next push says so, too */
     s->peer_seen_ns = now;
     atomic_store_explicit(&s->own->sending.last_active_ns, now, memory_order_relaxed);

@@ -94,13 +94,20 @@ void ipcq_sender_init(ipcq_sender *s, void *own, const void *peer, uint64_t capa
     s->generation = ipcq_fork_generation();
     s->forks = &forks;
     s->bell.socket = bell;
+    s->process = -1;
     atomic_init(&s->head, head);
     s->tail = head;
+}
+
+void ipcq_sender_watch(ipcq_sender *s, int process)
+{
+    s->process = process;
 }
 
 void ipcq_sender_silence(ipcq_sender *s)
 {
     s->bell.socket = -1;
+    s->process = -1;
 }
 
 /* Anything unusual counts as space: the push that follows finds out what it is. */

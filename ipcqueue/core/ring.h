@@ -102,7 +102,11 @@ size_t ipcq_sender_size(void);
 void ipcq_sender_init(ipcq_sender *s, void *own, const void *peer, uint64_t capacity,
                       uint32_t slot_size, int bell, uint64_t head);
 
-/* Never touch the socket again: it is about to be closed, and its number to be reused. */
+/* Let pidfd `process` (borrowed; -1: none) say as well that the peer is gone: its socket may have
+ * been kept open by somebody else. */
+void ipcq_sender_watch(ipcq_sender *s, int process);
+
+/* Never touch socket and pidfd again: they are about to be closed, and their numbers reused. */
 void ipcq_sender_silence(ipcq_sender *s);
 
 /* Publish one record of slot_size bytes. DONE, FULL, GONE, FORKED, CORRUPT. */
