@@ -9,10 +9,10 @@
  *  - and, once told that the peer is corrupt, is told so for good.
  *
  * The input is a program: a shape of ring, which of its ends is the victim, where counting begins,
- * and then steps of the victim and of the peer.  A step of the peer may be put off to one of the next
- * loads within the core (hooked_atomics.h).  Both segments stand between pages that cannot be
- * touched, the peer's is mapped read-only for the victim, and what is left of the last page of slots
- * is poisoned for AddressSanitizer.
+ * and then steps of the victim and of the peer.  A step of the peer may be put off to one of the
+ * next loads within the core (hooked_atomics.h).  Both segments stand between pages that cannot be
+ * touched, the peer's is mapped read-only for the victim, and what is left of the last page of
+ * slots is poisoned for AddressSanitizer.
  *
  * With -DREPLAY there is a main() that runs the files it is given once each, without libFuzzer.
  */
@@ -90,7 +90,7 @@ static char *mapped(const struct arena *a, int fd, int writable)
     char *at = guards + PAGE;
     CHECK(ipcq_map(at, fd, a->bytes, mirrored, writable) == 0);
     size_t used = IPCQ_HEADER_SIZE + a->capacity * a->size;
-    ASAN_POISON_MEMORY_REGION(at + used, a->bytes + mirrored - used - mirrored);
+    ASAN_POISON_MEMORY_REGION(at + used, a->bytes - used);
     return at;
 }
 
@@ -170,8 +170,8 @@ static struct ipcq_frame any_frame(void)
     return frame;
 }
 
-/* What the peer does next; `index` is the victim's, of which its own should be near; a frame would be
- * looked for at `next`. */
+/* What the peer does next; `index` is the victim's, of which its own should be near; a frame would
+ * be looked for at `next`. */
 static struct move peers_move(uint64_t index, uint64_t next)
 {
     static const size_t words[] = {
@@ -317,6 +317,15 @@ static void latch(int result)
     corrupt = corrupt || result == IPCQ_CORRUPT;
 }
 
+/* Whoever asks for the indices is told if the peer's cannot be; `between` is how far apart they
+ * are, and is `known` if it has not changed meanwhile. */
+static void check_indices(int result, uint64_t between, int known)
+{
+    CHECK(result == IPCQ_DONE || result == IPCQ_CORRUPT);
+    CHECK(!known || (result == IPCQ_CORRUPT) == (corrupt || between > arena->capacity));
+    CHECK(!corrupt || result == IPCQ_CORRUPT);
+}
+
 static void pop(void)
 {
     uint64_t most = up_to(2 * arena->capacity + 2), not_delivered = number(1) > 240 ? 1 : 0, count;
@@ -401,6 +410,7 @@ static void take(void)
 static void receiver_steps(unsigned step)
 {
     uint64_t head, taken;
+    unsigned before;
     int result;
     struct ipcq_counts counts;
     switch (step) {
@@ -419,8 +429,9 @@ static void receiver_steps(unsigned step)
         CHECK(ipcq_seen(r, tail) <= arena->capacity);
         break;
     case 5:
+        before = ambushes;
         result = ipcq_receiver_indices(r, &head, &taken);
-        CHECK((result == IPCQ_DONE && !corrupt) || result == IPCQ_CORRUPT);
+        check_indices(result, UNHOOKED(&shown->head) - tail, ambushes == before);
         corrupt = corrupt || result == IPCQ_CORRUPT;
         CHECK(taken == tail && head - taken <= arena->capacity);
         break;
@@ -444,7 +455,7 @@ static void receiver_steps(unsigned step)
         ipcq_sending_counts(shown, &counts);
     }
     corrupt = corrupt || r->corrupt;
-    CHECK(atomic_load(&r->tail) == tail && atomic_load(&own->tail) == tail);
+    CHECK(UNHOOKED(&r->tail) == tail && UNHOOKED(&own->tail) == tail);
     CHECK(r->head - tail <= arena->capacity);
 }
 
@@ -464,7 +475,7 @@ static char *records(uint64_t bytes)
     return data;
 }
 
-/* Whether the ring holds `bytes` of data from a unit on; more than a ringful has been written over. */
+/* Whether the ring holds `bytes` of data from a unit on. */
 static int holds(uint64_t at, const char *data, uint64_t bytes)
 {
     for (uint64_t i = 0; i < bytes; i++) {
@@ -486,7 +497,6 @@ static void latch_sent(int result)
           result == IPCQ_CORRUPT);
 }
 
-/* `start % capacity` in bytes; the ring is a multiple of it, so 2^64 is no special place. */
 static uint64_t place_of(uint64_t index)
 {
     return index & (arena->capacity - 1);
@@ -516,12 +526,12 @@ static void push_pieces(void)
         pieces[i] = (struct ipcq_piece){data[i], n};
         all += n;
     }
-    int result = (arena->frames ? ipcq_frame_push_pieces : ipcq_push_pieces)(s, pieces, count, &done);
+    int result = arena->frames ? ipcq_frame_push_pieces(s, pieces, count, &done)
+                               : ipcq_push_pieces(s, pieces, count, &done);
     latch_sent(result);
     if (arena->frames) {
         CHECK(done <= count);
         for (uint64_t i = 0; i < done; i++) {
-            /* What was published, the peer may have taken, and what came next stands there. */
             CHECK(ipcq_frame_extent(pieces[i].size) <= arena->capacity);
             head += ipcq_frame_extent(pieces[i].size);
         }
@@ -616,6 +626,7 @@ static void commit(void)
 static void sender_steps(unsigned step)
 {
     uint64_t published, taken;
+    unsigned before;
     int result;
     struct ipcq_counts counts;
     if (step < 4)
@@ -638,8 +649,9 @@ static void sender_steps(unsigned step)
         commit();
         break;
     case 6:
+        before = ambushes;
         result = ipcq_sender_indices(s, &published, &taken);
-        CHECK((result == IPCQ_DONE && !corrupt) || result == IPCQ_CORRUPT);
+        check_indices(result, head - UNHOOKED(&shown->tail), ambushes == before);
         corrupt = corrupt || result == IPCQ_CORRUPT;
         CHECK(published == head && published - taken <= arena->capacity);
         break;
@@ -657,7 +669,7 @@ static void sender_steps(unsigned step)
         ipcq_receiving_counts(shown, &counts);
     }
     corrupt = corrupt || s->corrupt;
-    CHECK(atomic_load(&s->head) == head && atomic_load(&own->head) == head);
+    CHECK(UNHOOKED(&s->head) == head && UNHOOKED(&own->head) == head);
     CHECK(head - s->tail <= arena->capacity);
 }
 
@@ -717,8 +729,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         (sends ? sender_steps : receiver_steps)(step % 10);
     }
     loads_until_ambush = 0;
-    CHECK(atomic_load(&own->head) == head && atomic_load(&own->tail) == tail);
-    CHECK(own->identity.layout_version == UNTOUCHED && atomic_load(&own->closed) == 0);
+    CHECK(UNHOOKED(&own->head) == head && UNHOOKED(&own->tail) == tail);
+    CHECK(own->identity.layout_version == UNTOUCHED && UNHOOKED(&own->closed) == 0);
     drain_bell();
     char byte;
     if (recv(bell[1], &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0)

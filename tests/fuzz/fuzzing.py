@@ -29,9 +29,10 @@ SANITIZED = ("-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover
 
 
 def kept(target):
-    """Return the inputs of the kept corpus."""
-    lines = (HERE / "corpus" / f"{target}.txt").read_text().split()
-    return [base64.b64decode(line) for line in lines]
+    """Return the inputs of the kept corpus: those that reach most, and those that found a bug."""
+    files = HERE / "corpus" / f"{target}.txt", HERE / "corpus" / f"{target}-bugs.txt"
+    lines = [line for file in files if file.exists() for line in file.read_text().split()]
+    return [base64.b64decode(line) for line in dict.fromkeys(lines)]
 
 
 def compiled_ring(into, *flags, compiler="cc", core=campaign.CORE):
@@ -84,7 +85,9 @@ def keep(target, command, work, corpora):
     merged = work / "merged"
     subprocess.run(["rm", "-rf", merged], check=True)
     merged.mkdir()
-    subprocess.run([*command, "-merge=1", f"-max_len={MOST_BYTES}", merged, *corpora], check=True)
+    subprocess.run(
+        [*command, "-set_cover_merge=1", f"-max_len={MOST_BYTES}", merged, *corpora], check=True
+    )
     lines = sorted(base64.b64encode(path.read_bytes()).decode() for path in merged.iterdir())
     lines.sort(key=len)
     (HERE / "corpus" / f"{target}.txt").write_text("".join(f"{line}\n" for line in lines if line))
