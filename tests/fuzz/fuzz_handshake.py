@@ -61,7 +61,7 @@ FIELDS = {
     "name": (84, 64),
     "record": (148, 512),
 }
-NAMES = tuple(FIELDS)
+NAMES = (*FIELDS, "capacity", "slot_size", "segment_size", "capacity")  # what most depends on
 HEAD, CLOSED = 1024, 1288
 
 
@@ -102,7 +102,8 @@ def segment(script, terms):
             text = script.take(script.up_to(length))
             page[at : at + len(text)] = text
         else:
-            value = script.near(capacity, size, int.from_bytes(page[at : at + length], "little"))
+            own = int.from_bytes(page[at : at + length], "little")
+            value = script.near(own, own, capacity, size)
             page[at : at + length] = (value % (1 << 8 * length)).to_bytes(length, "little")
     seals, reserved = SEALED, True
     match script.number() % 16:
