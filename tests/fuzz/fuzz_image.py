@@ -11,7 +11,9 @@ loop, received with what is attached, and borrowed.  Whatever the peer writes an
 """
 
 import contextlib
+import os
 import socket
+import stat
 import struct
 from unittest import mock
 
@@ -42,6 +44,7 @@ from ipcqueue import (
     Opening,
     PeerDied,
     Received,
+    Refused,
     Role,
     Terms,
     _frames,
@@ -56,7 +59,7 @@ HEAD, WAIT_SPACE, CLOSED, RING = 1024, 1284, 1288, 4096
 CAPACITY = {1: 2 * PAGE, 0: 8}  # by shape
 MOST_MESSAGE = 3000
 FLAGS = 0, 0, 0x8000, 0x4000, 0xC000
-FINE = CorruptPeer, EndOfStream, PeerDied
+FINE = CorruptPeer, EndOfStream, PeerDied, Refused
 
 
 def decode(data):
@@ -217,7 +220,8 @@ def check_received(it, received):
     assert len(received.fds) <= it.limits["accept_fds"]
     assert len(received.regions) <= it.limits["accept_regions"]
     for fd in received.fds:
-        fd.fileno()
+        is_socket = stat.S_ISSOCK(os.fstat(fd.fileno()).st_mode)
+        assert it.limits["accept_sockets"] or not is_socket
     for region in received.regions:
         assert region.size <= 4 * PAGE
         assert it.limits["accept_shared"] or region.mode != "shared"
