@@ -8,7 +8,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 SOURCES := pyproject.toml setup.py $(wildcard ipcqueue/_build.py ipcqueue/core/*)
 
-.PHONY: bench demo test lint sanitize wheel clean
+.PHONY: bench demo fuzz test lint sanitize wheel clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/demo.py
@@ -52,6 +52,18 @@ $(SANITIZED)/built: $(STAMP) $(SOURCES) $(wildcard fdpass/*.py ipcqueue/*.py mem
 	chmod +x $(SANITIZED)/cc
 	cd $(SANITIZED) && CC="$$PWD/cc" LDSHARED="$$PWD/cc -shared" \
 		$(CURDIR)/$(BIN)/python setup.py --quiet build_ext --inplace
+	touch $@
+
+# Each target so long, one after the other; CLANG names the compiler for the one in C.
+FUZZ_SECONDS ?= 180
+FUZZ_TARGETS ?= control handshake image ring
+
+fuzz: .venv/fuzz
+	for target in $(FUZZ_TARGETS); do \
+		$(BIN)/python tests/fuzz/fuzzing.py $$target --seconds $(FUZZ_SECONDS) || exit; done
+
+.venv/fuzz: $(STAMP)
+	$(BIN)/python -m pip install --quiet --editable '.[fuzz]'
 	touch $@
 
 $(STAMP): $(SOURCES)

@@ -308,6 +308,10 @@ def compare_with_model(ring, chance):
     assert numbers(drained(ring.receiver)) == model.pop(capacity)
 
 
+class Borrower:
+    """Stands for an open block with lent memory."""
+
+
 class TestCorruptPeer:
     """The peer's index is the one value of its that the ring believes, after a check."""
 
@@ -334,6 +338,29 @@ class TestCorruptPeer:
         ring.poke(ring.at_sender, HEAD, 2)
         assert numbers(ring.receiver.try_pop_many(4)) == [2]
         assert ring.receiver.try_pop() is None
+
+    def test_a_head_that_goes_back_while_records_are_borrowed_promises_no_more_than_a_ring(
+        self, ring
+    ):
+        ring.push_numbers(1, 2, 3, 4)
+        borrower = Borrower()
+        assert len(ring.receiver.lend_records(4, borrower)) == 1
+        ring.poke(ring.at_sender, HEAD, 2)
+        assert ring.receiver.indices() == (2, 0)
+        ring.receiver.end_borrowing(take=True)
+        fails_with(CORRUPT, ring.receiver.try_pop_many, 4)
+
+    def test_a_tail_that_goes_back_while_space_is_lent_promises_no_more_than_a_ring(self, ring):
+        ring.push_numbers(1, 2, 3, 4)
+        ring.poke(ring.at_receiver, TAIL, 4)
+        borrower = Borrower()
+        assert ring.sender.lend_space(4, borrower) is not None
+        ring.poke(ring.at_receiver, TAIL, 0)
+        assert ring.sender.indices() == (4, 4)  # space once seen stays
+        ring.sender.end_loan(lambda it: lib.ipcq_commit(it, 4, True))
+        ring.poke(ring.at_receiver, TAIL, 4)
+        assert not ring.sender.try_push((9,))
+        assert ring.sender.try_push_many(Batch(memoryview(packed(*range(9))), 9), 0) == 0
 
     @pytest.mark.parametrize("tail", [5, 1 << 32, 1 << 63, LAST])
     def test_a_tail_beyond_the_head_is_noticed_and_never_forgotten(self, make_ring, tail):

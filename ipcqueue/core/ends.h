@@ -10,7 +10,9 @@
  *    only ever *stored* to the segment, so nothing the peer does can change it.
  *  - A shared value of the peer is loaded once per operation into a local, checked, and only
  *    the local is used afterwards.  `head - tail <= capacity` is the whole check: an index
- *    that moves back inside that window harms only the peer that moved it.
+ *    that moves back inside that window harms only the peer that moved it.  What it has
+ *    promised before holds all the same (space that is lent, records that are borrowed), so
+ *    that the window never becomes larger than the ring: see look_for_space and ipcq_take.
  *  - A record is written first and published by the store of `head` after it; a slot is read
  *    first and given back by the store of `tail` after it.
  *
@@ -175,7 +177,8 @@ static inline int look_for_space(struct ipcq_sender *s, uint64_t head)
         s->corrupt = 1;
         return IPCQ_CORRUPT;
     }
-    s->tail = tail;
+    if (head - tail < head - s->tail) /* space once seen stays: some of it may be reserved */
+        s->tail = tail;
     return IPCQ_DONE;
 }
 

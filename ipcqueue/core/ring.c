@@ -263,8 +263,11 @@ int ipcq_take(ipcq_receiver *r, uint64_t to)
 {
     if (forked(r->forks, r->generation))
         return IPCQ_FORKED;
-    if ((int64_t)(to - atomic_load_explicit(&r->tail, memory_order_relaxed)) > 0)
+    if ((int64_t)(to - atomic_load_explicit(&r->tail, memory_order_relaxed)) > 0) {
+        if ((int64_t)(to - r->head) > 0) /* moved back after it was looked at: it was published */
+            r->head = to;
         give_back(r, to);
+    }
     return IPCQ_DONE;
 }
 
