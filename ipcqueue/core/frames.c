@@ -172,9 +172,10 @@ int ipcq_frame_push_pieces(ipcq_sender *s, const struct ipcq_piece *pieces, uint
 static int read_header(struct ipcq_receiver *r, uint64_t from, uint64_t max_size,
                        struct ipcq_frame *frame)
 {
-    const volatile uint64_t *at =
-        (const volatile uint64_t *)(r->peer->slots + (from & (r->capacity - 1)));
-    uint64_t words[2] = {at[0], at[1]};
+    const _Atomic uint64_t *at =
+        (const _Atomic uint64_t *)(r->peer->slots + (from & (r->capacity - 1)));
+    uint64_t words[2] = {atomic_load_explicit(&at[0], memory_order_relaxed),
+                         atomic_load_explicit(&at[1], memory_order_relaxed)};
     memcpy(frame, words, HEADER);
     uint64_t available = r->head - from;
     uint64_t most = frame->flags & IPCQ_OUTSIDE ? sizeof(struct ipcq_outside) : max_size;
