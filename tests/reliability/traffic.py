@@ -155,9 +155,11 @@ def ask_by_threads(side, trips, size, chance):
             data = side.recv()
             check(int.from_bytes(data[:8], "little"), data)
             back.append(data[:8])
+            if len(back) % 64 == 0:  # each rescue takes a second: it would take for ever
+                assert side.statistics().rescues == 0, side.statistics()
             pause(own)
 
-    _at_once(chance, send, send, receive, receive)
+    _at_once(side, chance, send, send, receive, receive)
     assert sorted(int.from_bytes(each, "little") for each in back) == list(range(trips))
 
 
@@ -169,7 +171,7 @@ def answer_by_threads(side, trips, chance):
             side.xmit(side.recv())
             pause(own)
 
-    _at_once(chance, echo, echo, echo)
+    _at_once(side, chance, echo, echo, echo)
 
 
 def _next(numbers, lock):
@@ -177,12 +179,24 @@ def _next(numbers, lock):
         return next(numbers, None)
 
 
-def _at_once(chance, *tasks):
+def _at_once(side, chance, *tasks):
+    """Run each task in a thread; if one fails, end the others, too, and raise what it raised."""
+    failed = []
+
+    def run(task, own):
+        try:
+            task(own)
+        except BaseException as error:  # noqa: BLE001 (raised below)
+            failed.append(error)
+            side.close()
+
     threads = [
-        threading.Thread(target=task, args=(random.Random(chance.random()),), daemon=True)
+        threading.Thread(target=run, args=(task, random.Random(chance.random())), daemon=True)
         for task in tasks
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    if failed:
+        raise failed[0]
