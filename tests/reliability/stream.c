@@ -167,6 +167,21 @@ static uint64_t send_reserved(struct end *end, uint64_t first, uint64_t n)
     return run;
 }
 
+/* Publish a message, now and then with descriptors. */
+static unsigned send_attached(struct end *end, struct ipcq_frame *frame)
+{
+    static const int files[] = {STDERR_FILENO, STDERR_FILENO, STDERR_FILENO};
+    /* Not where another thread reads the socket: they would be in its hands. */
+    if (!end->sleeps_alone && below(&end->random, 64) == 0)
+        frame->fds = (uint16_t)below(&end->random, sizeof files / sizeof *files + 1);
+    int result = ipcq_frame_push(end->sender, frame, room, files);
+    if (result == IPCQ_STUCK) {
+        frame->fds = 0;
+        result = ipcq_frame_push(end->sender, frame, room, NULL);
+    }
+    return went(result, IPCQ_FULL);
+}
+
 static uint64_t send_some(struct end *end, uint64_t first, uint64_t n)
 {
     struct ipcq_frame frames[BATCH];
@@ -179,9 +194,8 @@ static uint64_t send_some(struct end *end, uint64_t first, uint64_t n)
     write_records(first, &n, frames, pieces);
     switch (way) {
     case 1:
-        return went(ring.frames ? ipcq_frame_push(end->sender, frames, room, NULL)
-                                : ipcq_push(end->sender, room),
-                    IPCQ_FULL);
+        return ring.frames ? send_attached(end, frames)
+                           : went(ipcq_push(end->sender, room), IPCQ_FULL);
     case 2:
         went(ring.frames ? ipcq_frame_push_many(end->sender, frames, room, n, &done)
                          : ipcq_push_many(end->sender, room, n, &done),
@@ -253,6 +267,10 @@ static uint64_t take_frames(struct end *end, uint64_t taken, uint64_t *from)
         if (frame.flags ? frame.tag != (uint32_t)(taken + n) : frame.tag != 0)
             fail("record %lu has tag %u", taken + n, frame.tag);
         check_record(taken + n, at, frame.size);
+        while (end->files < frame.fds)
+            if (!drain(end))
+                fail("record %lu is there, and its descriptors are not", taken + n);
+        end->files -= frame.fds;
         *from += ipcq_frame_extent(frame.size);
         n++;
     }

@@ -43,6 +43,15 @@ PUBLISHED_TOO_EARLY = (
     "head += n;\n    publish(s, head, 1);\n    copy_in(s, head - n, records, n);",
 )
 
+SEND = """    if (result == IPCQ_DONE && frame->fds + frame->regions)
+        result = send_fds(s, fds, (size_t)(frame->fds + frame->regions));
+"""
+SEND_AFTER = "    publish(s, head, 1);\n    return IPCQ_DONE;\n}\n\nint ipcq_frame_push_outside"
+DESCRIPTORS_TOO_LATE = (
+    (SEND, ""),
+    (SEND_AFTER, SEND_AFTER.replace("    return IPCQ_DONE", f"{SEND}    return result")),
+)
+
 
 def _processors(*, one):
     allowed = sorted(os.sched_getaffinity(0))
@@ -72,37 +81,40 @@ def test_every_record_between_two_processes_comes_once_and_in_order(
     compiled, shape, capacity, size, count
 ):
     said = _stream(compiled("stream"), shape, capacity, size, count)
-    assert re.search("first: slept [1-9]", said)
-    assert re.search("second: slept [1-9]", said)
+    if campaign.TIMES >= 1:
+        assert re.search("first: slept [1-9]", said)
+        assert re.search("second: slept [1-9]", said)
 
 
-@pytest.mark.parametrize("mutant", [GIVEN_BACK_TOO_EARLY, PUBLISHED_TOO_EARLY])
+@pytest.mark.parametrize(
+    ("mutant", "ring"),
+    [
+        ((GIVEN_BACK_TOO_EARLY,), ("slots", 64, 1024)),
+        ((PUBLISHED_TOO_EARLY,), ("slots", 64, 1024)),
+        (DESCRIPTORS_TOO_LATE, ("frames", 4096, 200)),
+    ],
+    ids=["given back too early", "published too early", "descriptors too late"],
+)
 @pytest.mark.deadline(120)
-def test_a_record_that_is_shared_too_early_is_noticed(tmp_path, mutant):
+def test_what_is_shared_in_the_wrong_order_is_noticed(tmp_path, mutant, ring):
     _processors(one=False)
-    core = campaign.mutated(tmp_path / "core", mutant)
+    core = campaign.mutated(tmp_path / "core", *mutant)
     binary = campaign.compiled("stream", tmp_path, core=core)
-    assert "again with: " in _stream(binary, "slots", 64, 1024, 4_000_000, status=1)
+    assert "again with: " in _stream(binary, *ring, 4_000_000, status=1)
 
 
 @pytest.mark.deadline(campaign.seconds(400))
 @pytest.mark.parametrize(("shape", "one", "trips"), WAKES)
 def test_no_wake_up_is_lost(compiled, shape, one, trips):
     said = _wake(compiled("wake"), shape, trips, one=one)
-    counts = [
-        [
-            int(n)
-            for n in re.search(f"{side}: slept (.*) times, sent (.*) d.*read (.*)", said).groups()
-        ]
-        for side in ("first", "second")
-    ]
-    (slept, sent, _), (slept_too, _, read) = counts
-    assert min(slept, slept_too) > campaign.amount(trips) // 4
-    if trips == campaign.amount(trips):
-        assert sent > read + 100  # the socket was full at times, and doorbells were dropped
+    counts = re.findall(r"slept (\d+) times, sent (\d+) doorbells, read (\d+)", said)
+    slept, sent, read = zip(*[map(int, side) for side in counts], strict=True)
+    assert min(slept) > campaign.amount(trips) // 20
+    if campaign.TIMES >= 1:
+        assert sum(sent) > sum(read) + 50  # the socket was full at times, and some were dropped
 
 
-@pytest.mark.parametrize("mutant", [NO_FENCE, NO_RECHECK])
+@pytest.mark.parametrize("mutant", [NO_FENCE, NO_RECHECK], ids=["no fence", "no second look"])
 @pytest.mark.deadline(120)
 def test_a_lost_wake_up_is_noticed(tmp_path, mutant):
     core = campaign.mutated(tmp_path / "core", mutant)

@@ -65,7 +65,7 @@ def _sanitized(make, compiler, **options):
 def test_thread_sanitizer_has_nothing_to_report(compiled, compiler, how, shape, capacity, size):
     command = _sanitized(compiled, compiler)
     seed = campaign.numbers(f"tsan {how} {shape} {capacity}").getrandbits(32)
-    said = campaign.output(*command, how, shape, capacity, size, campaign.amount(200_000), seed)
+    said = campaign.output(*command, how, shape, capacity, size, campaign.amount(100_000), seed)
     assert "ThreadSanitizer" not in said
     assert re.search("first: slept [1-9].*\n.*second: slept [1-9]", said)
 

@@ -102,6 +102,7 @@ struct end {
     char *memory[2];  /* the segments: its own and the peer's */
     uint64_t random;
     uint64_t hurry; /* so many times more it announces that it sleeps, and then does not */
+    uint64_t files; /* descriptors that came, and belong to no message yet */
     uint64_t sleeps, bells;
 };
 
@@ -229,14 +230,32 @@ static void dawdle(struct end *end)
     }
 }
 
-static void drain(struct end *end)
+/* Read once from the socket; whether anything was there. */
+static int drain(struct end *end)
 {
     char bytes[256];
-    ssize_t n = recv(end->socket, bytes, sizeof bytes, MSG_DONTWAIT);
+    alignas(struct cmsghdr) char control[CMSG_SPACE(IPCQ_MAX_FRAME_FDS * sizeof(int))];
+    struct iovec piece = {bytes, sizeof bytes};
+    struct msghdr m = {.msg_iov = &piece,
+                       .msg_iovlen = 1,
+                       .msg_control = control,
+                       .msg_controllen = sizeof control};
+    ssize_t n = recvmsg(end->socket, &m, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
     if (n == 0)
         fail("the other side has ended early");
-    if (n > 0)
-        end->bells += (uint64_t)n / 2;
+    if (n < 0)
+        return 0;
+    end->bells += (uint64_t)n / 2;
+    const struct cmsghdr *c = CMSG_FIRSTHDR(&m);
+    if (c == NULL)
+        return 1;
+    for (size_t at = 0; at < c->cmsg_len - CMSG_LEN(0); at += sizeof(int)) {
+        int file;
+        memcpy(&file, CMSG_DATA(c) + at, sizeof file);
+        must(close(file) == 0, "close");
+        end->files++;
+    }
+    return 1;
 }
 
 static void sleep_until(struct end *end, uint64_t units, int milliseconds)
