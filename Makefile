@@ -8,7 +8,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 SOURCES := pyproject.toml setup.py $(wildcard ipcqueue/_build.py ipcqueue/core/*)
 
-.PHONY: bench demo fuzz test lint sanitize wheel clean
+.PHONY: analyze bench clean demo fuzz lint sanitize test wheel
 
 demo: $(STAMP)
 	$(BIN)/python examples/demo.py
@@ -23,6 +23,19 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# All that is written in C, as the warnings and the analyzer of GCC see it; Python's own headers are
+# not ours to mend, nor is what PyTypeObject leaves out.
+ANALYZED := $(wildcard ipcqueue/core/*.c tests/*/*.c benchmarks/baselines/*.c)
+ANALYZE := gcc -std=c11 -D_GNU_SOURCE= -O2 -Wall -Wextra -Wshadow -Wconversion -Werror \
+	-Wno-missing-field-initializers -fanalyzer -Iipcqueue/core
+
+analyze: $(STAMP)
+	for file in $(ANALYZED); do \
+		$(ANALYZE) -isystem "$$($(BIN)/python -c \
+			'import sysconfig; print(sysconfig.get_path("include"))')" \
+			-c -o /dev/null $$file || exit; \
+	done
 
 # A copy of the sources beside extensions that notice misuse of memory and undefined behaviour, and
 # keep the assertions of Python's headers; those that .venv uses stay as they are.

@@ -45,14 +45,14 @@ int ipcq_frame_commit(ipcq_sender *s, const struct ipcq_frame *frame, int wake)
 
 static int send_fds(struct ipcq_sender *s, const int *fds, size_t n)
 {
-    char control[CMSG_SPACE(IPCQ_MAX_FRAME_FDS * sizeof(int))] = {0};
+    alignas(struct cmsghdr) char control[CMSG_SPACE(IPCQ_MAX_FRAME_FDS * sizeof(int))] = {0};
     unsigned char message[2] = {IPCQ_OPCODE_FDS, (unsigned char)n};
     struct iovec bytes = {message, sizeof message};
     struct msghdr m = {.msg_iov = &bytes,
                        .msg_iovlen = 1,
                        .msg_control = control,
                        .msg_controllen = CMSG_SPACE(n * sizeof(int))};
-    struct cmsghdr *c = CMSG_FIRSTHDR(&m);
+    struct cmsghdr *c = (void *)control;
     c->cmsg_level = SOL_SOCKET;
     c->cmsg_type = SCM_RIGHTS;
     c->cmsg_len = CMSG_LEN(n * sizeof(int));

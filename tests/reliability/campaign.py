@@ -6,8 +6,11 @@ stand in the header of the pytest run, and in the command that a failing C progr
 
 import os
 import random
+import shutil
 import subprocess
 from pathlib import Path
+
+import pytest
 
 HERE = Path(__file__).parent
 CORE = HERE.parent.parent / "ipcqueue" / "core"
@@ -47,3 +50,44 @@ def compiled(
     command = [compiler, *common, *flags, "-o", binary, *sources, "-pthread"]
     subprocess.run(command, check=True, timeout=120)
     return binary
+
+
+def needs(*tools: str) -> None:
+    """Skip a test where a tool is missing, unless MEMENPSF_REQUIRE_TOOLS forbids that."""
+    missing = [tool for tool in tools if shutil.which(tool) is None]
+    if missing:
+        lacks(f"not installed: {', '.join(missing)}")
+
+
+def lacks(reason: str) -> None:
+    """Skip a test for want of a tool, or fail: see needs()."""
+    (pytest.fail if os.environ.get("MEMENPSF_REQUIRE_TOOLS") else pytest.skip)(reason)
+
+
+def output(*command: object, status: int | None = 0) -> str:
+    """Run a program, which must end with `status` (None: with any but 0); return all it says."""
+    done = subprocess.run(
+        [str(word) for word in command],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    good = done.returncode != 0 if status is None else done.returncode == status
+    assert good, f"status {done.returncode}: {' '.join(map(str, command))}\n{done.stdout}"
+    return done.stdout
+
+
+def mutated(into: Path, *changes: tuple[str, str]) -> tuple[Path, ...]:
+    """Copy the C core with changes: (text, what to replace it with); return its sources."""
+    into.mkdir()
+    found = [0] * len(changes)
+    for path in CORE.iterdir():
+        text = path.read_text()
+        for i, (old, new) in enumerate(changes):
+            found[i] += text.count(old)
+            text = text.replace(old, new)
+        (into / path.name).write_text(text)
+    assert found == [1] * len(changes), f"each text must stand in the core once: {changes}"
+    return tuple(into / source.name for source in SOURCES)
