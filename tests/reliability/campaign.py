@@ -43,7 +43,7 @@ def compiled(
     """Compile tests/reliability/<program>.c together with the C core; return the executable."""
     binary = into / program
     sources = [HERE / f"{program}.c", *(SOURCES if core is None else core)]
-    common = ["-std=c11", "-D_GNU_SOURCE", "-O2", "-g", "-Wall", "-Wextra", "-Werror", f"-I{CORE}"]
+    common = ["-std=c11", "-D_GNU_SOURCE=", "-O2", "-g", "-Wall", "-Wextra", "-Werror", f"-I{CORE}"]
     command = [compiler, *common, *flags, "-o", binary, *sources, "-pthread"]
     subprocess.run(command, check=True, timeout=120)
     return binary
