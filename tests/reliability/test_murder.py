@@ -1,0 +1,45 @@
+"""Killed behind every instruction: what a victim leaves is whole, and the survivor goes on."""
+
+import os
+import subprocess
+
+import pytest
+
+CANNOT_WALK = 77  # as in stepping.h
+
+
+def unavailable(why):
+    if os.environ.get("MEMENPSF_REQUIRE_TOOLS") == "1":
+        pytest.fail(why)
+    pytest.skip(why)
+
+
+@pytest.fixture
+def in_background():
+    """Start programs that are killed and reaped at the end of the test."""
+    started = []
+
+    def start(*command):
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        started.append(subprocess.Popen(list(map(str, command)), **pipes))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.deadline(300)
+def test_the_core_leaves_nothing_half_done_wherever_it_is_killed(compiled, in_background):
+    # Bound at the start, or the first calls of library functions go through the dynamic linker.
+    binary = compiled("murder", "-Wl,-z,now")
+    halves = [in_background(binary, half, 2) for half in range(2)]
+    outputs = [half.communicate() for half in halves]
+    if CANNOT_WALK in [half.returncode for half in halves]:
+        unavailable("ptrace is forbidden here, or cannot step")
+    assert [half.returncode for half in halves] == [0, 0], [err for _, err in outputs]
+    deaths = [int(line.split()[0]) for out, _ in outputs for line in out.splitlines()]
+    print(f"{sum(deaths)} deaths in {len(deaths)} scenes")
+    assert len(deaths) == 18 * 5  # operations, states of the ring
+    assert min(deaths) > 50
