@@ -64,12 +64,13 @@ class Places:
 
     def run(self, call):
         previous = signal.signal(signal.SIGUSR1, self.handle)
+        tracer = sys.gettrace()  # that of a coverage tool
         try:
             sys.settrace(self)
             try:
                 return call()
             finally:
-                sys.settrace(None)
+                sys.settrace(tracer)
         finally:
             signal.signal(signal.SIGUSR1, previous)
 
