@@ -225,7 +225,7 @@ def test_nothing_is_older_than_what_was_put_back(ends):
     if older is not None:
         one.xmit(record(6))
         assert next(loop) == record(3)
-        receiver._keep([older])
+        receiver.keep([older])
         assert next(loop) == record(2)
         assert [next(loop) for _ in range(3)] == list(map(record, range(4, 7)))
 
