@@ -2,17 +2,21 @@
 
 import array
 import contextlib
+import errno
 import gc
 import importlib.util
 import os
+import select
 import signal
 import socket
 import struct
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 from ipcqueue._core import ffi, lib
+from refusals import refused
 
 import fdpass
 import ipcqueue
@@ -438,3 +442,55 @@ def test_nothing_can_be_published_into_a_ring_with_space_at_once():
         for _ in range(4):
             one.push((1,))
         assert lib.ipcq_push_many(ring, b"", 0, done) == lib.IPCQ_FULL
+
+
+def readable(side):
+    poll = select.poll()
+    poll.register(side.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
+
+
+@pytest.mark.parametrize("error", [errno.ENOBUFS, errno.ENOMEM, errno.EINTR])
+def test_a_doorbell_that_the_kernel_has_no_memory_for_is_rung_at_the_next_push(error):
+    sender, receiver = ipcqueue.pair("<Q", 4)
+    with sender, receiver:
+        assert receiver.arm()
+        refused("sendto", error, lambda: sender.push((1,)), sender.fileno())
+        assert not readable(receiver)
+        sender.push((2,))
+        assert readable(receiver)
+        assert [receiver.pop(), receiver.pop()] == [(1,), (2,)]
+
+
+@pytest.mark.parametrize("error", [errno.EAGAIN, errno.EPIPE])
+def test_a_doorbell_that_cannot_be_rung_for_other_reasons_is_not_tried_again(error):
+    sender, receiver = ipcqueue.pair("<Q", 4)
+    with sender, receiver:
+        assert receiver.arm()
+        refused("sendto", error, lambda: sender.push((1,)), sender.fileno())
+        sender.push((2,))
+        assert not readable(receiver)
+
+
+def test_a_kernel_that_cannot_populate_mappings_will_do():
+    def move():
+        sender, receiver = ipcqueue.pair(bytes, 4096)
+        with sender, receiver:
+            sender.push(b"text")
+            return receiver.pop()
+
+    assert refused("madvise", errno.EINVAL, move) == b"text"  # before Linux 5.14
+    with fdpass.Memfd.create("segment", 4096) as memfd:
+        map_it = partial(_ring.map_segment, memfd.fileno(), 4096, writable=False)
+        with pytest.raises(OSError, match="Cannot allocate memory"):
+            refused("madvise", errno.ENOMEM, map_it)
+
+
+def test_a_socket_that_cannot_be_looked_at_is_not_quiet():
+    sender, receiver = ipcqueue.pair("<Q", 4)
+    with sender, receiver:
+        ring = receiver._endpoint.receiver._ring
+        assert lib.ipcq_is_silent(ring)
+        look = partial(lib.ipcq_is_silent, ring)
+        assert not refused("recvfrom", errno.ENOTCONN, look, receiver.fileno())
+        assert not refused("recvfrom", errno.ECONNRESET, look, receiver.fileno())
