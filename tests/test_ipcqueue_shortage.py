@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from ipcqueue._core import ffi, lib
+from places import Interrupt
 from refusals import refused
 
 import fdpass
@@ -112,21 +113,22 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS)
 def test_what_receives_without_memory_loses_nothing(kind, way, short_of_memory):
     spec, record = kind
-    sent = [record(n) for n in range(1, 6)]
+    sent = [record(n) for n in range(11, 16)]
     receive, records = WAYS[way]
 
     def prepare():
         one, other = pair_of(spec)
         one.xmit_many(sent)
-        return one, other, other._endpoint.receiver
+        receiver = other._endpoint.receiver
+        return one, other, receiver, [[] for _ in range(500)]  # so that new lists need memory
 
-    def check(result, one, other, receiver):
+    def check(result, one, other, receiver, _):
         got = [] if result is MemoryError or result is None else records(result)
         with one, other:
             assert got + rest(other) == sent
 
-    failures = short_of_memory(prepare, lambda one, other, it: receive(it), check)
-    assert failures > 0 or way == "many"  # which then leaves it to Python
+    failures = short_of_memory(prepare, lambda one, other, it, _: receive(it), check)
+    assert failures > 0 or way == "many"  # which is for bytes, or leaves it to Python
 
 
 @only_direct
@@ -326,6 +328,12 @@ def test_what_is_encoded_to_something_odd_goes_the_long_way():
     for odd in (8, "text", released, bytearray(7), bytearray(8), b"1234567"):
         sender.try_push(odd)
         assert sender.slowly is odd
+    sender.shorten(8, 8, {}.__getitem__)  # what is at that address goes with no ring
+    with pytest.raises(KeyError):
+        sender.try_push(bytes(8))
+    sender.shorten(8, 8, None)
+    sender.try_push(record := bytes(8))
+    assert sender.slowly is record
 
     sender = FrameSender()
     sender.shorten(0, 8, lambda record: record)
@@ -360,7 +368,7 @@ def test_what_the_collector_runs_may_receive():
                 self.itself = self
 
             def __del__(self):
-                by_collector.append(other.recv(timeout=0))
+                by_collector.append(next(iter(other)))
 
         loop, threshold = iter(other), gc.get_threshold()
         gc.disable()
@@ -494,3 +502,183 @@ def test_a_socket_that_cannot_be_looked_at_is_not_quiet():
         look = partial(lib.ipcq_is_silent, ring)
         assert not refused("recvfrom", errno.ENOTCONN, look, receiver.fileno())
         assert not refused("recvfrom", errno.ECONNRESET, look, receiver.fileno())
+
+
+@only_direct
+def test_a_codec_may_encode_to_anything_that_has_bytes():
+    one, other = memenpsf.pair(8)
+    with one, other:
+        sender = one._endpoint.sender
+        sender.shorten(_ring.address_of(sender._ring), 8, bytearray)
+        assert sender.try_push(b"12345678")
+        assert rest(other) == [b"12345678"]
+
+        class Array:
+            """Of a type that says nothing of its items."""
+
+        sender.array, sender.dtype = Array, "a dtype"
+        with pytest.raises(AttributeError):
+            sender.push_all(Array())
+
+
+@only_direct
+@pytest.mark.parametrize("spec", [8, bytes])
+def test_nonsense_in_what_both_ways_share_leaves_it_to_python(spec):
+    one, other = memenpsf.pair(spec)
+    with one, other:
+        receiver = other._endpoint.receiver
+        one.xmit(b"12345678")
+        for attribute in ("_kept", "_stash") if spec == 8 else ("_built",):
+            right = getattr(receiver, attribute)
+            for nonsense in (None, (), "text"):
+                setattr(receiver, attribute, nonsense)
+                assert list(receiver.ready(False)) == []
+                assert not receiver.take_many(1)
+            delattr(receiver, attribute)
+            assert list(receiver.ready(False)) == []
+            setattr(receiver, attribute, right)
+        for ahead, place in (((), 0), ([], 0), ([b"old"], -1), ([b"old"], 1)):
+            receiver.ahead, receiver.place = ahead, place
+            assert not receiver.is_empty()
+        receiver.ahead, receiver.place = None, 0
+        assert list(receiver.ready(False)) == [b"12345678"]
+
+
+@only_direct
+def test_a_decoder_that_leaves_nonsense_and_fails_is_heard():
+    one, other = memenpsf.pair("<Q")
+    with one, other:
+        receiver = other._endpoint.receiver
+
+        def decode(data):
+            receiver._stash = None
+            raise ZeroDivisionError
+
+        address = _ring.address_of(receiver._ring)
+        receiver.shorten(address, 8, 64, True, False, decode, None)
+        one.xmit((1,))
+        with pytest.raises(ZeroDivisionError):
+            next(iter(receiver.ready(False)))
+
+
+@only_direct
+@pytest.mark.parametrize("what", ["a tuple", "stash", "kept", "more", "an error", "an interrupt"])
+def test_whatever_a_decoder_of_many_does_nothing_is_lost(what):
+    one, other = memenpsf.pair("<Q")
+    with one, other:
+        receiver, codec = other._endpoint.receiver, other._endpoint.codec
+        before = []
+
+        def decode_many(data, count):
+            records = codec.decode_many(data, count)
+            match what:
+                case "a tuple":
+                    return tuple(records)
+                case "stash":
+                    receiver._stash = bytes(bytearray(receiver._stash))  # equal, and another
+                case "kept":
+                    receiver.keep([(0,)])
+                case "more":
+                    if not before:
+                        before.append(other.recv(timeout=0))
+                        before.append(next(loop))
+                case "an error":
+                    raise ValueError
+                case "an interrupt":
+                    raise Interrupt
+            return records
+
+        address = _ring.address_of(receiver._ring)
+        receiver.shorten(address, 8, 64, True, False, codec.decode, decode_many)
+        sent = [(n,) for n in range(1, 6)]
+        one.xmit_many(sent)
+        loop, got = iter(other), []
+        with contextlib.suppress(Interrupt):
+            got.append(next(loop))
+        receiver.shorten(address, 8, 64, True, False, codec.decode, codec.decode_many)
+        got = [each for each in before + got + rest(other) if each != (0,)]
+        assert sorted(got) == sent
+
+
+@only_direct
+@pytest.mark.parametrize("what", ["receive", "take ahead", "put back", "an error", "an interrupt"])
+def test_whatever_a_decoder_of_messages_does_nothing_is_lost(what):
+    one, other = memenpsf.pair(memenpsf.Message)
+    with one, other:
+        receiver = other._endpoint.receiver
+        before = []
+
+        def decode(*message):
+            if not before:
+                before.append(None)
+                match what:
+                    case "receive":
+                        before.append(other.recv(timeout=0))
+                    case "take ahead":
+                        receiver.ahead, receiver.place = [b"older"], 0
+                    case "put back":
+                        receiver.prepare(1)
+                    case "an error":
+                        raise ValueError
+                    case "an interrupt":
+                        raise Interrupt
+            return memenpsf.Message(*message)
+
+        address = _ring.address_of(receiver._ring)
+        receiver.shorten(address, 4096, 64, True, False, decode, None)
+        sent = [memenpsf.Message(b"%d" % n, n) for n in range(1, 6)]
+        one.xmit_many(sent)
+        got = []
+        with contextlib.suppress(Interrupt):
+            got += receiver.ready(False)
+        if what == "take ahead":
+            receiver.ahead = None
+        assert before[1:] + got + rest(other) == sent
+
+
+def test_messages_with_a_tag_come_to_who_wants_bytes_without():
+    terms = [
+        ipcqueue.Terms(spec, ipcqueue.Role(sends=True, receives=True))
+        for spec in (memenpsf.Message, bytes)
+    ]
+    one, other = map(memenpsf.Interface.of, ipcqueue.open_pair(*terms))
+    with one, other:
+        for tag, flags in ((0, 0), (7, 0), (0, 7), (0, 0)):
+            one.xmit(memenpsf.Message(b"text", tag, flags))
+        assert other.recv_vectored(timeout=0) == [b"text"] * 4
+
+
+def test_a_peer_that_takes_back_what_it_has_published_is_corrupt():
+    one, other = memenpsf.pair(bytes)
+    with one, other:
+        for n in range(2):
+            one.xmit(b"%d" % n)
+        other._endpoint.receiver.prepare(2)
+        memory = one._endpoint._own.mapping
+        ffi.buffer(memory.at, memory.size)[HEAD : HEAD + 8] = bytes(8)
+        other._endpoint.receiver.prepare(3)  # those that were copied come first
+        assert [other.recv(), other.recv()] == [b"0", b"1"]
+        with pytest.raises(memenpsf.CorruptPeer):
+            other.recv()
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (errno.EAGAIN, memenpsf.Full),
+        (errno.ETOOMANYREFS, memenpsf.Full),
+        (errno.EPIPE, memenpsf.PeerDied),
+        (errno.ECONNRESET, memenpsf.PeerDied),
+        (errno.EPERM, PermissionError),
+    ],
+)
+def test_a_message_whose_descriptors_cannot_be_sent_is_not_sent(error, raised):
+    one, other = memenpsf.pair(bytes, accept_fds=1)
+    with one, other, fdpass.Fd(os.memfd_create("file")) as file:
+        send = partial(one.xmit, b"text", timeout=0, fds=[file])
+        with pytest.raises(raised):
+            refused("sendmsg", error, send, one.fileno())
+        assert other.recv(timeout=0) is None
+        if raised is not memenpsf.PeerDied:
+            send()
+            assert other.recv() == b"text"

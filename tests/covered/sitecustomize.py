@@ -11,16 +11,11 @@ EXTENSIONS = tuple(f"ipcqueue.{name}" for name in ("_core", "_waiting", "_direct
 real_exit = os._exit
 
 
-def in_each(function):
+def leave(status):
     for name in EXTENSIONS:
         if (module := sys.modules.get(name)) is not None:
-            getattr(ctypes.PyDLL(module.__file__), function)()
-
-
-def leave(status):
-    in_each("covered_dump")
+            ctypes.PyDLL(module.__file__).covered_dump()
     real_exit(status)
 
 
-os.register_at_fork(after_in_child=lambda: in_each("covered_reset"))
 os._exit = leave
