@@ -8,7 +8,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 SOURCES := pyproject.toml setup.py $(wildcard ipcqueue/_build.py ipcqueue/core/*)
 
-.PHONY: analyze bench clean demo fuzz lint sanitize test wheel
+.PHONY: analyze bench clean coverage demo fuzz lint sanitize test wheel
 
 demo: $(STAMP)
 	$(BIN)/python examples/demo.py
@@ -43,6 +43,22 @@ SANITIZED := build/sanitized
 SANITIZERS := -fsanitize=address,undefined -fno-omit-frame-pointer -g -O1 -UNDEBUG
 TESTS ?= $(wildcard tests/test_harness.py tests/test_ipcqueue_*.py tests/test_memenpsf_*.py)
 
+# $(call copied,directory,flags for the compiler,objects to link): the packages, with extensions built
+# by those flags.  By way of a compiler of its own, as the flags of setup.py come behind those of the
+# environment.
+COPIED := $(SOURCES) $(wildcard fdpass/*.py ipcqueue/*.py memenpsf/*.py)
+define copied
+	rm -rf $(1)
+	mkdir -p $(1)
+	cp -r fdpass ipcqueue memenpsf setup.py pyproject.toml README.md LICENSE $(1)
+	rm -f $(1)/ipcqueue/*.so
+	printf '#!/bin/sh\nexec cc "$$@" %s\n' '$(2)' >$(1)/cc
+	chmod +x $(1)/cc
+	cd $(1) && CC="$$PWD/cc" LDSHARED="$$PWD/cc -shared $(3)" \
+		$(CURDIR)/$(BIN)/python setup.py --quiet build_ext --inplace
+	touch $(1)/built
+endef
+
 # The children that tests start inherit all this.  Python is not built for it, so the libraries are
 # loaded first; it frees little of what it holds when it exits, so leaks are not looked for; and its
 # own allocator would hide its objects.
@@ -55,17 +71,38 @@ sanitize: $(SANITIZED)/built
 		LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libubsan.so)" \
 		$(CURDIR)/$(BIN)/python -m pytest $(ARGUMENTS) $(TESTS)
 
-# By way of a compiler of its own, as the flags of setup.py come behind those of the environment.
-$(SANITIZED)/built: $(STAMP) $(SOURCES) $(wildcard fdpass/*.py ipcqueue/*.py memenpsf/*.py)
-	rm -rf $(SANITIZED)
-	mkdir -p $(SANITIZED)
-	cp -r fdpass ipcqueue memenpsf setup.py pyproject.toml README.md LICENSE $(SANITIZED)
-	rm -f $(SANITIZED)/ipcqueue/*.so
-	printf '#!/bin/sh\nexec cc "$$@" %s\n' '$(SANITIZERS)' >$(SANITIZED)/cc
-	chmod +x $(SANITIZED)/cc
-	cd $(SANITIZED) && CC="$$PWD/cc" LDSHARED="$$PWD/cc -shared" \
-		$(CURDIR)/$(BIN)/python setup.py --quiet build_ext --inplace
-	touch $@
+$(SANITIZED)/built: $(STAMP) $(COPIED)
+	$(call copied,$(SANITIZED),$(SANITIZERS))
+
+# A copy beside extensions that count what of them runs.  The same random seed, as the C core is
+# compiled once for each extension, and all of them add to the same counts.
+COVERED := build/covered
+COUNTERS := --coverage -O0 -g -fprofile-update=atomic -frandom-seed=1
+COVERED_TESTS ?= $(wildcard tests/test_fdpass_*.py tests/test_ipcqueue_*.py tests/test_memenpsf_*.py)
+COVERED_TESTS_CFFI ?= tests/test_ipcqueue_ring.py tests/test_ipcqueue_queue.py \
+	tests/test_ipcqueue_message.py tests/test_ipcqueue_loan.py tests/test_ipcqueue_frames.py \
+	tests/test_ipcqueue_batches.py tests/test_ipcqueue_outside.py tests/test_ipcqueue_waiting.py \
+	tests/test_memenpsf_interface.py
+COVER := $(CURDIR)/$(BIN)/python -m coverage run -m pytest -q -k "not storm" $(ARGUMENTS)
+
+# Over both doors into the core.  Without the tests whose signals come faster than a program that is
+# traced can handle them.
+coverage: $(COVERED)/built
+	rm -rf $(COVERED)/tests $(COVERED)/examples $(COVERED)/.coverage*
+	find $(COVERED) -name '*.gcda' -delete
+	cp -r tests examples $(COVERED)
+	cp tests/covered/sitecustomize.py $(COVERED)
+	cp tests/covered/coveragerc $(COVERED)/.coveragerc
+	cd $(COVERED) && export PYTHONPATH="$$PWD" && \
+		$(COVER) $(COVERED_TESTS) && \
+		IPCQUEUE_BINDING=cffi $(COVER) $(COVERED_TESTS_CFFI) && \
+		$(CURDIR)/$(BIN)/python -m coverage combine --quiet && \
+		$(CURDIR)/$(BIN)/python tests/covered/gates.py
+
+$(COVERED)/built: $(STAMP) $(COPIED) tests/covered/dump.c
+	mkdir -p build
+	cc -O2 -fPIC -c -o build/dump.o tests/covered/dump.c
+	$(call copied,$(COVERED),$(COUNTERS),$(CURDIR)/build/dump.o)
 
 # Each target so long, one after the other; CLANG names the compiler for the one in C.
 FUZZ_SECONDS ?= 180

@@ -232,7 +232,11 @@ class Endpoint:
                 self.turn()  # who asks so expects descriptors, and an attempt without them costs more
             return self.or_end(receiver.try_receive)
         record = self.try_pop()
-        return None if record is None else Received(record, [], [])
+        try:
+            return None if record is None else Received(record, [], [])
+        except BaseException:  # Ctrl-C, or no memory
+            receiver.keep([record])
+            raise
 
     def or_end(self, attempt: Callable[[], T | None]) -> T | None:
         """Call `attempt`; if it finds nothing and never will, raise how the connection ended."""

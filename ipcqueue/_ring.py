@@ -539,6 +539,10 @@ class ReceiverEnd(End):
         """Take up to `limit` records and no more than a ringful; None if there are none."""
         raise NotImplementedError
 
+    def keep(self, records: list[Any]) -> None:
+        """Take back records that were handed on last; they are received next."""
+        raise NotImplementedError
+
     ahead: list[Any] | None = None
     """The records that take_many() has taken, or a loop ahead of itself; whoever fetches them puts
     None there."""

@@ -309,13 +309,14 @@ class SlotReceiver(ReceiverEnd):
             code = trouble.code
         except BaseException:
             if record is not None:  # it struck while the lock was released
-                self._keep([record])
+                self.keep([record])
             raise
         else:
             return record
         self._trouble(code)
 
-    def _keep(self, records: list[Any]) -> None:
+    def keep(self, records: list[Any]) -> None:
+        """Take back records that were handed on last; they are received next."""
         with self._lock:
             self._kept = records + self._kept
 
@@ -454,7 +455,7 @@ class SlotReceiver(ReceiverEnd):
         except TroubleError as trouble:
             code = trouble.code
         except BaseException:
-            self._keep(kept)
+            self.keep(kept)
             with self._lock:
                 self._stash = bytes(data) + self._stash
             raise

@@ -41,6 +41,12 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "deadline(seconds): how long the test may take")
 
 
+def pytest_collection_finish():
+    """Have gc.collect(), around each test, look only at what tests make."""
+    gc.collect()
+    gc.freeze()
+
+
 def _descriptors() -> set[str]:
     found = set()
     for entry in Path("/proc/self/fd").iterdir():

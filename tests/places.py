@@ -76,6 +76,8 @@ class Places:
 
 def at_every_place(prepare, call, action, check, first=0, step=1, apart=()):
     """Run `call` once for each place, with `action` there; return how many places there are."""
+    if sys.gettrace() is not None:
+        pytest.skip("another tracer, of coverage perhaps, is at work")
     if sys.version_info >= (3, 12):
         pytest.skip("settrace() misses opcodes from CPython 3.12 on")
     for nth in range(first % step, 10_000, step):

@@ -508,12 +508,13 @@ def interrupted_everywhere(prepare, receive):
         prepare()
         before = open_count()
         interrupter = Interrupter(nth)
+        tracer = sys.gettrace()
         with contextlib.suppress(KeyboardInterrupt, fdpass.FdPassError):
             sys.settrace(interrupter)
             try:
                 result = receive()
             finally:
-                sys.settrace(None)
+                sys.settrace(tracer)
             for fd in result:
                 fd.close()
         result = None

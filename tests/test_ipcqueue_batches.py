@@ -358,7 +358,7 @@ def test_an_exception_anywhere_in_receiving_loses_and_doubles_nothing(name, put_
         if put_back:  # by an interrupted call
             receiver = other._endpoint.receiver
             if hasattr(receiver, "_keep"):
-                receiver._keep([receiver.try_pop()])
+                receiver.keep([receiver.try_pop()])
             else:
                 receiver.prepare(2)
         one.xmit_many(make(range(5, 8)))

@@ -8,6 +8,7 @@ import subprocess
 from typing import Annotated, NamedTuple
 
 import pytest
+from places import at_every_place, interrupt
 
 import fdpass
 import ipcqueue
@@ -556,3 +557,22 @@ def test_errors_are_of_one_family():
         if isinstance(thing, type) and issubclass(thing, Exception):
             assert issubclass(thing, QueueError)
             assert not issubclass(thing, fdpass.FdPassError)
+
+
+def test_an_exception_anywhere_in_receiving_a_record_as_a_message_loses_none():
+    sender, receiver = ipcqueue.pair("<Q", 4)
+    with sender, receiver:
+
+        def prepare():
+            for n in range(3):
+                sender.push((n,))
+
+        def check(result):
+            got = [] if result is None else [result.record]
+            got += iter(lambda: receiver.pop(timeout=0), None)
+            assert got == [(0,), (1,), (2,)]
+
+        def receive():
+            return receiver.recv_message(timeout=0)
+
+        assert at_every_place(prepare, receive, interrupt, check) > 10
