@@ -365,7 +365,7 @@ class Endpoint:
             self.with_socket(lambda sock: sock.send(message, flags))
         except BlockingIOError:
             return False
-        except OSError:
+        except (BrokenPipeError, ConnectionResetError):
             self._trouble(_ring.GONE)
         return True
 
@@ -456,7 +456,7 @@ class Endpoint:
                         return int(doorbells)
             except BlockingIOError:
                 return 0
-            except OSError:  # ECONNRESET, once, when it left without reading all we sent
+            except ConnectionResetError:  # once, when it left without reading all we sent
                 self._unread.append((b"", [], 0, None))
         data, ancillary, flags, error = self._unread[0]
         try:
@@ -473,7 +473,7 @@ class Endpoint:
         numbers, strays = fdpass.unpack(ancillary)
         if strays:  # of the kernel's own, where the application has asked for that
             rights = [item for item in ancillary if item[1] == socket.SCM_RIGHTS]
-            closing = map(os.close, strays)
+            closing = fdpass.closing_all(strays)
             # No bytecode between these can be interrupted.
             self._unread[0] = (data, rights, flags, None)
             deque(closing, maxlen=0)
@@ -518,7 +518,7 @@ class Endpoint:
             else CorruptPeer(f"the peer sent {len(numbers)} descriptors nobody asked for")
         )
         deque(map(_ring.forbid_linger, numbers), maxlen=0)
-        closing = map(os.close, numbers)
+        closing = fdpass.closing_all(numbers)
         # Together, and noted as done: a number closed twice may be somebody else's by then.
         # No bytecode between these can be interrupted.
         self._unread[0] = (data, [], flags, error)
@@ -702,7 +702,7 @@ class Endpoint:
         for _, ancillary, _, _ in unread:
             numbers = list(chain(*fdpass.unpack(ancillary)))
             deque(map(_ring.forbid_linger, numbers), maxlen=0)
-            deque(map(os.close, numbers), maxlen=0)
+            deque(fdpass.closing_all(numbers), maxlen=0)
         if self.receiver is not None:
             self.receiver.discard()
         self._sock.close()
