@@ -41,6 +41,12 @@ class Fd:
     # On the class, so that an instance without a number of its own is a closed one.
     _number: int = -1
 
+    def __new__(cls, *_: object, **__: object) -> Self:
+        """Make a closed one, with room for its number: to take one over must not need memory."""
+        self = super().__new__(cls)
+        self._number = -1
+        return self
+
     def __init__(self, number: int) -> None:
         if number < 0:
             raise ClosedFd(f"expected the number of an open descriptor, received {number}")
