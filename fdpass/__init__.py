@@ -27,7 +27,7 @@ from ._errors import (
     WrongTag,
     WrongType,
 )
-from ._fd import Fd
+from ._fd import Fd, closing_all
 from ._forks import renewed_after_fork
 from ._mappings import Mappings
 from ._memfd import Memfd, Seal
@@ -94,6 +94,7 @@ __all__ = [
     "WrongSize",
     "WrongTag",
     "WrongType",
+    "closing_all",
     "pass_pidfd",
     "peer_credentials",
     "peer_pidfd",

@@ -1,16 +1,27 @@
 """A descriptor with one owner."""
 
+import errno
 import operator
 import os
 import sys
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, repeat
 from types import TracebackType
 from typing import Protocol, Self
 
 from ._errors import ClosedFd
+
+
+def closing_all(numbers: Iterable[int]) -> Iterator[object]:
+    """Return an iterator that closes descriptors on its way, in C, whatever their files say.
+
+    With deque(closing_all(numbers), maxlen=0) it is one call for Python: no exception of a signal
+    handler comes in between, and none of an os.close() that fails.
+    """
+    each = tuple(numbers)
+    return map(os.closerange, each, map((1).__add__, each))
 
 
 class HasFileno(Protocol):
@@ -29,6 +40,12 @@ class Fd:
 
     # On the class, so that an instance without a number of its own is a closed one.
     _number: int = -1
+
+    def __new__(cls, *_: object, **__: object) -> Self:
+        """Make a closed one, with room for its number: to take one over must not need memory."""
+        self = super().__new__(cls)
+        self._number = -1
+        return self
 
     def __init__(self, number: int) -> None:
         if number < 0:
@@ -72,12 +89,22 @@ class Fd:
         return number
 
     def close(self) -> None:
-        """Close the descriptor; doing so again does nothing."""
+        """Close the descriptor; doing so again does nothing.
+
+        What the file may have to say about it (an EIO, of data not written) is not told: who
+        writes to one calls os.fsync(). OSError, EBADF, if somebody else has closed it.
+        """
         # Forgotten first: whatever interrupts or fails here, a number that the kernel may
         # already have given to another file is never closed a second time.
         number, self._number = self._number, -1
         if number >= 0:
-            os.close(number)
+            try:
+                os.close(number)
+            except OSError as error:
+                # Linux closes it whatever the file says (close(2)), and that may be a stranger's,
+                # of a file system of his own.
+                if error.errno == errno.EBADF:
+                    raise
 
     @property
     def closed(self) -> bool:

@@ -96,10 +96,13 @@ def _forbid_linger(number: int) -> None:
     # Not fstat(), which a file system of the stranger's own could answer when it likes.
     if os.readlink(f"/proc/self/fd/{number}").startswith("socket:"):  # noqa: PTH115 (slow import)
         # One call of C code, as above: the copy has an owner before any signal is looked at.
-        any_kind = (-1,), (-1,), (-1,)
-        for copy in list(map(socket.SocketType, *any_kind, map(os.dup, (number,)))):
-            copy.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes(8))
-            copy.close()
+        # Its kind is not asked for, as that could fail; any will do for what is wanted of it.
+        kind = (socket.AF_UNIX,), (socket.SOCK_STREAM,), (0,)
+        for copy in list(map(socket.SocketType, *kind, map(os.dup, (number,)))):
+            try:
+                copy.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes(8))
+            finally:
+                copy.close()
 
 
 def send_fd(sock: socket.socket, fd: int | HasFileno, tag: Data = b"\0") -> None:

@@ -126,6 +126,7 @@ class Endpoint:
         self._own, self._peer = own, peer
         self._generation = _ring.fork_generation()
         self._unread: list[Any] = []  # results of recvmsg(), or what they turned out to be
+        self._room = bytearray(_ROOM)  # one such result, where memory is too short to have it there
         self._parser = ControlParser()
         self._inbox: list[bytes] = []
         self._end: QueueError | None = None
@@ -265,7 +266,7 @@ class Endpoint:
         goes on sending would keep us here.
         """
         (left,) = self.with_socket(_bytes_that_came)
-        left += sum(len(data) for data, *_ in self._unread)
+        left += sum(len(data) for data, *_ in self._unread) + _waiting(self._room)
         while self.receiving().lacking is not None:
             read = self.read_on()
             if read is None:
@@ -397,7 +398,7 @@ class Endpoint:
             self.with_socket(lambda sock: sock.send(message, flags))
         except BlockingIOError:
             return False
-        except OSError:
+        except (BrokenPipeError, ConnectionResetError):
             self._trouble(_ring.GONE)
         return True
 
@@ -414,14 +415,20 @@ class Endpoint:
             return use(self._sock)
         finally:
             if entered:
-                with self.mutex:
-                    self._users -= 1
-                    self._let_go()
+                # No bytecode here can be interrupted, and none needs memory: it is counted for sure.
+                self._users -= 1
+                if self.closed:
+                    with self.mutex:
+                        self._let_go()
 
     def looked(self) -> None:
         """Have the receiving end know that the socket was read just now, and has not ended."""
-        if not self.ended and not self._unread:
+        if not self.ended and not self._is_behind():
             self.receiving().looked()
+
+    def _is_behind(self) -> bool:
+        """Whether an exception has kept somebody from digesting what was read."""
+        return bool(self._unread) or _waiting(self._room) > 0
 
     def _let_go(self) -> None:
         """Under the mutex, when the socket was in hand: the last one closes what is closed."""
@@ -483,7 +490,9 @@ class Endpoint:
                     self._unread.extend(map(sock.recvmsg, *how))
                 else:
                     whole = not self._parser.rest
-                    doorbells = direct.receive(sock, fdpass.RECEIVE_FLAGS, whole, self._unread)
+                    doorbells = direct.receive(
+                        sock, fdpass.RECEIVE_FLAGS, whole, self._unread, self._room
+                    )
                     if doorbells:
                         return int(doorbells)
             except BlockingIOError:
@@ -493,7 +502,7 @@ class Endpoint:
                 with contextlib.suppress(OSError):
                     sock.shutdown(socket.SHUT_RDWR)
                 return self._read(sock)
-            except OSError:  # ECONNRESET, once, when it left without reading all we sent
+            except ConnectionResetError:  # once, when it left without reading all we sent
                 self._unread.append((b"", [], 0, None))
         data, ancillary, flags, error = self._unread[0]
         try:
@@ -510,7 +519,7 @@ class Endpoint:
         numbers, strays = fdpass.unpack(ancillary)
         if strays:  # of the kernel's own, where the application has asked for that
             rights = [item for item in ancillary if item[1] == socket.SCM_RIGHTS]
-            closing = map(os.close, strays)
+            closing = fdpass.closing_all(strays)
             # No bytecode between these can be interrupted.
             self._unread[0] = (data, rights, flags, None)
             deque(closing, maxlen=0)
@@ -547,7 +556,15 @@ class Endpoint:
         if welcome and not truncated:
             fds = fdpass.Fd.blank(len(numbers))
             digested = partial(self._unread.__setitem__, 0, (data, [], 0, None))
-            fdpass.Fd.own(fds, numbers, digested, partial(self._attached.append, fds))
+            try:
+                fdpass.Fd.own(fds, numbers, partial(self._attached.append, fds), digested)
+            except BaseException:
+                if self._unread[0][1]:  # no memory: all of it is still to be digested
+                    self._attached[:] = [each for each in self._attached if each is not fds]
+                    for fd in fds:
+                        if not fd.closed:
+                            fd.detach()
+                raise
             return
         error = (
             DescriptorsLost("this process may not open as many descriptors as the peer sent")
@@ -555,7 +572,7 @@ class Endpoint:
             else CorruptPeer(f"the peer sent {len(numbers)} descriptors nobody asked for")
         )
         deque(map(_ring.forbid_linger, numbers), maxlen=0)
-        closing = map(os.close, numbers)
+        closing = fdpass.closing_all(numbers)
         # Together, and noted as done: a number closed twice may be somebody else's by then.
         # No bytecode between these can be interrupted.
         self._unread[0] = (data, [], flags, error)
@@ -572,8 +589,8 @@ class Endpoint:
 
         For SPACE, `units` says of how much.
         """
-        if self._unread and not self.reading:
-            self.turn()  # an exception kept somebody from digesting it
+        if self._is_behind() and not self.reading:
+            self.turn()
         if self.closed or self._end is not None:
             return False
         if event is Event.RECORDS:
@@ -735,11 +752,12 @@ class Endpoint:
         close_received(chain(*self._attached))
         # What an exception kept somebody from digesting.  Forgotten first: a number closed twice
         # may be somebody else's by then.
+        _drop(self._room)
         unread, self._unread = self._unread, []
         for _, ancillary, _, _ in unread:
             numbers = list(chain(*fdpass.unpack(ancillary)))
             deque(map(_ring.forbid_linger, numbers), maxlen=0)
-            deque(map(os.close, numbers), maxlen=0)
+            deque(fdpass.closing_all(numbers), maxlen=0)
         if self.receiver is not None:
             self.receiver.discard()
         for held in (self._events, self.process, self._sock):
@@ -760,6 +778,11 @@ class Endpoint:
         state = "closed" if self.closed else type(self._end).__name__ if self._end else "open"
         return f"<{type(self).__name__} {self.name!r} with {self.peer_name!r}: {state}>"
 
+
+# Of core/direct.c, if that is there; else nothing waits in a room.
+_ROOM: int = 0 if direct is None else direct.ROOM
+_waiting: Callable[[bytearray], int] = len if direct is None else direct.waiting
+_drop: Callable[[bytearray], None] = bytearray.clear if direct is None else direct.drop
 
 # Enough reads of 4096 bytes to empty the largest socket buffer a two-byte message can fill.
 _TURNS_TO_THE_END = 64

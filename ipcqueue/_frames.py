@@ -540,7 +540,10 @@ class FrameReceiver(ReceiverEnd):
         for built in taken:
             data, tag, flags = built.raw
             try:
-                records.append(self._decode(data, tag, flags & MAX_FLAGS))
+                try:
+                    record = self._decode(data, tag, flags & MAX_FLAGS)
+                except MemoryError:  # perhaps not the message's fault, but a shortage that is over
+                    record = self._decode(data, tag, flags & MAX_FLAGS)
             except Exception as failure:  # noqa: BLE001 (whatever a user's function may raise)
                 error = DecodeFailed(
                     f"message {built.number} ({len(data)} bytes, tag {tag}) could not be decoded: "
@@ -548,6 +551,7 @@ class FrameReceiver(ReceiverEnd):
                 )
                 error.__cause__ = failure
                 return records, error
+            records.append(record)
         return records, None
 
     def _put_back(self, taken: list[_Built], start: int) -> None:
@@ -676,19 +680,24 @@ class FrameReceiver(ReceiverEnd):
                 if take and ring is None:
                     code = CLOSED
                 elif take and lending is not None:
-                    # No bytecode between these can be interrupted.
-                    self._built = self._built[lending.built :]
-                    if not lending.built:
-                        self._next, self._kept = lending.to, lending.kept
-                    self._handed += lending.messages
-                    self.dropped += lending.dropped
-                    self._spent = self._spent + lending.spent
+                    # No bytecode between these can be interrupted; what needs memory comes first.
+                    built, spent = self._built[lending.built :], self._spent + lending.spent
+                    handed = self._handed + lending.messages
+                    dropped = self.dropped + lending.dropped
                     del self._attached[: lending.attached]
+                    self._built = built
+                    if not lending.built:
+                        self._next = lending.to
+                        self._kept = lending.kept
+                    self._handed = handed
+                    self.dropped = dropped
+                    self._spent = spent
                     self._wanted = 0
                     code = _free(ring, lending.to)
             finally:
                 self._forget()
-                self._close_spent()
+                with contextlib.suppress(MemoryError):
+                    self._close_spent()  # or the next call does
             self._usable()
         if code:
             self._trouble(code)
@@ -717,6 +726,7 @@ class FrameReceiver(ReceiverEnd):
         spent: list[Spent] = []
         frame, position = scratch = self._scratch.pop() if self._scratch else _new_scratch()
         failure: Exception | None = None
+        one: _Built | None = None
         _see(ring)
         try:
             while len(built) < limit and self._look(ring, at, frame, position):
@@ -731,30 +741,41 @@ class FrameReceiver(ReceiverEnd):
                     descriptors = attached[used]
                 number = self._handed + len(built)
                 one = self._build_one(at, frame, position[0], number, descriptors, kept)
+                more, there = spent + descriptors[len(one.fds) :], _is_there(one)
                 built.append(one)
-                at = one.end
-                again += _is_there(one)
+                # From here on nothing needs memory: what is built goes with what was used for it.
+                at, spent = one.end, more
+                again += there
                 if descriptors:
                     used += 1
                     carrying += 1
-                    spent += descriptors[len(one.fds) :]
                 if not _seen(ring, at):
                     break
         except Exception as error:  # noqa: BLE001 (raised unless a signal handler was the cause)
             failure = error
+            if one is not None and (not built or built[-1] is not one):
+                close_received(one.regions)
         except BaseException:
             _close_regions(built[len(before) :])
             raise
-        self._scratch.append(scratch)
         if self._ring is not ring or self._built is not before or self._next != start:
             _close_regions(built[len(before) :])
             return False
-        # No bytecode between these can be interrupted.
-        self._built, self._next, self._wanted, self._kept = built, at, wanted, kept
-        self._spent = self._spent + spent
-        del self._attached[:used]
+        try:
+            # No bytecode between these can be interrupted, and only the first two need memory.
+            spent = self._spent + spent
+            del self._attached[:used]
+            self._built = built
+            self._next = at
+            self._wanted = wanted
+            self._kept = kept
+            self._spent = spent
+        except MemoryError:
+            _close_regions(built[len(before) :])
+            raise
         if failure is not None and not built:
             raise failure  # else it will still be there when these are gone
+        self._scratch.append(scratch)
         return True
 
     def _look(self, ring: Any, at: int, frame: Any, position: Any) -> bool:

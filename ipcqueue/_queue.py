@@ -7,7 +7,7 @@ import socket
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from ._blocking import Threads, open_endpoint
-from ._errors import EndOfStream
+from ._errors import EndOfStream, HandshakeTimeout
 from ._handshake import Role
 from ._opening import Opening, Terms, checked_socket
 
@@ -120,7 +120,7 @@ class Connection:
         """Send two bytes to the peer's application, the first from 128 to 255.
 
         Delivered in order, apart from the records and never dropped.  Raises ValueError, Full
-        (no room in time), EndOfStream, PeerDied, CorruptPeer, Refused, Closed.
+        (no room in time), EndOfStream, PeerDied, CorruptPeer, Refused, Closed; OSError (no memory).
         """
         self._threads.send_message(message, timeout)
 
@@ -325,15 +325,21 @@ def pair(record: Any, capacity: int | None = None, **options: Any) -> tuple[Send
 def open_pair(*both: Terms) -> tuple[Endpoint, Endpoint]:
     """Open the two ends of a socket pair in one thread."""
     with contextlib.ExitStack() as undo:
-        openings: list[Opening] = []
-        for sock in socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM):
+        socks = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        for sock in socks:
             undo.callback(sock.close)
-            openings.append(Opening(sock, both[len(openings)]))
+        openings: list[Opening] = []
+        for sock, terms in zip(socks, both, strict=True):
+            openings.append(Opening(sock, terms))
             undo.callback(openings[-1].abandon)
-        openings[0].step()  # says hello, and hears nothing yet
-        second = openings[1].step()
-        first = openings[0].step()
-        if first is None or second is None:
-            raise AssertionError("a handshake over a socket pair takes three steps")
+        opened: dict[Opening, Endpoint] = {}
+        # The first says hello and hears nothing yet; the second does both; then the first hears.
+        for opening in openings * 2:
+            if opening not in opened and (endpoint := opening.step()) is not None:
+                undo.callback(endpoint.close)
+                opened[opening] = endpoint
+        if len(opened) < len(openings):
+            raise HandshakeTimeout("the two ends of a socket pair did not hear from each other")
         undo.pop_all()
+    first, second = (opened[opening] for opening in openings)
     return first, second

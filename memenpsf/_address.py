@@ -132,9 +132,10 @@ class Bound:
 
 
 def bind(address: Address) -> Bound:
-    """Listen at an address; raise OSError, EADDRINUSE if a live server is there."""
+    """Listen at an address, without waiting; raise OSError, EADDRINUSE if a live server is there."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
+        sock.setblocking(False)
         if address.path is None:
             _named(address, sock.bind, address.sockaddr)
             sock.listen(BACKLOG)

@@ -54,7 +54,6 @@ class Reception:
         self.role = checked_role(role)
         self.terms = Terms(record, BOTH_WAYS, **options)
         self.bound = bind(where)
-        self.bound.sock.setblocking(False)
         self.pending: list[Opening] = []
         self._outcomes: deque[Endpoint | Exception] = deque()
         self.refused = 0

@@ -1,9 +1,11 @@
 """One descriptor, one owner."""
 
+import errno
 import gc
 import os
 import subprocess
 import sys
+from collections import deque
 from pathlib import Path
 
 import pytest
@@ -113,3 +115,37 @@ def test_a_forgotten_one_is_silent_at_interpreter_shutdown():
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert done.stderr == b""
+
+
+def test_closing_says_nothing_of_what_a_file_has_to_say_about_it(monkeypatch):
+    really = os.close
+
+    def failing(number):
+        really(number)
+        raise OSError(errno.EIO, "of a file system of a stranger's own")
+
+    fd = fdpass.Fd(os.dup(0))
+    number = fd.fileno()
+    monkeypatch.setattr(os, "close", failing)
+    fd.close()
+    monkeypatch.undo()
+    assert fd.closed
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(number)
+
+
+def test_closing_what_somebody_else_has_closed_is_an_error():
+    fd = fdpass.Fd(os.dup(0))
+    os.close(fd.fileno())
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        fd.close()
+    assert fd.closed
+
+
+def test_all_are_closed_though_one_of_them_fails():
+    numbers = [os.dup(0) for _ in range(3)]
+    os.close(numbers[0])
+    deque(fdpass.closing_all(numbers), maxlen=0)
+    for number in numbers:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(number)

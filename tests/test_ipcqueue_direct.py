@@ -640,3 +640,112 @@ def test_what_a_loop_of_another_thread_takes_ahead_comes_first(ends, verb, step)
     while (after := other.recv(timeout=0)) is not None:
         got.append(after)
     assert got == list(map(record, range(1, 200)))
+
+
+# What came through the socket when there was no memory for Python to have it.
+
+
+@pytest.fixture
+def short_of_memory():
+    """Call a function with its n-th allocation failing; return whether that raised MemoryError."""
+    testcapi = pytest.importorskip("_testcapi")
+
+    def call(nth, function):
+        try:
+            testcapi.set_nomemory(nth, nth + 1)
+            function()
+            testcapi.remove_mem_hooks()
+        except MemoryError:
+            testcapi.remove_mem_hooks()
+            return True
+        return False
+
+    return call
+
+
+def test_a_control_message_that_there_is_no_memory_for_comes_later(short_of_memory):
+    failures = 0
+    for nth in range(40):
+        one, other = memenpsf.pair(8)
+        with one, other:
+            one.send_ctrl_msg(b"\x80\x01")
+            one.send_ctrl_msg(b"\x80\x02")
+            failures += short_of_memory(nth, other._endpoint.turn)
+            assert [other.recv_ctrl_msg() for _ in range(3)] == [b"\x80\x01", b"\x80\x02", None]
+    assert failures > 5
+
+
+def test_descriptors_that_there_is_no_memory_for_come_later_or_are_closed(short_of_memory):
+    left = 0
+    for nth in range(60):
+        one, other = memenpsf.pair(bytes, accept_fds=2)
+        with one, other, Path(os.devnull).open() as file:
+            one.xmit(b"message", fds=[file, file])
+            short_of_memory(nth, other._endpoint.turn)
+            if nth % 2:
+                received = other.recv_message(timeout=0)
+                assert received.record == b"message"
+                assert len(received.fds) == 2
+                received.close()
+            else:
+                left += direct.waiting(other._endpoint._room) > 0
+    assert left > 0  # and are closed with the rest: conftest.py looks
+
+
+def test_what_is_no_room_is_refused():
+    for wrong in (b"", bytearray(8), None):
+        with pytest.raises((TypeError, ValueError)):
+            direct.waiting(wrong)
+        with pytest.raises((TypeError, ValueError)):
+            direct.drop(wrong)
+        with pytest.raises((TypeError, ValueError)):
+            direct.receive(0, 0, True, [], wrong)
+
+
+# A generator that there is no memory to close tells nobody, but Python's own hook.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_descriptors_stay_with_their_message_where_memory_is_short(short_of_memory):
+    files = [Path(os.devnull), Path(__file__)]
+    numbers = [path.stat().st_ino for path in files]
+    failures = 0
+    for nth in range(40, 280):
+        one, other = memenpsf.pair(bytes, accept_fds=1)
+        with one, other:
+            for path in files:
+                with path.open() as file:
+                    one.xmit(path.name.encode(), fds=[file])
+            got = []
+
+            def receive(other=other, got=got):
+                got.append(other.recv_message(timeout=0))
+
+            failures += short_of_memory(nth, receive)
+            while (received := other.recv_message(timeout=0)) is not None:
+                got.append(received)
+            found = []
+            for received in got:
+                found += [os.fstat(fd.fileno()).st_ino for fd in received.fds]
+                received.close()
+            assert found[-1] == numbers[-1]
+            assert found == numbers[-len(found) :]
+    assert failures > 20
+
+
+def test_what_has_no_memory_to_be_decoded_is_no_bad_message():
+    failing = [MemoryError()]
+
+    def decode(data):
+        if failing:
+            raise failing.pop()
+        return data
+
+    one, other = memenpsf.pair(memenpsf.Encoded(bytes, decode))
+    with one, other:
+        one.xmit(b"message")
+        assert other.recv(timeout=0) == b"message"
+        failing += [MemoryError()] * 2
+        one.xmit(b"too much")
+        one.xmit(b"after it")
+        with pytest.raises(ipcqueue.DecodeFailed):
+            other.recv(timeout=0)
+        assert other.recv(timeout=0) == b"after it"

@@ -1,6 +1,7 @@
 """One side of a connection, without waiting: messages, ends of every kind, forks, and leaks."""
 
 import contextlib
+import errno
 import gc
 import itertools
 import os
@@ -10,8 +11,10 @@ import socket
 import struct
 import subprocess
 import threading
+import warnings
 from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from ipcqueue._core import ffi, lib
@@ -1223,3 +1226,84 @@ def test_the_generation_of_forks_counts_only_in_children(forked):
 
     assert forked(child) == 0
     assert _endpoint._ring.fork_generation() == before
+
+
+# -- a kernel that is short of something ---------------------------------------------------------
+
+
+class Short:
+    """A socket (or what stands for its recvmsg) whose next call fails, though its peer lives."""
+
+    def __init__(self, sock):
+        self.sock, self.left = sock, 1
+
+    def __getattr__(self, name):
+        return getattr(self.sock, name)
+
+    def _fail(self):
+        if self.left:
+            self.left -= 1
+            raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
+
+    def send(self, *arguments):
+        self._fail()
+        return self.sock.send(*arguments)
+
+    def recvmsg(self, *arguments):
+        self._fail()
+        return self.sock.recvmsg(*arguments)
+
+
+def test_a_peer_is_not_dead_because_the_kernel_is_short_of_memory_to_read(monkeypatch):
+    one, other = pair(SPEC)
+    with one, other:
+        monkeypatch.setattr(_endpoint, "direct", None)
+        monkeypatch.setattr(other._endpoint, "_sock", Short(other._endpoint._sock))
+        one.send_ctrl_msg(b"\x80\x01")
+        with pytest.raises(OSError, match=os.strerror(errno.ENOBUFS)):
+            other.recv_ctrl_msg()
+        assert other.recv_ctrl_msg() == b"\x80\x01"
+        one.push((1,))
+        assert other.pop(timeout=0) == (1,)
+
+
+def test_a_peer_is_not_dead_because_the_kernel_is_short_of_memory_to_send(monkeypatch):
+    one, other = pair(SPEC)
+    with one, other:
+        monkeypatch.setattr(one._endpoint, "_sock", Short(one._endpoint._sock))
+        with pytest.raises(OSError, match=os.strerror(errno.ENOBUFS)):
+            one.send_ctrl_msg(b"\x80\x01")
+        one.send_ctrl_msg(b"\x80\x02")
+        one.push((1,))
+        assert other.recv_ctrl_msg() == b"\x80\x02"
+        assert other.pop(timeout=0) == (1,)
+
+
+def test_of_descriptors_that_nobody_asked_for_all_are_closed_though_one_fails(monkeypatch):
+    one, other = pair(SPEC)
+    with one, other, null() as file:
+        before = descriptors()
+        fdpass.send_fds(one._endpoint._sock, [file] * 3, b"\x80\x01")
+        monkeypatch.setattr(os, "close", Mock(side_effect=OSError(errno.EIO, "a stranger's file")))
+        with pytest.raises(CorruptPeer):
+            other.pop(timeout=0)
+        monkeypatch.undo()
+        assert descriptors() == before
+
+
+@pytest.mark.parametrize("nth", range(6))
+def test_a_pair_that_cannot_be_opened_leaves_nothing(monkeypatch, nth):
+    really, left = _segment.map_segment, [nth]
+
+    def failing(*arguments, **named):
+        left[0] -= 1
+        if left[0] == -1:
+            raise OSError(errno.ENOMEM, "no memory")
+        return really(*arguments, **named)
+
+    monkeypatch.setattr(_segment, "map_segment", failing)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(OSError, match="no memory"):
+            pair(SPEC)
+        gc.collect()

@@ -964,6 +964,29 @@ static PyObject *iteration_next(Iteration *self)
 
 enum { MOST_BYTES = 4096, MOST_CONTROL = 4096 };
 
+/* What recvmsg() gave, in a bytearray of its caller's: there it waits when memory is too short for
+ * Python to have it, descriptors and all. */
+struct room {
+    ssize_t bytes; /* 0: it is empty */
+    size_t control_bytes;
+    int flags;
+    char data[MOST_BYTES];
+    alignas(struct cmsghdr) char control[MOST_CONTROL];
+};
+
+static struct room *room_of(PyObject *object)
+{
+    if (PyByteArray_GET_SIZE(object) == sizeof(struct room))
+        return (struct room *)(void *)PyByteArray_AS_STRING(object);
+    PyErr_SetString(PyExc_ValueError, "not a bytearray of ROOM bytes");
+    return NULL;
+}
+
+static struct msghdr ancillary_in(struct room *room)
+{
+    return (struct msghdr){.msg_control = room->control, .msg_controllen = room->control_bytes};
+}
+
 /* (level, type, data) of each piece of ancillary data, as socket.recvmsg() gives them. */
 static PyObject *ancillary_of(struct msghdr *m)
 {
@@ -1004,50 +1027,87 @@ static int only_doorbells(const char *data, ssize_t n)
     return n > 0 && n % 2 == 0;
 }
 
-/* As list.append(socket.recvmsg(…)) without waiting, in one step; and the interpreter is kept, as
- * getting it back from a thread that computes takes 5 ms.  Doorbells have done what they are for: if
- * nothing else came, and `whole` says that no half a message came before, return their bytes, and
- * append nothing. */
-static PyObject *receive(PyObject *Py_UNUSED(module), PyObject *args)
+static int read_into(struct room *room, int fd, int flags)
 {
-    int flags, whole;
-    PyObject *sock, *into;
-    if (!PyArg_ParseTuple(args, "OipO!:receive", &sock, &flags, &whole, &PyList_Type, &into))
-        return NULL;
-    int fd = PyObject_AsFileDescriptor(sock);
-    if (fd < 0)
-        return NULL;
-    char data[MOST_BYTES];
-    alignas(struct cmsghdr) char control[MOST_CONTROL];
-    struct iovec bytes = {data, sizeof data};
+    struct iovec bytes = {room->data, sizeof room->data};
     struct msghdr m = {.msg_iov = &bytes,
                        .msg_iovlen = 1,
-                       .msg_control = control,
-                       .msg_controllen = sizeof control};
+                       .msg_control = room->control,
+                       .msg_controllen = sizeof room->control};
     ssize_t n;
     do
         n = recvmsg(fd, &m, flags | MSG_DONTWAIT);
     while (n < 0 && errno == EINTR);
     if (n < 0)
-        return PyErr_SetFromErrno(PyExc_OSError);
-    if (whole && m.msg_controllen == 0 && !(m.msg_flags & MSG_CTRUNC) && only_doorbells(data, n))
-        return PyLong_FromSsize_t(n);
-    PyObject *ancillary = ancillary_of(&m);
-    PyObject *message =
-        ancillary == NULL ? NULL : Py_BuildValue("(y#NiO)", data, n, ancillary, m.msg_flags, Py_None);
-    if (message == NULL || PyList_Append(into, message) < 0) {
-        Py_XDECREF(message);
-        close_all(&m);
+        return -1;
+    room->bytes = n;
+    room->control_bytes = m.msg_controllen;
+    room->flags = m.msg_flags;
+    return 0;
+}
+
+/* As list.append(socket.recvmsg(…)) without waiting, in one step; and the interpreter is kept, as
+ * getting it back from a thread that computes takes 5 ms.  Doorbells have done what they are for: if
+ * nothing else came, and `whole` says that no half a message came before, return their bytes, and
+ * append nothing.  Where memory is short, what came stays in the room, and is what comes next. */
+static PyObject *receive(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    int flags, whole;
+    PyObject *sock, *into, *place;
+    if (!PyArg_ParseTuple(args, "OipO!O!:receive", &sock, &flags, &whole, &PyList_Type, &into,
+                          &PyByteArray_Type, &place))
         return NULL;
+    int fd = PyObject_AsFileDescriptor(sock);
+    struct room *room = room_of(place);
+    if (fd < 0 || room == NULL)
+        return NULL;
+    if (room->bytes == 0 && read_into(room, fd, flags) < 0)
+        return PyErr_SetFromErrno(PyExc_OSError);
+    ssize_t n = room->bytes;
+    struct msghdr m = ancillary_in(room);
+    if (whole && m.msg_controllen == 0 && !(room->flags & MSG_CTRUNC) &&
+        only_doorbells(room->data, n)) {
+        room->bytes = 0;
+        return PyLong_FromSsize_t(n);
     }
-    Py_DECREF(message);
+    PyObject *ancillary = ancillary_of(&m);
+    PyObject *message = ancillary == NULL ? NULL
+                                          : Py_BuildValue("(y#NiO)", room->data, n, ancillary,
+                                                          room->flags, Py_None);
+    int result = message == NULL ? -1 : PyList_Append(into, message);
+    Py_XDECREF(message);
+    if (result < 0)
+        return NULL;
+    room->bytes = 0;
+    Py_RETURN_NONE;
+}
+
+static PyObject *waiting(PyObject *Py_UNUSED(module), PyObject *place)
+{
+    struct room *room = PyByteArray_CheckExact(place) ? room_of(place) : NULL;
+    return room == NULL ? PyErr_Format(PyExc_TypeError, "waiting() takes a room")
+                        : PyLong_FromSsize_t(room->bytes);
+}
+
+static PyObject *drop(PyObject *Py_UNUSED(module), PyObject *place)
+{
+    struct room *room = PyByteArray_CheckExact(place) ? room_of(place) : NULL;
+    if (room == NULL)
+        return PyErr_Format(PyExc_TypeError, "drop() takes a room");
+    struct msghdr m = ancillary_in(room);
+    if (room->bytes != 0)
+        close_all(&m);
+    room->bytes = 0;
     Py_RETURN_NONE;
 }
 
 static PyMethodDef functions[] = {
     {"receive", receive, METH_VARARGS,
-     "receive(sock, flags, whole, into): append the result of a recvmsg() that does not wait to a "
-     "list; or return the bytes that came, if they are doorbells and nothing else."},
+     "receive(sock, flags, whole, into, room): append the result of a recvmsg() that does not wait "
+     "to a list; or return the bytes that came, if they are doorbells and nothing else."},
+    {"waiting", waiting, METH_O,
+     "waiting(room): how many bytes stand there, as memory was too short to append them."},
+    {"drop", drop, METH_O, "drop(room): forget them, and close the descriptors that came with them."},
     {NULL},
 };
 
@@ -1137,6 +1197,8 @@ static int execute(PyObject *module)
             return -1;
         Py_DECREF(type);
     }
+    if (PyModule_AddIntConstant(module, "ROOM", sizeof(struct room)) < 0)
+        return -1;
     struct state *state = PyModule_GetState(module);
     state->iteration = add_type(module, &Iteration_spec);
     return state->iteration == NULL ? -1 : 0;

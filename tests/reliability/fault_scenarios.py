@@ -1,0 +1,946 @@
+"""What is done while something goes wrong: each verb of each layer, and what must be true after it.
+
+A scenario calls the product by case.do(), and checks what came of it by calls with which nothing goes
+wrong.  It must leave nothing behind, whatever happened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import threading
+import time
+from pathlib import Path
+
+import fault_cases
+from fault_cases import FAILED, Beside, Flow
+
+import fdpass
+import ipcqueue
+import memenpsf
+from fdpass import _memfd
+
+DIRECTORY = ""
+PATIENCE = 10  # seconds
+
+SPECS = {
+    "slots": (8, lambda n: b"%08d" % n),
+    "tuples": ("<QQ", lambda n: (n, n + 1)),
+    "messages": (bytes, lambda n: b"%d" % n * (n % 7)),
+}
+
+
+@contextlib.contextmanager
+def pair(spec, **options):
+    one, other = memenpsf.pair(spec, **options)
+    try:
+        yield one, other
+    finally:
+        one.close()
+        other.close()
+
+
+def end(case, *interfaces):
+    """Close them, which may fail; what it says must not keep it from closing."""
+    for interface in interfaces:
+        case.do(interface.close)
+        case.expect(interface.closed, "close() did not close")
+
+
+# -- records ----------------------------------------------------------------------------------
+
+
+def records(shape):
+    spec, record = SPECS[shape]
+
+    def scenario(case):
+        with pair(spec, capacity=8 if shape != "messages" else 4096) as (one, other):
+            there = Flow(case, lambda: other.recv(timeout=0))
+            back = Flow(case, lambda: one.recv(timeout=0))
+            for n in range(1, 4):
+                there.send(record(n), one.xmit, record(n), timeout=0)
+            there.take(lambda: other.recv(timeout=0))
+            there.take(lambda: other.recv(PATIENCE) if there.sent else None)
+            for n in range(4, 6):
+                back.send(record(n), other.xmit, record(n))
+            batch = [record(n) for n in range(6, 9)]
+            there.send_many(
+                batch, lambda: one.xmit_many(batch, timeout=0), *[counter(one, shape, batch)] * 2
+            )
+            there.take(lambda: other.recv_vectored(timeout=0))
+            back.take(lambda: one.recv_vectored(1, timeout=0))
+            again = batch[:2]
+            there.send_many(
+                again,
+                lambda: one.xmit_many(iter(again), timeout=0),
+                *[counter(one, shape, again)] * 2,
+            )
+            loop = iter(other)
+            case_of_loop(there, loop, other)
+            case.do(other.arm)
+            there.take(lambda: other.recv(timeout=0))
+            there.check()
+            back.check()
+            end(case, one, other)
+
+    return scenario
+
+
+def counter(one, shape, batch):
+    """Return a function that says how many records were sent."""
+    extents = {"messages": 16}
+
+    def count():
+        head = one.indices()[0]
+        if shape not in extents:
+            return head
+        return head // 16
+
+    return count
+
+
+def case_of_loop(flow, loop, other):
+    if other._receiver.holds() or other.statistics().waiting:
+        flow.take(lambda: next(loop))
+
+
+def control(case):
+    with pair(8) as (one, other):
+        flow = Flow(case, other.recv_ctrl_msg)
+        for n in range(4):
+            flow.send(bytes((128, n)), one.send_ctrl_msg, bytes((128, n)), timeout=0)
+            one.xmit(bytes(8))
+            case.do(other.recv, timeout=0)
+        flow.take(other.recv_ctrl_msg)
+        flow.take(lambda: other.recv_ctrl_msg(timeout=0.001))
+        flow.check()
+        end(case, one, other)
+
+
+def idle_sender(case):
+    """One that has not heard of its peer for a while looks whether it is there."""
+    for spec, record in (SPECS["slots"], SPECS["messages"]):
+        with pair(spec) as (one, other):
+            there = Flow(case, lambda other=other: other.recv(timeout=0))
+            time.sleep(0.06)
+            there.send(record(1), one.xmit, record(1), timeout=0)
+            time.sleep(0.06)
+            there.send_many(
+                [record(2)] * 2,
+                lambda one=one, record=record: one.xmit_many([record(2)] * 2, timeout=0),
+                *[counter(one, "messages" if spec is bytes else "", None)] * 2,
+            )
+            there.check()
+            end(case, one, other)
+
+
+# -- sleeping ---------------------------------------------------------------------------------
+
+
+def asleep(interface, over):
+    """Wait until another thread sleeps on it, or has returned."""
+    before = interface.statistics().waits
+    return lambda: _until(lambda: interface.statistics().waits > before, over)
+
+
+def _until(true, over):
+    while not true() and not over.is_set():
+        time.sleep(0.0005)
+
+
+def sleeping_receiver(case):
+    for spec, record in (SPECS["slots"], SPECS["messages"]):
+        with pair(spec, wait="sleep") as (one, other):
+            there, over = Flow(case, lambda other=other: other.recv(timeout=0)), threading.Event()
+            wait = asleep(other, over)
+
+            def send(one=one, wait=wait, record=record):
+                wait()
+                one.xmit(record(1))
+
+            thread = Beside(send)
+            there.take(lambda other=other: other.recv(PATIENCE))
+            over.set()
+            thread.result_of()
+            there.sent.append(record(1))
+            there.check()
+            end(case, one, other)
+
+
+def doorbell(case):
+    """The sender rings for a receiver that sleeps."""
+    for spec, record in (SPECS["slots"], SPECS["messages"]):
+        with pair(spec, wait="sleep") as (one, other):
+            over = threading.Event()
+            wait = asleep(other, over)
+            thread = Beside(lambda other=other: other.recv(PATIENCE))
+            wait()
+            sent = case.do(one.xmit, record(1)) is not FAILED
+            if not sent:
+                one.xmit(record(1))
+            case.expect(
+                thread.result_of() == record(1), f"woken for {thread.result!r} {thread.error!r}"
+            )
+            end(case, one, other)
+
+
+def sleeping_sender(case):
+    with pair(8, capacity=1, wait="sleep") as (one, other):
+        there, over = Flow(case, lambda: other.recv(timeout=0)), threading.Event()
+        first, second = b"%08d" % 1, b"%08d" % 2
+        one.xmit(first)
+        there.sent.append(first)
+        wait = asleep(one, over)
+
+        def receive():
+            wait()
+            there.got.append(other.recv())
+
+        thread = Beside(receive)
+        there.send(second, one.xmit, second, timeout=PATIENCE)
+        over.set()
+        thread.result_of()
+        there.check()
+        end(case, one, other)
+
+
+def space_bell(case):
+    """The receiver rings for a sender that sleeps."""
+    with pair(8, capacity=1, wait="sleep") as (one, other):
+        over = threading.Event()
+        there = Flow(case, lambda: other.recv(timeout=0))
+        first, second = b"%08d" % 1, b"%08d" % 2
+        one.xmit(first)
+        wait = asleep(one, over)
+        thread = Beside(lambda: one.xmit(second, PATIENCE))
+        wait()
+        there.take(lambda: other.recv(timeout=0))
+        if not there.got:
+            there.got.append(other.recv())
+        thread.result_of()
+        case.expect(thread.error is None, f"the sender: {thread.error!r}")
+        there.sent += [first, second]
+        there.check()
+        end(case, one, other)
+
+
+def control_in_a_full_socket(case):
+    with pair(8, wait="sleep") as (one, other):
+        flow, over = Flow(case, other.recv_ctrl_msg), threading.Event()
+        n = 0
+        with contextlib.suppress(ipcqueue.Full):
+            while True:
+                message = bytes((128 + n // 256, n % 256))
+                one.send_ctrl_msg(message, timeout=0)
+                flow.sent.append(message)
+                n += 1
+
+        def receive():
+            time.sleep(0.005)
+            while (message := other.recv_ctrl_msg()) is not None:
+                flow.got.append(message)
+
+        thread = Beside(receive)
+        flow.send(b"\xff\xff", one.send_ctrl_msg, b"\xff\xff", timeout=PATIENCE)
+        over.set()
+        thread.result_of()
+        flow.check()
+        end(case, one, other)
+
+
+# -- what messages carry ----------------------------------------------------------------------
+
+
+def closing(received):
+    """Close what came with a message; return its record."""
+    if received is None:
+        return None
+    received.close()
+    return received.record
+
+
+def attachments(case):
+    with contextlib.ExitStack() as undo:
+        one, other = undo.enter_context(
+            pair(bytes, accept_fds=3, accept_regions=3, accept_sockets=True)
+        )
+        there = Flow(case, lambda: closing(other.recv_message(timeout=0)))
+        file = undo.enter_context(Path(os.devnull).open())
+        sock, _ = (undo.enter_context(each) for each in socket.socketpair())
+        registry = undo.enter_context(fdpass.MemoryRegistry())
+        lent = undo.enter_context(registry.alloc(4096))
+        frozen = undo.enter_context(fdpass.MemoryRegion.create(4096))
+        frozen.buffer[:5] = b"hello"
+        lent.buffer[:5] = b"world"
+
+        def receive():
+            received = case.do(other.recv_message, timeout=0)
+            if received is None or received is FAILED:
+                return
+            there.got.append(received.record)
+            case.expect(
+                (len(received.fds), len(received.regions)) == wanted[received.record],
+                f"{received.record} came with {received.fds} and {received.regions}",
+            )
+            for region in received.regions:
+                start = case.do(lambda region=region: bytes(region.buffer[:5]))
+                case.expect(start in (FAILED, b"hello", b"world"), f"another region: {start!r}")
+            case.do(received.close)
+
+        def borrow(seen):
+            with other.borrow(timeout=0) as messages:
+                seen += [bytes(message.data) for message in messages]
+                messages.data = ()
+
+        def send():
+            for name, (fds, regions) in {
+                b"two": ([file, sock], []),
+                b"regions": ([], [frozen, lent]),
+                b"all": ([file], [frozen]),
+            }.items():
+                wanted[name] = len(fds), len(regions)
+                there.send(name, one.xmit, name, timeout=0, fds=fds, regions=regions)
+
+        wanted = {}
+        send()
+        receive()
+        receive()
+        receive()
+        send()
+        there.take(lambda: other.recv(timeout=0))
+        there.take(lambda: other.recv_vectored(timeout=0))
+        send()
+        there.borrow(borrow, one)
+        there.borrow(borrow, one)
+        there.check()
+        end(case, one, other)
+        case.do(frozen.close)
+        case.do(lent.close)
+        case.do(registry.collect)
+        case.do(registry.close)
+
+
+def outside(case):
+    with pair(bytes, capacity=4096, inline=512) as (one, other):
+        there = Flow(case, lambda: other.recv(timeout=0))
+        large, larger = b"L" * 3000, b"M" * 200_000
+        for message in (large, larger):
+            there.send(message, one.xmit, message, timeout=0)
+        there.take(lambda: other.recv(timeout=0))
+        there.take(lambda: other.recv(timeout=0))
+        again = b"N" * 3000
+        there.send(again, one.xmit, again, timeout=0)
+        there.take(lambda: other.recv_vectored(timeout=0))
+        batch = [b"small", large, b"after"]
+        start = one.indices()[0]
+        case.do(one.xmit_many, batch, timeout=0)
+        there.sent += batch[: (one.indices()[0] - start) // 32]
+
+        def borrow(seen):
+            with other.borrow(timeout=0) as messages:
+                seen += [bytes(message.data) for message in messages]
+                messages.data = ()
+
+        there.borrow(borrow, one)
+        there.check()
+        end(case, one, other)
+
+
+def loans(shape):
+    spec, record = SPECS[shape]
+
+    def scenario(case):
+        with pair(spec, capacity=8 if shape == "slots" else 4096) as (one, other):
+            there = Flow(case, lambda: other.recv(timeout=0))
+
+            def lend(n):
+                data = record(n)
+                with one.loan(1 if shape == "slots" else len(data), timeout=0) as loan:
+                    loan.data[:] = data
+
+            def borrow(seen):
+                with other.borrow(timeout=0) as borrowed:
+                    if shape == "slots":
+                        data = bytes(borrowed.data)
+                        seen += [data[at : at + 8] for at in range(0, len(data), 8)]
+                    else:
+                        seen += [bytes(message.data) for message in borrowed]
+                    borrowed.data = ()
+
+            for n in range(1, 4):
+                there.send(record(n), lend, n)
+            there.borrow(borrow, one)
+            for n in range(4, 7):
+                there.send(record(n), lend, n)
+            there.take(lambda: other.recv(timeout=0))
+            there.borrow(borrow, one)
+            there.check()
+            end(case, one, other)
+
+    return scenario
+
+
+# -- the beginning and the end ----------------------------------------------------------------
+
+
+def opening(spec, **options):
+    def scenario(case):
+        _memfd._device_of_memfds.cache_clear()
+        both = case.do(memenpsf.pair, spec, **options)
+        if both is not FAILED:
+            one, other = both
+            there = Flow(case, lambda: other.recv(timeout=0))
+            there.send(bytes(8), one.xmit, bytes(8))
+            there.check()
+            end(case, one, other)
+
+    return scenario
+
+
+def orderly_end(case):
+    _the_end(case, ipcqueue.EndOfStream, lambda one: case.do(one.close))
+
+
+def finishing(case):
+    _the_end(case, ipcqueue.EndOfStream, lambda one: case.do(one.finish))
+
+
+def sudden_end(case):
+    def die(one):
+        # As the kernel ends a process: its descriptors go, and no word is said.
+        one._endpoint.closed = True
+        one._endpoint._release()
+
+    _the_end(case, ipcqueue.PeerDied, die)
+
+
+def _the_end(case, kind, finish):
+    for spec, record in (SPECS["slots"], SPECS["messages"]):
+        with pair(spec, **({"accept_fds": 1} if spec is bytes else {})) as (one, other):
+            sent = [record(1), record(2)]
+            got = []
+            fds = {}
+            if spec is bytes:
+                fds["fds"] = [one._endpoint._own.memfd]
+            one.xmit(sent[0])
+            one.xmit(sent[1], **fds)
+            finish(one)
+            # The end of a fault is not the end of the stream.
+            for _ in range(20):
+                value = _or_end(case, kind, lambda other=other: other.recv(PATIENCE))
+                if value is kind:
+                    break
+                if value is not FAILED:
+                    got.append(value)
+            else:
+                case.problem(f"the end never came, but {got}")
+            case.expect(got == sent, f"sent {sent}, received {got}")
+            for _ in range(3):  # a peer that is gone is found out by looking, now and then
+                value = _or_end(
+                    case, kind, lambda other=other, record=record: other.xmit(record(3), timeout=0)
+                )
+                if value is not FAILED:
+                    break
+            _or_end(case, kind, lambda other=other: other.recv_ctrl_msg(timeout=PATIENCE))
+            end(case, other, one)
+
+
+def _or_end(case, kind, function):
+    def call():
+        try:
+            return function()
+        except kind:
+            return kind
+        except ipcqueue.PeerDied:
+            # By an error of the socket it could not know better; and Closed is this side's own.
+            return kind if case.fault.is_one_of(fault_cases.GONE) else FAILED
+        except ipcqueue.Closed:
+            return kind
+
+    return case.do(call)
+
+
+def server(case):
+    """A listener that something happens to serves the next client all the same."""
+    address = str(Path(DIRECTORY) / "server")
+    listener = case.do(memenpsf.listen, address, 8)
+    if listener is FAILED:
+        listener = memenpsf.listen(address, 8)
+
+    def client():
+        interface = memenpsf.connect(address, 8, timeout=PATIENCE)
+        try:
+            interface.xmit(b"the same")
+            return interface.recv(PATIENCE)
+        finally:
+            interface.close()
+
+    def accept():
+        try:
+            return listener.accept(0.05)
+        except ipcqueue.QueueError:
+            raise
+        except TimeoutError:
+            return FAILED
+
+    def serve(client):
+        attempts = 0
+        while client.is_alive():
+            attempts += 1
+            try:
+                interface = case.do(accept) if attempts <= 5 else accept()
+            except (OSError, ipcqueue.QueueError):
+                continue  # of what went wrong before
+            if interface is FAILED:
+                time.sleep(0.002)
+            else:
+                with interface:
+                    try:
+                        interface.xmit(interface.recv(PATIENCE))
+                    except ipcqueue.QueueError as error:  # see _both_ways
+                        case.expect(case.fault.is_one_of(fault_cases.GONE), f"and then {error!r}")
+                        continue
+                    served = client.result_of()
+                case.expect(served == b"the same", f"the client got {served!r}, {client.error}")
+        client.join(PATIENCE)
+
+    for _ in range(2):
+        serve(case.beside(client))
+    last = case.beside(client)  # and with nothing wrong any more
+    with listener.accept(PATIENCE) as interface:
+        interface.xmit(interface.recv(PATIENCE))
+        served = last.result_of()
+    case.expect(served == b"the same", f"the last client got {served!r}, {last.error!r}")
+    case.do(listener.close)
+    if Path(address).exists():  # removing it may have failed; the next server replaces it
+        memenpsf.listen(address, 8).close()
+
+
+def client(case):
+    address = str(Path(DIRECTORY) / "client")
+
+    def serve():
+        record = b""
+        with memenpsf.listen(address, 8) as listener:
+            while record != b"the last":
+                with contextlib.suppress(ipcqueue.QueueError, OSError):
+                    with listener.accept(PATIENCE) as interface:
+                        record = interface.recv(PATIENCE)
+                        interface.xmit(record)
+                        interface.recv(PATIENCE)
+
+    server = case.beside(serve)
+    while not Path(address).exists():
+        time.sleep(0.001)
+    interface = case.do(memenpsf.connect, address, 8, timeout=PATIENCE)
+    if interface is not FAILED:
+        with interface:
+            got = _both_ways(case, interface)
+            case.expect(got in (FAILED, b"the same"), f"the server gave back {got!r}")
+    with memenpsf.connect(address, 8, timeout=PATIENCE) as interface:
+        interface.xmit(b"the last")
+        got = interface.recv(PATIENCE)
+        case.expect(got == b"the last", f"the server gave back {got!r}")
+    server.result_of()
+    case.expect(server.error is None, f"the server: {server.error}")
+
+
+def _both_ways(case, interface):
+    try:
+        interface.xmit(b"the same")
+        return interface.recv(PATIENCE)
+    except ipcqueue.QueueError as error:
+        # A peer to which nothing can be sent has not heard our HELLO; it may have sent its own.
+        case.expect(case.fault.is_one_of(fault_cases.GONE), f"connected, and yet {error!r}")
+        return FAILED
+
+
+def addresses(case):
+    """Bare names, paths and abstract ones; and a file that a dead server has left."""
+    stale = Path(DIRECTORY) / "memenpsf" / "stale"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(stale))
+    for address in ("stale", f"@memenpsf-{os.getpid()}"):
+        listener = case.do(memenpsf.listen, address, 8)
+        if listener is FAILED:
+            listener = memenpsf.listen(address, 8)
+        again = case.do(_refused, address)
+        if again == "replaced":  # what could it do
+            case.expect(case.fault.is_one_of(fault_cases.ABSENT), "a live server was replaced")
+        else:
+            case.expect(_refused(address) == "in use", "a live server was replaced")
+        case.do(listener.close)
+        case.expect(repr(listener).endswith("closed>"), "close() did not close")
+    stale.unlink(missing_ok=True)
+
+
+def _refused(address):
+    try:
+        memenpsf.listen(address, 8).close()
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            return "in use"
+        raise
+    return "replaced"
+
+
+def run_loop(case):
+    import queue
+
+    ends = socket.socketpair()
+    outgoing, incoming = queue.Queue(), queue.Queue()
+    for n in range(3):
+        outgoing.put(b"%08d" % n)
+    outgoing.put(None)
+    got = []
+
+    def other():
+        with memenpsf.Interface(ends[1], 8) as interface:
+            with contextlib.suppress(ipcqueue.EndOfStream):  # it may have ended already
+                interface.xmit(b"backward")
+            got.extend(interface)
+
+    thread = Beside(other)
+    ended = case.do(memenpsf.run, "run", 8, 0, ends[0], outgoing, incoming, 8)
+    if ends[0].fileno() >= 0:
+        case.problem("run() has not taken the socket")
+    thread.join(PATIENCE)
+    if ended is not FAILED:
+        sent = [b"%08d" % n for n in range(3)]
+        left = list(ended.unsent)
+        whole = got + left == sent or case.fault.is_one_of(fault_cases.GONE)
+        case.expect(whole, f"came: {got}, unsent: {left}, {ended}")
+
+
+# -- fdpass alone -----------------------------------------------------------------------------
+
+
+def descriptors(case):
+    with contextlib.ExitStack() as undo:
+        one, other = (undo.enter_context(each) for each in socket.socketpair())
+        file = undo.enter_context(Path(os.devnull).open())
+        for each in (one, other):
+            each.settimeout(PATIENCE)
+        sent = case.do(fdpass.send_fd, one, file, b"tag")
+        if sent is FAILED:
+            fdpass.send_fd(one, file, b"tag")
+        got = case.do(fdpass.recv_fd, other, b"tag")
+        if got is FAILED:  # what came of it is closed; the rest of the tag may still be there
+            other.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                for fd in fdpass.recv_fds(other)[1]:
+                    fd.close()
+            other.settimeout(PATIENCE)
+        else:
+            got.close()
+        if case.do(fdpass.send_fds, one, [file, one, other], b"data") is not FAILED:
+            received = case.do(fdpass.recv_fds, other)
+            if received is not FAILED:
+                for fd in received[1]:
+                    fd.close()
+            fdpass.send_fds(one, [file, one], b"none expected")
+            refused = case.do(_refusing, other)
+            case.expect(refused in (FAILED, "refused"), f"not refused, but {refused}")
+        case.do(fdpass.peer_credentials, one)
+
+
+def _refusing(sock):
+    try:
+        fdpass.recv_fds(sock, 1)
+    except fdpass.WrongDescriptors:
+        return "refused"
+    return "taken"
+
+
+def memory_files(case):
+    _memfd._device_of_memfds.cache_clear()
+    with contextlib.ExitStack() as undo:
+        memfd = case.do(fdpass.Memfd.create, "faults", 5000)
+        if memfd is FAILED:
+            memfd = fdpass.Memfd.create("faults", 5000)
+        undo.callback(memfd.close)
+        mapping = case.do(memfd.map, writable=True)
+        if mapping is not FAILED:
+            mapping.close()
+        seals = fdpass.Seal.SHRINK | fdpass.Seal.GROW | fdpass.Seal.SEAL
+        if case.do(memfd.seal, seals) is FAILED:
+            memfd.seal(seals)
+        adopted = case.do(fdpass.Memfd.adopt, os.dup(memfd.fileno()), max_size=1 << 20)
+        if adopted is not FAILED:
+            case.expect(adopted.size == 5000, "another size")
+            case.do(adopted.close)
+        case.do(lambda: memfd.seals)
+        case.do(memfd.close)
+        case.expect(memfd.closed, "close() did not close")
+
+
+def regions(case):
+    with contextlib.ExitStack() as undo:
+        for mode in ("frozen", "shared"):
+            region = case.do(fdpass.MemoryRegion.create, 5000, mode=mode)
+            if region is FAILED:
+                region = fdpass.MemoryRegion.create(5000, mode=mode)
+            undo.callback(region.close)
+            case.do(lambda region=region: region.buffer.__setitem__(0, 1))
+            given = case.do(region.descriptors)
+            if given is not FAILED:
+                copies = [os.dup(fd.fileno()) for fd in given]
+                taken = case.do(
+                    fdpass.MemoryRegion.adopt, copies, max_size=1 << 20, accept_shared=True
+                )
+                if taken is not FAILED:
+                    case.do(lambda taken=taken: taken.buffer[0])
+                    case.do(taken.close)
+                    case.expect(taken.closed, "close() did not close")
+            case.do(region.close)
+
+
+def registry(case):
+    registry = case.do(fdpass.MemoryRegistry)
+    if registry is FAILED:
+        return
+    mappings = fdpass.Mappings()
+    for _ in range(2):
+        region = case.do(registry.alloc, 5000, "tag")
+        if region is FAILED:
+            region = registry.alloc(5000, "tag")
+        case.do(lambda region=region: region.buffer.__setitem__(0, 7))
+        given = case.do(region.descriptors)
+        if given is not FAILED:
+            copies = [os.dup(fd.fileno()) for fd in given]
+            taken = case.do(fdpass.MemoryRegion.adopt, copies, max_size=1 << 20, mappings=mappings)
+            if taken is not FAILED:
+                case.do(lambda taken=taken: taken.buffer[0])
+                case.do(taken.close)
+        case.do(region.close)
+        del region, given
+        case.do(registry.collect)
+    registry.collect()
+    numbers = registry.statistics()
+    case.expect(numbers.lent == 0, f"not all came home: {numbers}")
+    case.expect(numbers.created == numbers.lent + numbers.idle + numbers.freed, f"{numbers}")
+    mappings.close()
+    case.do(registry.close)
+    case.expect(registry.closed, "close() did not close")
+
+
+# -- Trio -------------------------------------------------------------------------------------
+
+
+def under_trio(body):
+    def scenario(case):
+        import trio
+
+        trio.run(body, case)
+
+    return scenario
+
+
+async def trio_connection(case):
+    import trio
+
+    import memenpsf.trio
+
+    address = str(Path(DIRECTORY) / "trio")
+    listener = await case.do_async(memenpsf.trio.listen, address, bytes, accept_fds=2)
+    if listener is FAILED:
+        listener = await memenpsf.trio.listen(address, bytes, accept_fds=2)
+    accepted, wanted = [], []
+
+    async def serve():
+        while not accepted:
+            interface = await case.do_async(listener.accept)
+            if interface is FAILED:
+                continue
+            if interface.peer_name == wanted[-1]:
+                accepted.append(interface)
+                served.set()
+            else:  # of a client that has given up
+                await interface.aclose()
+
+    async def connect(name):
+        try:
+            return await memenpsf.trio.connect(
+                address, bytes, name=name, timeout=PATIENCE, accept_fds=2
+            )
+        except (ipcqueue.PeerDied, ipcqueue.Refused):
+            return FAILED  # it was the server that something happened to
+
+    for name, patience in (("first", 0.5), ("second", PATIENCE)):
+        wanted.append(name)
+        served = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve)
+            client = await case.do_async(connect, name)
+            with trio.move_on_after(0 if client is FAILED else patience):
+                await served.wait()
+            nursery.cancel_scope.cancel()
+        if accepted and client is not FAILED:
+            break
+        for interface in (*accepted, client):
+            if interface is not FAILED:
+                await interface.aclose()
+        accepted.clear()
+    else:
+        case.problem("the second client did not get in")
+        await listener.aclose()
+        return
+    one, other = client, accepted[0]
+    await trio_traffic(case, one, other)
+    for each in (one, other):
+        await case.do_async(each.aclose)
+    await case.do_async(listener.aclose)
+    if address in map(str, Path(DIRECTORY).iterdir()):  # noqa: ASYNC240 (nobody waits for it)
+        await (await memenpsf.trio.listen(address, bytes)).aclose()
+
+
+async def trio_traffic(case, one, other):
+    import trio
+
+    flow = Flow(case, None)
+
+    async def take(function, *arguments, **named):
+        value = await case.do_async(function, *arguments, **named)
+        if isinstance(value, list):
+            flow.got += value
+        elif isinstance(value, ipcqueue.Received):
+            flow.got.append(closing(value))
+        elif value is not FAILED and value is not None:
+            flow.got.append(value)
+
+    async def send(data, **more):
+        if await case.do_async(one.xmit, data, timeout=0, **more) is not FAILED:
+            flow.sent.append(data)
+
+    async def borrow():
+        async with other.borrow(timeout=0) as messages:
+            taken = [bytes(message.data) for message in messages]
+            messages.data = ()
+        return taken
+
+    async def sleeper():
+        await take(other.recv, PATIENCE)
+
+    with fdpass.Fd(os.dup(0)) as file:
+        await send(b"1")
+        await send(b"2", fds=[file])
+        await send(b"3" * 300_000)
+        await take(other.recv, timeout=0)
+        await take(other.recv_message, timeout=0)
+        await take(other.recv_vectored, timeout=0)
+        await send(b"4", fds=[file])
+        await take(borrow)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(sleeper)
+            await trio.sleep(0.001)
+            await send(b"5")
+            if flow.sent[-1:] != [b"5"]:
+                await one.xmit(b"5")
+                flow.sent.append(b"5")
+        sent = await case.do_async(one.send_ctrl_msg, b"\x80\x01") is not FAILED
+        message = await case.do_async(other.recv_ctrl_msg, timeout=0)
+        if message in (None, FAILED):
+            with contextlib.suppress(ipcqueue.QueueError):
+                message = await other.recv_ctrl_msg(timeout=0)
+        case.expect(
+            (message == b"\x80\x01") == sent or case.fault.is_one_of(fault_cases.GONE),
+            f"control message {sent}: {message!r}",
+        )
+    try:
+        while (received := await other.recv_message(timeout=0)) is not None:
+            flow.got.append(closing(received))
+    except (ipcqueue.EndOfStream, ipcqueue.PeerDied, ipcqueue.DescriptorsLost):
+        pass
+    lost = any(isinstance(error, ipcqueue.DescriptorsLost) for error in case.told)
+    case.expect(
+        flow.got == (flow.sent[: len(flow.got)] if lost else flow.sent),
+        f"sent {fault_cases._brief(flow.sent)}, received {fault_cases._brief(flow.got)}",
+    )
+
+
+async def trio_descriptors(case):
+    import trio
+
+    import fdpass.trio
+
+    one, other = trio.socket.socketpair()
+    with fdpass.Fd(os.dup(0)) as file, one, other:
+        if await case.do_async(fdpass.trio.send_fd, one, file, b"tag") is FAILED:
+            await fdpass.trio.send_fd(one, file, b"tag")
+        got = await case.do_async(fdpass.trio.recv_fd, other, b"tag")
+        if got is not FAILED:
+            got.close()
+            if await case.do_async(fdpass.trio.send_fds, one, [file, one], b"data") is not FAILED:
+                received = await case.do_async(fdpass.trio.recv_fds, other)
+                if received is not FAILED:
+                    for fd in received[1]:
+                        fd.close()
+
+
+# What is Trio's own, and not to be failed: it ends with its loop.
+_OF_TRIO = ("epoll_create1", "epoll_ctl", "epoll_wait", "pthread_create")
+
+# What carries descriptors arrives whole: two bytes that were sent at once.
+_WHOLE = (("recvmsg", "SHORT"),)
+
+# name: (scenario, what does not fail in it: functions, or functions with an error)
+SCENARIOS = {
+    "opening of slots": (opening(8), ()),
+    "opening of messages": (opening(bytes, capacity=4096), ()),
+    "a server": (server, ()),
+    "a client": (client, ()),
+    "addresses": (addresses, ()),
+    "records of one size": (records("slots"), ()),
+    "tuples": (records("tuples"), ()),
+    "messages": (records("messages"), ()),
+    "an idle sender": (idle_sender, ()),
+    "a receiver that sleeps": (sleeping_receiver, ()),
+    "a doorbell for records": (doorbell, ()),
+    "a sender that sleeps": (sleeping_sender, ()),
+    "a doorbell for space": (space_bell, ()),
+    "control messages": (control, ()),
+    "control messages into a full socket": (control_in_a_full_socket, ()),
+    "attachments": (attachments, _WHOLE),
+    "messages outside the ring": (outside, _WHOLE),
+    "loans of slots": (loans("slots"), ()),
+    "loans of messages": (loans("messages"), ()),
+    "an orderly end": (orderly_end, _WHOLE),
+    "finishing": (finishing, (*_WHOLE, "shutdown")),  # it is connected, so that cannot be
+    "a sudden end": (sudden_end, _WHOLE),
+    "the run loop": (run_loop, ()),
+    "descriptors": (descriptors, ()),
+    "memory files": (memory_files, ()),
+    "regions": (regions, ()),
+    "a registry": (registry, ()),
+    "Trio": (under_trio(trio_connection), _OF_TRIO + _WHOLE),
+    "descriptors under Trio": (under_trio(trio_descriptors), _OF_TRIO),
+}
+
+# Where descriptors are made, or come; and nobody else in the same process may want some.
+LIMITED = (
+    "opening of slots",
+    "opening of messages",
+    "a server",
+    "a client",
+    "addresses",
+    "attachments",
+    "messages outside the ring",
+    "descriptors",
+    "memory files",
+    "regions",
+    "a registry",
+)
+
+# Where one thread does all of it, so that the n-th allocation is the same each time.
+NEEDY = (
+    "records of one size",
+    "tuples",
+    "messages",
+    "control messages",
+    "attachments",
+    "messages outside the ring",
+    "loans of slots",
+    "loans of messages",
+)
