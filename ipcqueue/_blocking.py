@@ -8,7 +8,9 @@ concerns them.  Nobody needs to know for whom a doorbell was meant.
 Why no wake-up is lost between them: a thread announces itself, looks again, and becomes reader or
 follower in one critical section of `endpoint.mutex`.  The reader takes the same mutex after it
 has read, to release the followers.  Whoever entered before that is released; whoever enters after
-it announced itself after the read, so the doorbell that answers is still to come.
+it announced itself after the read, so the doorbell that answers is still to come.  A reader stops
+being one without the mutex; so what counts is whether somebody read when the section began.  If so,
+the release is still to come; if not, nobody reads before the section ends.
 """
 
 from __future__ import annotations
@@ -257,6 +259,7 @@ class Threads:
             with endpoint.mutex:
                 endpoint.waiting[event] += 1
                 counted = True
+                others = endpoint.reading  # before the announcement; see the module
                 if not endpoint.announce(event, units):
                     return False
                 left = SLICE
@@ -264,7 +267,7 @@ class Threads:
                     left = min(deadline - time.monotonic(), SLICE)
                     if left <= 0:
                         return False
-                if endpoint.reading:
+                if others:
                     follower = threading.Lock()
                     follower.acquire()
                     endpoint.followers.add(follower)

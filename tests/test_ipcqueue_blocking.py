@@ -541,6 +541,27 @@ class TestOneSocketForAll:
         pushing.result()
         assert first.endpoint.statistics().rescues == second.endpoint.statistics().rescues == 0
 
+    @pytest.mark.deadline(20)
+    def test_who_falls_asleep_while_another_reads_his_doorbell_is_woken(self, sides, in_thread):
+        """Between his announcement and his decision to read, the doorbell for it is read."""
+        peer, side = sides
+        both = [in_thread(side.pop, None)]
+        until(lambda: side.endpoint.dozing)
+        announce = side.endpoint.announce
+
+        def announce_and_tarry(event, units=1):
+            announced = announce(event, units)
+            side.endpoint.announce = announce
+            peer.push((1,), None)
+            until(lambda: not side.endpoint.reading)
+            return announced
+
+        side.endpoint.announce = announce_and_tarry
+        both.append(in_thread(side.pop, None))
+        until(lambda: not all(thread.is_alive() for thread in both))
+        peer.push((2,), None)
+        assert sorted(thread.result() for thread in both) == [(1,), (2,)]
+
 
 class TestEnds:
     def waiters(self, side, in_thread):

@@ -15,13 +15,18 @@ import pytest
 pytestmark = pytest.mark.deadline(180)  # seconds here; a loaded machine may need more
 
 MODELS = Path(__file__).parent / "model"
-REQUIRE = "MEMENPSF_REQUIRE_SPIN"
+REQUIRE = ("MEMENPSF_REQUIRE_SPIN", "MEMENPSF_REQUIRE_TOOLS")
 
 DEADLOCK = "invalid end state"
 CYCLE = "non-progress cycle"
 WRONG_RECORD = "assertion violated (value==(r+1))"
 RECORDS_LEFT = "assertion violated (r=="
 END_TAKEN_FOR_DEATH = "assertion violated (closed||kill_sender)"
+LIVE_TAKEN_FOR_DEAD = "assertion violated (gone||closed)"
+ORDERLY_END_FORGOTTEN = "assertion violated ((ended==1)||"
+MESSAGES_LOST = "assertion violated (messages==messages_sent)"
+DESCRIPTORS_LOST = "assertion violated (attached>0)"
+NEVER_SEEN = "acceptance cycle"
 TOO_MANY_BELLS = "assertion violated (rings<=((e+1)/2))"
 
 CONFIGURATIONS = [
@@ -43,10 +48,17 @@ CONFIGURATIONS = [
     "waiters PAIR ONE_SECTION",
     "waiters ECHO ONE_SECTION",
     "waiters PEER_ENDS QUITTER ONE_SECTION",
+    "waiters PAIR ONE_SECTION TWO_STEPS",
+    "waiters ECHO ONE_SECTION TWO_STEPS",
+    "waiters PEER_ENDS QUITTER ONE_SECTION TWO_STEPS",
     "waiters PAIR TRYLOCK CAPACITY=2",
     "waiters PAIR QUITTER",
     "waiters PEER_ENDS QUITTER",
     "waiters PAIR SNOOP",
+    "death",
+    "death ATTACHED CAPACITY=1 MESSAGES=2 ROOM=2",
+    "death ATTACHED ORDERLY",
+    "death ATTACHED OTHER_READS",
 ]
 
 # No label in the models counts as progress, so here any cycle at all is an error.
@@ -57,6 +69,15 @@ FINITE = [
     "wake WEAK SPURIOUS=1 RECORDS=1",
     "waiters PAIR",
     "waiters PEER_ENDS",
+    "waiters PAIR ONE_SECTION TWO_STEPS",
+    "death ATTACHED",
+    "death OTHER_READS RECORDS=1",
+]
+
+# With weak fairness: whoever can go on for ever does go on.
+LIVE = [
+    "death LIVE",
+    "death LIVE FLOOD RECORDS=1 MESSAGES=0 ROOM=1",
 ]
 
 MUTANTS = [
@@ -95,15 +116,28 @@ MUTANTS = [
     ("waiters LEAVE_MAKES_EVEN PAIR ONE_SECTION", DEADLOCK),
     ("waiters ARM_KEEPS_NUMBER PAIR ONE_SECTION", DEADLOCK),
     ("waiters NO_HANDOVER PAIR ONE_SECTION", DEADLOCK),
+    ("waiters CHOICE_LATE PAIR ONE_SECTION TWO_STEPS", DEADLOCK),
+    ("waiters NO_HANDOVER PAIR ONE_SECTION TWO_STEPS", DEADLOCK),
+    ("waiters NO_RECHECK PAIR ONE_SECTION TWO_STEPS", DEADLOCK),
     ("waiters NO_RECHECK PAIR", DEADLOCK),
     ("waiters BUSY_IS_EMPTY PAIR TRYLOCK CAPACITY=2", DEADLOCK),
     ("waiters QUITTER_KEEPS_QUIET PAIR QUITTER", DEADLOCK),
     ("waiters DRAIN_UNASKED PAIR SNOOP", DEADLOCK),
+    ("death NO_PIDFD", DEADLOCK),
+    ("death NOTE_BEFORE_DRAIN", MESSAGES_LOST),
+    ("death NOTE_BEFORE_DRAIN ENDED_READS_NOTHING ATTACHED", DESCRIPTORS_LOST),
+    ("death DRAIN_ONCE", MESSAGES_LOST),
+    ("death DRAIN_ONCE ENDED_READS_NOTHING ATTACHED", DESCRIPTORS_LOST),
+    ("death NO_LAST_LOOK", RECORDS_LEFT),
+    ("death OVER_AFTER_LOOK OTHER_READS", RECORDS_LEFT),
+    ("death CLOSED_EARLY", ORDERLY_END_FORGOTTEN),
+    ("death WRONG_PROCESS", LIVE_TAKEN_FOR_DEAD),
+    ("death LIVE FLOOD DRAIN_UNTIL_EMPTY RECORDS=1 MESSAGES=0 ROOM=1", NEVER_SEEN),
 ]
 
-ENDLESS = "wake NO_DRAIN RECORDS=2"
+ENDLESS = ["wake NO_DRAIN RECORDS=2", "death DEATH_NOT_NOTED"]
 
-ALL = [*CONFIGURATIONS, *FINITE, *(case for case, _ in MUTANTS), ENDLESS]
+ALL = [*CONFIGURATIONS, *FINITE, *LIVE, *(case for case, _ in MUTANTS), *ENDLESS]
 
 # What a configuration may leave unreached: choices that its flags rule out.
 OUT_OF_PLAY = re.compile(r'"(-end-|\(kill_\w+\)|spurious = .*|quits = 1|\w+\?_,_)"')
@@ -115,8 +149,8 @@ def compiler() -> str:
     missing = [name for name, here in (("spin", shutil.which("spin")), ("cc", found)) if not here]
     if missing:
         reason = f"the model checker needs {' and '.join(missing)} (Debian: spin, gcc)"
-        if os.environ.get(REQUIRE) == "1":
-            pytest.fail(f"{REQUIRE}=1, but {reason}")
+        if any(os.environ.get(name) == "1" for name in REQUIRE):
+            pytest.fail(f"{' or '.join(REQUIRE)} is 1, but {reason}")
         pytest.skip(reason)
     return found
 
@@ -144,11 +178,11 @@ def check(where: Path, compiler: str, case: str, *build: str) -> str:
     preprocessor = f"-P{compiler} -E -x c"
     defines = [f"-D{flag}" for flag in flags]
     complaints = call(where, "spin", preprocessor, "-a", *defines, f"{model}.pml", timeout=20)
-    assert not complaints, complaints
+    assert not re.sub(r"^ltl .*\n", "", complaints), complaints
     complaints = call(where, compiler, "-w", *build, "-o", "pan", "pan.c", timeout=40)
     assert not complaints, complaints
-    finite = ["-l"] if "-DNP" in build else []
-    return call(where, "./pan", "-m20000", "-w20", *finite, timeout=110)
+    options = ["-l"] if "-DNP" in build else ["-a", "-f"] if "-DNFAIR=3" in build else []
+    return call(where, "./pan", "-m50000", "-w20", *options, timeout=110)
 
 
 def errors(report: str) -> int:
@@ -180,15 +214,24 @@ def test_every_run_is_finite(case, compiler, tmp_path):
     assert "(:np_:)" in report, report
 
 
+@pytest.mark.parametrize("case", LIVE)
+def test_a_death_is_always_seen(case, compiler, tmp_path):
+    report = check(tmp_path, compiler, case, "-Og", "-DNFAIR=3", "-DMEMLIM=2048")
+    assert_whole_and_clean(report)
+    assert "acceptance   cycles \t+" in report, report
+
+
 @pytest.mark.parametrize(("case", "failure"), MUTANTS)
 def test_the_checker_catches_the_mutant(case, failure, compiler, tmp_path):
-    report = check(tmp_path, compiler, case, "-O0", "-DSAFETY", "-DMEMLIM=2048")
+    kind = "-DNFAIR=3" if failure == NEVER_SEEN else "-DSAFETY"
+    report = check(tmp_path, compiler, case, "-O0", kind, "-DMEMLIM=2048")
     assert errors(report) >= 1, report
     assert f"pan:1: {failure}" in report, report
 
 
-def test_the_checker_catches_a_run_without_end(compiler, tmp_path):
-    report = check(tmp_path, compiler, ENDLESS, "-O0", "-DNP", "-DNOFAIR", "-DMEMLIM=2048")
+@pytest.mark.parametrize("case", ENDLESS)
+def test_the_checker_catches_a_run_without_end(case, compiler, tmp_path):
+    report = check(tmp_path, compiler, case, "-O0", "-DNP", "-DNOFAIR", "-DMEMLIM=2048")
     assert errors(report) >= 1, report
     assert f"pan:1: {CYCLE}" in report, report
 

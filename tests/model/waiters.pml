@@ -24,6 +24,12 @@
  * second look and the choice are one critical section.  Who enters it before the
  * reader has handed over is released; who enters after armed after the drain.
  *
+ * With TWO_STEPS, a thread leaves as in _blocking.py: that it neither reads nor
+ * waits any more is noted at once, where no signal handler can come between, and
+ * without the mutex; the rest follows under it.  So it counts whether somebody read
+ * when the section began: later he may have drained the doorbell that answers us,
+ * and be about to release us.
+ *
  * Memory is sequentially consistent here, each access a step of its own, and
  * "atomic" stands where the mutex is held; store buffers are in wake.pml.  A pop
  * is one step too, unless TRYLOCK gives it a lock and a beginning and an end.  The
@@ -180,12 +186,16 @@ inline hand_over(whom)
 	}
 }
 
-#if defined(NO_TICKET) || defined(READER_IGNORES_TICKET) || defined(ONE_SECTION)
+#if defined(TWO_STEPS) && !defined(CHOICE_LATE)
+#define MAY_READ (!others)
+#elif defined(NO_TICKET) || defined(READER_IGNORES_TICKET) || defined(ONE_SECTION)
 #define MAY_READ (!reader)
 #else
 #define MAY_READ (!reader && ticket == generation)
 #endif
-#if defined(NO_TICKET) || defined(FOLLOWER_IGNORES_TICKET) || defined(ONE_SECTION)
+#if defined(TWO_STEPS) && !defined(CHOICE_LATE)
+#define MAY_FOLLOW others
+#elif defined(NO_TICKET) || defined(FOLLOWER_IGNORES_TICKET) || defined(ONE_SECTION)
 #define MAY_FOLLOW reader
 #else
 #define MAY_FOLLOW (reader && ticket == generation)
@@ -209,6 +219,9 @@ proctype thread(byte me, kind, wants; bool may_quit)
 {
 	byte ticket, n, rang;
 	bool over, quits;
+#ifdef TWO_STEPS
+	bool leading, others;
+#endif
 
 	do
 	:: wants == 0 || quits -> break
@@ -247,6 +260,9 @@ proctype thread(byte me, kind, wants; bool may_quit)
 			!held ->
 #ifdef ONE_SECTION
 			held = true;
+#endif
+#ifdef TWO_STEPS
+			others = reader;
 #endif
 			waiting[kind]++;
 #ifdef ARM_KEEPS_NUMBER
@@ -301,7 +317,9 @@ poll:
 		fi;
 #endif
 hand:
-#ifdef OPCODE_DISPATCH
+#ifdef TWO_STEPS
+		leading = true;
+#elif defined(OPCODE_DISPATCH)
 		hand_over(rang);
 		rang = 0;
 #else
@@ -316,13 +334,32 @@ follow:
 		fi;
 
 leave:
+#ifdef TWO_STEPS
+		if
+		:: leading -> reader = false
+		:: else
+		fi;
+		waiting[kind]--;
+#endif
 		atomic {
 			!held ->
 			ticket = 0;
+#ifdef TWO_STEPS
+			others = false;
+#ifndef NO_HANDOVER
+			if
+			:: leading -> release(EVERYONE); leading = false
+			:: else
+			fi;
+#endif
+#else
 			waiting[kind]--;
+#endif
 			if
 #ifdef LEAVE_MAKES_EVEN
 			:: epoch[kind] & 1 -> epoch[kind]++
+#elif defined(TWO_STEPS)
+			:: waiting[kind] == 0 && (epoch[kind] & 1) -> epoch[kind]++
 #else
 			:: waiting[kind] == 0 -> epoch[kind]++
 #endif
