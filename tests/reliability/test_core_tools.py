@@ -67,7 +67,8 @@ def test_thread_sanitizer_has_nothing_to_report(compiled, compiler, how, shape, 
     seed = campaign.numbers(f"tsan {how} {shape} {capacity}").getrandbits(32)
     said = campaign.output(*command, how, shape, capacity, size, campaign.amount(100_000), seed)
     assert "ThreadSanitizer" not in said
-    assert re.search("first: slept [1-9].*\n.*second: slept [1-9]", said)
+    if campaign.TIMES >= 1:
+        assert re.search("first: slept [1-9].*\n.*second: slept [1-9]", said)
 
 
 @pytest.mark.deadline(120)
