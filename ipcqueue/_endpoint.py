@@ -122,6 +122,7 @@ class Endpoint:
         self._poll = select.poll()  # for one thread at a time, which is `reading`
         self._poll.register(self._sock, select.POLLIN)
         self._own, self._peer = own, peer
+        self._lease = opening.lease
         self._generation = _ring.fork_generation()
         self._unread: list[Any] = []  # results of recvmsg(), or what they turned out to be
         self._parser = ControlParser()
@@ -708,6 +709,7 @@ class Endpoint:
         self._sock.close()
         self._own.close()
         self._peer.close()
+        self._lease.close()
 
     def __del__(self, warn: Any = warnings.warn) -> None:
         # Takes no lock and says no goodbye: to forget an end is to drop it.
