@@ -146,6 +146,8 @@ class Ways:
                 region.freeze()
                 mine.xmit(b"x", regions=[region])
                 mine.xmit(b"y", regions=[region])
+            for _ in range(self._rng.randrange(3)):
+                accepted._endpoint.turn()  # reads what goes with one of them
             if self._rng.random() < 0.5:
                 got = await self.door.receive(accepted)
                 for each in got.regions:
