@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from collections import deque
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from ipcqueue import (
@@ -26,7 +27,7 @@ from ipcqueue import (
     refuse,
 )
 
-from ._address import bind, resolve
+from ._address import BACKLOG, bind, resolve
 from ._interface import BOTH_WAYS, Interface, checked_role
 from ._quota import Quota
 
@@ -56,6 +57,16 @@ _MOST = 1 << 62  # of anything
 _SLICE = 3600.0  # seconds; poll() cannot wait much longer at once
 
 _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)  # of this process, of the system
+
+
+def _left_without_a_word(sock: socket.socket) -> bool:
+    """Whether a client is gone already: then it costs no segment, however many such there are."""
+    try:
+        return not sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
 
 
 def _limit(what: str, given: int) -> int:
@@ -117,10 +128,11 @@ class Reception:
         self.bound = bind(where)
         self.bound.sock.setblocking(False)
         self.pending: list[Opening] = []
-        self._guests: deque[Guest] = deque()
+        self._guests: dict[int, deque[Guest]] = {}  # of each user, those who wait for a place
         self._outcomes: deque[Endpoint | Exception] = deque()
         self._reserve = _spare()
         self._resume: float | None = None  # the time.monotonic() until which further clients wait
+        self.per_turn = BACKLOG  # how many clients a turn lets in at most
         self.refused = 0
         self.closed = False
 
@@ -136,10 +148,10 @@ class Reception:
             self._reserve = _spare()
         if self._resume is not None and time.monotonic() >= self._resume:
             self._resume = None
-        while not self._outcomes and self._accept():
-            pass
-        for guest in list(self._guests):
-            self._seat(guest)
+        for _ in range(self.per_turn):
+            if self._outcomes or not self._accept():
+                break
+        self._seat_guests(self.per_turn)
         for opening in list(self.pending):
             self._attempt(opening)
         if not self._outcomes:
@@ -172,28 +184,42 @@ class Reception:
             self._outcomes.append(error)
             return True
         guest = Guest(sock, share, deadline_of(self.terms.timeout))
-        self._guests.append(guest)
-        self._seat(guest)
+        if self._has_place(share.uid) and share.uid not in self._guests:
+            self._begin(guest)
+        else:
+            self._guests.setdefault(share.uid, deque()).append(guest)
         return True
 
-    def _seat(self, guest: Guest) -> None:
-        """Begin the handshake of a client if its user has few enough under way."""
-        share = guest.share
-        if not self._has_place(share.uid):
-            if time.monotonic() < guest.deadline:
-                return
-            self._guests.remove(guest)
-            share.close()
-            error = LimitRefused(
-                f"uid {share.uid} has {self._max_pending_per_uid} handshakes under way here, "
-                "and none of them ended in time"
-            )
-            refuse(guest.sock, error)
-            self._outcomes.append(error)
+    def _seat_guests(self, left: int) -> None:
+        """Begin handshakes of those who waited for a place, and refuse who waited too long."""
+        for uid, guests in list(self._guests.items()):
+            while guests and left:
+                if self._has_place(uid):
+                    self._begin(guests.popleft())
+                elif time.monotonic() >= guests[0].deadline:
+                    self._turn_away(guests.popleft())
+                else:
+                    break
+                left -= 1
+            if not guests:
+                del self._guests[uid]
+
+    def _turn_away(self, guest: Guest) -> None:
+        guest.share.close()
+        error = LimitRefused(
+            f"uid {guest.share.uid} has {self._max_pending_per_uid} handshakes under way here, "
+            "and none of them ended in time"
+        )
+        refuse(guest.sock, error)
+        self._outcomes.append(error)
+
+    def _begin(self, guest: Guest) -> None:
+        if _left_without_a_word(guest.sock):
+            guest.sock.close()
+            guest.share.close()
             return
-        self._guests.remove(guest)
         try:
-            opening = Opening(guest.sock, self.terms, share)
+            opening = Opening(guest.sock, self.terms, guest.share)
         except (QueueError, OSError) as error:
             self._outcomes.append(error)
         else:
@@ -253,9 +279,9 @@ class Reception:
 
     def next_deadline(self) -> float:
         """Return the time.monotonic() at which a turn is due even if nothing happens."""
-        if any(self._has_place(guest.share.uid) for guest in self._guests):
+        if any(map(self._has_place, self._guests)):
             return 0.0
-        deadlines = [guest.deadline for guest in self._guests]
+        deadlines = [guests[0].deadline for guests in self._guests.values()]
         deadlines += [opening.deadline for opening in self.pending]
         return min(*deadlines, math.inf if self._resume is None else self._resume, math.inf)
 
@@ -265,7 +291,7 @@ class Reception:
         self.bound.close()
         if self._reserve is not None:
             self._reserve.close()
-        for guest in self._guests:
+        for guest in chain(*self._guests.values()):
             guest.sock.close()
             guest.share.close()
         self._guests.clear()

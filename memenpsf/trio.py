@@ -666,6 +666,7 @@ class Listener(trio.abc.Listener[Interface]):
 
     def __init__(self, reception: Reception) -> None:
         self._reception = reception
+        reception.per_turn = _PER_TURN
         self._accepting = trio.Lock()
         self._waiting = trio.CancelScope()
 
@@ -729,6 +730,10 @@ class Listener(trio.abc.Listener[Interface]):
     def __repr__(self) -> str:
         state = "closed" if self._reception.closed else "open"
         return f"<memenpsf.trio.Listener {self.address}: {state}>"
+
+
+# How many clients are let in before other tasks have their turn: each may cost half a millisecond.
+_PER_TURN = 4
 
 
 async def _watch(fd: int, events: int, scope: trio.CancelScope) -> None:

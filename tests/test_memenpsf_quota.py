@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
+import itertools
 import os
 import resource
 import select
@@ -365,7 +366,7 @@ def test_a_user_with_slow_clients_leaves_places_for_others_and_keeps_its_order(p
         for n in range(17):
             # One place at a time becomes free, and who came first has it.
             assert len(reception.pending) == 3
-            assert len(reception._guests) == 17 - n
+            assert len(reception._guests.get(7, ())) == 17 - n
             theirs = Opening(slow[n], terms(capacity=1, name=f"client {n}")).step()
             stack.callback(theirs.close)
             (endpoint,) = turns(reception)
@@ -397,7 +398,7 @@ def test_who_got_a_place_late_has_no_more_time_than_others(path, invented):
     with contextlib.closing(reception):
         first, second = invented(path, 7), invented(path, 7)
         assert turns(reception) == []
-        (guest,) = reception._guests
+        (guest,) = reception._guests[7]
         first.close()
         assert turns(reception) == []
         (opening,) = reception.pending
@@ -411,13 +412,40 @@ def test_the_time_for_a_place_is_part_of_the_time_to_be_introduced(path, invente
         invented(path, 7)
         late = invented(path, 7)
         assert turns(reception) == []
-        (guest,) = reception._guests
+        (guest,) = reception._guests[7]
         monkeypatch.setattr(_listener, "time", SimpleNamespace(monotonic=lambda: guest.deadline))
         reception.pending[0].deadline += 100
         (error,) = turns(reception)
         assert type(error) is memenpsf.LimitRefused
         assert "uid 7 has 1 handshakes under way" in str(error)
         assert late.recv(10) == LIMIT
+
+
+def test_a_turn_lets_in_no_more_clients_than_it_is_told(path, invented):
+    reception = Reception(path, "<Q", capacity=1)
+    reception.per_turn = 4
+    reception.bound.sock = sock = Counting(reception.bound.sock)
+    with contextlib.closing(reception):
+        for n in range(10):
+            invented(path, 7 + n % 2)
+        for pending in (4, 8, 10):
+            assert wanted(reception)  # so the next turn follows at once
+            sock.accepts = 0
+            assert reception.turn() is None
+            assert len(reception.pending) == pending
+            assert sock.accepts <= 4
+
+
+def test_a_client_that_left_without_a_word_costs_no_memory(path, invented, monkeypatch):
+    reception = Reception(path, "<Q")
+    with contextlib.closing(reception):
+        for _ in range(10):
+            invented(path, 7).close()
+        monkeypatch.setattr(_listener, "Opening", None)
+        assert turns(reception) == []
+        assert reception.pending == []
+        assert reception.refused == 0
+        assert reception.quota.shares(7) == []
 
 
 @pytest.mark.parametrize(
@@ -704,6 +732,22 @@ async def test_serving_goes_on_at_the_limit_of_descriptors(path, caplog):
         assert listener.refused == 3
         await listener.aclose()
     assert caplog.text.count("client not served") == 3
+
+
+async def test_a_storm_of_clients_does_not_keep_other_tasks_waiting(path):
+    """Each turn of the scheduler lets in a few, so a task that is ready runs in between."""
+    async with await memenpsf.trio.listen(path, "<Q", capacity=1) as listener:
+        with contextlib.ExitStack() as stack:
+            for _ in range(30):
+                stack.enter_context(connected(path))
+            seen = []
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(listener.accept)
+                while not seen or seen[-1] < 30:
+                    await trio.lowlevel.checkpoint()
+                    seen.append(len(listener._reception.pending))
+                nursery.cancel_scope.cancel()
+        assert max(b - a for a, b in itertools.pairwise([0, *seen])) <= 4
 
 
 async def test_closing_wakes_who_accepts_while_descriptors_are_short(path, monkeypatch):
