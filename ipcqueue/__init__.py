@@ -11,7 +11,7 @@ _endpoint and _sending (one side, without waiting), _blocking (waiting), _queue 
 Imports fdpass, and nothing above.
 """
 
-from fdpass import Credentials, Fd, MemoryRegion
+from fdpass import Credentials, Fd, MemoryRegion, peer_credentials
 
 from ._endpoint import Endpoint, Event, Statistics
 from ._errors import (
@@ -26,6 +26,7 @@ from ._errors import (
     ForkedUse,
     Full,
     HandshakeTimeout,
+    LimitRefused,
     LoanError,
     PeerDied,
     QueueError,
@@ -41,7 +42,7 @@ from ._errors import (
 from ._handshake import Role
 from ._loan import Borrowing, Loan
 from ._message import Encoded, Message, Received
-from ._opening import Opening, Terms, checked_socket, deadline_of
+from ._opening import Lease, Opening, Terms, checked_number, checked_socket, deadline_of, refuse
 from ._queue import Connection, Receiver, Sender, open_pair, pair
 from ._record import char, f32, f64, i8, i16, i32, i64, u8, u16, u32, u64
 from ._sending import BatchSending, Sending
@@ -66,6 +67,8 @@ __all__ = [
     "ForkedUse",
     "Full",
     "HandshakeTimeout",
+    "Lease",
+    "LimitRefused",
     "Loan",
     "LoanError",
     "MemoryRegion",
@@ -89,6 +92,7 @@ __all__ = [
     "Unaccepted",
     "VersionRefused",
     "char",
+    "checked_number",
     "checked_socket",
     "deadline_of",
     "f32",
@@ -99,6 +103,8 @@ __all__ = [
     "i64",
     "open_pair",
     "pair",
+    "peer_credentials",
+    "refuse",
     "u8",
     "u16",
     "u32",

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from ._errors import (
     CorruptPeer,
     CredentialsRefused,
+    LimitRefused,
     QueueError,
     RecordRefused,
     Refused,
@@ -45,6 +46,7 @@ class Reason(IntEnum):
     SIZE = 5
     CREDENTIALS = 6
     ROLE = 7
+    LIMIT = 8  # no room: a limit for this user, or memory or descriptors are short
 
 
 ERROR_OF_REASON: dict[Reason, type[QueueError]] = {
@@ -55,11 +57,14 @@ ERROR_OF_REASON: dict[Reason, type[QueueError]] = {
     Reason.SIZE: SizeRefused,
     Reason.CREDENTIALS: CredentialsRefused,
     Reason.ROLE: RoleRefused,
+    Reason.LIMIT: LimitRefused,
 }
 
 
-def reason_of(error: QueueError) -> Reason:
+def reason_of(error: QueueError | OSError) -> Reason:
     """Return what to tell the peer about our error."""
+    if not isinstance(error, QueueError):
+        return Reason.LIMIT
     for reason, kind in ERROR_OF_REASON.items():
         if type(error) is kind:
             return reason
@@ -77,7 +82,7 @@ def refusal(argument: int) -> QueueError:
     return ERROR_OF_REASON[reason](f"the peer refused the connection because of {reason.name}")
 
 
-def err(error: QueueError) -> bytes:
+def err(error: QueueError | OSError) -> bytes:
     """Return the ERR message that tells the peer about our error."""
     return bytes((Opcode.ERR, reason_of(error)))
 

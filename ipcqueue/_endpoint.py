@@ -124,6 +124,7 @@ class Endpoint:
         self._poll = _polling(self._sock, self.process)  # for who is `reading`, at a time
         self._events: select.epoll | None = None
         self._own, self._peer = own, peer
+        self._lease = opening.lease
         self._generation = _ring.fork_generation()
         self._unread: list[Any] = []  # results of recvmsg(), or what they turned out to be
         self._room = bytearray(_ROOM)  # one such result, where memory is too short to have it there
@@ -765,6 +766,7 @@ class Endpoint:
                 held.close()
         self._own.close()
         self._peer.close()
+        self._lease.close()
 
     def __del__(self, warn: Any = warnings.warn, finalizing: Any = sys.is_finalizing) -> None:
         # Takes no lock and says no goodbye: to forget an end is to drop it.

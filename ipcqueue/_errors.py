@@ -94,3 +94,7 @@ class CredentialsRefused(Refused):
 
 class RoleRefused(Refused):
     """Two ends met that do not belong together, such as two senders."""
+
+
+class LimitRefused(Refused):
+    """The connection would be one too many, or memory or descriptors for it are short."""

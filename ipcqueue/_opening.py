@@ -171,15 +171,32 @@ class Terms:
         self.max_segment = max_segment
         self.patience = checked_patience(wait, spin)
 
+    @property
+    def segment_size(self) -> int:
+        """The bytes of shared memory that this side makes for each connection."""
+        return _segment.needed(self.codec.size, self.capacity)
+
+
+class Lease:
+    """What a connection takes of a limit; who counts makes a subclass."""
+
+    def take(self, size: int) -> None:
+        """Count so many more bytes of shared memory; raise LimitRefused if they are too many."""
+
+    def close(self) -> None:
+        """Give all back: idempotent, from any thread, and from finalizers, so without a lock."""
+
 
 class Opening:
     """A connection in the making, in steps that do not wait.
 
-    Takes the socket: it becomes non-blocking, and is closed when the opening fails.
+    Takes the socket: it becomes non-blocking, and is closed when the opening fails.  Takes the
+    lease, too: it is asked before memory is made or mapped, and closed with the connection.
     """
 
-    def __init__(self, sock: socket.socket, terms: Terms) -> None:
+    def __init__(self, sock: socket.socket, terms: Terms, lease: Lease | None = None) -> None:
         self.sock = checked_socket(sock)
+        self.lease = lease or Lease()
         self.terms = terms
         self._segments: list[Segment] = []
         self._greeting = Greeting()
@@ -200,6 +217,7 @@ class Opening:
                     f"the peer runs under uid {self.peer.uid}, admitted are {sorted(admitted)}"
                 )
             self._passed_pidfd = fdpass.pass_pidfd(sock)
+            self.lease.take(terms.segment_size)
             self._segments.append(
                 _segment.create(terms.codec, terms.capacity, terms.name, terms.limits)
             )
@@ -260,6 +278,11 @@ class Opening:
                 data, fds, sender = fdpass.recv_fds_and_pidfd(self.sock, 1, missing)
             except BlockingIOError:
                 return False
+            except fdpass.TruncatedDescriptors as error:
+                # There is always room for one, so the shortage is ours.
+                raise OSError(
+                    errno.EMFILE, f"receiving a descriptor: {os.strerror(errno.EMFILE)}"
+                ) from error
             except fdpass.FdPassError as error:
                 raise CorruptPeer(f"the peer's HELLO: {error}") from error
             except ConnectionResetError:
@@ -279,6 +302,7 @@ class Opening:
     def _adopt_segment(self) -> Segment:
         def judge(identity: Identity, size: int) -> None:
             check(self._segments[0].identity, self.terms.role, identity, size)
+            self.lease.take(size)
 
         segment = _segment.adopt(self._received.pop(), self.terms.max_segment, judge)
         self._segments.append(segment)
@@ -288,11 +312,17 @@ class Opening:
 
     def abandon(self, error: BaseException | None = None) -> None:
         """Give up: tell the peer why if it can be told, and close everything."""
-        if isinstance(error, QueueError):
-            tell(self.sock, err(error))
-        self.sock.close()
+        refuse(self.sock, error)
         for fd in self._received:
             fd.close()
         for held in (self._sender, self.process, *self._segments):
             if held is not None:
                 held.close()
+        self.lease.close()
+
+
+def refuse(sock: socket.socket, error: BaseException | None) -> None:
+    """Close a connection in the making, and tell the peer why if it can be told."""
+    if isinstance(error, QueueError | OSError):
+        tell(sock, err(error))
+    sock.close()

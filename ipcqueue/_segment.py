@@ -50,6 +50,11 @@ def rounded_capacity(capacity: int, least: int = 1) -> int:
     return 1 << (max(capacity, least) - 1).bit_length()
 
 
+def needed(slot_size: int, capacity: int) -> int:
+    """Return the bytes of a segment with so many slots: whole pages."""
+    return -(-(HEADER_SIZE + capacity * slot_size) // mmap.PAGESIZE) * mmap.PAGESIZE
+
+
 def create(
     codec: AnyCodec,
     capacity: int,
@@ -62,7 +67,7 @@ def create(
     """
     if not 1 <= codec.size <= MAX_SLOT_SIZE:
         raise ValueError(f"a record has 1 to {MAX_SLOT_SIZE} bytes, not {codec.size}")
-    size = -(-(HEADER_SIZE + capacity * codec.size) // mmap.PAGESIZE) * mmap.PAGESIZE
+    size = needed(codec.size, capacity)
     if size >= 1 << 62:
         raise ValueError(f"{capacity} records of {codec.size} bytes are more than a file can hold")
     identity = Identity(

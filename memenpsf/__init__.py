@@ -28,6 +28,7 @@ from ipcqueue import (
     ForkedUse,
     Full,
     HandshakeTimeout,
+    LimitRefused,
     Loan,
     LoanError,
     Message,
@@ -86,5 +87,6 @@ __all__ = [  # noqa: RUF022 (classes and functions first)
     "DescriptorsLost", "Full", "Closed", "EndOfStream", "PeerDied", "CorruptPeer",
     "ConcurrentUse", "ForkedUse", "HandshakeTimeout", "Refused", "RecordRefused",
     "VersionRefused", "SealsRefused", "SizeRefused", "CredentialsRefused", "RoleRefused",
+    "LimitRefused",
     "u8", "u16", "u32", "u64", "i8", "i16", "i32", "i64", "f32", "f64", "char",
 ]  # fmt: skip

@@ -149,9 +149,10 @@ def bind(address: Address) -> Bound:
 
 
 def _bind_file(path: Path, sock: socket.socket, directory: int) -> tuple[int, int]:
-    temporary = path.with_name(f".{os.getpid():x}")
+    # One name for all servers of a user, so that the next one finds what one that was killed left.
+    temporary = path.with_name(f".memenpsf-{os.geteuid():x}")
     with contextlib.suppress(FileNotFoundError):
-        temporary.unlink()  # of a dead process with our number: we hold the lock
+        temporary.unlink()  # of a dead process: we hold the lock
     name = str(temporary)
     if len(os.fsencode(name)) > _MAX_PATH:  # though the real one is short enough
         name = f"/proc/self/fd/{directory}/{temporary.name}"

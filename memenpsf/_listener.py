@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import math
 import select
@@ -10,12 +11,25 @@ import socket
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any, Self
+from itertools import chain
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from ipcqueue import Closed, Opening, PeerDied, QueueError, Terms, deadline_of
+from ipcqueue import (
+    Closed,
+    LimitRefused,
+    Opening,
+    PeerDied,
+    QueueError,
+    Terms,
+    checked_number,
+    deadline_of,
+    peer_credentials,
+    refuse,
+)
 
-from ._address import bind, resolve
+from ._address import BACKLOG, bind, resolve
 from ._interface import BOTH_WAYS, Interface, checked_role
+from ._quota import Quota
 
 if TYPE_CHECKING:
     import os
@@ -23,18 +37,61 @@ if TYPE_CHECKING:
 
     from ipcqueue import Endpoint
 
+    from ._quota import Share
+
 logger = logging.getLogger("memenpsf")
 
-# How many clients may be introducing themselves at once; further ones wait in the backlog.  A
-# guess, against clients that connect and say nothing: each costs this side a segment meanwhile.
+# How many clients may be introducing themselves at once, and how many of them of one user; further
+# ones wait, in the backlog and in their user's queue.  A guess, against clients that connect and
+# say nothing: each costs this side a segment meanwhile.
 MAX_PENDING = 64
+MAX_PENDING_PER_UID = 32
 
-
-# How long to wait, in seconds, when a client could not be served because something is short, such
-# as descriptors: trying again at once would only burn time.
+# How long to leave further clients in the backlog, in seconds, when a descriptor or memory was
+# short for one: trying again at once would only burn time.
 BACK_OFF = 0.05
 
+
+_MOST = 1 << 62  # of anything
+
 _SLICE = 3600.0  # seconds; poll() cannot wait much longer at once
+
+_OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)  # of this process, of the system
+
+
+def _left_without_a_word(sock: socket.socket) -> bool:
+    """Whether a client is gone already: then it costs no segment, however many such there are."""
+    try:
+        return not sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
+def _limit(what: str, given: int) -> int:
+    if checked_number(what, given, _MOST) == 0:
+        raise ValueError(f"{what} is at least 1, not 0")
+    return given
+
+
+def _spare() -> socket.socket | None:
+    """Open a descriptor to close when none is left; None if none is left already.
+
+    A file of its own, not a duplicate: those of the whole system are limited as well.
+    """
+    try:
+        return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    except OSError:
+        return None
+
+
+class Guest(NamedTuple):
+    """A client that has been let in, and for which nothing else has been done yet."""
+
+    sock: socket.socket
+    share: Share
+    deadline: float
 
 
 class Reception:
@@ -46,6 +103,10 @@ class Reception:
         record: Any,
         *,
         role: str = "server",
+        max_pending: int | None = None,
+        max_pending_per_uid: int | None = None,
+        max_connections_per_uid: int | None = None,
+        max_bytes_per_uid: int | None = None,
         **options: Any,
     ) -> None:
         where = resolve(address)
@@ -53,9 +114,24 @@ class Reception:
             options.setdefault("allow_uids", where.default_uids)
         self.role = checked_role(role)
         self.terms = Terms(record, BOTH_WAYS, **options)
+        if max_pending is None:
+            max_pending = MAX_PENDING
+        if max_pending_per_uid is None:
+            max_pending_per_uid = MAX_PENDING_PER_UID
+        if max_bytes_per_uid is None:
+            max_bytes_per_uid = 2 * max(self.terms.max_segment, self.terms.segment_size)
+        if max_connections_per_uid is not None:
+            _limit("max_connections_per_uid", max_connections_per_uid)
+        self._max_pending = _limit("max_pending", max_pending)
+        self._max_pending_per_uid = _limit("max_pending_per_uid", max_pending_per_uid)
+        self.quota = Quota(max_connections_per_uid, _limit("max_bytes_per_uid", max_bytes_per_uid))
         self.bound = bind(where)
         self.pending: list[Opening] = []
+        self._guests: dict[int, deque[Guest]] = {}  # of each user, those who wait for a place
         self._outcomes: deque[Endpoint | Exception] = deque()
+        self._reserve = _spare()
+        self._resume: float | None = None  # the time.monotonic() until which further clients wait
+        self.per_turn = BACKLOG  # how many clients a turn lets in at most
         self.refused = 0
         self.closed = False
 
@@ -67,8 +143,14 @@ class Reception:
         """
         if self.closed:
             raise Closed("this side has closed the listener")
-        while not self._outcomes and self._accept():
-            pass
+        if self._reserve is None:
+            self._reserve = _spare()
+        if self._resume is not None and time.monotonic() >= self._resume:
+            self._resume = None
+        for _ in range(self.per_turn):
+            if self._outcomes or not self._accept():
+                break
+        self._seat_guests(self.per_turn)
         for opening in list(self.pending):
             self._attempt(opening)
         if not self._outcomes:
@@ -79,18 +161,73 @@ class Reception:
             raise outcome
         return outcome
 
+    # -- from the backlog to a handshake ---------------------------------------------------------
+
     def _accept(self) -> bool:
-        if len(self.pending) >= MAX_PENDING:
+        """Let the next client in; False if there is none, or no room for it."""
+        if len(self.pending) >= self._max_pending:
             return False
         try:
             sock, _ = self.bound.sock.accept()
         except (BlockingIOError, ConnectionAbortedError):
             return False
+        except OSError as error:
+            if self._resume is None:
+                self._do_without(error)
+            return False
+        self._resume = None
         try:
-            self.pending.append(Opening(sock, self.terms))
+            share = self.quota.open(peer_credentials(sock).uid)
+        except (QueueError, OSError) as error:
+            refuse(sock, error)
+            self._outcomes.append(error)
+            return True
+        guest = Guest(sock, share, deadline_of(self.terms.timeout))
+        if self._has_place(share.uid) and share.uid not in self._guests:
+            self._begin(guest)
+        else:
+            self._guests.setdefault(share.uid, deque()).append(guest)
+        return True
+
+    def _seat_guests(self, left: int) -> None:
+        """Begin handshakes of those who waited for a place, and refuse who waited too long."""
+        for uid, guests in list(self._guests.items()):
+            while guests and left:
+                if self._has_place(uid):
+                    self._begin(guests.popleft())
+                elif time.monotonic() >= guests[0].deadline:
+                    self._turn_away(guests.popleft())
+                else:
+                    break
+                left -= 1
+            if not guests:
+                del self._guests[uid]
+
+    def _turn_away(self, guest: Guest) -> None:
+        guest.share.close()
+        error = LimitRefused(
+            f"uid {guest.share.uid} has {self._max_pending_per_uid} handshakes under way here, "
+            "and none of them ended in time"
+        )
+        refuse(guest.sock, error)
+        self._outcomes.append(error)
+
+    def _begin(self, guest: Guest) -> None:
+        if _left_without_a_word(guest.sock):
+            guest.sock.close()
+            guest.share.close()
+            return
+        try:
+            opening = Opening(guest.sock, self.terms, guest.share)
         except (QueueError, OSError) as error:
             self._outcomes.append(error)
-        return True
+        else:
+            opening.deadline = guest.deadline
+            self.pending.append(opening)
+
+    def _has_place(self, uid: int) -> bool:
+        theirs = sum(opening.peer.uid == uid for opening in self.pending)
+        return len(self.pending) < self._max_pending and theirs < self._max_pending_per_uid
 
     def _attempt(self, opening: Opening) -> None:
         try:
@@ -105,21 +242,58 @@ class Reception:
             self._outcomes.append(endpoint)
         self.pending.remove(opening)
 
+    # -- when descriptors are short --------------------------------------------------------------
+    #
+    # accept() fails, and leaves the client in the backlog: the listening socket stays readable,
+    # and who polls it would turn in circles.  So one descriptor is kept in reserve.  It is given up
+    # for a moment, to let that client in, tell it why, and close it; the next ones wait a while.
+    # Meanwhile the socket is not polled, and a turn for another reason tries accept() once.
+
+    def _do_without(self, error: OSError) -> None:
+        """Refuse the client that could not be accepted, and let the others wait."""
+        if self.closed:
+            return  # by another thread, which has shut the socket down
+        if error.errno in _OUT_OF_DESCRIPTORS and self._reserve is not None:
+            self._reserve.close()
+            try:
+                sock, _ = self.bound.sock.accept()
+                refuse(sock, error)
+            except BlockingIOError:
+                return  # accept() looks for a descriptor before it looks for a client
+            except OSError:
+                pass  # another thread was faster
+            finally:
+                self._reserve = _spare()
+        self._resume = time.monotonic() + BACK_OFF
+        self._outcomes.append(error)
+
+    # -- for who waits ---------------------------------------------------------------------------
+
     def interests(self) -> Iterator[tuple[int, int]]:
         """Yield descriptors to poll and for what, before the next turn."""
-        room = len(self.pending) < MAX_PENDING
+        room = len(self.pending) < self._max_pending and self._resume is None
         yield self.bound.sock.fileno(), select.POLLIN if room else 0  # 0: only that it is closed
         for opening in self.pending:
             yield opening.fileno(), opening.events
 
     def next_deadline(self) -> float:
         """Return the time.monotonic() at which a turn is due even if nothing happens."""
-        return min((opening.deadline for opening in self.pending), default=math.inf)
+        if any(map(self._has_place, self._guests)):
+            return 0.0
+        deadlines = [guests[0].deadline for guests in self._guests.values()]
+        deadlines += [opening.deadline for opening in self.pending]
+        return min(*deadlines, math.inf if self._resume is None else self._resume, math.inf)
 
     def close(self) -> None:
         """Stop listening, and drop the clients that nobody has accepted."""
         self.closed = True
         self.bound.close()
+        if self._reserve is not None:
+            self._reserve.close()
+        for guest in chain(*self._guests.values()):
+            guest.sock.close()
+            guest.share.close()
+        self._guests.clear()
         for opening in self.pending:
             opening.abandon()
         for outcome in self._outcomes:
@@ -192,7 +366,6 @@ class Listener:
                 logger.warning("%s: client refused: %s", self.address, error)
             except OSError as error:
                 logger.warning("%s: client not served: %s", self.address, error)
-                time.sleep(BACK_OFF)
             else:
                 yield interface
 
@@ -229,5 +402,15 @@ def listen(address: str | os.PathLike[str], record: Any, **options: Any) -> List
     Options are those of Interface, for each client.  The socket file of a dead server is
     replaced; a live server's is not: OSError EADDRINUSE.  An abstract address admits this user
     and root only, unless `allow_uids` says otherwise.
+
+    What the clients of one user (by uid, this one and root too) may have at once:
+    `max_connections_per_uid` (a quarter of the descriptors that this process may open, so 256 if
+    those are 1024), handshakes under way among them included; `max_bytes_per_uid`, the memory of
+    all their segments and of this side's for them, without messages outside the rings (twice
+    `max_segment` or this side's segment, whichever is larger); `max_pending_per_uid`, handshakes
+    under way (32).  Who is over a limit is told so (LimitRefused) before memory is made or
+    mapped for it, and counted as refused; only for its place in a handshake it waits, as long as
+    `timeout` allows.  `max_pending` handshakes can be under way for all users (64); further
+    clients wait in the backlog.
     """
     return Listener(Reception(address, record, **options))

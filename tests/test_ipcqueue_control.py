@@ -22,6 +22,7 @@ from ipcqueue._errors import (
     CredentialsRefused,
     EndOfStream,
     HandshakeTimeout,
+    LimitRefused,
     PeerDied,
     RecordRefused,
     Refused,
@@ -39,8 +40,9 @@ REASONS = {
     5: SizeRefused,
     6: CredentialsRefused,
     7: RoleRefused,
+    8: LimitRefused,
 }
-UNKNOWN_REASONS = [0, 8, 255]
+UNKNOWN_REASONS = [0, 9, 255]
 DOORBELLS = b"\x01\x00\x01\xff\x02\x07\x02\x80"
 
 
@@ -116,7 +118,7 @@ class TestErr:
         assert type(error) is kind
         assert err(error) == bytes((100, argument))
 
-    @pytest.mark.parametrize("argument", [2, 3, 4, 5, 6, 7])
+    @pytest.mark.parametrize("argument", [2, 3, 4, 5, 6, 7, 8])
     def test_the_message_names_the_reason(self, argument):
         assert Reason(argument).name in str(refusal(argument))
 
@@ -137,6 +139,11 @@ class TestErr:
     def test_errors_without_a_reason_of_their_own_are_about_the_protocol(self, kind):
         assert reason_of(kind("why")) is Reason.PROTOCOL
         assert err(kind("why")) == b"\x64\x01"
+
+    @pytest.mark.parametrize("kind", [OSError, BlockingIOError])
+    def test_what_is_short_here_is_a_limit_to_the_peer(self, kind):
+        assert reason_of(kind("why")) is Reason.LIMIT
+        assert err(kind("why")) == b"\x64\x08"
 
     def test_every_kind_of_refusal_has_a_reason_of_its_own(self):
         kinds = [Refused, *Refused.__subclasses__()]

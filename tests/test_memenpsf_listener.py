@@ -8,13 +8,13 @@ import itertools
 import logging
 import os
 import random
-import resource
 import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from clients import Client, room_for_descriptors
 
 import fdpass
 import ipcqueue
@@ -48,31 +48,6 @@ def sockets():
             return sock
 
         yield connect
-
-
-class Client:
-    """A client in steps that do not wait, so that one thread can play both sides."""
-
-    def __init__(self, path, record="<Q", **options):
-        sock = socket.socket(socket.AF_UNIX)
-        sock.connect(str(path))
-        terms = Terms(record, Role(sends=True, receives=True), **options)
-        self.opening = Opening(sock, terms)
-        self.endpoint = None
-
-    def say_hello(self):
-        self.endpoint = self.opening.step()
-        return self
-
-    def finish(self):
-        self.endpoint = self.endpoint or self.opening.step()
-        return memenpsf.Interface.of(self.endpoint)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exc_info):
-        (self.opening.abandon if self.endpoint is None else self.endpoint.close)()
 
 
 def until(condition):
@@ -568,30 +543,6 @@ def test_descriptors_in_flight_beyond_the_limit_are_an_os_error_and_leave_no_tra
             assert next(refusals, None) is None
         assert listener._reception.pending == []
         assert serves(listener, path)
-
-
-@contextlib.contextmanager
-def room_for_descriptors(count):
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    lowest = os.dup(0)
-    os.close(lowest)
-    taken = [os.dup(0) for _ in range(64)]  # close the gaps below the limit
-    top = max(taken)
-    for fd in taken:
-        os.close(fd)
-    fill = []
-    resource.setrlimit(resource.RLIMIT_NOFILE, (top + 1, hard))
-    try:
-        with contextlib.suppress(OSError):
-            while True:
-                fill.append(os.dup(0))
-        for _ in range(count):
-            os.close(fill.pop())
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        for fd in fill:
-            os.close(fd)
 
 
 @pytest.mark.parametrize("room", [0, 1, 2])

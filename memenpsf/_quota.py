@@ -1,0 +1,83 @@
+"""What each user has of a listener: counted anew each time, so that it cannot drift.
+
+Nothing is added up and taken away again.  What a connection takes stands in its Share, and what a
+user has is the sum over the shares that exist: each ends when its connection is closed, or with
+the last reference to it, whatever way the connection took.
+
+There is no lock: the garbage collector may close a connection in the middle of any of this.
+Shares are added by one thread at a time, and removed by any; each is one operation of a set.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import weakref
+
+from ipcqueue import Lease, LimitRefused
+
+# Three descriptors for each connection: so many are left for other users, and for other things.
+_PART_FOR_CONNECTIONS = 4
+
+
+def connections_by_default() -> int:
+    """Return a quarter of the number of descriptors that this process may open just now."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else max(1, soft // _PART_FOR_CONNECTIONS)
+
+
+class Share(Lease):
+    """What one connection takes of what its user may have."""
+
+    def __init__(self, quota: Quota, uid: int) -> None:
+        self._quota = quota
+        self.uid = uid
+        self.size = 0
+
+    def take(self, size: int) -> None:
+        """Count so many more bytes of shared memory; raise LimitRefused if they are too many."""
+        self._quota.check_bytes(self.uid, size)
+        self.size += size
+
+    def close(self) -> None:
+        """Give all back."""
+        self._quota.forget(self)
+
+
+class Quota:
+    """The shares of a listener."""
+
+    def __init__(self, max_connections: int | None, max_bytes: int) -> None:
+        """Limit what each user may have; `max_connections` of None: see connections_by_default."""
+        self._max_connections = max_connections
+        self._max_bytes = max_bytes
+        self._shares: set[weakref.ref[Share]] = set()
+
+    def open(self, uid: int) -> Share:
+        """Count one more connection of a user; raise LimitRefused if it is one too many."""
+        count = len(self.shares(uid))
+        most = self._max_connections or connections_by_default()
+        if count >= most:
+            raise LimitRefused(f"uid {uid} has {count} connections here, and may have {most}")
+        share = Share(self, uid)
+        self._shares.add(weakref.ref(share, self._shares.discard))
+        return share
+
+    def forget(self, share: Share) -> None:
+        """Count a share no more."""
+        self._shares.discard(weakref.ref(share))
+
+    def shares(self, uid: int) -> list[Share]:
+        """Return what is open for a user."""
+        # A copy, which is one operation: the set may change at any time.
+        found = (ref() for ref in self._shares.copy())
+        return [share for share in found if share is not None and share.uid == uid]
+
+    def check_bytes(self, uid: int, size: int) -> None:
+        """Raise LimitRefused if a user may not have so many more bytes."""
+        taken = sum(share.size for share in self.shares(uid))
+        if taken + size > self._max_bytes:
+            raise LimitRefused(
+                f"uid {uid} shares {taken} bytes of memory here, and may share "
+                f"{self._max_bytes}: there is no room for {size} more"
+            )

@@ -1,0 +1,779 @@
+"""What one user may have of a listener, and what a listener does when descriptors are short."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gc
+import itertools
+import os
+import resource
+import select
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import trio
+from clients import Client, connected, room_for_descriptors
+from trio.testing import wait_all_tasks_blocked
+
+import fdpass
+import memenpsf
+import memenpsf.trio
+from ipcqueue import Credentials, Opening, Role, Terms
+from memenpsf import _listener, _quota
+from memenpsf._listener import Reception
+from memenpsf._quota import Quota
+
+NOBODY = 65534
+HELLO = b"\x10\x01"
+LIMIT = b"\x64\x08"
+PAGE = 4096
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "s"
+
+
+# -- counting -------------------------------------------------------------------------------------
+
+
+def test_each_user_has_as_many_connections_as_the_limit():
+    quota = Quota(2, 100)
+    theirs = [quota.open(1000) for _ in range(2)]
+    with pytest.raises(memenpsf.LimitRefused, match=r"uid 1000 has 2 connections here, .* have 2"):
+        quota.open(1000)
+    assert quota.open(0).uid == 0
+    assert quota.open(1001).uid == 1001
+    theirs.pop().close()
+    theirs.append(quota.open(1000))
+    with pytest.raises(memenpsf.LimitRefused):
+        quota.open(1000)
+
+
+def test_each_user_shares_as_many_bytes_as_the_limit():
+    quota = Quota(10, 100)
+    first, second, other = quota.open(7), quota.open(7), quota.open(8)
+    first.take(40)
+    first.take(20)
+    with pytest.raises(memenpsf.LimitRefused, match=r"uid 7 shares 60 bytes .* share 100: .* 41"):
+        second.take(41)
+    other.take(100)
+    second.take(40)
+    with pytest.raises(memenpsf.LimitRefused):
+        quota.open(7).take(1)
+    first.close()
+    second.take(60)
+
+
+def test_a_share_counts_no_more_once_it_is_closed_or_dropped():
+    quota = Quota(1, 100)
+    for end in ("closed", "closed twice", "dropped", "dropped in a cycle"):
+        share = quota.open(7)
+        share.take(100)
+        if end.startswith("closed"):
+            share.close()
+            share.close() if end.endswith("twice") else None
+        elif end.endswith("cycle"):
+            share.myself = share
+        del share
+        gc.collect()
+        assert quota.shares(7) == []
+        assert not quota._shares
+
+
+def test_shares_may_end_in_any_thread_while_they_are_counted():
+    quota = Quota(1000, 1 << 40)
+    stop = threading.Event()
+
+    def open_and_end(uid):
+        while not stop.is_set():
+            shares = [quota.open(uid) for _ in range(50)]
+            shares[0].take(1)
+            for share in shares[::2]:
+                share.close()
+
+    with ThreadPoolExecutor(3) as pool:
+        ending = [pool.submit(open_and_end, uid) for uid in range(3)]
+        mine = quota.open(9)
+        for _ in range(2000):
+            mine.take(1)
+            assert quota.shares(9) == [mine]
+        stop.set()
+        for future in ending:
+            future.result()
+    assert len(quota._shares) == 1
+    assert mine.size == 2000
+
+
+@pytest.mark.parametrize(("soft", "most"), [(1024, 256), (64, 16), (3, 1)])
+def test_by_default_a_user_may_have_connections_for_part_of_the_descriptors(
+    monkeypatch, soft, most
+):
+    monkeypatch.setattr(resource, "getrlimit", lambda what: (soft, soft))
+    quota = Quota(None, 100)
+    shares = [quota.open(7) for _ in range(most)]
+    with pytest.raises(memenpsf.LimitRefused, match=f"may have {most}"):
+        quota.open(7)
+    assert len(shares) == most
+
+
+def test_without_a_limit_of_descriptors_there_is_none_of_connections(monkeypatch):
+    monkeypatch.setattr(resource, "getrlimit", lambda what: (resource.RLIM_INFINITY,) * 2)
+    assert _quota.connections_by_default() > 1 << 60
+
+
+# -- a listener with limits -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def invented(monkeypatch):
+    """Clients of any user: connect with invented(path, uid), which is the name they bind to."""
+
+    def credentials(sock):
+        name = sock.getpeername()
+        if isinstance(name, bytes) and name.startswith(b"\0uid-"):
+            return Credentials(1, int(name.split(b"-")[1]), 1)
+        return real(sock)
+
+    def connect(path, uid):
+        sock = stack.enter_context(socket.socket(socket.AF_UNIX))
+        sock.bind(f"\0uid-{uid}-{os.getpid()}-{len(sockets)}")
+        sockets.append(sock)
+        sock.connect(str(path))
+        return sock
+
+    real, sockets = fdpass.peer_credentials, []
+    monkeypatch.setattr(fdpass, "peer_credentials", credentials)
+    monkeypatch.setattr(_listener, "peer_credentials", credentials)
+    with contextlib.ExitStack() as stack:
+        yield connect
+
+
+def introduced(sock, record="<Q", **options):
+    """Let a connected socket say HELLO; return its side."""
+    opening = Opening(sock, terms(record, **options))
+    assert opening.step() is None
+    return opening
+
+
+def terms(record="<Q", **options):
+    return Terms(record, Role(sends=True, receives=True), **options)
+
+
+def turns(reception, count=4):
+    """Turn a few times; return the outcomes."""
+    found = []
+    for _ in range(count):
+        try:
+            outcome = reception.turn()
+        except (memenpsf.QueueError, OSError) as error:
+            outcome = error
+        if outcome is not None:
+            found.append(outcome)
+    return found
+
+
+def test_a_user_with_too_many_connections_is_refused_and_others_are_served(path, invented):
+    with contextlib.ExitStack() as stack:
+        reception = Reception(path, "<Q", max_connections_per_uid=2, capacity=1)
+        stack.callback(reception.close)
+
+        def connect(uid):
+            opening = introduced(invented(path, uid), capacity=1)
+            stack.callback(opening.abandon)
+            (outcome,) = turns(reception)
+            if isinstance(outcome, Exception):
+                return outcome, opening
+            stack.callback(outcome.close)
+            return outcome
+
+        first, _ = connect(1000), connect(1000)
+        error, client = connect(1000)
+        assert type(error) is memenpsf.LimitRefused
+        assert reception.refused == 1
+        with pytest.raises(memenpsf.LimitRefused, match="because of LIMIT"):
+            client.step()
+        assert connect(0).peer.uid == 0
+        assert connect(1001).peer.uid == 1001
+        first.close()
+        assert connect(1000).peer.uid == 1000
+
+
+def test_who_is_over_the_limit_is_refused_before_anything_is_made_for_it(
+    path, invented, monkeypatch
+):
+    reception = Reception(path, "<Q", max_connections_per_uid=1)
+    with contextlib.closing(reception):
+        invented(path, 7)
+        assert turns(reception) == []
+        monkeypatch.setattr(_listener, "Opening", None)  # and is not even begun with
+        refused = invented(path, 7)
+        descriptors = sorted(Path("/proc/self/fd").iterdir())
+        (error,) = turns(reception)
+        assert type(error) is memenpsf.LimitRefused
+        assert sorted(Path("/proc/self/fd").iterdir()) == descriptors
+        assert refused.recv(10) == LIMIT  # no HELLO, and no descriptor beside it
+        assert refused.recv(10) == b""
+
+
+def test_a_user_for_whom_this_side_shares_too_much_memory_is_refused_before_it_is_made(
+    path, invented
+):
+    ours = terms(capacity=1).segment_size
+    reception = Reception(path, "<Q", capacity=1, max_bytes_per_uid=2 * ours - 1)
+    with contextlib.closing(reception):
+        invented(path, 7)
+        assert turns(reception) == []
+        assert [share.size for share in reception.quota.shares(7)] == [ours]
+        maps = memory_files()
+        refused = invented(path, 7)
+        (error,) = turns(reception)
+        assert type(error) is memenpsf.LimitRefused
+        assert refused.recv(10) == LIMIT
+        assert memory_files() == maps
+        invented(path, 8)
+        assert turns(reception) == []
+        assert [share.size for share in reception.quota.shares(8)] == [ours]
+
+
+def test_a_user_who_shares_too_much_memory_is_refused_before_it_is_mapped(path, invented):
+    ours = terms(capacity=1).segment_size
+    theirs = terms(capacity=1024).segment_size
+    reception = Reception(path, "<Q", capacity=1, max_bytes_per_uid=2 * (ours + theirs) - 1)
+    with contextlib.ExitStack() as stack:
+        stack.callback(reception.close)
+        clients = [introduced(invented(path, 7), capacity=1024) for _ in range(2)]
+        for client in clients:
+            stack.callback(client.abandon)
+        maps = memory_files()
+        endpoint, error = turns(reception)
+        stack.callback(endpoint.close)
+        assert type(error) is memenpsf.LimitRefused
+        assert f"uid 7 shares {2 * ours + theirs} bytes" in str(error)
+        assert [share.size for share in reception.quota.shares(7)] == [ours + theirs]
+        # One of each side for the first; nothing for the second.
+        assert memory_files() - maps == 2
+        assert reception.refused == 1
+        # It had heard HELLO before, and is told now.
+        with memenpsf.Interface.of(clients[1].step()) as late:
+            with pytest.raises(memenpsf.LimitRefused):
+                late.recv()
+        other = introduced(invented(path, 8), capacity=1)
+        stack.callback(other.abandon)
+        (endpoint,) = turns(reception)
+        stack.callback(endpoint.close)
+        assert endpoint.peer.uid == 8
+
+
+def memory_files():
+    return Path("/proc/self/maps").read_text().count("/memfd:memenpsf")
+
+
+ENDS = [
+    "closed here", "dropped here", "the peer closed", "the peer left", "said nothing in time",
+    "left early", "broke the protocol", "another record", "too much memory", "not admitted",
+    "waited for a place in vain", "the listener closed",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.filterwarnings("ignore:unclosed <Endpoint:ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_whatever_way_a_connection_ends_its_user_gets_back_what_it_took(path, invented, end):
+    options = {"timeout": 0 if end.endswith(("in time", "in vain")) else 5.0}
+    if end == "not admitted":
+        options["allow_uids"] = {1}
+    if end == "too much memory":
+        options["max_bytes_per_uid"] = 3 * PAGE
+    reception = Reception(path, "<Q", capacity=1, max_pending_per_uid=1, **options)
+    with contextlib.ExitStack() as stack:
+        stack.callback(reception.close)
+        sock = invented(path, 7)
+        if end in ("left early", "said nothing in time", "not admitted", "the listener closed"):
+            pass
+        elif end == "broke the protocol":
+            sock.sendall(b"nonsense")
+        elif end == "waited for a place in vain":
+            reception.pending.append(SimpleNamespace(
+                peer=SimpleNamespace(uid=7), step=lambda: None, abandon=lambda: None,
+            ))  # fmt: skip
+        else:
+            record = "<QQ" if end == "another record" else "<Q"
+            capacity = 1024 if end == "too much memory" else 1
+            client = introduced(sock, record, capacity=capacity)
+            stack.callback(client.abandon)
+        if end == "left early":
+            assert reception.turn() is None
+            assert [share.size for share in reception.quota.shares(7)] == [2 * PAGE]
+            sock.close()
+        outcomes = turns(reception)
+        if end in ("closed here", "dropped here", "the peer closed", "the peer left"):
+            (endpoint,) = outcomes
+            assert [share.size for share in reception.quota.shares(7)] == [4 * PAGE]
+            theirs = client.step()
+            if end == "the peer left":
+                sock.close()
+                theirs._released = True
+                theirs._own.close()
+                theirs._peer.close()
+            else:
+                theirs.close()
+            if end.startswith("the peer"):
+                interface = memenpsf.Interface.of(endpoint)
+                with pytest.raises((memenpsf.EndOfStream, memenpsf.PeerDied)):
+                    interface.recv()
+                # The descriptors are still held, and so is the share.
+                assert len(reception.quota.shares(7)) == 1
+            if end == "dropped here":
+                outcomes.clear()
+                del endpoint
+                gc.collect()
+            else:
+                endpoint.close()
+        elif end == "the listener closed":
+            assert len(reception.quota.shares(7)) == 1
+            reception.close()
+        else:
+            assert len(outcomes) == (end != "left early")
+        assert reception.quota.shares(7) == []
+        assert not reception.quota._shares
+        reception.pending.clear()
+
+
+# -- handshakes under way ---------------------------------------------------------------------
+
+
+def test_a_user_with_slow_clients_leaves_places_for_others_and_keeps_its_order(path, invented):
+    reception = Reception(path, "<Q", capacity=1, max_pending=4, max_pending_per_uid=3)
+    with contextlib.ExitStack() as stack:
+        stack.callback(reception.close)
+        slow = [invented(path, 7) for _ in range(20)]
+        maps = memory_files()
+        assert turns(reception) == []
+        # Those without a place cost a descriptor each, and no memory.
+        assert memory_files() - maps == 3
+        for uid in (8, 9, 10):
+            opening = introduced(invented(path, uid), capacity=1)
+            stack.callback(opening.abandon)
+            (endpoint,) = turns(reception)
+            stack.callback(endpoint.close)
+            assert endpoint.peer.uid == uid
+        for n in range(17):
+            # One place at a time becomes free, and who came first has it.
+            assert len(reception.pending) == 3
+            assert len(reception._guests.get(7, ())) == 17 - n
+            theirs = Opening(slow[n], terms(capacity=1, name=f"client {n}")).step()
+            stack.callback(theirs.close)
+            (endpoint,) = turns(reception)
+            stack.callback(endpoint.close)
+            assert endpoint.peer_name == f"client {n}"
+        assert reception.refused == 0
+
+
+def test_a_client_that_waits_for_a_place_is_served_when_its_time_has_come(path, invented):
+    reception = Reception(path, "<Q", capacity=1, max_pending_per_uid=1)
+    with contextlib.ExitStack() as stack:
+        stack.callback(reception.close)
+        silent = invented(path, 7)
+        assert turns(reception) == []
+        patient = introduced(invented(path, 7), capacity=1, name="patient")
+        stack.callback(patient.abandon)
+        assert turns(reception) == []
+        silent.close()
+        assert reception.turn() is None
+        assert reception.next_deadline() == 0.0  # a turn is due: there is a place
+        endpoint = reception.turn()
+        stack.callback(endpoint.close)
+        assert endpoint.peer_name == "patient"
+        assert reception.refused == 0
+
+
+def test_who_got_a_place_late_has_no_more_time_than_others(path, invented):
+    reception = Reception(path, "<Q", capacity=1, max_pending_per_uid=1)
+    with contextlib.closing(reception):
+        first, second = invented(path, 7), invented(path, 7)
+        assert turns(reception) == []
+        (guest,) = reception._guests[7]
+        first.close()
+        assert turns(reception) == []
+        (opening,) = reception.pending
+        assert opening.deadline == guest.deadline
+        assert second.recv(2) == HELLO
+
+
+def test_the_time_for_a_place_is_part_of_the_time_to_be_introduced(path, invented, monkeypatch):
+    reception = Reception(path, "<Q", capacity=1, max_pending_per_uid=1, timeout=5.0)
+    with contextlib.closing(reception):
+        invented(path, 7)
+        late = invented(path, 7)
+        assert turns(reception) == []
+        (guest,) = reception._guests[7]
+        monkeypatch.setattr(_listener, "time", SimpleNamespace(monotonic=lambda: guest.deadline))
+        reception.pending[0].deadline += 100
+        (error,) = turns(reception)
+        assert type(error) is memenpsf.LimitRefused
+        assert "uid 7 has 1 handshakes under way" in str(error)
+        assert late.recv(10) == LIMIT
+
+
+def test_a_turn_lets_in_no_more_clients_than_it_is_told(path, invented):
+    reception = Reception(path, "<Q", capacity=1)
+    reception.per_turn = 4
+    reception.bound.sock = sock = Counting(reception.bound.sock)
+    with contextlib.closing(reception):
+        for n in range(10):
+            invented(path, 7 + n % 2)
+        for pending in (4, 8, 10):
+            assert wanted(reception)  # so the next turn follows at once
+            sock.accepts = 0
+            assert reception.turn() is None
+            assert len(reception.pending) == pending
+            assert sock.accepts <= 4
+
+
+def test_a_client_that_left_without_a_word_costs_no_memory(path, invented, monkeypatch):
+    reception = Reception(path, "<Q")
+    with contextlib.closing(reception):
+        for _ in range(10):
+            invented(path, 7).close()
+        monkeypatch.setattr(_listener, "Opening", None)
+        assert turns(reception) == []
+        assert reception.pending == []
+        assert reception.refused == 0
+        assert reception.quota.shares(7) == []
+
+
+@pytest.mark.parametrize(
+    "limit",
+    ["max_pending", "max_pending_per_uid", "max_connections_per_uid", "max_bytes_per_uid"],
+)
+@pytest.mark.parametrize(("value", "error"), [(0, ValueError), (-1, ValueError), ("9", TypeError)])
+async def test_a_limit_that_is_none_is_refused_by_both_doors(path, limit, value, error):
+    with pytest.raises(error, match=limit):
+        memenpsf.listen(path, "<Q", **{limit: value})
+    with pytest.raises(error, match=limit):
+        await memenpsf.trio.listen(path, "<Q", **{limit: value})
+    assert not path.exists()
+
+
+def test_the_limits_by_default(path):
+    with contextlib.closing(Reception(path, "<Q")) as reception:
+        assert (reception._max_pending, reception._max_pending_per_uid) == (64, 32)
+        assert reception.quota._max_connections is None
+        assert reception.quota._max_bytes == 8 << 30
+    assert _listener.MAX_PENDING_PER_UID < _listener.MAX_PENDING
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as two users")
+def test_another_user_over_its_limit_does_not_concern_this_one(forked):
+    address = f"@memenpsf-quota-{os.getpid()}"
+
+    def stranger():
+        os.setuid(NOBODY)
+        held = [memenpsf.connect(address, "<Q", allow_uids={0}) for _ in range(2)]
+        for _ in range(3):
+            with pytest.raises(memenpsf.LimitRefused):
+                memenpsf.connect(address, "<Q", allow_uids={0})
+        for interface in held:
+            interface.close()
+
+    with contextlib.ExitStack() as stack:
+        options = {"allow_uids": {0, NOBODY}, "max_connections_per_uid": 2, "capacity": 1}
+        listener = stack.enter_context(memenpsf.listen(address, "<Q", **options))
+        pool = stack.enter_context(ThreadPoolExecutor(1))
+        outcomes = pool.submit(accept_some, listener, 5)
+        assert forked(stranger) == 0
+        for outcome in outcomes.result():
+            if isinstance(outcome, memenpsf.Interface):
+                stack.enter_context(outcome)
+                assert outcome.peer.uid == NOBODY
+            else:
+                assert type(outcome) is memenpsf.LimitRefused
+                assert f"uid {NOBODY} has 2 connections" in str(outcome)
+        assert listener.refused == 3
+        # It is gone, but here its connections are still open; and nobody else's.
+        for _ in range(2):
+            client = pool.submit(memenpsf.connect, address, "<Q")
+            accepted = stack.enter_context(listener.accept())
+            stack.enter_context(client.result())
+            assert accepted.peer.uid == 0
+        assert listener.refused == 3
+
+
+def accept_some(listener, count):
+    outcomes = []
+    for _ in range(count):
+        try:
+            outcomes.append(listener.accept())
+        except memenpsf.QueueError as error:
+            outcomes.append(error)
+    return outcomes
+
+
+# -- when descriptors are short ---------------------------------------------------------------
+
+
+class Clock:
+    """The listener's time, which stands still."""
+
+    def __init__(self, monkeypatch):
+        self.now = 1e9
+        monkeypatch.setattr(_listener, "time", SimpleNamespace(monotonic=lambda: self.now))
+
+
+class Counting:
+    """A listening socket that counts what is asked of it."""
+
+    def __init__(self, sock):
+        self._sock = sock
+        self.accepts = 0
+
+    def __getattr__(self, name):
+        return getattr(self._sock, name)
+
+    def accept(self):
+        self.accepts += 1
+        return self._sock.accept()
+
+
+def wanted(reception):
+    """What a poll of what the reception waits for would return at once."""
+    poll = select.poll()
+    for fd, events in reception.interests():
+        poll.register(fd, events)
+    return poll.poll(0)
+
+
+def test_at_the_limit_of_descriptors_a_client_is_told_and_nothing_turns_in_circles(
+    path, monkeypatch
+):
+    clock = Clock(monkeypatch)
+    reception = Reception(path, "<Q", capacity=1)
+    reception.bound.sock = sock = Counting(reception.bound.sock)
+    with contextlib.ExitStack() as stack:
+        stack.callback(reception.close)
+        clients = [stack.enter_context(connected(path)) for _ in range(5)]
+        with room_for_descriptors(0):
+            for n, client in enumerate(clients):
+                assert n or wanted(reception)
+                assert not n or reception.next_deadline() <= clock.now
+                (error,) = turns(reception, 1)
+                assert isinstance(error, OSError)
+                assert error.errno == errno.EMFILE
+                assert sock.accepts == 2
+                assert client.recv(10) == LIMIT
+                assert client.recv(10) == b""
+                assert reception.refused == n + 1
+                # The next waits in the backlog, and nobody is woken by it.
+                assert reception.next_deadline() == clock.now + _listener.BACK_OFF
+                assert wanted(reception) == []
+                # Turns for other reasons cost one attempt each.
+                assert turns(reception, 100) == []
+                assert sock.accepts == 102
+                sock.accepts = 0
+                clock.now += _listener.BACK_OFF
+            # Without a client, accept() fails all the same, and it does not matter.
+            assert turns(reception, 10) == []
+            assert sock.accepts == 20
+            assert reception._resume is None
+        late = introduced(stack.enter_context(connected(path)), capacity=1)
+        stack.callback(late.abandon)
+        (endpoint,) = turns(reception)
+        endpoint.close()
+
+
+def test_descriptors_that_are_free_again_end_the_waiting_at_the_next_turn(path, monkeypatch):
+    Clock(monkeypatch)
+    reception = Reception(path, "<Q", capacity=1)
+    with contextlib.ExitStack() as stack:
+        stack.callback(reception.close)
+        clients = [introduced(connected(path), capacity=1) for _ in range(2)]
+        for client in clients:
+            stack.callback(client.abandon)
+        with room_for_descriptors(0):
+            (error,) = turns(reception)
+            assert isinstance(error, OSError)
+        (endpoint,) = turns(reception)
+        endpoint.close()
+        assert reception._resume is None
+
+
+def test_a_reserve_that_others_took_is_made_again(path, monkeypatch):
+    clock = Clock(monkeypatch)
+    reception = Reception(path, "<Q", capacity=1)
+    with contextlib.ExitStack() as stack:
+        stack.callback(reception.close)
+        clients = [stack.enter_context(connected(path)) for _ in range(3)]
+        with room_for_descriptors(0):
+            spare = _listener._spare
+            thief = []
+
+            def too_late():
+                thief.append(os.dup(0))
+                return spare()
+
+            monkeypatch.setattr(_listener, "_spare", too_late)
+            (error,) = turns(reception, 1)
+            assert isinstance(error, OSError)
+            assert clients[0].recv(10) == LIMIT
+            assert reception._reserve is None
+            monkeypatch.setattr(_listener, "_spare", spare)
+            clock.now += _listener.BACK_OFF
+            # Without it nobody can be told, but there are no circles either.
+            (error,) = turns(reception, 50)
+            assert isinstance(error, OSError)
+            assert wanted(reception) == []
+            os.close(thief.pop())
+            assert turns(reception) == []
+            assert reception._reserve is not None
+            clock.now += _listener.BACK_OFF
+            (error,) = turns(reception)
+            assert clients[1].recv(10) == LIMIT
+
+
+def test_a_shortage_that_no_reserve_helps_against_makes_others_wait_too(path, monkeypatch):
+    clock = Clock(monkeypatch)
+    reception = Reception(path, "<Q", capacity=1)
+    real = reception.bound.sock
+
+    class NoMemory(Counting):
+        def accept(self):
+            self.accepts += 1
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    reception.bound.sock = sock = NoMemory(real)
+    with contextlib.closing(reception), connected(path) as client:
+        for n in range(3):
+            (error,) = turns(reception, 50)
+            assert error.errno == errno.ENOMEM
+            assert sock.accepts == 50 * (n + 1)
+            assert wanted(reception) == []
+            clock.now += _listener.BACK_OFF
+        reception.bound.sock = real
+        assert turns(reception) == []
+        assert client.recv(2) == HELLO
+
+
+def test_a_shortage_while_a_client_introduces_itself_is_told_to_it(path):
+    with memenpsf.listen(path, "<Q", capacity=1) as listener:
+        for room in (1, 2):
+            with Client(path, capacity=1).say_hello() as client:
+                with room_for_descriptors(room):
+                    with pytest.raises(OSError, match="Too many open files"):
+                        listener.accept(timeout=0)
+                    assert listener.refused == room
+                with pytest.raises(memenpsf.LimitRefused):
+                    client.finish().recv()
+
+
+def echo_many(listener):
+    def echo(interface):
+        with interface, contextlib.suppress(memenpsf.EndOfStream):
+            for record in interface:
+                interface.xmit(record)
+
+    threads = []
+    for interface in listener:
+        threads.append(threading.Thread(target=echo, args=(interface,)))
+        threads[-1].start()
+    for thread in threads:
+        thread.join()
+
+
+def goes_on_at_the_limit(path):
+    """What clients of a server in this process see before, at and after its limit."""
+    with memenpsf.connect(path, "<Q") as early:
+
+        def is_served(interface):
+            interface.xmit((1,))
+            return interface.recv(20) == (1,)
+
+        assert is_served(early)
+        sockets = [socket.socket(socket.AF_UNIX) for _ in range(3)]
+        with contextlib.ExitStack() as stack:
+            for sock in sockets:
+                stack.enter_context(sock)
+            with room_for_descriptors(0):
+                for sock in sockets:
+                    sock.connect(str(path))
+                    assert sock.recv(10) == LIMIT
+                    assert is_served(early)
+            with memenpsf.connect(path, "<Q") as late:
+                assert is_served(late)
+                assert is_served(early)
+
+
+def test_iteration_goes_on_at_the_limit_of_descriptors(path, caplog):
+    with memenpsf.listen(path, "<Q") as listener, ThreadPoolExecutor(1) as pool:
+        serving = pool.submit(echo_many, listener)
+        try:
+            goes_on_at_the_limit(path)
+        finally:
+            listener.close()
+        serving.result()
+        assert listener.refused == 3
+    assert caplog.text.count("client not served") == 3
+
+
+async def echo(interface):
+    async for record in interface:
+        await interface.xmit(record)
+
+
+async def test_serving_goes_on_at_the_limit_of_descriptors(path, caplog):
+    async with trio.open_nursery() as nursery:
+        listener = await nursery.start(lambda **kw: memenpsf.trio.serve(echo, path, "<Q", **kw))
+        await trio.to_thread.run_sync(goes_on_at_the_limit, path)
+        assert listener.refused == 3
+        await listener.aclose()
+    assert caplog.text.count("client not served") == 3
+
+
+async def test_a_storm_of_clients_does_not_keep_other_tasks_waiting(path):
+    """Each turn of the scheduler lets in a few, so a task that is ready runs in between."""
+    async with await memenpsf.trio.listen(path, "<Q", capacity=1) as listener:
+        with contextlib.ExitStack() as stack:
+            for _ in range(30):
+                stack.enter_context(connected(path))
+            seen = []
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(listener.accept)
+                while not seen or seen[-1] < 30:
+                    await trio.lowlevel.checkpoint()
+                    seen.append(len(listener._reception.pending))
+                nursery.cancel_scope.cancel()
+        assert max(b - a for a, b in itertools.pairwise([0, *seen])) <= 4
+
+
+async def test_closing_wakes_who_accepts_while_descriptors_are_short(path, monkeypatch):
+    monkeypatch.setattr(_listener, "BACK_OFF", 1e6)
+    listener = await memenpsf.trio.listen(path, "<Q")
+    with connected(path):
+        with room_for_descriptors(0), pytest.raises(OSError, match="Too many open files"):
+            await listener.accept()
+        caught = []
+
+        async def accept():
+            try:
+                await listener.accept()
+            except memenpsf.trio.Closed as error:
+                caught.append(error)
+
+        listener._reception.bound.sock = SimpleNamespace(
+            accept=shortage, fileno=listener._reception.bound.sock.fileno,
+            close=listener._reception.bound.sock.close,
+        )  # fmt: skip
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(accept)
+            await wait_all_tasks_blocked(0.001)
+            await listener.aclose()
+        assert len(caught) == 1
+
+
+def shortage():
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
