@@ -33,7 +33,15 @@ from ._mappings import Mappings
 from ._memfd import Memfd, Seal
 from ._region import MemoryRegion, Mode
 from ._rights import ANCILLARY_SPACE, MAX_FDS, RECEIVE_FLAGS, unpack
-from ._socket import Credentials, peer_credentials, recv_fd, recv_fds, send_fd, send_fds
+from ._socket import (
+    Credentials,
+    drop_socket,
+    peer_credentials,
+    recv_fd,
+    recv_fds,
+    send_fd,
+    send_fds,
+)
 
 if typing.TYPE_CHECKING:
     from ._registry import MemoryRegistry, RegistryStatistics, Returned
@@ -84,6 +92,7 @@ __all__ = [
     "WrongSize",
     "WrongTag",
     "WrongType",
+    "drop_socket",
     "peer_credentials",
     "recv_fd",
     "recv_fds",

@@ -11,7 +11,7 @@ _endpoint and _sending (one side, without waiting), _blocking (waiting), _queue 
 Imports fdpass, and nothing above.
 """
 
-from fdpass import Credentials, Fd, MemoryRegion
+from fdpass import Credentials, Fd, MemoryRegion, drop_socket
 
 from ._endpoint import Endpoint, Event, Statistics
 from ._errors import (
@@ -91,6 +91,7 @@ __all__ = [
     "char",
     "checked_socket",
     "deadline_of",
+    "drop_socket",
     "f32",
     "f64",
     "i8",

@@ -705,7 +705,10 @@ class Endpoint:
             deque(map(os.close, numbers), maxlen=0)
         if self.receiver is not None:
             self.receiver.discard()
-        self._sock.close()
+        if self._forked():
+            self._sock.close()
+        else:
+            fdpass.drop_socket(self._sock)
         self._own.close()
         self._peer.close()
 

@@ -275,7 +275,7 @@ class Opening:
         """Give up: tell the peer why if it can be told, and close everything."""
         if isinstance(error, QueueError):
             tell(self.sock, err(error))
-        self.sock.close()
+        fdpass.drop_socket(self.sock)
         for fd in self._received:
             fd.close()
         for segment in self._segments:
