@@ -82,6 +82,11 @@ class Inbox:
         return self._fds
 
 
+# What Python takes it for is nothing that the kernel hears of; but of some families (AF_VSOCK) it
+# would take no SO_LINGER.
+_ANY_SOCKET = (socket.AF_UNIX,), (socket.SOCK_STREAM,), (0,)
+
+
 def _close_unwanted(fds: list[Fd]) -> None:
     """Close what a stranger sent, without waiting until a socket among it has sent its data."""
     for fd in fds:
@@ -100,7 +105,7 @@ def _close_socket(fd: Fd) -> None:
     # there may be none left.
     owner = socket.SocketType.__new__(socket.SocketType)
     moving = (
-        map(socket.SocketType.__init__, (owner,), (-1,), (-1,), (-1,), (number,)),
+        map(socket.SocketType.__init__, (owner,), *_ANY_SOCKET, (number,)),
         map(setattr, (fd,), ("_number",), (-1,)),
     )
     deque(chain(*moving), maxlen=0)

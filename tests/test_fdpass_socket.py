@@ -634,3 +634,15 @@ def test_what_is_refused_is_closed_at_once_even_if_no_number_is_left(pair, null)
                 fdpass.recv_fds(right, max_fds=1)
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_socket_of_a_family_with_options_of_its_own_is_refused_like_any_other(pair):
+    left, right = pair
+    try:
+        given = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+    except (OSError, AttributeError) as error:
+        pytest.skip(f"no AF_VSOCK here: {error}")
+    with given:
+        fdpass.send_fds(left, [given] * 3, b"x")
+    with pytest.raises(fdpass.WrongDescriptors):
+        fdpass.recv_fds(right, max_fds=1)
