@@ -754,7 +754,10 @@ class FrameReceiver(ReceiverEnd):
         self._spent = self._spent + spent
         del self._attached[:used]
         if failure is not None and not built:
-            raise failure  # else it will still be there when these are gone
+            try:
+                raise failure  # else it will still be there when these are gone
+            finally:
+                failure = None  # a cycle with this frame, which has the memory of the ring
         return True
 
     def _look(self, ring: Any, at: int, frame: Any, position: Any) -> bool:
