@@ -1682,3 +1682,18 @@ def test_the_memory_of_a_corrupt_peer_is_free_at_once_and_not_when_garbage_is_co
         assert mapped() == 0
     finally:
         gc.enable()
+
+
+def test_a_peer_that_takes_back_what_is_being_taken_is_corrupt_for_ever(hostile):
+    it = hostile()
+    receiver = it.victim._endpoint.receiver
+    for n in range(3):
+        it.frame(b"%d" % n)
+    receiver.prepare(3)
+    published = it.head
+    it.publish(extent(1))  # back, behind what is copied and not taken yet
+    assert receiver.try_pop_many(3) == [b"0", b"1", b"2"]
+    it.publish(published)  # an honest index, too late
+    assert it.victim.statistics().waiting == 0
+    with pytest.raises(CorruptPeer):
+        it.victim.recv(timeout=0)

@@ -234,11 +234,28 @@ static void mutate(struct attack *a, uint64_t *n)
     atomic_fetch_add_explicit(&a->done, 1, memory_order_relaxed);
 }
 
+/* One header where the victim reads next, right and wrong by turns: for who reads it twice. */
+static void hammer(struct attack *a, uint64_t tail)
+{
+    uint64_t at = tail & (a->shape->capacity - 1) & ~15ull;
+    volatile uint32_t *size = (volatile uint32_t *)(void *)(a->segment->slots + at);
+    memset(a->segment->slots + at, 0, sizeof(struct ipcq_frame));
+    atomic_store(&a->segment->head, tail + 64);
+    for (int i = 0; i < 10000 && atomic_load_explicit(&a->tail, memory_order_relaxed) == tail; i++) {
+        *size = 8;
+        *size = 0xfffffff0;
+        atomic_fetch_add_explicit(&a->done, 1, memory_order_relaxed);
+    }
+}
+
 static void *race(void *argument)
 {
     struct attack *a = argument;
-    while (!atomic_load_explicit(&a->over, memory_order_relaxed))
+    while (!atomic_load_explicit(&a->over, memory_order_relaxed)) {
+        if (a->shape->frames && below(&a->numbers, 4) == 0)
+            hammer(a, atomic_load_explicit(&a->tail, memory_order_relaxed));
         mutate(a, &a->numbers);
+    }
     return NULL;
 }
 
@@ -472,6 +489,10 @@ static void look_at_frames(struct victim *v)
         check(++rounds <= capacity / IPCQ_FRAME_ALIGN, "more frames than a ring holds");
         if (ipcq_seen(v->receiver, from) == 0)
             break;
+        if (below(v->numbers, 8) == 0) { /* less than was seen before */
+            atomic_store(&v->attack->segment->head, v->tail + below(v->numbers, from - v->tail));
+            ipcq_see(v->receiver);
+        }
     }
     result_of(result);
     if (below(v->numbers, 4))
