@@ -600,11 +600,11 @@ def sent_away(sock, data, *descriptors):
 def test_a_socket_is_dropped_without_waiting_for_what_was_sent_into_it(pair):
     left, right = pair
     left.send(b"before")
-    for _ in range(3):
-        with lingering() as given:
-            sent_away(left, b"x" * 10, given)
-    left.send(b"behind")
-    fdpass.drop_socket(right)
+    with contextlib.ExitStack() as stack:
+        for _ in range(3):
+            sent_away(left, b"x" * 10, stack.enter_context(lingering()))
+        left.send(b"behind")
+        fdpass.drop_socket(right)
     assert right.fileno() == -1
     assert left.recv(1) == b""
     fdpass.drop_socket(right)  # again does nothing

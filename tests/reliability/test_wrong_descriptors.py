@@ -368,11 +368,11 @@ def test_what_nobody_received_is_closed_with_the_connection(name):
 def test_a_socket_that_would_linger_delays_no_end(when, tmp_path):
     def leave(sock, data):
         """Send one, and let go of it here: whoever closes it there is the last."""
-        with lingering() as given:
-            fdpass.send_fds(sock, [given], data)
-            given.close()
+        given = stack.enter_context(lingering())
+        fdpass.send_fds(sock, [given], data)
+        given.close()
 
-    with nothing_stays():
+    with nothing_stays(), contextlib.ExitStack() as stack:
         if when == "unread":
             with hostile() as it:
                 leave(it.sock, bytes((FDS, 1)))
