@@ -35,6 +35,7 @@ from ._region import MemoryRegion, Mode
 from ._rights import ANCILLARY_SPACE, MAX_FDS, RECEIVE_FLAGS, unpack
 from ._socket import (
     Credentials,
+    drop_socket,
     pass_pidfd,
     peer_credentials,
     peer_pidfd,
@@ -95,6 +96,7 @@ __all__ = [
     "WrongTag",
     "WrongType",
     "closing_all",
+    "drop_socket",
     "pass_pidfd",
     "peer_credentials",
     "peer_pidfd",

@@ -5,8 +5,10 @@ import os
 import socket
 import struct
 import time
+from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
+from itertools import chain
 from types import TracebackType
 from typing import NamedTuple, Protocol, Self
 
@@ -52,12 +54,12 @@ class Inbox:
         traceback: TracebackType | None,
     ) -> None:
         if kind is not None:
-            self._close()
+            self.discard()
 
     def __del__(self) -> None:
         # Only if a signal kept __exit__ from it: what was claimed is no longer among messages.
         if getattr(self, "messages", None):
-            self._close()
+            self.discard()
 
     def claim(self) -> list[Fd]:
         """Give the caller the descriptors the peer sent; close stray ones."""
@@ -71,7 +73,8 @@ class Inbox:
         fds = self._adopt()
         return fds[:count], fds[count:]
 
-    def _close(self) -> None:
+    def discard(self) -> None:
+        """Close all of it."""
         _close_unwanted(self._adopt())
 
     def _adopt(self) -> list[Fd]:
@@ -84,25 +87,56 @@ class Inbox:
         return self._fds
 
 
+# What Python takes it for is nothing that the kernel hears of; but of some families (AF_VSOCK) it
+# would take no SO_LINGER.
+_ANY_SOCKET = (socket.AF_UNIX,), (socket.SOCK_STREAM,), (0,)
+
+
 def _close_unwanted(fds: list[Fd]) -> None:
     """Close what a stranger sent, without waiting until a socket among it has sent its data."""
     for fd in fds:
         with suppress(OSError):
-            _forbid_linger(fd.fileno())
+            _close_socket(fd)
         fd.close()
 
 
-def _forbid_linger(number: int) -> None:
+def _close_socket(fd: Fd) -> None:
+    """Close a socket at once, whatever SO_LINGER says; leave any other descriptor as it is."""
+    number = fd.fileno()
     # Not fstat(), which a file system of the stranger's own could answer when it likes.
-    if os.readlink(f"/proc/self/fd/{number}").startswith("socket:"):  # noqa: PTH115 (slow import)
-        # One call of C code, as above: the copy has an owner before any signal is looked at.
-        # Its kind is not asked for, as that could fail; any will do for what is wanted of it.
-        kind = (socket.AF_UNIX,), (socket.SOCK_STREAM,), (0,)
-        for copy in list(map(socket.SocketType, *kind, map(os.dup, (number,)))):
-            try:
-                copy.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes(8))
-            finally:
-                copy.close()
+    if not os.readlink(f"/proc/self/fd/{number}").startswith("socket:"):  # noqa: PTH115 (slow import)
+        return
+    # One call of C code, as above, from one owner to the next.  A copy would need a number, of which
+    # there may be none left.
+    owner = socket.SocketType.__new__(socket.SocketType)
+    moving = (
+        map(socket.SocketType.__init__, (owner,), *_ANY_SOCKET, (number,)),
+        map(setattr, (fd,), ("_number",), (-1,)),
+    )
+    deque(chain(*moving), maxlen=0)
+    try:
+        owner.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes(8))
+    finally:
+        owner.close()
+
+
+def drop_socket(sock: socket.socket) -> None:
+    """Close a connected Unix stream socket without waiting for what its peer has sent into it.
+
+    The kernel closes descriptors that were never received where the socket is closed, and for a
+    socket among them that may take as long as whoever sent it likes (SO_LINGER). Not for a socket
+    that a forked child shares: what waits in it is taken out, and both directions end for all.
+    """
+    with suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)  # first, so that nothing more comes
+        flags = RECEIVE_FLAGS | socket.MSG_DONTWAIT
+        waits = True
+        while waits:
+            with Inbox() as inbox:
+                inbox.messages.extend(map(sock.recvmsg, (65536,), (ANCILLARY_SPACE,), (flags,)))
+                waits = bool(inbox.messages[0][0])
+                inbox.discard()
+    sock.close()
 
 
 def send_fd(sock: socket.socket, fd: int | HasFileno, tag: Data = b"\0") -> None:

@@ -11,7 +11,7 @@ _endpoint and _sending (one side, without waiting), _blocking (waiting), _queue 
 Imports fdpass, and nothing above.
 """
 
-from fdpass import Credentials, Fd, MemoryRegion, peer_credentials
+from fdpass import Credentials, Fd, MemoryRegion, drop_socket, peer_credentials
 
 from ._endpoint import Endpoint, Event, Statistics
 from ._errors import (
@@ -95,6 +95,7 @@ __all__ = [
     "checked_number",
     "checked_socket",
     "deadline_of",
+    "drop_socket",
     "f32",
     "f64",
     "i8",

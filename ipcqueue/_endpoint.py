@@ -761,9 +761,13 @@ class Endpoint:
             deque(fdpass.closing_all(numbers), maxlen=0)
         if self.receiver is not None:
             self.receiver.discard()
-        for held in (self._events, self.process, self._sock):
+        for held in (self._events, self.process):
             if held is not None:
                 held.close()
+        if self._forked():
+            self._sock.close()
+        else:
+            fdpass.drop_socket(self._sock)
         self._own.close()
         self._peer.close()
         self._lease.close()

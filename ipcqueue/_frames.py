@@ -774,7 +774,10 @@ class FrameReceiver(ReceiverEnd):
             _close_regions(built[len(before) :])
             raise
         if failure is not None and not built:
-            raise failure  # else it will still be there when these are gone
+            try:
+                raise failure  # else it will still be there when these are gone
+            finally:
+                failure = None  # a cycle with this frame, which has the memory of the ring
         self._scratch.append(scratch)
         return True
 

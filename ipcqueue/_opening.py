@@ -325,4 +325,4 @@ def refuse(sock: socket.socket, error: BaseException | None) -> None:
     """Close a connection in the making, and tell the peer why if it can be told."""
     if isinstance(error, QueueError | OSError):
         tell(sock, err(error))
-    sock.close()
+    fdpass.drop_socket(sock)

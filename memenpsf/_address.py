@@ -20,6 +20,8 @@ import stat
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
+from ipcqueue import drop_socket
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
@@ -128,6 +130,11 @@ class Bound:
             with contextlib.suppress(OSError), _locked(path.parent):
                 if _inode(path) == self.inode:
                     path.unlink()
+        if self.ours:
+            with contextlib.suppress(OSError):
+                self.sock.shutdown(socket.SHUT_RDWR)  # first, so that nobody comes any more
+                while True:
+                    drop_socket(self.sock.accept()[0])
         self.sock.close()
 
 

@@ -949,6 +949,7 @@ class TestClose:
         real = socket.socket.recvmsg
 
         def recvmsg(sock, *arguments):
+            monkeypatch.setattr(socket.socket, "recvmsg", real)  # only this once
             closer = threading.Thread(target=first.close)
             closer.start()
             closer.join()

@@ -1664,3 +1664,36 @@ def test_an_interrupt_and_then_fewer_messages_do_not_give_space_back_twice(monke
         left = [b"2" * 1000, b"3" * 1000, b"0" * 1000, b"1" * 1000, b"4"]
         assert other.recv_vectored() == left
         assert len(set(one.indices())) == 1
+
+
+def test_the_memory_of_a_corrupt_peer_is_free_at_once_and_not_when_garbage_is_collected(hostile):
+    def mapped():
+        return Path("/proc/self/maps").read_text().count("/memfd:memenpsf")
+
+    it = hostile()
+    before = mapped()
+    gc.disable()
+    try:
+        it.frame(b"x", reserved=1)
+        with contextlib.suppress(CorruptPeer):
+            it.victim.recv(timeout=0)
+        it.close()
+        assert before == 8
+        assert mapped() == 0
+    finally:
+        gc.enable()
+
+
+def test_a_peer_that_takes_back_what_is_being_taken_is_corrupt_for_ever(hostile):
+    it = hostile()
+    receiver = it.victim._endpoint.receiver
+    for n in range(3):
+        it.frame(b"%d" % n)
+    receiver.prepare(3)
+    published = it.head
+    it.publish(extent(1))  # back, behind what is copied and not taken yet
+    assert receiver.try_pop_many(3) == [b"0", b"1", b"2"]
+    it.publish(published)  # an honest index, too late
+    assert it.victim.statistics().waiting == 0
+    with pytest.raises(CorruptPeer):
+        it.victim.recv(timeout=0)

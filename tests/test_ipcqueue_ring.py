@@ -326,6 +326,13 @@ class TestCorruptPeer:
             fails_with(CORRUPT, ring.receiver.try_pop)
             fails_with(CORRUPT, ring.receiver.try_pop_many, 1)
 
+    def test_what_a_batch_has_not_published_yet_cannot_have_been_taken(self, ring):
+        ring.poke(ring.at_receiver, TAIL, 3)
+        record, done = ffi.new("char[8]"), ffi.new("uint64_t *")
+        pieces = ffi.new("struct ipcq_piece[8]", [(record, 1)] * 8)
+        assert lib.ipcq_push_pieces(ring.sender._ring, pieces, 8, done) == CORRUPT
+        assert done[0] <= ring.capacity
+
     def test_a_head_that_goes_back_behind_what_was_taken_is_noticed(self, ring):
         ring.push_numbers(1, 2, 3)
         assert len(ring.receiver.try_pop_many(4)) == 3

@@ -169,11 +169,13 @@ static inline void ring_bell(struct bell *bell, const _Atomic uint32_t *peer_epo
     bell->rung = epoch - 1; /* even, so no epoch one could ring for */
 }
 
-/* Refresh the private copy of the peer's tail; CORRUPT if it cannot be true. */
+/* Refresh the private copy of the peer's tail; CORRUPT if it cannot be true: in the middle of a batch
+ * `head` is ahead of what is published, and what is not cannot have been taken. */
 static inline int look_for_space(struct ipcq_sender *s, uint64_t head)
 {
     uint64_t tail = atomic_load_explicit(&s->peer->tail, memory_order_acquire);
-    if (head - tail > s->capacity) {
+    uint64_t published = atomic_load_explicit(&s->head, memory_order_relaxed);
+    if (head - tail > s->capacity || published - tail > s->capacity) {
         s->corrupt = 1;
         return IPCQ_CORRUPT;
     }

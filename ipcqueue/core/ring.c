@@ -264,8 +264,10 @@ int ipcq_take(ipcq_receiver *r, uint64_t to)
     if (forked(r->forks, r->generation))
         return IPCQ_FORKED;
     if ((int64_t)(to - atomic_load_explicit(&r->tail, memory_order_relaxed)) > 0) {
-        if ((int64_t)(to - r->head) > 0) /* moved back after it was looked at: it was published */
-            r->head = to;
+        if ((int64_t)(to - r->head) > 0) { /* the peer has taken back what was looked at */
+            r->corrupt = 1;
+            r->head = to; /* never behind tail */
+        }
         give_back(r, to);
     }
     return IPCQ_DONE;

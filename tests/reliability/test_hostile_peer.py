@@ -1,0 +1,49 @@
+"""Whole connections with peers that do whatever they like; hostile_peer.py says what that is.
+
+make sanitize runs this with extensions that notice misuse of memory, if it is told to:
+TESTS=tests/reliability/test_hostile_peer.py.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import campaign
+import pytest
+
+CONNECTIONS = 50  # of each case
+PROGRAM = Path(__file__).parent / "hostile_peer.py"
+CASES = [
+    ("bytes", "threads", "direct"),
+    ("bytes", "threads", "cffi"),
+    ("bytes", "trio", "direct"),
+    ("messages", "threads", "direct"),
+    ("messages", "trio", "cffi"),
+    ("numbers", "threads", "direct"),
+    ("numbers", "threads", "cffi"),
+    ("numbers", "trio", "direct"),
+    ("blobs", "threads", "direct"),
+    ("bytes of one", "threads", "direct"),
+]
+
+
+@pytest.mark.deadline(campaign.seconds(300))
+@pytest.mark.parametrize(("shape", "door", "binding"), CASES)
+def test_a_peer_that_does_whatever_it_likes_harms_only_itself(shape, door, binding):
+    count, seed = str(campaign.amount(CONNECTIONS)), str(campaign.SEED)
+    command = [sys.executable, PROGRAM, "victim", shape, door, seed, count]
+    path = os.pathsep.join([*sys.path, str(PROGRAM.parent.parent)])
+    environment = {**os.environ, "PYTHONPATH": path}
+    environment.pop("IPCQUEUE_BINDING", None)
+    if binding == "cffi":
+        environment["IPCQUEUE_BINDING"] = binding
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    said = f"IPCQUEUE_BINDING={binding} {command}\n{done.stdout}{done.stderr}"
+    assert done.returncode == 0, said
+    assert "Warning" not in done.stderr, said
+    # It came to what is behind the checks, and to the checks.
+    outcomes = {name: int(number) for name, number in re.findall(r"'(\w+)': (\d+)", done.stdout)}
+    assert outcomes["done"] > 5 * int(count), said
+    assert outcomes["CorruptPeer"] > int(count) / 10, said
