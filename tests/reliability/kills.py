@@ -25,6 +25,7 @@ import memenpsf
 import memenpsf.trio
 
 MOST_LIFE = 0.008  # seconds from when a victim is ready
+LATE = 0.3  # of the survivors receive only when their victim is dead
 
 
 # -- victims ---------------------------------------------------------------------------------------
@@ -38,7 +39,6 @@ def forked(work, note, numbers, *, sends):
         with contextlib.suppress(BaseException):
             ctypes.CDLL(None).prctl(1, signal.SIGKILL)
             if os.getppid() == parent:
-                signal.setitimer(signal.ITIMER_REAL, 0)
                 ours.close()
                 live(its, work, note, numbers, sends=sends)
         os._exit(1)
@@ -87,6 +87,14 @@ class Moment:
         os.kill(self.pid, signal.SIGKILL)
 
 
+def wait_for(moment, interface):
+    """Let the victim die, and see the end, before anything is received."""
+    while not moment.at:
+        time.sleep(MOST_LIFE)
+    with contextlib.suppress(memenpsf.PeerDied):
+        interface.recv_ctrl_msg(LONG)
+
+
 async def receive_by_trio(interface, work, note, numbers):
     while True:
         if numbers.random() < 0.5 or (work.frames and work.attached(note.done)):
@@ -113,7 +121,7 @@ async def send_by_trio(interface, work, note, numbers):
 def survive(sock, work, numbers, pid, *, sends, by_trio):
     """Receive what the victim sends, or send; return (own note, seconds to see its death)."""
     own = Note(bytearray(24))
-    moment = None
+    moment, late = None, False
 
     async def with_trio():
         nonlocal moment
@@ -130,11 +138,14 @@ def survive(sock, work, numbers, pid, *, sends, by_trio):
             trio.run(with_trio)
         with memenpsf.Interface(sock, work.record, **work.options) as interface:
             moment = Moment(pid, numbers.random() ** 2 * MOST_LIFE)
+            late = sends and numbers.random() < LATE
+            if late:
+                wait_for(moment, interface)
             (receive if sends else send)(interface, work, own, numbers)
     except memenpsf.PeerDied:
         seen = time.monotonic()
     assert moment.at, "the victim was taken for dead before it was killed"
-    return own, seen - moment.at
+    return own, None if late else seen - moment.at
 
 
 def check(work, own, victim, *, sends):
@@ -185,7 +196,8 @@ def main(kind, count, which):
             how = f"{frames=} {sends=} {by_trio=}"
             print(f"victim {n} of {kind}, {which}: {how}, seed {seed}", file=sys.stderr)
             raise
-        latencies.append(latency)
+        if latency is not None:
+            latencies.append(latency)
         records += own.done
         if n == 19:
             before = state()

@@ -5,8 +5,8 @@
  * The child calls be_walked() just before what is to be walked through, and stand() just behind it.
  * The first child is walked step by step, and its way noted.  As each step costs two switches of
  * process and, on some virtual machines, 20 us, later ones run to a breakpoint near where they shall
- * stop, and make the last steps only: the breakpoint is at an instruction that the way comes to for
- * the first time there.
+ * stop, and make the last steps only: it is at an instruction that the way has not come to before, or
+ * not often.
  */
 #include <errno.h>
 #include <signal.h>
@@ -21,12 +21,13 @@
 enum {
     CANNOT_WALK = 77, /* exit status where the system forbids this, or cannot do it */
     AT_END = -1,      /* it has come to stand() */
-    LOST = -2         /* it has taken another way, or has ended */
+    LOST = -2,        /* it has taken another way, or has ended */
+    STEPS_OF_A_RUN = 4 /* what it costs to run to a breakpoint once */
 };
 
 struct way {
     uint64_t *at; /* addresses of instructions, in the order of their execution */
-    long *known;  /* number of the last one up to here that was executed for the first time */
+    long *times;  /* how often each of them had been executed by then, this time included */
     long length, room;
 };
 
@@ -94,8 +95,8 @@ static inline uint64_t whereabouts(pid_t child)
     return ptrace(PTRACE_GETREGS, child, NULL, &r) < 0 ? 0 : r.rip;
 }
 
-/* Run to an instruction; as go_on(). */
-static inline int run_to(pid_t child, uint64_t at)
+/* Run to an instruction that was not executed yet, or not since it was there; as go_on(). */
+static inline int run_once(pid_t child, uint64_t at)
 {
     errno = 0;
     long word = ptrace(PTRACE_PEEKTEXT, child, (void *)at, NULL);
@@ -114,7 +115,22 @@ static inline int run_to(pid_t child, uint64_t at)
                : 0;
 }
 
-#else /* without breakpoints: each step is new to nobody, and walked */
+/* Run to where an instruction will be executed for the so manieth time. */
+static inline int run_to(pid_t child, uint64_t at, long times)
+{
+    int result = whereabouts(child) == at && --times == 0 ? 0 : LOST;
+    while (times > 0) {
+        result = whereabouts(child) == at ? go_on(child, PTRACE_SINGLESTEP) : 0;
+        if (result == 0)
+            result = run_once(child, at);
+        if (result != 0)
+            return result;
+        times--;
+    }
+    return result;
+}
+
+#else /* without breakpoints: all seem to be one instruction, executed so often, and are walked */
 
 static inline uint64_t whereabouts(pid_t child)
 {
@@ -122,10 +138,13 @@ static inline uint64_t whereabouts(pid_t child)
     return 0;
 }
 
-static inline int run_to(pid_t child, uint64_t at)
+static inline int run_to(pid_t child, uint64_t at, long times)
 {
-    (void)child, (void)at;
-    return LOST;
+    int result = 0;
+    (void)at;
+    while (result == 0 && --times > 0)
+        result = go_on(child, PTRACE_SINGLESTEP);
+    return result;
 }
 
 #endif
@@ -137,23 +156,22 @@ static inline int compare_steps(const void *a, const void *b, void *at)
     return p != q ? (p < q ? -1 : 1) : x < y ? -1 : x > y;
 }
 
-/* Find out which of the instructions are new. */
-static inline int mark_new(struct way *way)
+/* Count how often each instruction was executed. */
+static inline int count_times(struct way *way)
 {
     size_t n = (size_t)way->length;
     long *sorted = malloc((n + 1) * sizeof *sorted);
-    way->known = calloc(n + 1, sizeof *way->known);
-    if (sorted == NULL || way->known == NULL)
+    way->times = malloc((n + 1) * sizeof *way->times);
+    if (sorted == NULL || way->times == NULL)
         return LOST;
     for (long i = 0; i < way->length; i++)
         sorted[i] = i;
     qsort_r(sorted, n, sizeof *sorted, compare_steps, way->at);
-    for (size_t i = 0; i < n; i++)
-        way->known[sorted[i]] = i == 0 || way->at[sorted[i]] != way->at[sorted[i - 1]];
+    for (size_t i = 0; i < n; i++) {
+        int again = i > 0 && way->at[sorted[i]] == way->at[sorted[i - 1]];
+        way->times[sorted[i]] = again ? way->times[sorted[i - 1]] + 1 : 1;
+    }
     free(sorted);
-    long last = 0;
-    for (long i = 0; i < way->length; i++)
-        way->known[i] = last = way->known[i] ? i : last;
     return 0;
 }
 
@@ -172,8 +190,9 @@ static inline int explore(pid_t child, struct way *way)
         }
         way->at[way->length++] = whereabouts(child);
     } while ((result = go_on(child, PTRACE_SINGLESTEP)) == 0);
-    free(way->known);
-    return result == AT_END && mark_new(way) == 0 ? AT_END : LOST;
+    free(way->times);
+    way->times = NULL;
+    return result == AT_END && count_times(way) == 0 ? AT_END : LOST;
 }
 
 /* Have a child make `steps` steps of the way: 0; AT_END if that is its length; or LOST. */
@@ -181,8 +200,15 @@ static inline int walk(pid_t child, const struct way *way, long steps)
 {
     if (steps >= way->length)
         return go_on(child, PTRACE_CONT);
-    long done = way->known[steps];
-    int result = done > 0 ? run_to(child, way->at[done]) : 0;
+    long done = steps, least = STEPS_OF_A_RUN * way->times[steps];
+    for (long i = steps - 1; i >= 0 && steps - i < least; i--) {
+        long cost = steps - i + STEPS_OF_A_RUN * way->times[i];
+        if (cost < least) {
+            least = cost;
+            done = i;
+        }
+    }
+    int result = run_to(child, way->at[done], way->times[done]);
     for (; done < steps && result == 0; done++)
         result = go_on(child, PTRACE_SINGLESTEP);
     return result;
@@ -191,6 +217,6 @@ static inline int walk(pid_t child, const struct way *way, long steps)
 static inline void forget(struct way *way)
 {
     free(way->at);
-    free(way->known);
+    free(way->times);
     *way = (struct way){0};
 }

@@ -3,6 +3,8 @@
 import os
 import subprocess
 
+import campaign
+import murder_python
 import pytest
 
 CANNOT_WALK = 77  # as in stepping.h
@@ -43,3 +45,18 @@ def test_the_core_leaves_nothing_half_done_wherever_it_is_killed(compiled, in_ba
     print(f"{sum(deaths)} deaths in {len(deaths)} scenes")
     assert len(deaths) == 18 * 5  # operations, states of the ring
     assert min(deaths) > 50
+
+
+@pytest.mark.deadline(campaign.seconds(900))
+def test_an_interpreter_leaves_nothing_half_done_wherever_it_is_killed(compiled, program):
+    walker = compiled("walker", "-shared", "-fPIC", core=())
+    source = "import sys, murder_python; murder_python.main(sys.argv[1], *map(int, sys.argv[2:]))"
+    halves = [program(source, walker, half, 2) for half in range(2)]
+    outputs = [half.communicate()[0] for half in halves]
+    if CANNOT_WALK in [half.returncode for half in halves]:
+        unavailable("ptrace is forbidden here, or cannot step")
+    assert [half.returncode for half in halves] == [0, 0], outputs
+    deaths = [int(line.split()[0]) for output in outputs for line in output.splitlines()]
+    print(f"{sum(deaths)} deaths in {len(deaths)} scenes")
+    assert len(deaths) == len(list(murder_python.scenes()))
+    assert min(deaths) > 100
