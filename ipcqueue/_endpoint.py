@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 
     from fdpass import Credentials
 
-    from ._opening import Opening
+    from ._opening import Opening, Terms
     from ._ring import ReceiverEnd, SenderEnd, Trouble
     from ._segment import Segment
 
@@ -140,11 +140,19 @@ class Endpoint:
         self._peer_limits = _segment.limits_of(peer.identity)
         self.busy = terms.patience == _ring.BUSY
         self._most_fds = terms.limits.most_fds()
+        self._make_rings(terms)
+        self.ready: Iterable[Any] = () if self.receiver is None else self.receiver.ready(False)
+        self._released = False
+        fdpass.renewed_after_fork(self)
+
+    def _make_rings(self, terms: Terms) -> None:
+        own, peer = self._own, self._peer
         codec, both, trouble = self.codec, (own.mapping, peer.mapping), _weak_trouble(self)
-        bell = opening.sock.fileno()
+        bell = self._sock.fileno()
         patience = terms.patience._replace(keeps=self.peer.pid != os.getpid())
         if terms.role.sends:
-            place = Place(own.identity.capacity, codec.size, bell, 0, patience, self.process)
+            size = own.identity.capacity
+            place = Place(size, codec.size, bell, patience=patience, process=self.process)
             if isinstance(codec, MessageCodec):
                 limits = self._peer_limits
                 self.sender = _frames.sender(*both, place, codec, trouble, limits, terms.inline)
@@ -158,9 +166,6 @@ class Endpoint:
                 )
             else:
                 self.receiver = _slots.receiver(*both, place, codec, trouble)
-        self.ready: Iterable[Any] = () if self.receiver is None else self.receiver.ready(False)
-        self._released = False
-        fdpass.renewed_after_fork(self)
 
     def fileno(self) -> int:
         """Return the socket's descriptor; raise Closed."""
@@ -477,9 +482,20 @@ class Endpoint:
         As `reading`, and as `dozing`, which keeps the socket in hand until wake_followers().  No
         longer than a second or so: a poll() that a signal comes just before sleeps on.
         """
-        woken = bool(self._poll.poll(math.ceil(seconds * 1000)))
+        woken = self._poll.poll(math.ceil(seconds * 1000))
+        if self.process is not None and any(fd == self.process.fileno() for fd, _ in woken):
+            self._hang_up(self._sock)
         self._read(self._sock)
-        return woken
+        return bool(woken)
+
+    @staticmethod
+    def _hang_up(sock: socket.socket) -> None:
+        """End the socket of a dead peer, which somebody else holds open, after what came before.
+
+        At once, as whoever holds it may go on writing.
+        """
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)
 
     def _read(self, sock: socket.socket) -> int:
         if not self._unread:
@@ -499,9 +515,7 @@ class Endpoint:
             except BlockingIOError:
                 if self.process is None or not self.process.has_exited():
                     return 0
-                # Somebody else holds the socket open: it ends here, after what came before.
-                with contextlib.suppress(OSError):
-                    sock.shutdown(socket.SHUT_RDWR)
+                self._hang_up(sock)
                 return self._read(sock)
             except ConnectionResetError:  # once, when it left without reading all we sent
                 self._unread.append((b"", [], 0, None))
