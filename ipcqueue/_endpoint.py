@@ -63,6 +63,10 @@ if TYPE_CHECKING:
     from ._ring import ReceiverEnd, SenderEnd, Trouble
     from ._segment import Segment
 
+# How many records recv_vectored() takes unless told otherwise: the peer chooses how many its ring can
+# hold, and each becomes an object here.  A guess: some milliseconds' work.
+MOST_AT_ONCE = 65536
+
 # How many control messages of the peer may wait for recv_ctrl_msg.  A guess: an application
 # that sends two bytes at a time means a handful; a peer that sends more wants our memory.
 MAX_INBOX = 65536
@@ -303,7 +307,7 @@ class Endpoint:
         """Return how many records to take at once at most: `limit`, but no more than a ringful."""
         capacity = self.receiving().capacity
         if limit is None:
-            return capacity
+            return min(capacity, MOST_AT_ONCE)
         if isinstance(limit, bool) or not isinstance(limit, int):
             raise TypeError(f"limit is a number of records (int) or None, not {limit!r}")
         if limit < 0:

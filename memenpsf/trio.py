@@ -351,9 +351,10 @@ class Interface(trio.abc.Channel[Any]):
 
     @enable_ki_protection
     async def recv_vectored(self, limit: int | None = None, timeout: float | None = None) -> Any:
-        """Wait for one record, then return all that are there, at most `limit` or a ringful.
+        """Wait for one record, then return all that are there: `limit` or a ringful at most.
 
-        A list; an array of shape (n,) for a numpy spec; empty if none came in time.  Raises as
+        No limit means 65,536, as the peer chooses how large its ring is.  A list; an array of
+        shape (n,) for a numpy spec; empty if none came in time.  Raises as
         recv does.
         """
         endpoint = self._endpoint or await self._opened()

@@ -352,15 +352,30 @@ class TestAdopt:
         assert not Path(f"/proc/self/fd/{number}").exists()
         assert memfd.closed
 
+    def present(self, segment):
+        """Say of each page whether it is mapped."""
+        pages = segment.memfd.size // mmap.PAGESIZE
+        first = int(ffi.cast("uintptr_t", segment.mapping.at)) // mmap.PAGESIZE
+        with Path("/proc/self/pagemap").open("rb", buffering=0) as pagemap:
+            pagemap.seek(8 * first)
+            entries = struct.unpack(f"<{pages}Q", pagemap.read(8 * pages))
+        return [bool(entry >> 63) for entry in entries]  # see proc(5)
+
     def test_all_pages_are_there_before_the_first_record(self, own):
         peer = adopt(duplicate(own), MAX_SEGMENT)
-        pages = own.memfd.size // mmap.PAGESIZE
         for segment in (own, peer):
-            first = int(ffi.cast("uintptr_t", segment.mapping.at)) // mmap.PAGESIZE
-            with Path("/proc/self/pagemap").open("rb", buffering=0) as pagemap:
-                pagemap.seek(8 * first)
-                entries = struct.unpack(f"<{pages}Q", pagemap.read(8 * pages))
-            assert all(entry >> 63 for entry in entries)  # present, says proc(5)
+            assert all(self.present(segment))
+        peer.close()
+
+    def test_what_a_peer_may_have_mapped_at_once_does_not_grow_with_its_segment(self):
+        # 4 GiB of it would stop a server for two seconds.
+        own = create(codec_for(1 << 20), 64, "")
+        peer = adopt(duplicate(own), MAX_SEGMENT)
+        assert all(self.present(own))
+        there = self.present(peer)
+        assert all(there[: (16 << 20) // mmap.PAGESIZE])
+        assert sum(there) < len(there) // 2
+        own.close()
         peer.close()
 
     def test_a_mapping_ends_when_the_last_who_uses_it_lets_go(self, segments):

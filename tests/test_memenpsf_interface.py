@@ -141,6 +141,16 @@ def test_a_ringful_is_that_of_the_side_that_sends(pool, receiving):
         assert one.recv_vectored() == [(n,) for n in range(10, 64)]
 
 
+@pytest.mark.parametrize("record", [1, bytes])
+def test_how_much_is_taken_at_once_is_not_for_the_peer_to_choose(pool, record):
+    with opened(pool, record, options_of_one={"capacity": 1 << 22}) as (one, other):
+        assert other.xmit_many([b"r"] * 65_540) == 65_540
+        assert len(one.recv_vectored()) == 65_536
+        assert len(one.recv_vectored()) == 4
+        assert other.xmit_many([b"r"] * 65_540) == 65_540
+        assert len(one.recv_vectored(65_540)) == 65_540
+
+
 @pytest.mark.parametrize("one", TICKS)
 def test_equal_layouts_meet_whatever_states_them(pool, one):
     spec_one, record_one = TICKS[one]

@@ -17,9 +17,15 @@
 #define MADV_POPULATE_WRITE 23
 #endif
 
+/* How much of a segment is made present for reading: all of most, and a few milliseconds' work of one
+ * that is as large as its owner likes.  The rest is mapped as it is read. */
+enum { MOST_READ_AHEAD = 16 << 20 };
+
 /* Shortage of memory is an error here, or a SIGBUS at some later record. */
 static int populate(void *at, size_t size, int writable)
 {
+    if (!writable && size > MOST_READ_AHEAD)
+        size = MOST_READ_AHEAD;
     if (size > 0 && madvise(at, size, writable ? MADV_POPULATE_WRITE : MADV_POPULATE_READ) < 0)
         return errno == EINVAL ? 0 : -1;
     return 0;

@@ -71,7 +71,11 @@ MUTANTS = {
         "",
     ),
     "a head beyond the window": ("ends.h", "head - tail > r->capacity", "0"),
-    "a tail beyond the window": ("ends.h", "head - tail > s->capacity", "0"),
+    "a tail beyond the window": (
+        "ends.h",
+        "head - tail > s->capacity || published - tail > s->capacity",
+        "(void)published, 0",
+    ),
     "a head that moves back before what was looked at": (
         "ends.h",
         "r->head - tail < from - tail",
