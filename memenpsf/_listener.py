@@ -404,7 +404,7 @@ def listen(address: str | os.PathLike[str], record: Any, **options: Any) -> List
     and root only, unless `allow_uids` says otherwise.
 
     What the clients of one user (by uid, this one and root too) may have at once:
-    `max_connections_per_uid` (a quarter of the descriptors that this process may open, so 256 if
+    `max_connections_per_uid` (a sixth of the descriptors that this process may open, so 170 if
     those are 1024), handshakes under way among them included; `max_bytes_per_uid`, the memory of
     all their segments and of this side's for them, without messages outside the rings (twice
     `max_segment` or this side's segment, whichever is larger); `max_pending_per_uid`, handshakes

@@ -16,12 +16,12 @@ import weakref
 
 from ipcqueue import Lease, LimitRefused
 
-# Three descriptors for each connection: so many are left for other users, and for other things.
-_PART_FOR_CONNECTIONS = 4
+# Four descriptors for each connection, five under Trio: the rest is for other users and other things.
+_PART_FOR_CONNECTIONS = 6
 
 
 def connections_by_default() -> int:
-    """Return a quarter of the number of descriptors that this process may open just now."""
+    """Return a sixth of the number of descriptors that this process may open just now."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return sys.maxsize if soft == resource.RLIM_INFINITY else max(1, soft // _PART_FOR_CONNECTIONS)
 

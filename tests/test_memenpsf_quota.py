@@ -110,7 +110,7 @@ def test_shares_may_end_in_any_thread_while_they_are_counted():
     assert mine.size == 2000
 
 
-@pytest.mark.parametrize(("soft", "most"), [(1024, 256), (64, 16), (3, 1)])
+@pytest.mark.parametrize(("soft", "most"), [(1024, 170), (64, 10), (3, 1)])
 def test_by_default_a_user_may_have_connections_for_part_of_the_descriptors(
     monkeypatch, soft, most
 ):
