@@ -764,10 +764,10 @@ async def test_closing_wakes_who_accepts_while_descriptors_are_short(path, monke
             except memenpsf.trio.Closed as error:
                 caught.append(error)
 
+        sock = listener._reception.bound.sock
         listener._reception.bound.sock = SimpleNamespace(
-            accept=shortage, fileno=listener._reception.bound.sock.fileno,
-            close=listener._reception.bound.sock.close,
-        )  # fmt: skip
+            accept=shortage, fileno=sock.fileno, shutdown=sock.shutdown, close=sock.close
+        )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(accept)
             await wait_all_tasks_blocked(0.001)
