@@ -8,7 +8,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 SOURCES := pyproject.toml setup.py $(wildcard ipcqueue/_build.py ipcqueue/core/*)
 
-.PHONY: analyze bench clean coverage demo fuzz lint sanitize test wheel
+.PHONY: analyze bench clean coverage demo fuzz lint mutants sanitize soak test wheel
 
 demo: $(STAMP)
 	$(BIN)/python examples/demo.py
@@ -103,6 +103,25 @@ $(COVERED)/built: $(STAMP) $(COPIED) tests/covered/dump.c
 	mkdir -p build
 	cc -O2 -fPIC -c -o build/dump.o tests/covered/dump.c
 	$(call copied,$(COVERED),$(COUNTERS),$(CURDIR)/build/dump.o)
+
+# Takes one rule after another out of the source: each must have a test that guards it.
+MUTANTS ?=
+
+mutants: $(STAMP)
+	$(BIN)/python tests/reliability/mutants.py $(MUTANTS)
+
+# What does not fit into CI, about an hour: TIMES as much of every campaign, from a seed of its own,
+# which is printed; all fuzzing; all tests with sanitizers; the crowd of hostile clients.
+TIMES ?= 4
+
+soak: $(STAMP) .venv/fuzz
+	export MEMENPSF_TIMES=$(TIMES) MEMENPSF_SEED=$${MEMENPSF_SEED:-$$(date +%s)} && \
+		echo "MEMENPSF_SEED=$$MEMENPSF_SEED" && \
+		$(BIN)/python -m pytest tests/reliability && \
+		$(MAKE) fuzz
+	$(MAKE) sanitize
+	$(BIN)/python -m benchmarks.hostile --seconds 30
+	$(BIN)/python -m benchmarks.hostile --seconds 30 --server trio
 
 # Each target so long, one after the other; CLANG names the compiler for the one in C.
 FUZZ_SECONDS ?= 180
