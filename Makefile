@@ -65,11 +65,12 @@ $(SANITIZED)/built: $(STAMP) $(COPIED)
 # compiled once for each extension, and all of them add to the same counts.
 COVERED := build/covered
 COUNTERS := --coverage -O0 -g -fprofile-update=atomic -frandom-seed=1
-COVERED_TESTS ?= $(wildcard tests/test_fdpass_*.py tests/test_ipcqueue_*.py tests/test_memenpsf_*.py)
+COVERED_TESTS ?= $(wildcard tests/test_fdpass_*.py tests/test_ipcqueue_*.py tests/test_memenpsf_*.py \
+	tests/reliability/test_models_of_the_queue.py)
 COVERED_TESTS_CFFI ?= tests/test_ipcqueue_ring.py tests/test_ipcqueue_queue.py \
 	tests/test_ipcqueue_message.py tests/test_ipcqueue_loan.py tests/test_ipcqueue_frames.py \
 	tests/test_ipcqueue_batches.py tests/test_ipcqueue_outside.py tests/test_ipcqueue_waiting.py \
-	tests/test_memenpsf_interface.py
+	tests/test_ipcqueue_shortage.py tests/test_memenpsf_interface.py
 COVER := $(CURDIR)/$(BIN)/python -m coverage run -m pytest -q -k "not storm" $(ARGUMENTS)
 
 # Over both doors into the core.  Without the tests whose signals come faster than a program that is
@@ -80,7 +81,7 @@ coverage: $(COVERED)/built
 	cp -r tests examples $(COVERED)
 	cp tests/covered/sitecustomize.py $(COVERED)
 	cp tests/covered/coveragerc $(COVERED)/.coveragerc
-	cd $(COVERED) && export PYTHONPATH="$$PWD" && \
+	cd $(COVERED) && export PYTHONPATH="$$PWD" MEMENPSF_TIMES=0.02 && \
 		$(COVER) $(COVERED_TESTS) && \
 		IPCQUEUE_BINDING=cffi $(COVER) $(COVERED_TESTS_CFFI) && \
 		$(CURDIR)/$(BIN)/python -m coverage combine --quiet && \
