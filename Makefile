@@ -84,7 +84,7 @@ coverage: $(COVERED)/built
 	cd $(COVERED) && export PYTHONPATH="$$PWD" MEMENPSF_TIMES=0.02 && \
 		$(COVER) $(COVERED_TESTS) && \
 		IPCQUEUE_BINDING=cffi $(COVER) $(COVERED_TESTS_CFFI) && \
-		$(CURDIR)/$(BIN)/python -m coverage combine --quiet && \
+		$(CURDIR)/$(BIN)/python -m coverage combine --quiet && rm -f .coverage.* && \
 		$(CURDIR)/$(BIN)/python tests/covered/gates.py
 
 $(COVERED)/built: $(STAMP) $(COPIED) tests/covered/dump.c

@@ -423,7 +423,7 @@ class OfSlots(Model):
 
     @precondition(lambda self: self.opened and self.cannot_send() is None)
     @rule(
-        count=st.integers(0, 9) | st.integers(0, 130),
+        count=st.integers(0, 9) | st.integers(10, 130),
         form=st.sampled_from(list(FORMS)),
         ring=st.booleans(),
     )
@@ -732,7 +732,8 @@ class OfMessages(Model):
 
     @precondition(lambda self: self.opened and self.cannot_send() is None)
     @rule(
-        sizes=st.lists(SIZES, max_size=8) | st.lists(st.integers(0, 9), max_size=300),
+        sizes=st.lists(SIZES, max_size=8)
+        | st.integers(9, 300).map(lambda count: [n % 20 for n in range(count)]),
         form=st.sampled_from([list, tuple, iter]),
     )
     def push_some(self, sizes, form):
