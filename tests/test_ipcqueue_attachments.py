@@ -357,7 +357,7 @@ def test_a_forked_child_closes_its_own_copies_and_nobody_elses(pair, forked):
                     use()
             before = open_descriptors()
             other.close()
-            assert open_descriptors() == before - 4
+            assert open_descriptors() == before - 5
 
         assert forked(child) == 0
     for record in (b"read", b"unread"):
