@@ -292,7 +292,10 @@ class Reception:
         if self._reserve is not None:
             self._reserve.close()
         for guest in chain(*self._guests.values()):
-            drop_socket(guest.sock)
+            if self.bound.ours:
+                drop_socket(guest.sock)
+            else:
+                guest.sock.close()
             guest.share.close()
         self._guests.clear()
         for opening in self.pending:
