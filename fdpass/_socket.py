@@ -120,6 +120,16 @@ def _close_socket(fd: Fd) -> None:
         owner.close()
 
 
+def keep_in_line(sock: "_HasOptions") -> None:
+    """Have what the peer sends out of band (MSG_OOB) come in its place, like anything else.
+
+    The kernel would pass over it, and close the descriptors that came with it on the way: for a
+    socket among them that may take as long as whoever sent it likes (SO_LINGER).
+    """
+    with suppress(OSError):  # closed, which the call that follows says
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+
+
 def drop_socket(sock: socket.socket) -> None:
     """Close a connected Unix stream socket without waiting for what its peer has sent into it.
 
@@ -127,6 +137,7 @@ def drop_socket(sock: socket.socket) -> None:
     socket among them that may take as long as whoever sent it likes (SO_LINGER). Not for a socket
     that a forked child shares: what waits in it is taken out, and both directions end for all.
     """
+    keep_in_line(sock)
     with suppress(OSError):
         sock.shutdown(socket.SHUT_RDWR)  # first, so that nothing more comes
         flags = RECEIVE_FLAGS | socket.MSG_DONTWAIT
@@ -192,6 +203,7 @@ def recv_fds(
     One recvmsg(): on a stream, bytes sent before the message with the descriptors may stand in
     front of its own, bytes sent after it never follow, and a short read brings the descriptors
     with the first part. So the descriptors belong to the last message in the data (unix(7)).
+    A byte sent out of band is one of the data (it sets SO_OOBINLINE).
     `(b"", [])` is the end of the stream (or an empty datagram). `max_fds` of 0 means that none
     may come.
 
@@ -222,6 +234,7 @@ def recv_fds_and_pidfd(
 
 
 def _receive(sock: socket.socket, incoming: Incoming, inbox: Inbox) -> None:
+    keep_in_line(sock)
     while size := incoming.missing(inbox.messages):
         # One bytecode; see the top of this file. Never recv_fds() of the standard library,
         # whose descriptors are inheritable, and never MSG_PEEK, which duplicates them.
@@ -265,6 +278,10 @@ class Credentials(NamedTuple):
     pid: int
     uid: int
     gid: int
+
+
+class _HasOptions(Protocol):
+    def setsockopt(self, level: int, option: int, value: int, /) -> None: ...
 
 
 class UnixSocket(Protocol):

@@ -27,7 +27,7 @@ from ._rights import (
     expect_some,
     joined,
 )
-from ._socket import Inbox
+from ._socket import Inbox, keep_in_line
 
 __all__ = ["Disconnected", "recv_fd", "recv_fds", "send_fd", "send_fds"]
 
@@ -82,6 +82,7 @@ async def recv_fds(
 
 
 async def _receive(sock: trio.socket.SocketType, incoming: Incoming, inbox: Inbox) -> None:
+    keep_in_line(sock)
     with _words_of_trio(sock):
         while size := incoming.missing(inbox.messages):
             inbox.messages.append(await sock.recvmsg(size, ANCILLARY_SPACE, RECEIVE_FLAGS))

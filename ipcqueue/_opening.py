@@ -202,6 +202,7 @@ class Opening:
         self._greeting = Greeting()
         self._received: list[fdpass.Fd] = []
         self._said_hello = False
+        self._generation = _ring.fork_generation()
         self._sender: fdpass.Fd | None = None  # of the peer's HELLO: a pidfd
         self._passed_pidfd = False
         self.process: Process | None = None
@@ -311,8 +312,14 @@ class Opening:
         return segment
 
     def abandon(self, error: BaseException | None = None) -> None:
-        """Give up: tell the peer why if it can be told, and close everything."""
-        refuse(self.sock, error)
+        """Give up: tell the peer why if it can be told, and close everything.
+
+        In a forked child it only closes the child's copies of the descriptors.
+        """
+        if self._generation == _ring.fork_generation():
+            refuse(self.sock, error)
+        else:
+            self.sock.close()
         for fd in self._received:
             fd.close()
         for held in (self._sender, self.process, *self._segments):

@@ -23,6 +23,7 @@ from ipcqueue import (
     Terms,
     checked_number,
     deadline_of,
+    drop_socket,
     peer_credentials,
     refuse,
 )
@@ -214,7 +215,7 @@ class Reception:
 
     def _begin(self, guest: Guest) -> None:
         if _left_without_a_word(guest.sock):
-            guest.sock.close()
+            drop_socket(guest.sock)
             guest.share.close()
             return
         try:
@@ -291,7 +292,10 @@ class Reception:
         if self._reserve is not None:
             self._reserve.close()
         for guest in chain(*self._guests.values()):
-            guest.sock.close()
+            if self.bound.ours:
+                drop_socket(guest.sock)
+            else:
+                guest.sock.close()
             guest.share.close()
         self._guests.clear()
         for opening in self.pending:

@@ -647,3 +647,13 @@ def test_a_socket_of_a_family_with_options_of_its_own_is_refused_like_any_other(
         fdpass.send_fds(left, [given] * 3, b"x")
     with pytest.raises(fdpass.WrongDescriptors):
         fdpass.recv_fds(right, max_fds=1)
+
+
+def test_a_byte_out_of_band_comes_in_its_place_with_its_descriptor(pair, null):
+    left, right = pair
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [null.fileno()]))]
+    left.sendmsg([b"x"], rights, socket.MSG_OOB)
+    left.send(b"y")
+    with fdpass.recv_fd(right, b"x") as fd:
+        assert os.path.sameopenfile(fd.fileno(), null.fileno())
+    assert right.recv(2) == b"y"

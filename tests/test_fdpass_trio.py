@@ -285,3 +285,9 @@ async def test_too_many_descriptors_in_flight_are_tried_again(
 
 async def test_credentials_of_a_trio_socket_can_be_asked(pair):
     assert fdpass.peer_credentials(pair[0]).pid == os.getpid()
+
+
+async def test_a_byte_out_of_band_comes_in_its_place(pair):
+    left, right = pair
+    await left.send(b"x", socket.MSG_OOB)
+    assert await fdpass.trio.recv_fds(right) == (b"x", [])

@@ -612,6 +612,17 @@ def test_a_forked_child_that_closes_its_copy_leaves_the_listener_alone(path, for
         assert serves(listener, path)
 
 
+def test_a_forked_child_that_closes_its_copy_leaves_those_in_the_handshake_alone(path, forked):
+    with memenpsf.listen(path, "<Q", max_pending_per_uid=1) as listener:
+        with Client(path) as first, Client(path) as second:
+            nothing_comes(listener)  # yet; and the second waits for a place
+            assert forked(listener.close) == 0
+            for client in (first, second):
+                client.say_hello()
+                with listener.accept(timeout=0), client.finish():
+                    pass
+
+
 # -- timeouts -------------------------------------------------------------------------------------
 
 

@@ -395,3 +395,47 @@ def test_a_socket_that_would_linger_delays_no_end(when, tmp_path):
                 else:
                     leave(theirs, GOOD)
                     opening.abandon()
+
+
+@pytest.mark.parametrize("when", ["in hello", "read", "unread", "waiting for a place", "gone"])
+def test_a_socket_that_would_linger_delays_nobody_out_of_band_either(when, tmp_path):
+    """The kernel closes what it passes over, and the kernel's close waits."""
+
+    def leave(sock, data):
+        given = stack.enter_context(lingering())
+        rights = [
+            (socket.SOL_SOCKET, socket.SCM_RIGHTS, bytes(given.fileno().to_bytes(4, "little")))
+        ]
+        sock.sendmsg([data], rights, socket.MSG_OOB)
+        given.close()
+
+    with nothing_stays(), contextlib.ExitStack() as stack:
+        if when in ("read", "unread"):
+            with hostile() as it:
+                leave(it.sock, b"\1")
+                if when == "read":
+                    connection_gives(
+                        it, CorruptPeer, "1 descriptors nobody asked for", VERBS["recv"]
+                    )
+            it = None
+        elif when == "in hello":
+            error = refused(lambda sock: leave(sock, GOOD[:1]))
+            assert isinstance(error, (CorruptPeer, PeerDied))
+        else:
+            path = tmp_path / "s"
+            with contextlib.ExitStack() as clients:
+                with memenpsf.listen(path, wrong.SPEC, max_pending=1) as listener:
+                    first, second = (
+                        clients.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(2)
+                    )
+                    for client in (first, second):
+                        client.connect(str(path))
+                    leave(second, b"x")
+                    if when == "gone":
+                        second.close()
+                    with pytest.raises(TimeoutError):
+                        listener.accept(timeout=0)
+                    if when == "gone":  # and there is a place now
+                        first.close()
+                        with pytest.raises(TimeoutError):
+                            listener.accept(timeout=0)
