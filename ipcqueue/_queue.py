@@ -6,6 +6,8 @@ import contextlib
 import socket
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+import fdpass
+
 from ._blocking import Threads, open_endpoint
 from ._errors import EndOfStream, HandshakeTimeout
 from ._handshake import Role
@@ -67,7 +69,7 @@ class Connection:
         try:
             terms = Terms(record, self._role, **options)
         except BaseException:
-            sock.close()
+            fdpass.drop_socket(sock)
             raise
         self._join(open_endpoint(Opening(sock, terms)))
 

@@ -129,7 +129,7 @@ class Interface(trio.abc.Channel[Any]):
             self.role = checked_role(role)
             terms = Terms(record, BOTH_WAYS, **options)
         except BaseException:
-            sock.close()
+            ipcqueue.drop_socket(sock)
             raise
         self._opening: Opening | None = Opening(sock, terms)
         self._set_up(terms, self._opening.peer)
