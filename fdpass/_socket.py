@@ -147,7 +147,8 @@ def drop_socket(sock: socket.socket) -> None:
                 inbox.messages.extend(map(sock.recvmsg, (65536,), (ANCILLARY_SPACE,), (flags,)))
                 waits = bool(inbox.messages[0][0])
                 inbox.discard()
-    sock.close()
+    with suppress(OSError):  # what was to be written somewhere is lost; the descriptor is closed
+        sock.close()
 
 
 def send_fd(sock: socket.socket, fd: int | HasFileno, tag: Data = b"\0") -> None:

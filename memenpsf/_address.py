@@ -135,7 +135,8 @@ class Bound:
                 self.sock.shutdown(socket.SHUT_RDWR)  # first, so that nobody comes any more
                 while True:
                     drop_socket(self.sock.accept()[0])
-        self.sock.close()
+        with contextlib.suppress(OSError):
+            self.sock.close()
 
 
 def bind(address: Address) -> Bound:
