@@ -31,7 +31,7 @@ CANNOT_WALK, AT_END, LOST = 77, -1, -2  # as in stepping.h
 SIZE, CAPACITY, BATCH = 24, 8, 5
 REST = 0.06  # seconds; more than LIVENESS_INTERVAL_NS of ends.h
 LONG = 20  # seconds after which a survivor that waits is taken to wait for ever
-INSIDE, ANYWHERE = 300, 50  # steps at which to kill: in our own code, if it has more, and in all
+INSIDE, ANYWHERE = 100, 20  # steps at which to kill: in our own code, if it has more, and in all
 OURS = re.compile(r"ipcqueue/_(core|waiting|direct|records)\.")
 
 
