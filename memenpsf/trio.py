@@ -142,6 +142,7 @@ class Interface(trio.abc.Channel[Any]):
         self._handshake = trio.Lock()
         self._writing = trio.Lock()
         self._followers = trio.lowlevel.ParkingLot()
+        self._napping = trio.CancelScope()
 
     @classmethod
     def _of(cls, endpoint: Endpoint, terms: Terms, role: str) -> Interface:
@@ -470,8 +471,10 @@ class Interface(trio.abc.Channel[Any]):
             else:
                 endpoint.reading = True
                 try:
+                    if endpoint.cries_wolf():
+                        await self._nap(endpoint)
                     await wait_readable(endpoint.events_fileno())
-                    endpoint.service()
+                    endpoint.answer()
                 finally:
                     endpoint.reading = False
                     self._followers.unpark_all()
@@ -481,6 +484,16 @@ class Interface(trio.abc.Channel[Any]):
             endpoint.waiting[event] -= 1
             if not endpoint.waiting[event]:
                 endpoint.withdraw(event)
+
+    async def _nap(self, endpoint: Endpoint) -> None:
+        """Leave the socket alone for a while, unless the connection ends."""
+        with trio.move_on_after(endpoint.NAP) as self._napping:
+            try:
+                end = endpoint.only_the_end()
+            except OSError:  # no descriptor is left
+                await trio.sleep_forever()
+            with end:
+                await wait_readable(end)
 
     def finish(self) -> None:
         """End in good order, as close() does; what has arrived can still be received, then Closed.
@@ -498,6 +511,7 @@ class Interface(trio.abc.Channel[Any]):
         elif self._endpoint is not None and not self._endpoint.closed:
             for number in self._endpoint.awaited():
                 notify_closing(number)
+            self._napping.cancel()
             self._endpoint.close()
             self._followers.unpark_all()
 

@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import random
+import select
 import signal
 import socket
 import struct
@@ -25,6 +26,7 @@ import fdpass
 import ipcqueue
 import memenpsf
 import memenpsf.trio
+from ipcqueue import _endpoint
 from ipcqueue._binding import direct
 from memenpsf import _address, _listener
 from memenpsf.trio import Interface, connect, listen, serve
@@ -923,6 +925,70 @@ async def test_aclose_wakes_every_task_that_waits():
         for name, call in calls.items():
             assert type(call.error) is memenpsf.trio.Closed, name
         assert [record async for record in other] == [(0,)]
+
+
+async def cried_wolf(interface, peer):
+    """Have the peer ring so often with nothing new that the next wait begins with a nap."""
+    for _ in range(_endpoint.MOST_FALSE_ALARMS):
+        peer._endpoint._sock.send(b"\x01\x00")
+        interface._endpoint.answer()
+
+
+async def test_who_rings_and_rings_with_nothing_new_is_left_waiting(autojump_clock):
+    async with opened() as (one, other), trio.open_nursery() as nursery:
+        await cried_wolf(one, other)
+        nursery.start_soon(one.recv)
+        for turn in range(1, 5):
+            await wait_all_tasks_blocked()
+            assert one.statistics().false_alarms == turn
+            other._endpoint._sock.send(b"\x01\x00")
+            await wait_all_tasks_blocked()
+            assert one.statistics().false_alarms == turn  # it does not look
+            await trio.sleep(one._endpoint.NAP)
+        other.xmit_nowait((7,))
+        await trio.sleep(one._endpoint.NAP)
+        other.xmit_nowait((8,))
+        await wait_all_tasks_blocked()
+        assert await one.recv() == (8,)
+
+
+async def test_a_record_a_time_is_never_kept_waiting():
+    async with opened(capacity=1) as (one, other), trio.open_nursery() as nursery:
+        count = 10 * _endpoint.MOST_FALSE_ALARMS
+        nursery.start_soon(one.xmit_many, numbers(count))
+        for number in range(count):
+            await wait_all_tasks_blocked()
+            assert await other.recv() == (number,)
+        assert one.statistics().false_alarms == other.statistics().false_alarms == 0
+
+
+@pytest.mark.parametrize("end", ["closes", "is closed", "is closed, without a descriptor left"])
+async def test_the_end_ends_a_nap(monkeypatch, end):
+    monkeypatch.setattr(ipcqueue.Endpoint, "NAP", math.inf)
+
+    def short():
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async with opened() as (one, other), trio.open_nursery() as nursery:
+        await cried_wolf(one, other)
+        if "without" in end:
+            monkeypatch.setattr(select, "epoll", short)
+        waiter = Call(nursery, one.recv)
+        await wait_all_tasks_blocked()
+        assert one.statistics().false_alarms == 1
+        await (other if end == "closes" else one).aclose()
+    expected = memenpsf.trio.EndOfStream if end == "closes" else memenpsf.trio.Closed
+    assert type(waiter.error) is expected
+
+
+async def test_a_nap_can_be_cancelled_and_the_next_who_waits_takes_his_own(autojump_clock):
+    async with opened() as (one, other):
+        await cried_wolf(one, other)
+        for turn in (1, 2):
+            assert await one.recv(one._endpoint.NAP / 2) is None
+            assert one.statistics().false_alarms == 1, turn
+        other.xmit_nowait((7,))
+        assert await one.recv() == (7,)
 
 
 async def test_a_closed_interface_says_so_at_every_verb():
