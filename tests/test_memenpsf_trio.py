@@ -15,6 +15,7 @@ import signal
 import socket
 import struct
 import threading
+from functools import partial
 
 import numpy as np
 import pytest
@@ -1257,6 +1258,80 @@ async def test_no_more_than_a_limit_may_be_introducing_themselves(tmp_path, monk
                 stack.close()
         async with accepting.result, client.result:
             pass
+
+
+def come_and_go(path, count):
+    for _ in range(count):
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(path)
+
+
+def come_with_nonsense(path, count):
+    for _ in range(count):
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(path)
+            sock.sendall(b"nonsense")
+
+
+@pytest.mark.parametrize("barren", [come_and_go, come_with_nonsense])
+async def test_after_each_client_that_came_to_nothing_others_have_the_loop(
+    tmp_path, autojump_clock, barren
+):
+    path = str(tmp_path / "it")
+    async with trio.open_nursery() as nursery:
+        listener = await nursery.start(partial(serve, Interface.recv), path, "<Q")
+        begin = trio.current_time()
+        barren(path, 20)
+        while listener._reception.barren < 20:  # noqa: ASYNC110 (nothing tells)
+            await trio.sleep(memenpsf.trio._RESPITE / 4)
+        taken = trio.current_time() - begin
+        # The first is served at once, and others follow it into the handshake.
+        assert 15 * memenpsf.trio._RESPITE <= taken <= 60 * memenpsf.trio._RESPITE
+        await listener.aclose()
+
+
+@pytest.mark.parametrize("exchanged", ["nothing", "to the server", "to the client"])
+async def test_who_got_in_for_nothing_counts_as_such(tmp_path, exchanged):
+    path = str(tmp_path / "it")
+
+    async def handler(interface):
+        if exchanged == "to the client":
+            await interface.xmit((1,))
+        async for _ in interface:
+            pass
+
+    async with trio.open_nursery() as nursery:
+        listener = await nursery.start(partial(serve, handler), path, "<Q")
+        async with await connect(path, "<Q") as client:
+            if exchanged == "to the server":
+                await client.xmit((1,))
+            elif exchanged == "to the client":
+                assert await client.recv() == (1,)
+        await listener.aclose()
+    assert listener._reception.barren == (exchanged == "nothing")
+
+
+async def test_closing_wakes_who_gives_others_a_respite(tmp_path, monkeypatch):
+    monkeypatch.setattr(memenpsf.trio, "_RESPITE", math.inf)
+    path = str(tmp_path / "it")
+    listener = await listen(path, "<Q")
+    come_and_go(path, 1)
+    async with trio.open_nursery() as nursery:
+        accepting = Call(nursery, listener.accept)
+        while not listener._reception.barren:
+            await trio.lowlevel.checkpoint()
+        await wait_all_tasks_blocked()
+        await listener.aclose()
+    assert type(accepting.error) is memenpsf.trio.Closed
+
+
+async def test_clients_get_in_without_a_descriptor_to_wait_for_all_of_them(tmp_path, monkeypatch):
+    def short():
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async with await listen(tmp_path / "it", "<Q") as listener:
+        monkeypatch.setattr(select, "epoll", short)
+        assert await serves(listener, tmp_path / "it")
 
 
 async def test_closing_at_the_limit_wakes_who_accepts(tmp_path, monkeypatch):
