@@ -768,9 +768,9 @@ class Listener(trio.abc.Listener[Interface]):
 _PER_TURN = 1
 
 # How long other tasks have the event loop for themselves after a client that came to nothing; in
-# seconds.  So a hundred of these a second are too few to be seen in the 99th percentile of who
-# does more than ten thousand round trips; and a full backlog of them is gone within two.
-_RESPITE = 0.01
+# seconds.  So fifty of these a second, at most, are too few to be seen in the 99th percentile of who
+# does more than ten thousand round trips; and a full backlog of them is gone within three.
+_RESPITE = 0.02
 
 
 async def listen(address: str | os.PathLike[str], record: Any, **options: Any) -> Listener:
