@@ -71,6 +71,12 @@ MOST_AT_ONCE = 65536
 # that sends two bytes at a time means a handful; a peer that sends more wants our memory.
 MAX_INBOX = 65536
 
+# So often in a row a peer may wake this side with nothing new.  An honest one does it too, as what
+# it rings for may have been found already, but not often in a row.  Guesses, both.
+MOST_FALSE_ALARMS = 32
+# More messages that nobody takes are nothing new.
+MOST_UNTAKEN = 1024
+
 
 T = TypeVar("T")
 
@@ -96,6 +102,7 @@ class Statistics(NamedTuple):
     full: int  # pushes that found no space
     dropped: int  # descriptors and regions closed because nobody took them with their message
     rescues: int  # times a sleeper was woken by the clock and found work: a lost wake-up
+    false_alarms: int  # wake-ups with nothing new, but for the first 31 in a row: a hostile peer
 
 
 class Endpoint:
@@ -107,6 +114,9 @@ class Endpoint:
 
     CROWDED = 0.002
     """How long to wait, in seconds, where crowded(); a guess."""
+
+    NAP = 0.03
+    """How long to leave the socket alone, in seconds, where cries_wolf(); a guess."""
 
     _released = True  # so that __del__ is right about an object that was never completed
 
@@ -123,6 +133,10 @@ class Endpoint:
         self.waiting = [0] * len(Event)
         self.followers: set[threading.Lock] = set()
         self.rescues = 0
+        self._false_alarms = 0
+        self._alarms = 0  # wake-ups, up to so many as call for a look
+        self._known = (0, 0, 0)  # at the last look: received, taken by the peer, messages
+        self._messages = 0  # received, while not too many were untaken
         self._sock = opening.sock
         self.process = opening.process  # of the peer, where the kernel tells
         self._poll = _polling(self._sock, self.process)  # for who is `reading`, at a time
@@ -372,6 +386,7 @@ class Endpoint:
             full=sending.refused,
             dropped=0 if self.receiver is None else self.receiver.dropped,
             rescues=self.rescues,
+            false_alarms=self._false_alarms,
         )
 
     # -- control messages --------------------------------------------------------------------
@@ -480,13 +495,64 @@ class Endpoint:
         """
         return self.with_socket(self._read)
 
+    def answer(self) -> int:
+        """Do as service(), after a wake-up."""
+        self._alarms += 1
+        return self.service()
+
+    def cries_wolf(self) -> bool:
+        """Whether the peer wakes this side again and again with nothing new.
+
+        For who is about to wait as `reading`: it leaves the socket alone for a NAP first, or a
+        peer that only rings would have all the time of this process.  What tells is nothing that
+        it can make up: this side's index, its own (the core does not let it go back), and messages.
+        """
+        if self._alarms < MOST_FALSE_ALARMS:
+            return False
+        received = self.receiver.indices()[1] if self.receiver else 0
+        taken = self.sender.indices()[1] if self.sender else 0
+        known, self._known = self._known, (received, taken, self._messages)
+        news = self._known != known
+        self._alarms = 0 if news else MOST_FALSE_ALARMS - 1
+        self._false_alarms += not news
+        return not news
+
+    def only_the_end(self) -> select.epoll:
+        """Return what is readable once the connection or the peer's process has ended.
+
+        It is the caller's.  Raises Closed, OSError.
+        """
+        epoll = select.epoll()
+        try:
+            epoll.register(self.fileno(), 0)  # the end is told in any case
+            if self.process is not None:
+                epoll.register(self.process, select.EPOLLIN)
+        except BaseException:
+            epoll.close()
+            raise
+        return epoll
+
+    def _nap(self, seconds: float) -> float:
+        """Leave the socket alone, if the connection does not end; return what is left of a time."""
+        poll = select.poll()
+        poll.register(self._sock, 0)  # the end is told in any case
+        if self.process is not None:
+            poll.register(self.process, select.POLLIN)
+        length = min(seconds, self.NAP)
+        poll.poll(math.ceil(length * 1000))
+        return seconds - length
+
     def doze(self, seconds: float) -> bool:
         """Sleep until the socket is readable, and read; False if it was not in time.
 
         As `reading`, and as `dozing`, which keeps the socket in hand until wake_followers().  No
         longer than a second or so: a poll() that a signal comes just before sleeps on.
         """
+        if self.cries_wolf():
+            seconds = self._nap(seconds)
         woken = self._poll.poll(math.ceil(seconds * 1000))
+        if woken:
+            self._alarms += 1
         if self.process is not None and any(fd == self.process.fileno() for fd, _ in woken):
             self._hang_up(self._sock)
         self._read(self._sock)
@@ -553,11 +619,14 @@ class Endpoint:
         if drained.refusal is not None:
             self._note_end(drained.refusal)
         with self.mutex:
-            inbox = self._inbox + drained.messages
-            # No bytecode between these can be interrupted.
-            self._inbox, self._parser = inbox, parser
+            # No bytecode between these can be interrupted; and the first, which does not copy what
+            # is there, adds all or (no memory) nothing.
+            self._inbox += drained.messages
+            self._parser = parser
             del self._unread[0]
-        if len(inbox) > MAX_INBOX:
+        if len(self._inbox) <= MOST_UNTAKEN:
+            self._messages += len(drained.messages)
+        if len(self._inbox) > MAX_INBOX:
             raise CorruptPeer(f"the peer sent over {MAX_INBOX} messages that nobody took")
 
     def _attach(self, data: bytes, numbers: list[int], flags: int) -> None:

@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 from collections import deque
-from itertools import chain
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from ipcqueue import (
@@ -132,8 +132,9 @@ class Reception:
         self._outcomes: deque[Endpoint | Exception] = deque()
         self._reserve = _spare()
         self._resume: float | None = None  # the time.monotonic() until which further clients wait
-        self.per_turn = BACKLOG  # how many clients a turn lets in at most
+        self.per_turn = BACKLOG  # how many clients a turn lets in, and takes a step on, at most
         self.refused = 0
+        self.barren = 0  # clients that did not get in, or for nothing
         self.closed = False
 
     def turn(self) -> Endpoint | None:
@@ -152,7 +153,7 @@ class Reception:
             if self._outcomes or not self._accept():
                 break
         self._seat_guests(self.per_turn)
-        for opening in list(self.pending):
+        for opening in self._due():
             self._attempt(opening)
         if not self._outcomes:
             return None
@@ -181,7 +182,7 @@ class Reception:
             share = self.quota.open(peer_credentials(sock).uid)
         except (QueueError, OSError) as error:
             refuse(sock, error)
-            self._outcomes.append(error)
+            self._came_to_nothing(error)
             return True
         guest = Guest(sock, share, deadline_of(self.terms.timeout))
         if self._has_place(share.uid) and share.uid not in self._guests:
@@ -211,17 +212,18 @@ class Reception:
             "and none of them ended in time"
         )
         refuse(guest.sock, error)
-        self._outcomes.append(error)
+        self._came_to_nothing(error)
 
     def _begin(self, guest: Guest) -> None:
         if _left_without_a_word(guest.sock):
             drop_socket(guest.sock)
             guest.share.close()
+            self._came_to_nothing()
             return
         try:
             opening = Opening(guest.sock, self.terms, guest.share)
         except (QueueError, OSError) as error:
-            self._outcomes.append(error)
+            self._came_to_nothing(error)
         else:
             opening.deadline = guest.deadline
             self.pending.append(opening)
@@ -230,18 +232,33 @@ class Reception:
         theirs = sum(opening.peer.uid == uid for opening in self.pending)
         return len(self.pending) < self._max_pending and theirs < self._max_pending_per_uid
 
+    def _due(self) -> list[Opening]:
+        """Return the handshakes that can go on, or whose time is over: at most so many a turn."""
+        poll = select.poll()
+        for opening in self.pending:
+            poll.register(opening, opening.events)
+        ready = {fd for fd, _ in poll.poll(0)}
+        now = time.monotonic()
+        due = (each for each in self.pending if each.fileno() in ready or now >= each.deadline)
+        return list(islice(due, self.per_turn))
+
     def _attempt(self, opening: Opening) -> None:
         try:
             endpoint = opening.step()
         except PeerDied:
-            pass
+            self._came_to_nothing()
         except (QueueError, OSError) as error:
-            self._outcomes.append(error)
+            self._came_to_nothing(error)
         else:
             if endpoint is None:
                 return
             self._outcomes.append(endpoint)
         self.pending.remove(opening)
+
+    def _came_to_nothing(self, error: Exception | None = None) -> None:
+        self.barren += 1
+        if error is not None:
+            self._outcomes.append(error)
 
     # -- when descriptors are short --------------------------------------------------------------
     #

@@ -657,6 +657,105 @@ class TestEnds:
                 wait(None)
 
 
+class TestFalseAlarms:
+    """Who rings and rings with nothing new is left waiting; who brings something is not."""
+
+    MOST = _endpoint.MOST_FALSE_ALARMS
+
+    @pytest.fixture
+    def naps(self, monkeypatch):
+        naps = []
+
+        def nap(endpoint, seconds):
+            naps.append(seconds)
+            return seconds
+
+        monkeypatch.setattr(_endpoint.Endpoint, "_nap", nap)
+        return naps
+
+    def ring(self, peer, times, message=b"\x01\x00"):
+        for _ in range(times):
+            peer.say(message)
+            assert peer.endpoint.doze(1)
+
+    def test_so_many_in_a_row_are_answered_at_once_and_each_further_one_after_a_nap(
+        self, peer, naps
+    ):
+        self.ring(peer, self.MOST)
+        assert not naps
+        self.ring(peer, 10)
+        assert len(naps) == peer.endpoint.statistics().false_alarms == 10
+
+    def test_a_wait_that_nothing_ended_is_no_alarm(self, peer, naps):
+        for _ in range(2 * self.MOST):
+            assert not peer.endpoint.doze(0)
+        assert not naps
+
+    @pytest.mark.parametrize("news", ["a record", "space", "a message"])
+    def test_anything_new_makes_up_for_it(self, peer, naps, news):
+        assert peer.endpoint.try_push((1,))
+        self.ring(peer, self.MOST + 1)
+        assert len(naps) == 1
+        if news == "a record":
+            peer.publish(7)
+            assert peer.endpoint.try_pop() == (7,)
+        elif news == "space":
+            peer.poke(TAIL, 1)
+        else:
+            peer.say(b"\x80\x01")
+            peer.endpoint.turn()
+        self.ring(peer, self.MOST)
+        assert len(naps) == 1
+        self.ring(peer, 1)
+        assert len(naps) == 2
+
+    def test_space_that_was_there_before_is_nothing_new(self, peer, naps):
+        for number in range(4):
+            assert peer.endpoint.try_push((number,))
+        peer.poke(TAIL, 4)
+        self.ring(peer, 2 * self.MOST)
+        assert not naps
+        for tail in (1, 4, 0, 3, 4):
+            peer.poke(TAIL, tail)
+            self.ring(peer, self.MOST)
+        assert len(naps) == 5 * self.MOST
+
+    def test_messages_that_nobody_takes_are_nothing_new_in_the_end(self, peer, naps):
+        peer.say(b"\x80\x01" * _endpoint.MOST_UNTAKEN)
+        peer.endpoint.turn()
+        self.ring(peer, 3 * self.MOST, b"\x80\x01")
+        assert len(naps) >= self.MOST
+
+    def test_a_record_a_time_is_never_kept_waiting(self, naps):
+        terms = Terms(SPEC, BOTH, capacity=1)
+        here, there = open_pair(terms, terms)
+        with contextlib.closing(here), contextlib.closing(there):
+            for number in range(10 * self.MOST):
+                assert there.announce(Event.RECORDS)
+                assert here.try_push((number,))
+                assert there.doze(1)
+                assert there.try_pop() == (number,)
+        assert not naps
+
+    @pytest.mark.parametrize("end", ["closes", "is closed"])
+    def test_the_end_ends_a_nap(self, peer, in_thread, monkeypatch, end):
+        monkeypatch.setattr(_blocking, "SLICE", 3000.0)
+        monkeypatch.setattr(_endpoint.Endpoint, "NAP", 3000.0)
+        self.ring(peer, self.MOST)
+        popper = in_thread(Side(peer.endpoint).pop, None)
+        until(lambda: peer.endpoint.statistics().false_alarms == 1)
+        if end == "closes":
+            peer.sock.close()
+        else:
+            peer.endpoint.close()
+        fails(PeerDied if end == "closes" else Closed, popper)
+
+    def test_a_nap_does_not_outlast_the_timeout(self, peer, monkeypatch):
+        monkeypatch.setattr(_endpoint.Endpoint, "NAP", 3000.0)
+        self.ring(peer, self.MOST)
+        assert Side(peer.endpoint).pop(0.001) is None
+
+
 class TestRescues:
     """A sleeper looks by the clock, too; that this finds something would be a lost wake-up."""
 
@@ -1058,7 +1157,7 @@ class TestClosedAnywhere:
             if isinstance(result, QueueError):
                 assert isinstance(result, self.OUTCOMES[state])
             peer.close()
-            assert len(peer.endpoint.statistics()) == 9
+            assert len(peer.endpoint.statistics()) == 10
             with pytest.raises(Closed):
                 side.pop(0)
             at_hand.clear()

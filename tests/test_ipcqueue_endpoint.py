@@ -320,6 +320,14 @@ class TestMessages:
             list(iter(take, None))
         assert len(peer.endpoint._inbox) == 0
 
+    def test_each_read_adds_to_what_waits_and_does_not_copy_it(self, peer):
+        inbox = peer.endpoint._inbox
+        for count in range(1, 5):
+            peer.say(b"\x80\x01")
+            turns(peer.endpoint)
+            assert peer.endpoint._inbox is inbox
+            assert len(inbox) == count
+
     def test_taking_them_makes_room_for_more(self, peer, monkeypatch):
         monkeypatch.setattr(_endpoint, "MAX_INBOX", 10)
         for _ in range(5):
@@ -474,7 +482,7 @@ class TestCorruptPeer:
         peer.poke(TAIL, 99)
         peer.endpoint.close()
         assert peer.endpoint.closed
-        assert peer.endpoint.statistics() == (0,) * 9
+        assert peer.endpoint.statistics() == (0,) * 10
 
     def test_looking_for_the_end_takes_a_whole_flood_of_doorbells_but_not_for_ever(self, peer):
         peer.say(b"\x01\x00" * 5000)
@@ -621,7 +629,7 @@ class TestPeersEnd:
 class TestStatistics:
     def test_they_count_what_happened(self, two_way):
         first, second = two_way
-        assert first.statistics() == (0,) * 9
+        assert first.statistics() == (0,) * 10
         assert second.announce(Event.RECORDS)  # to sleep
         assert push_packed(first.sending(), bytes(48), 6) == 4
         assert not first.try_push((1,))
@@ -636,6 +644,7 @@ class TestStatistics:
             "full": 1,
             "dropped": 0,
             "rescues": 0,
+            "false_alarms": 0,
         }
         assert second.statistics()._asdict() == {
             "sent": 0,
@@ -647,6 +656,7 @@ class TestStatistics:
             "full": 0,
             "dropped": 0,
             "rescues": 0,
+            "false_alarms": 0,
         }
 
     def test_after_close_they_are_as_they_were(self, two_way):

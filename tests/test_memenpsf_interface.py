@@ -557,7 +557,7 @@ def test_a_thread_that_stops_waiting_takes_nothing_back_from_those_that_wait_on(
 def test_statistics_count_what_was_done(pool):
     one, other = memenpsf.pair("<Q", capacity=4)
     with one, other:
-        assert one.statistics() == (0,) * 9
+        assert one.statistics() == (0,) * 10
         one.xmit_many([(1,), (2,), (3,)])
         other.recv()
         other.xmit((9,))

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import gc
 import itertools
+import math
 import os
 import resource
 import select
@@ -301,6 +302,7 @@ def test_whatever_way_a_connection_ends_its_user_gets_back_what_it_took(path, in
         elif end == "waited for a place in vain":
             reception.pending.append(SimpleNamespace(
                 peer=SimpleNamespace(uid=7), step=lambda: None, abandon=lambda: None,
+                fileno=sock.fileno, events=0, deadline=math.inf,
             ))  # fmt: skip
         else:
             record = "<QQ" if end == "another record" else "<Q"
@@ -434,6 +436,36 @@ def test_a_turn_lets_in_no_more_clients_than_it_is_told(path, invented):
             assert reception.turn() is None
             assert len(reception.pending) == pending
             assert sock.accepts <= 4
+
+
+def test_a_turn_takes_a_step_on_with_no_more_than_it_is_told_and_only_who_has_spoken(
+    path, invented, monkeypatch
+):
+    reception = Reception(path, "<Q", capacity=1)
+    with contextlib.closing(reception):
+        silent = [invented(path, 7) for _ in range(5)]
+        assert turns(reception) == []
+        speaking = [invented(path, 8) for _ in range(3)]
+        assert turns(reception) == []
+        steps = []
+        step = Opening.step
+
+        def counted(opening):
+            steps.append(opening.peer.uid)
+            return step(opening)
+
+        monkeypatch.setattr(Opening, "step", counted)
+        for sock in speaking:
+            sock.sendall(b"nonsense")
+        reception.per_turn = 1
+        for n in (1, 2, 3):
+            with pytest.raises(memenpsf.CorruptPeer):
+                reception.turn()
+            assert steps == [8] * n
+            assert bool(wanted(reception)) == (n < 3)
+        assert reception.turn() is None
+        assert len(steps) == len(speaking)
+        assert len(reception.pending) == len(silent)
 
 
 def test_a_client_that_left_without_a_word_costs_no_memory(path, invented, monkeypatch):

@@ -10,10 +10,12 @@ import logging
 import math
 import os
 import random
+import select
 import signal
 import socket
 import struct
 import threading
+from functools import partial
 
 import numpy as np
 import pytest
@@ -25,6 +27,7 @@ import fdpass
 import ipcqueue
 import memenpsf
 import memenpsf.trio
+from ipcqueue import _endpoint
 from ipcqueue._binding import direct
 from memenpsf import _address, _listener
 from memenpsf.trio import Interface, connect, listen, serve
@@ -925,6 +928,70 @@ async def test_aclose_wakes_every_task_that_waits():
         assert [record async for record in other] == [(0,)]
 
 
+async def cried_wolf(interface, peer):
+    """Have the peer ring so often with nothing new that the next wait begins with a nap."""
+    for _ in range(_endpoint.MOST_FALSE_ALARMS):
+        peer._endpoint._sock.send(b"\x01\x00")
+        interface._endpoint.answer()
+
+
+async def test_who_rings_and_rings_with_nothing_new_is_left_waiting(autojump_clock):
+    async with opened() as (one, other), trio.open_nursery() as nursery:
+        await cried_wolf(one, other)
+        nursery.start_soon(one.recv)
+        for turn in range(1, 5):
+            await wait_all_tasks_blocked()
+            assert one.statistics().false_alarms == turn
+            other._endpoint._sock.send(b"\x01\x00")
+            await wait_all_tasks_blocked()
+            assert one.statistics().false_alarms == turn  # it does not look
+            await trio.sleep(one._endpoint.NAP)
+        other.xmit_nowait((7,))
+        await trio.sleep(one._endpoint.NAP)
+        other.xmit_nowait((8,))
+        await wait_all_tasks_blocked()
+        assert await one.recv() == (8,)
+
+
+async def test_a_record_a_time_is_never_kept_waiting():
+    async with opened(capacity=1) as (one, other), trio.open_nursery() as nursery:
+        count = 10 * _endpoint.MOST_FALSE_ALARMS
+        nursery.start_soon(one.xmit_many, numbers(count))
+        for number in range(count):
+            await wait_all_tasks_blocked()
+            assert await other.recv() == (number,)
+        assert one.statistics().false_alarms == other.statistics().false_alarms == 0
+
+
+@pytest.mark.parametrize("end", ["closes", "is closed", "is closed, without a descriptor left"])
+async def test_the_end_ends_a_nap(monkeypatch, end):
+    monkeypatch.setattr(ipcqueue.Endpoint, "NAP", math.inf)
+
+    def short():
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async with opened() as (one, other), trio.open_nursery() as nursery:
+        await cried_wolf(one, other)
+        if "without" in end:
+            monkeypatch.setattr(select, "epoll", short)
+        waiter = Call(nursery, one.recv)
+        await wait_all_tasks_blocked()
+        assert one.statistics().false_alarms == 1
+        await (other if end == "closes" else one).aclose()
+    expected = memenpsf.trio.EndOfStream if end == "closes" else memenpsf.trio.Closed
+    assert type(waiter.error) is expected
+
+
+async def test_a_nap_can_be_cancelled_and_the_next_who_waits_takes_his_own(autojump_clock):
+    async with opened() as (one, other):
+        await cried_wolf(one, other)
+        for turn in (1, 2):
+            assert await one.recv(one._endpoint.NAP / 2) is None
+            assert one.statistics().false_alarms == 1, turn
+        other.xmit_nowait((7,))
+        assert await one.recv() == (7,)
+
+
 async def test_a_closed_interface_says_so_at_every_verb():
     async with opened() as (one, _):
         await one.aclose()
@@ -1191,6 +1258,80 @@ async def test_no_more_than_a_limit_may_be_introducing_themselves(tmp_path, monk
                 stack.close()
         async with accepting.result, client.result:
             pass
+
+
+def come_and_go(path, count):
+    for _ in range(count):
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(path)
+
+
+def come_with_nonsense(path, count):
+    for _ in range(count):
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(path)
+            sock.sendall(b"nonsense")
+
+
+@pytest.mark.parametrize("barren", [come_and_go, come_with_nonsense])
+async def test_after_each_client_that_came_to_nothing_others_have_the_loop(
+    tmp_path, autojump_clock, barren
+):
+    path = str(tmp_path / "it")
+    async with trio.open_nursery() as nursery:
+        listener = await nursery.start(partial(serve, Interface.recv), path, "<Q")
+        begin = trio.current_time()
+        barren(path, 20)
+        while listener._reception.barren < 20:  # noqa: ASYNC110 (nothing tells)
+            await trio.sleep(memenpsf.trio._RESPITE / 4)
+        taken = trio.current_time() - begin
+        # The first is served at once, and others follow it into the handshake.
+        assert 15 * memenpsf.trio._RESPITE <= taken <= 60 * memenpsf.trio._RESPITE
+        await listener.aclose()
+
+
+@pytest.mark.parametrize("exchanged", ["nothing", "to the server", "to the client"])
+async def test_who_got_in_for_nothing_counts_as_such(tmp_path, exchanged):
+    path = str(tmp_path / "it")
+
+    async def handler(interface):
+        if exchanged == "to the client":
+            await interface.xmit((1,))
+        async for _ in interface:
+            pass
+
+    async with trio.open_nursery() as nursery:
+        listener = await nursery.start(partial(serve, handler), path, "<Q")
+        async with await connect(path, "<Q") as client:
+            if exchanged == "to the server":
+                await client.xmit((1,))
+            elif exchanged == "to the client":
+                assert await client.recv() == (1,)
+        await listener.aclose()
+    assert listener._reception.barren == (exchanged == "nothing")
+
+
+async def test_closing_wakes_who_gives_others_a_respite(tmp_path, monkeypatch):
+    monkeypatch.setattr(memenpsf.trio, "_RESPITE", math.inf)
+    path = str(tmp_path / "it")
+    listener = await listen(path, "<Q")
+    come_and_go(path, 1)
+    async with trio.open_nursery() as nursery:
+        accepting = Call(nursery, listener.accept)
+        while not listener._reception.barren:
+            await trio.lowlevel.checkpoint()
+        await wait_all_tasks_blocked()
+        await listener.aclose()
+    assert type(accepting.error) is memenpsf.trio.Closed
+
+
+async def test_clients_get_in_without_a_descriptor_to_wait_for_all_of_them(tmp_path, monkeypatch):
+    def short():
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async with await listen(tmp_path / "it", "<Q") as listener:
+        monkeypatch.setattr(select, "epoll", short)
+        assert await serves(listener, tmp_path / "it")
 
 
 async def test_closing_at_the_limit_wakes_who_accepts(tmp_path, monkeypatch):
