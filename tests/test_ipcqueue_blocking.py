@@ -583,7 +583,7 @@ class TestEnds:
         sides[0].close()
         for waiter in running:
             fails(Closed, waiter)
-        assert len(descriptors()) == before - 3
+        assert len(descriptors()) == before - 4
 
     @pytest.mark.parametrize("verb", ["pop", "pop_many", "push", "push_many", "take_message"])
     def test_close_wakes_one_who_waits_alone(self, sides, in_thread, verb):
