@@ -238,11 +238,15 @@ class Endpoint:
             if not self._attached and receiver.has_records():
                 self.turn()  # who asks so expects descriptors, and an attempt without them costs more
             return self.or_end(receiver.try_receive)
+        fds: list[fdpass.Fd] = []
+        regions: list[fdpass.MemoryRegion] = []
+        kept: list[Any] = [None]  # what the end of this may not ask for
         record = self.try_pop()
         try:
-            return None if record is None else Received(record, [], [])
+            return None if record is None else Received(record, fds, regions)
         except BaseException:  # Ctrl-C, or no memory
-            receiver.keep([record])
+            kept[0] = record
+            receiver.keep(kept)
             raise
 
     def or_end(self, attempt: Callable[[], T | None]) -> T | None:
