@@ -131,6 +131,7 @@ class Endpoint:
         self._parser = ControlParser()
         self._inbox: list[bytes] = []
         self._end: QueueError | None = None
+        self._left: QueueError | None = None  # how the peer went, as a push was told
         self._users = 0  # threads that have the socket's number in hand
         self.dozing = False  # and one that sleeps with it, or not
         self._last_statistics: Statistics | None = None
@@ -710,8 +711,9 @@ class Endpoint:
                 if self.ended:
                     break
                 self.turn()
-            else:
-                raise self._who_left()
+            else:  # not noted: what it has sent is still to be received
+                left = self._left = self._left or self._who_left()
+                raise type(left)(*left.args)
         self.raise_end()
 
     def _check_usable(self) -> None:
