@@ -149,6 +149,7 @@ class Endpoint:
         self._parser = ControlParser()
         self._inbox: list[bytes] = []
         self._end: QueueError | None = None
+        self._left: QueueError | None = None  # how the peer went, as a push was told
         self._users = 0  # threads that have the socket's number in hand
         self.dozing = False  # and one that sleeps with it, or not
         self._last_statistics: Statistics | None = None
@@ -256,11 +257,15 @@ class Endpoint:
             if not self._attached and receiver.has_records():
                 self.turn()  # who asks so expects descriptors, and an attempt without them costs more
             return self.or_end(receiver.try_receive)
+        fds: list[fdpass.Fd] = []
+        regions: list[fdpass.MemoryRegion] = []
+        kept: list[Any] = [None]  # what the end of this may not ask for
         record = self.try_pop()
         try:
-            return None if record is None else Received(record, [], [])
+            return None if record is None else Received(record, fds, regions)
         except BaseException:  # Ctrl-C, or no memory
-            receiver.keep([record])
+            kept[0] = record
+            receiver.keep(kept)
             raise
 
     def or_end(self, attempt: Callable[[], T | None]) -> T | None:
@@ -779,8 +784,9 @@ class Endpoint:
                 if self.ended:
                     break
                 self.turn()
-            else:
-                raise self._who_left()
+            else:  # not noted: what it has sent is still to be received
+                left = self._left = self._left or self._who_left()
+                raise type(left)(*left.args)
         self.raise_end()
 
     def _check_usable(self) -> None:

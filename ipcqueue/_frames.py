@@ -400,6 +400,17 @@ class _Built(NamedTuple):
     regions: list[fdpass.MemoryRegion]
 
 
+class _Taken(list[_Built]):
+    """Messages in the hands of one call, and what puts all of them back without any memory."""
+
+    before: list[_Built] | None = None  # what was built, them included
+    after: list[_Built] | None = None  # what then was left of it: while it is, nothing came between
+    handed: int = 0  # before
+
+
+_NONE = _Taken()
+
+
 def _corrupt(message: str) -> TroubleError:
     return TroubleError(CORRUPT, message)
 
@@ -503,8 +514,8 @@ class FrameReceiver(ReceiverEnd):
         """Take up to `limit` messages, and close what is attached to them; None if there are none."""
         return self._take(limit, strip=True) or None
 
-    def _take(self, limit: int, *, strip: bool) -> list[Any]:
-        taken: list[_Built] = []
+    def _take(self, limit: int, *, strip: bool) -> list[Any]:  # noqa: C901 (one order of steps)
+        taken, failure = _Taken(), None
         try:
             with self._lock:
                 self._build(limit)
@@ -519,9 +530,12 @@ class FrameReceiver(ReceiverEnd):
                 with self._lock:
                     if unwanted:
                         self._strip(taken)
-                    self._close_spent()
+                    try:  # noqa: SIM105 (which needs memory)
+                        self._close_spent()
+                    except MemoryError:
+                        pass  # the next call does
             if failure is not None and not records:
-                taken = []
+                taken = _NONE
                 raise failure
             if strip:
                 return records
@@ -530,8 +544,19 @@ class FrameReceiver(ReceiverEnd):
         except TroubleError as error:
             trouble = error.args
         except BaseException:
-            self._put_back(taken, 0)
+            try:
+                if taken:
+                    self._put_back(taken, 0)
+            except MemoryError:
+                if not taken or taken.before is None or self._built is not taken.after:
+                    raise
+                # No bytecode between these can be interrupted, so it takes no lock, which needs
+                # memory, too.
+                self._built = taken.before
+                self._handed = taken.handed
             raise
+        finally:
+            failure = None  # a cycle with this frame, which has the memory of the ring
         self._trouble(*trouble)
 
     def _decoded(self, taken: list[_Built]) -> tuple[list[Any], DecodeFailed | None]:
@@ -544,34 +569,42 @@ class FrameReceiver(ReceiverEnd):
                     record = self._decode(data, tag, flags & MAX_FLAGS)
                 except MemoryError:  # perhaps not the message's fault, but a shortage that is over
                     record = self._decode(data, tag, flags & MAX_FLAGS)
-            except Exception as failure:  # noqa: BLE001 (whatever a user's function may raise)
+            except Exception as failure:  # whatever a function of the user
+                if self._decode is Message and isinstance(failure, MemoryError):
+                    raise  # a message without a decoder of the application's is never at fault
                 error = DecodeFailed(
                     f"message {built.number} ({len(data)} bytes, tag {tag}) could not be decoded: "
                     f"{type(failure).__name__}: {failure}"
                 )
                 error.__cause__ = failure
-                return records, error
+                try:
+                    return records, error
+                finally:
+                    del error  # a cycle with this frame, as in _take
             records.append(record)
         return records, None
 
-    def _put_back(self, taken: list[_Built], start: int) -> None:
+    def _put_back(self, taken: _Taken, start: int) -> None:
         """Let the messages from number `start` on be received later."""
         with self._lock:
-            count = len(taken) - start
-            # No bytecode between these can be interrupted.
-            self._built = taken[start:] + self._built
-            self._handed -= count
+            untouched = self._built is taken.after
+            built, handed = taken[start:] + self._built, self._handed - (len(taken) - start)
+            # No bytecode between these can be interrupted, and only the first may need memory.
             del taken[start:]
+            self._built = built
+            self._handed = handed
+            taken.after = built if untouched else None
 
-    def _strip(self, taken: list[_Built]) -> None:
+    def _strip(self, taken: _Taken) -> None:
         """Give up what is attached to messages that go to who has not asked for it."""
         spent = _attachments(taken)
         bare = [built._replace(fds=[], regions=[]) for built in taken]
-        count = len(spent)
-        # No bytecode between these can be interrupted.
-        self._spent = self._spent + spent
-        self.dropped += count
+        spent, dropped = self._spent + spent, self.dropped + len(spent)
+        # No bytecode between these can be interrupted, and only the first may need memory.
         taken[:] = bare
+        self._spent = spent
+        self.dropped = dropped
+        taken.after = None
 
     def _close_spent(self) -> None:
         spent = self._spent
@@ -856,11 +889,13 @@ class FrameReceiver(ReceiverEnd):
         )
         return with_copies(descriptors, adopt)
 
-    def _hand_on(self, limit: int, taken: list[_Built]) -> None:
+    def _hand_on(self, limit: int, taken: _Taken) -> None:
         """Move what is built to `taken`, and free its frames."""
         while (built := self._built) and (ring := self._ring) is not None:
             count = min(limit, len(built))
-            now, later, handed = built[:count], built[count:], self._handed + count
+            before = self._handed
+            now, later, handed = built[:count], built[count:], before + count
+            taken.before, taken.after, taken.handed = built, later, before
             if self._built is built and self._ring is ring:  # else a signal handler came between
                 # No bytecode between these can be interrupted; and the first alone needs memory.
                 taken += now

@@ -222,7 +222,7 @@ class SlotReceiver(ReceiverEnd):
         self._adopt_many: Callable[[bytearray, int], Any] = codec.adopt_many or codec.decode_many
         self._count = ffi.new("uint64_t *")
         self._delivered = place.start
-        self._stash = b""
+        self._stash: Any = b""  # bytes; a bytearray where there was no memory for more
         self._kept: list[Any] = []
         self._lent_to: int | None = None  # None: the first bytes of the stash are lent
         self._lent_data = b""
@@ -317,8 +317,14 @@ class SlotReceiver(ReceiverEnd):
 
     def keep(self, records: list[Any]) -> None:
         """Take back records that were handed on last; they are received next."""
-        with self._lock:
-            self._kept = records + self._kept
+        try:
+            with self._lock:
+                self._kept = records + self._kept
+        except MemoryError:
+            # No bytecode between these can be interrupted, so it takes no lock, which needs memory.
+            if self._kept:
+                raise
+            self._kept = records
 
     def _next(self) -> Any:  # noqa: C901, PLR0912 (three places, one loop)
         """Take one record under the lock: it is taken exactly if this returns."""
@@ -365,6 +371,10 @@ class SlotReceiver(ReceiverEnd):
 
     def _reclaim(self) -> None:
         """Keep what the short way has taken and nobody has fetched: behind what is kept already."""
+        while type(stash := self._stash) is bytearray:  # there was no memory for more
+            raw = bytes(stash)
+            if self._stash is stash:
+                self._stash = raw
         while ahead := self.ahead:
             place, kept, stash = self.place, self._kept, self._stash
             records = ahead[place:]
@@ -395,9 +405,11 @@ class SlotReceiver(ReceiverEnd):
             raise
 
     def _fails(self, data: bytes | memoryview) -> bool:
-        """Whether a record cannot be decoded."""
+        """Whether a record cannot be decoded: a shortage of memory is not its fault."""
         try:
             self._decode(data)
+        except MemoryError:
+            return False
         except Exception:  # noqa: BLE001 (whatever a user's class may raise)
             return True
         return False
@@ -425,7 +437,7 @@ class SlotReceiver(ReceiverEnd):
         """Take up to `limit` records and no more than a ringful; None if there are none."""
         return self._pop_many(min(limit, self.capacity), short=False)
 
-    def _pop_many(self, limit: int, *, short: bool) -> Any:
+    def _pop_many(self, limit: int, *, short: bool) -> Any:  # noqa: C901 (its ways out)
         """Do so; `short`: None also if it takes more than one call of C."""
         size = self._size
         kept: list[Any] = []
@@ -456,8 +468,12 @@ class SlotReceiver(ReceiverEnd):
             code = trouble.code
         except BaseException:
             self.keep(kept)
-            with self._lock:
-                self._stash = bytes(data) + self._stash
+            try:
+                with self._lock:
+                    self._stash = bytes(data) + self._stash
+            except MemoryError:
+                if not self._stash:  # as in keep(); _reclaim() makes bytes of it
+                    self._stash = data
             raise
         self._trouble(code)
 

@@ -12,6 +12,7 @@ import random
 import socket
 import struct
 import threading
+import weakref
 from collections import deque
 from functools import partial
 from pathlib import Path
@@ -1680,6 +1681,24 @@ def test_the_memory_of_a_corrupt_peer_is_free_at_once_and_not_when_garbage_is_co
         it.close()
         assert before == 8
         assert mapped() == 0
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("verb", ["recv", "recv_message", "recv_vectored"])
+def test_who_meets_a_message_that_cannot_be_decoded_leaves_no_garbage(verb):
+    one, other = memenpsf.pair(memenpsf.Encoded(bytes, lambda data: data[100]))
+    one.xmit(b"short")
+    gc.collect()
+    gc.disable()
+    try:
+        with contextlib.suppress(memenpsf.DecodeFailed):
+            getattr(other, verb)(timeout=0)
+        left = weakref.ref(other._endpoint.receiver)
+        one.close()
+        other.close()
+        del other  # not by a with statement, which would keep it
+        assert left() is None
     finally:
         gc.enable()
 

@@ -457,6 +457,13 @@ class TestEnds:
         ring.sender.close()
         assert numbers(drained(ring.receiver)) == [1, 2]
 
+    def test_a_receiver_that_has_ended_does_not_come_back(self, ring):
+        ring.poke(ring.at_receiver, ENDED, 1)
+        fails_with(GONE, ring.sender.try_push, (1,))
+        ring.poke(ring.at_receiver, ENDED, 0)
+        fails_with(GONE, ring.sender.try_push, (1,))
+        assert ring.receiver.try_pop() is None
+
     def test_pushing_to_a_receiver_that_has_ended_is_noticed(self, ring):
         ring.push_numbers(1)
         ring.at_receiver.mapping.set_closed()

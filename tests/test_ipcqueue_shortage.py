@@ -131,6 +131,76 @@ def test_what_receives_without_memory_loses_nothing(kind, way, short_of_memory):
     assert failures > 0 or way == "many"  # which is for bytes, or leaves it to Python
 
 
+def long_shortage(first, count, receive, other):
+    """Receive with `count` allocations failing from the `first` on; FAILED if that raised."""
+    testcapi = pytest.importorskip("_testcapi")
+    tracer = sys.gettrace()
+    gc.disable()
+    sys.settrace(None)
+    try:
+        testcapi.set_nomemory(first, first + count)
+        result = receive(other)
+        testcapi.remove_mem_hooks()
+    except (MemoryError, SystemError):
+        testcapi.remove_mem_hooks()
+        result = FAILED
+    sys.settrace(tracer)
+    gc.enable()
+    return result
+
+
+FAILED = object()
+VERBS = {
+    "recv": (lambda other: other.recv(timeout=0), lambda got: [got]),
+    "for": (lambda other: next(iter(other)), lambda got: [got]),
+    "recv_vectored": (lambda other: other.recv_vectored(2, timeout=0), lambda got: got),
+    "recv_message": (lambda other: other.recv_message(timeout=0), lambda got: [got.record]),
+}
+
+
+# Of a generator that there was no memory to close.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("count", [2, 4, 20, 200])
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("name", SPECS)
+def test_a_shortage_that_lasts_loses_nothing(name, verb, count):
+    """Not for ever: CPython 3.11 loops for want of a number, in the cleanup of a long function."""
+    if direct is None and verb == "recv_vectored":
+        pytest.skip("CPython 3.11 loses references to the ring where a method has no memory")
+    spec, record = SPECS[name]
+    receive, records = VERBS[verb]
+    sent, failures = [record(n) for n in range(11, 16)], 0
+    for first in range(60):
+        # A batch of what was copied out may be part of it, and the rest is in the way then.
+        for prepared in (False, True)[: 1 + (verb != "recv_vectored")]:
+            one, other = memenpsf.pair(
+                spec, capacity=4096 if spec in (bytes, memenpsf.Message) else 64
+            )
+            with one, other:
+                one.xmit_many(sent)
+                if prepared:
+                    copied_out(other._endpoint.receiver)
+                used = (
+                    [[] for _ in range(100)],
+                    [(n,) for n in range(100)],
+                )  # what is free needs none
+                got = long_shortage(first, count, receive, other)
+                failures += got is FAILED
+                del used
+                assert ([] if got is FAILED else records(got)) + rest(other) == sent
+    assert failures > 0
+
+
+def copied_out(receiver):
+    """Have some of what waits stand in this process, as after an exception."""
+    if hasattr(receiver, "_built"):
+        receiver.prepare(3)
+    else:
+        data = bytearray()
+        receiver._collect(data, 3)
+        receiver._stash = bytes(data)
+
+
 @only_direct
 @pytest.mark.parametrize("spec", [8, "<Q"])
 def test_a_batch_for_which_there_is_no_memory_stays(spec, short_of_memory):
@@ -180,21 +250,21 @@ def test_descriptors_that_come_while_memory_is_short_are_closed_or_noted(short_o
 
         def prepare():
             ends[0].sendmsg([b"\x11\x03"], rights)
-            return open_count(), []
+            return open_count(), [], bytearray(direct.ROOM)
 
-        def receive(before, into):
-            return direct.receive(ends[1], fdpass.RECEIVE_FLAGS, True, into)
+        def receive(before, into, room):
+            return direct.receive(ends[1], fdpass.RECEIVE_FLAGS, True, into, room)
 
-        def check(result, before, into):
+        def check(result, before, into, room):
             if result is MemoryError:
                 assert into == []
-            else:
-                ((data, ancillary, _, _),) = into
-                assert data == b"\x11\x03"
-                numbers, strays = fdpass.unpack(ancillary)
-                assert len(numbers) == 3
-                for number in (*numbers, *strays):
-                    os.close(number)
+                receive(before, into, room)  # from the room, or the socket
+            ((data, ancillary, _, _),) = into
+            assert data == b"\x11\x03"
+            numbers, strays = fdpass.unpack(ancillary)
+            assert len(numbers) == 3
+            for number in (*numbers, *strays):
+                os.close(number)
             assert open_count() == before
 
         assert short_of_memory(prepare, receive, check, 20) > 3
@@ -544,7 +614,7 @@ def test_nonsense_in_what_both_ways_share_leaves_it_to_python(spec):
 
 
 @only_direct
-def test_a_decoder_that_leaves_nonsense_and_fails_is_heard():
+def test_a_decoder_that_leaves_nonsense_and_fails_has_taken_nothing():
     one, other = memenpsf.pair("<Q")
     with one, other:
         receiver = other._endpoint.receiver
@@ -556,8 +626,9 @@ def test_a_decoder_that_leaves_nonsense_and_fails_is_heard():
         address = _ring.address_of(receiver._ring)
         receiver.shorten(address, 8, 64, True, False, decode, None)
         one.xmit((1,))
-        with pytest.raises(ZeroDivisionError):
-            next(iter(receiver.ready(False)))
+        assert list(receiver.ready(False)) == []
+        receiver._stash = b""
+        assert rest(other) == [(1,)]
 
 
 @only_direct

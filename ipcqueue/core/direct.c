@@ -368,47 +368,45 @@ static PyObject *first_ahead(Receiver *self)
     return record;
 }
 
-/* Put raw records in front of those that wait already. */
-static int stash(Receiver *self, PyObject *data)
+/* Whether what stands at index `next` is still what is to be taken: not, if a signal handler or
+ * another thread came in between. */
+static int still(const Receiver *self, unsigned long long next)
 {
-    PyObject *all = Py_NewRef(data);
-    if (self->held != NULL) /* else a decoder has deleted it */
-        PyBytes_Concat(&all, self->held);
-    if (all == NULL)
-        return -1;
-    Py_XSETREF(self->held, all);
-    return 0;
+    return next == self->next && !has_ahead(self) && in_order(self);
+}
+
+/* What a decoder has made of the record at index `next`, which nobody has taken yet: where it fails,
+ * or something came in between, the long way meets the record again.  NULL as below. */
+static PyObject *decoded(Receiver *self, PyObject *record, unsigned long long next)
+{
+    if (record == NULL && PyErr_ExceptionMatches(PyExc_Exception))
+        PyErr_Clear();
+    if (record != NULL && !still(self, next))
+        Py_CLEAR(record);
+    return record;
 }
 
 /* One record, decoded; NULL, without an exception if that is not as simple. */
 static PyObject *take_slot(Receiver *self)
 {
-    PyObject *data = PyBytes_FromStringAndSize(NULL, self->size);
+    const char *at;
+    uint64_t run;
+    if (ipcq_look(self->at, self->next, &at, &run) != IPCQ_DONE)
+        return NULL;
+    PyObject *data = PyBytes_FromStringAndSize(at, self->size);
     if (data == NULL)
         return NULL;
-    uint64_t count;
-    if (ipcq_pop(self->at, PyBytes_AS_STRING(data), 1, self->next, &count) != IPCQ_DONE) {
+    if (!self->plain) {
+        unsigned long long next = self->next;
+        PyObject *record = call(self->decode, data);
         Py_DECREF(data);
-        return NULL;
+        data = decoded(self, record, next);
+        if (data == NULL)
+            return NULL;
     }
     self->next++;
-    if (self->plain)
-        return data;
-    PyObject *record = call(self->decode, data);
-    if (record == NULL) {
-        int application = PyErr_ExceptionMatches(PyExc_Exception);
-        PyObject *kind, *error, *traceback;
-        PyErr_Fetch(&kind, &error, &traceback);
-        if (stash(self, data) == 0 && application) {
-            Py_XDECREF(kind); /* the slow way meets it again, and knows what to do */
-            Py_XDECREF(error);
-            Py_XDECREF(traceback);
-        } else {
-            PyErr_Restore(kind, error, traceback);
-        }
-    }
-    Py_DECREF(data);
-    return record;
+    ipcq_take(self->at, self->next);
+    return data;
 }
 
 /* Look at the next frame; whether all that there is to it are its bytes. */
@@ -429,19 +427,13 @@ static PyObject *take_frame(Receiver *self)
     if (data == NULL)
         return NULL;
     if (!self->plain) {
-        /* A Message.  Before it is taken: where this fails, the long way meets it again. */
         unsigned long long next = self->next;
         PyObject *record = PyObject_CallFunction(self->decode, "OII", data, (unsigned int)frame.tag,
                                                  (unsigned int)(frame.flags & UINT8_MAX));
         Py_DECREF(data);
-        if (record == NULL && PyErr_ExceptionMatches(PyExc_Exception))
-            PyErr_Clear();
-        /* A signal handler, or another thread, may have come in between. */
-        if (record == NULL || next != self->next || has_ahead(self) || !in_order(self)) {
-            Py_XDECREF(record);
+        data = decoded(self, record, next);
+        if (data == NULL)
             return NULL;
-        }
-        data = record;
     }
     self->next += ipcq_frame_extent(frame.size);
     self->handed++;

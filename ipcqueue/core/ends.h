@@ -87,7 +87,7 @@ struct ipcq_sender {
     uint32_t slot_size;
     uint32_t generation;
     const _Atomic uint32_t *forks; /* of this process; see forked() */
-    int corrupt;
+    int corrupt, gone;
     struct bell bell;
     int process;           /* a pidfd of the peer, or -1 */
     _Atomic uint64_t head; /* private truth; atomic only because spin and arm look at it */
@@ -187,8 +187,8 @@ static inline int look_for_space(struct ipcq_sender *s, uint64_t head)
 /* A receiver that only reads never hears a sender that only writes: ask now and then. */
 static inline int peer_is_gone(struct ipcq_sender *s)
 {
-    if (atomic_load_explicit(&s->peer->closed, memory_order_relaxed))
-        return 1;
+    if (s->gone || atomic_load_explicit(&s->peer->closed, memory_order_relaxed))
+        return s->gone = 1; /* for ever, whatever the peer says later */
     uint64_t now = now_ns(CLOCK_MONOTONIC_COARSE);
     if (now - s->peer_seen_ns < LIVENESS_INTERVAL_NS || s->bell.socket < 0)
         return 0;
