@@ -1293,8 +1293,10 @@ async def test_after_each_client_that_came_to_nothing_others_have_the_loop(
 @pytest.mark.parametrize("exchanged", ["nothing", "to the server", "to the client"])
 async def test_who_got_in_for_nothing_counts_as_such(tmp_path, exchanged):
     path = str(tmp_path / "it")
+    served = trio.Event()
 
     async def handler(interface):
+        served.set()
         if exchanged == "to the client":
             await interface.xmit((1,))
         async for _ in interface:
@@ -1307,6 +1309,7 @@ async def test_who_got_in_for_nothing_counts_as_such(tmp_path, exchanged):
                 await client.xmit((1,))
             elif exchanged == "to the client":
                 assert await client.recv() == (1,)
+            await served.wait()
         await listener.aclose()
     assert listener._reception.barren == (exchanged == "nothing")
 
