@@ -26,7 +26,7 @@ lint: $(STAMP)
 
 # All that is written in C, as the warnings and the analyzer of GCC see it; Python's own headers are
 # not ours to mend, nor is what PyTypeObject leaves out.
-ANALYZED := $(wildcard ipcqueue/core/*.c tests/*/*.c benchmarks/baselines/*.c)
+ANALYZED := $(wildcard ipcqueue/core/*.c tests/reliability/*.c tests/covered/*.c benchmarks/baselines/*.c)
 ANALYZE := gcc -std=c11 -D_GNU_SOURCE= -O2 -Wall -Wextra -Wshadow -Wconversion -Werror \
 	-Wno-missing-field-initializers -fanalyzer -Iipcqueue/core
 

@@ -48,6 +48,14 @@ static void check(int holds, const char *what)
         fail(what);
 }
 
+static void *room_for(size_t size)
+{
+    void *room = calloc(1, size);
+    if (room == NULL)
+        fail("no memory");
+    return room;
+}
+
 static uint64_t next(uint64_t *state) /* splitmix64 */
 {
     uint64_t z = *state += 0x9e3779b97f4a7c15u;
@@ -336,14 +344,14 @@ static void send_one(struct victim *v)
     switch (below(v->numbers, 4)) {
     case 0: { /* records, or frames, side by side */
         doing = "push_many";
-        char *records = malloc(n * 40 + n * size + 1);
+        char *records = room_for(n * 40 + n * size + 1);
         memset(records, 0x5a, n * 40 + n * size);
         if (!frames) {
             result = result_of(ipcq_push_many(v->sender, records, n, &done));
             check(done <= n && done <= capacity, "more were sent than there are");
             sent(v, result, done);
         } else {
-            struct ipcq_frame *heads = calloc(n + 1, sizeof *heads);
+            struct ipcq_frame *heads = room_for((n + 1) * sizeof *heads);
             for (uint64_t i = 0; i < n; i++)
                 heads[i].size = (uint32_t)below(v->numbers, 41);
             result = result_of(ipcq_frame_push_many(v->sender, heads, records, n, &done));
@@ -362,7 +370,7 @@ static void send_one(struct victim *v)
         doing = "push_pieces";
         struct ipcq_piece pieces[MOST_RECORDS];
         uint64_t sum = 0;
-        char *all = malloc(100 * size);
+        char *all = room_for(100 * size);
         memset(all, 0x5a, 100 * size);
         for (uint64_t i = 0; i < n; i++) {
             pieces[i].size = below(v->numbers, frames ? 100 : 3);
@@ -406,7 +414,7 @@ static void send_one(struct victim *v)
     }
     default: {
         doing = "push";
-        char *record = malloc(frames ? n + 1 : size);
+        char *record = room_for(frames ? n + 1 : size);
         memset(record, 0x5a, frames ? n + 1 : size);
         struct ipcq_frame frame = {.size = (uint32_t)n, .flags = 1};
         if (frames)
@@ -422,7 +430,7 @@ static void send_one(struct victim *v)
 /* Read each byte, as who copies it does. */
 static void read_all(const char *at, uint64_t count)
 {
-    char *copy = malloc(count + 1);
+    char *copy = room_for(count + 1);
     memcpy(copy, at, count);
     seen.bytes += count + (copy[count / 2] & 1);
     free(copy);
@@ -455,7 +463,7 @@ static void look_at_slots(struct victim *v)
 static void pop_slots(struct victim *v)
 {
     uint64_t max = below(v->numbers, 2) ? 1 : below(v->numbers, MOST_RECORDS), count;
-    char *into = malloc(max * v->shape->slot_size + 1);
+    char *into = room_for(max * v->shape->slot_size + 1);
     doing = "pop";
     int result = result_of(ipcq_pop(v->receiver, into, max, v->tail, &count));
     check(count <= max && (count == 0) == (result != IPCQ_DONE), "a count that cannot be");
@@ -611,8 +619,8 @@ static void attack_one(const struct shape *shape, uint64_t mutations, uint64_t n
     struct victim v = {.shape = shape,
                        .own = map(good, shape, 1),
                        .peer = map(evil, shape, 0),
-                       .sender = malloc(ipcq_sender_size()),
-                       .receiver = malloc(ipcq_receiver_size()),
+                       .sender = room_for(ipcq_sender_size()),
+                       .receiver = room_for(ipcq_receiver_size()),
                        .bell = bells[0],
                        .attack = &attack,
                        .numbers = &numbers};

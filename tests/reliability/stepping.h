@@ -162,8 +162,10 @@ static inline int count_times(struct way *way)
     size_t n = (size_t)way->length;
     long *sorted = malloc((n + 1) * sizeof *sorted);
     way->times = malloc((n + 1) * sizeof *way->times);
-    if (sorted == NULL || way->times == NULL)
+    if (sorted == NULL || way->times == NULL) {
+        free(sorted);
         return LOST;
+    }
     for (long i = 0; i < way->length; i++)
         sorted[i] = i;
     qsort_r(sorted, n, sizeof *sorted, compare_steps, way->at);
