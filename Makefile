@@ -87,7 +87,9 @@ COVERED_TESTS_CFFI ?= tests/test_ipcqueue_ring.py tests/test_ipcqueue_queue.py \
 # These switch the tracer off and on, which coverage.py does not get over: each in a process of its own.
 COVERED_APART ?= tests/test_fdpass_socket.py tests/test_ipcqueue_blocking.py \
 	tests/test_ipcqueue_direct.py tests/test_ipcqueue_shortage.py
-COVER := $(CURDIR)/$(BIN)/python -m coverage run -m pytest -q -k "not storm" $(ARGUMENTS)
+# The tracer needs memory, too.
+UNTRACED := no_memory_for or memory_is_short
+COVER := $(CURDIR)/$(BIN)/python -m coverage run -m pytest -q -k "not storm and not ($(UNTRACED))" $(ARGUMENTS)
 
 # Over both doors into the core.  Without the tests whose signals come faster than a program that is
 # traced can handle them.
@@ -100,6 +102,7 @@ coverage: $(COVERED)/built
 	cd $(COVERED) && export PYTHONPATH="$$PWD" MEMENPSF_TIMES=0.02 && \
 		$(COVER) $(filter-out $(COVERED_APART),$(COVERED_TESTS)) && \
 		for apart in $(COVERED_APART); do $(COVER) $$apart || exit 1; done && \
+		$(CURDIR)/$(BIN)/python -m pytest -q -k "$(UNTRACED)" $(COVERED_TESTS) && \
 		IPCQUEUE_BINDING=cffi $(COVER) $(COVERED_TESTS_CFFI) && \
 		$(CURDIR)/$(BIN)/python -m coverage combine --quiet && rm -f .coverage.* && \
 		$(CURDIR)/$(BIN)/python tests/covered/gates.py
