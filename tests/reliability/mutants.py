@@ -264,7 +264,7 @@ MUTANTS = [
         "ipcqueue/_endpoint.py",
         "truncated = bool(flags & socket.MSG_CTRUNC)",
         "truncated = False",
-        "test_ipcqueue_attachments.py::test_a_forked_child_closes_its_own_copies_and_nobody_elses",
+        "test_ipcqueue_attachments.py::test_descriptors_that_this_process_may_not_open_end_the_connection",
     ),
     Mutant(
         "descriptors nobody asked for stay open",
@@ -304,7 +304,7 @@ MUTANTS = [
     Mutant(
         "an inbox without a limit",
         "ipcqueue/_endpoint.py",
-        "if len(inbox) > MAX_INBOX:",
+        "if len(self._inbox) > MAX_INBOX:",
         "if False:",
         "test_ipcqueue_endpoint.py::TestMessages::test_as_many_may_wait_as_is_said_and_no_more",
     ),
