@@ -38,6 +38,9 @@ _real_stderr = pytest.StashKey[int]()
 
 def pytest_configure(config):
     config.stash[_real_stderr] = os.dup(2)  # now, while pytest captures nothing
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell has started this in the background, and what it ignores, children do as well.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "deadline(seconds): how long the test may take")
 
 
