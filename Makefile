@@ -84,9 +84,7 @@ COVERED_TESTS_CFFI ?= tests/test_ipcqueue_ring.py tests/test_ipcqueue_queue.py \
 	tests/test_ipcqueue_message.py tests/test_ipcqueue_loan.py tests/test_ipcqueue_frames.py \
 	tests/test_ipcqueue_batches.py tests/test_ipcqueue_outside.py tests/test_ipcqueue_waiting.py \
 	tests/test_memenpsf_interface.py tests/test_ipcqueue_shortage.py
-# These switch the tracer off and on, which coverage.py does not get over: each in a process of its own.
-COVERED_APART ?= tests/test_fdpass_socket.py tests/test_ipcqueue_blocking.py \
-	tests/test_ipcqueue_direct.py tests/test_ipcqueue_shortage.py
+# Each file in a process of its own: some switch the tracer off, which coverage.py does not get over.
 # The tracer needs memory, too.
 UNTRACED := no_memory_for or memory_is_short
 COVER := $(CURDIR)/$(BIN)/python -m coverage run -m pytest -q -k "not storm and not ($(UNTRACED))" $(ARGUMENTS)
@@ -100,10 +98,9 @@ coverage: $(COVERED)/built
 	cp tests/covered/sitecustomize.py $(COVERED)
 	cp tests/covered/coveragerc $(COVERED)/.coveragerc
 	cd $(COVERED) && export PYTHONPATH="$$PWD" MEMENPSF_TIMES=0.02 && \
-		$(COVER) $(filter-out $(COVERED_APART),$(COVERED_TESTS)) && \
-		for apart in $(COVERED_APART); do $(COVER) $$apart || exit 1; done && \
+		for file in $(COVERED_TESTS); do $(COVER) $$file || exit 1; done && \
 		$(CURDIR)/$(BIN)/python -m pytest -q -k "$(UNTRACED)" $(COVERED_TESTS) && \
-		IPCQUEUE_BINDING=cffi $(COVER) $(COVERED_TESTS_CFFI) && \
+		for file in $(COVERED_TESTS_CFFI); do IPCQUEUE_BINDING=cffi $(COVER) $$file || exit 1; done && \
 		$(CURDIR)/$(BIN)/python -m coverage combine --quiet && rm -f .coverage.* && \
 		$(CURDIR)/$(BIN)/python tests/covered/gates.py
 

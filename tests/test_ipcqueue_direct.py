@@ -1,6 +1,7 @@
 """The short way into the core (core/direct.c), and that it and the long way see the same."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 from places import Interrupt, at_every_place, interrupt
 
+import fdpass
 import ipcqueue
 import memenpsf
 from ipcqueue import _core, _waiting
@@ -693,6 +695,24 @@ def test_descriptors_that_there_is_no_memory_for_come_later_or_are_closed(short_
             else:
                 left += direct.waiting(other._endpoint._room) > 0
     assert left > 0  # and are closed with the rest: conftest.py looks
+
+
+def test_a_pidfd_that_there_is_no_memory_for_is_closed(short_of_memory):
+    dropped = 0
+    for nth in range(10):
+        one, other = socket.socketpair()
+        with one, other:
+            fdpass.pass_pidfd(other)  # as an application may
+            one.send(b"\x80\x00")
+            room, got = bytearray(direct.ROOM), []
+            arguments = other, fdpass.RECEIVE_FLAGS, True, got, room
+            short_of_memory(nth, lambda arguments=arguments: direct.receive(*arguments))
+            dropped += direct.waiting(room) > 0
+            direct.drop(room)
+            for _, ancillary, *_ in got:
+                for number in fdpass.unpack(ancillary)[1]:
+                    os.close(number)
+    assert dropped > 0  # conftest.py looks for what is left open
 
 
 def test_what_is_no_room_is_refused():

@@ -27,6 +27,10 @@
 
 #include "ring.h"
 
+#ifndef SCM_PIDFD /* Linux 6.5 */
+#define SCM_PIDFD 4
+#endif
+
 /* Spinning, the interpreter is kept for so long: to get it back from a thread that computes takes
  * 5 ms. */
 enum { KEPT_NS = 30000 };
@@ -998,9 +1002,10 @@ static PyObject *ancillary_of(struct msghdr *m)
 static void close_all(struct msghdr *m)
 {
     for (struct cmsghdr *c = CMSG_FIRSTHDR(m); c != NULL; c = CMSG_NXTHDR(m, c)) {
-        if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
-            continue;
-        size_t n = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+        /* And a pidfd, where the application has asked the kernel for that. */
+        int has = c->cmsg_level == SOL_SOCKET &&
+                  (c->cmsg_type == SCM_RIGHTS || c->cmsg_type == SCM_PIDFD);
+        size_t n = has ? (c->cmsg_len - CMSG_LEN(0)) / sizeof(int) : 0;
         for (size_t i = 0; i < n; i++) {
             int fd;
             memcpy(&fd, CMSG_DATA(c) + i * sizeof fd, sizeof fd);
