@@ -49,6 +49,8 @@ def test_the_core_leaves_nothing_half_done_wherever_it_is_killed(compiled, in_ba
 
 @pytest.mark.deadline(campaign.seconds(900))
 def test_an_interpreter_leaves_nothing_half_done_wherever_it_is_killed(compiled, program):
+    if campaign.TIMES < 1:
+        pytest.skip("to find the way of each call takes minutes, however few are killed on it")
     walker = compiled("walker", "-shared", "-fPIC", core=())
     source = "import sys, murder_python; murder_python.main(sys.argv[1], *map(int, sys.argv[2:]))"
     halves = [program(source, walker, half, 2) for half in range(2)]
@@ -59,4 +61,4 @@ def test_an_interpreter_leaves_nothing_half_done_wherever_it_is_killed(compiled,
     deaths = [int(line.split()[0]) for output in outputs for line in output.splitlines()]
     print(f"{sum(deaths)} deaths in {len(deaths)} scenes")
     assert len(deaths) == len(list(murder_python.scenes()))
-    assert min(deaths) > 100
+    assert min(deaths) >= campaign.amount(murder_python.INSIDE)
