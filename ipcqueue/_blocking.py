@@ -197,10 +197,8 @@ class Threads:
             events |= select.POLLOUT
         poll = select.poll()
 
-        def wait(sock: socket.socket) -> None:
-            poll.register(sock, events)
-            if endpoint.process is not None:
-                poll.register(endpoint.process, select.POLLIN)
+        def wait(_: socket.socket) -> None:
+            endpoint.watch(poll, events)
             poll.poll(_milliseconds(left))
 
         endpoint.with_socket(wait)

@@ -139,7 +139,8 @@ class Endpoint:
         self._messages = 0  # received, while not too many were untaken
         self._sock = opening.sock
         self.process = opening.process  # of the peer, where the kernel tells
-        self._poll = _polling(self._sock, self.process)  # for who is `reading`, at a time
+        self._poll = select.poll()  # for one thread at a time, which is `reading`
+        self.watch(self._poll, select.POLLIN)
         self._events: select.epoll | None = None
         self._own, self._peer = own, peer
         self._lease = opening.lease
@@ -209,10 +210,18 @@ class Endpoint:
         with self.mutex:
             if self._events is None:
                 try:
-                    self._events = _watching(number, self.process)
+                    events = select.epoll()
+                    self.watch(events, select.EPOLLIN)
                 except OSError:
                     return number
+                self._events = events
             return self._events.fileno()
+
+    def watch(self, poll: select.poll | select.epoll, events: int) -> None:
+        """Have the socket polled for `events` (and its end, in any case), and the peer's exit."""
+        poll.register(self._sock, events)
+        if self.process is not None:
+            poll.register(self.process, select.POLLIN)
 
     def awaited(self) -> list[int]:
         """Return the descriptors that an event loop may be waiting for; raise Closed."""
@@ -529,9 +538,8 @@ class Endpoint:
         """
         epoll = select.epoll()
         try:
-            epoll.register(self.fileno(), 0)  # the end is told in any case
-            if self.process is not None:
-                epoll.register(self.process, select.EPOLLIN)
+            self.fileno()  # raises Closed
+            self.watch(epoll, 0)
         except BaseException:
             epoll.close()
             raise
@@ -540,9 +548,7 @@ class Endpoint:
     def _nap(self, seconds: float) -> float:
         """Leave the socket alone, if the connection does not end; return what is left of a time."""
         poll = select.poll()
-        poll.register(self._sock, 0)  # the end is told in any case
-        if self.process is not None:
-            poll.register(self.process, select.POLLIN)
+        self.watch(poll, 0)
         length = min(seconds, self.NAP)
         poll.poll(math.ceil(length * 1000))
         return seconds - length
@@ -886,21 +892,6 @@ _drop: Callable[[bytearray], None] = bytearray.clear if direct is None else dire
 # Enough reads of 4096 bytes to empty the largest socket buffer a two-byte message can fill.
 _TURNS_TO_THE_END = 64
 GOODBYE = bytes((Opcode.WRITE, 0, Opcode.READ, 0))
-
-
-def _polling(*watched: Any) -> select.poll:
-    poll = select.poll()
-    for each in watched:
-        if each is not None:
-            poll.register(each, select.POLLIN)
-    return poll
-
-
-def _watching(*watched: Any) -> select.epoll:
-    epoll = select.epoll()
-    for each in watched:
-        epoll.register(each, select.EPOLLIN)
-    return epoll
 
 
 def _bytes_that_came(sock: socket.socket) -> tuple[int]:

@@ -139,8 +139,7 @@ class Interface(Connection):
         """Wait for one record, then return all that are there: `limit` or a ringful at most.
 
         No limit means 65,536, as the peer chooses how large its ring is.  A list; an array of
-        shape (n,) for a numpy spec; empty if none came in time.  Raises as
-        recv does.
+        shape (n,) for a numpy spec; empty if none came in time.  Raises as recv does.
         """
         return self._threads.pop_many(limit, timeout)
 

@@ -274,8 +274,8 @@ void ipcq_receiving_counts(const void *segment, struct ipcq_counts *into);
  * What takes time: Python's other threads run meanwhile (_build.py).  All else returns at once,
  * and keeps the interpreter, as asking for it back takes longer than the call. */
 
-/* Map `size` bytes of `fd`, all pages present (for reading, the first 16 MiB of them), over a mapping of `size` + `mirrored` bytes that
- * stands at `at` already; -1 and errno on failure.  A writable mapping must be made before
+/* Map `size` bytes of `fd`, all pages present (for reading, the first 16 MiB of them), over a
+ * mapping of `size` + `mirrored` bytes that stands at `at` already; -1 and errno on failure.  A writable mapping must be made before
  * F_SEAL_FUTURE_WRITE.  Borrows the descriptor: it may be closed afterwards.
  *
  * The last `mirrored` bytes (whole pages; 0 for slots) are mapped a second time behind the end:
