@@ -125,8 +125,7 @@ soak: $(STAMP) .venv/fuzz
 		$(BIN)/python -m pytest tests/reliability && \
 		$(MAKE) fuzz
 	$(MAKE) sanitize
-	$(BIN)/python -m benchmarks.hostile --seconds 30
-	$(BIN)/python -m benchmarks.hostile --seconds 30 --server trio
+	$(BIN)/python -m benchmarks.hostile
 
 # Each target so long, one after the other; CLANG names the compiler for the one in C.
 FUZZ_SECONDS ?= 180

@@ -249,15 +249,6 @@ def test_who_stops_in_the_handshake_is_given_up():
 # -- memory that is said to be somewhere ----------------------------------------------------------
 
 
-@contextlib.contextmanager
-def hostile(**options):
-    it = Hostile(**options)
-    try:
-        yield it
-    finally:
-        it.close()
-
-
 def outside(it, number, size=1, *, again):
     it.frame(
         struct.pack("=QII", size, number, 0), flags=0x4000 if again else 0x8000, regions=not again
@@ -266,7 +257,7 @@ def outside(it, number, size=1, *, again):
 
 @pytest.mark.parametrize("verb", ["recv", "borrow"])
 def test_a_number_means_the_memory_of_its_own_client_alone(verb):
-    with hostile() as one, hostile() as other:
+    with contextlib.closing(Hostile()) as one, contextlib.closing(Hostile()) as other:
         memory = one.lent(4096)
         one.give(memory)
         outside(one, 3, again=False)
@@ -279,7 +270,7 @@ def test_a_number_means_the_memory_of_its_own_client_alone(verb):
 
 
 def test_no_more_memory_is_kept_than_there_are_numbers():
-    with hostile() as it:
+    with contextlib.closing(Hostile()) as it:
         memory = it.lent(4096)
         # Twice each number, in one round of the ring.
         for number in (*range(16), *[0xFFFFFFFF] * 30, *range(16)):
@@ -289,7 +280,7 @@ def test_no_more_memory_is_kept_than_there_are_numbers():
         kept = it.victim._endpoint.receiver._kept
         assert set(kept) == set(range(16))
     for number in (16, 17, 1 << 31, 0xFFFFFFFE):
-        with hostile() as it:
+        with contextlib.closing(Hostile()) as it:
             it.give(it.lent(4096))
             outside(it, number, again=False)
             with pytest.raises(
@@ -301,7 +292,7 @@ def test_no_more_memory_is_kept_than_there_are_numbers():
 @pytest.mark.parametrize("size", [0, 4097, 1 << 32, 1 << 63, (1 << 64) - 1])
 @pytest.mark.parametrize("again", [False, True])
 def test_a_message_cannot_be_larger_than_its_memory(size, again):
-    with hostile() as it:
+    with contextlib.closing(Hostile()) as it:
         it.give(it.lent(4096))
         outside(it, 0, 1 if again else size, again=False)
         if again:

@@ -199,15 +199,6 @@ def test_a_listener_refuses_it_and_serves_the_next(name, tmp_path):
 # -- after it -------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def hostile(**options):
-    it = Hostile(**options)
-    try:
-        yield it
-    finally:
-        it.close()
-
-
 @every_kind
 @pytest.mark.deadline(campaign.seconds(120))
 def test_where_nobody_asked_for_descriptors_every_opcode_ends_the_connection(name):
@@ -259,7 +250,7 @@ def test_as_a_region_it_ends_the_connection(name, verb):
         pytest.skip("what is attached does not belong to a borrowing, and is closed unseen")
     with wrong.made(name) as number, nothing_stays():
         for count in (1, 2):
-            with hostile(max_region=wrong.MAX) as it:
+            with contextlib.closing(Hostile(max_region=wrong.MAX)) as it:
                 it.give(*[number] * count)
                 it.frame(b"x", regions=count)
                 if "memory" in name or "segment" in name or "TiB" in name or "file can" in name:
@@ -277,7 +268,7 @@ def test_as_a_region_it_ends_the_connection(name, verb):
 @every_kind
 @every_verb
 def test_as_a_message_outside_the_ring_it_ends_the_connection(name, verb):
-    with wrong.made(name) as number, nothing_stays(), hostile() as it:
+    with wrong.made(name) as number, nothing_stays(), contextlib.closing(Hostile()) as it:
         it.give(number)
         it.frame((1).to_bytes(8, "little") + bytes(8), flags=0x8000, regions=1)
         right_as_such = "segment" in name and wrong.KINDS[name].error is not SealsRefused_
@@ -302,7 +293,7 @@ ROUGHLY_RIGHT = {
 @every_verb
 def test_as_an_attachment_it_is_what_was_asked_for_or_ends_the_connection(name, verb):
     with wrong.made(name) as number, nothing_stays():
-        with hostile(accept_fds=1) as it:
+        with contextlib.closing(Hostile(accept_fds=1)) as it:
             it.give(number)
             it.frame(b"x", fds=1)
             if "socket" in name:
@@ -313,7 +304,7 @@ def test_as_an_attachment_it_is_what_was_asked_for_or_ends_the_connection(name, 
                 with contextlib.closing(got):
                     assert os.path.sameopenfile(got.fds[0].fileno(), number)
             assert it.victim.recv(timeout=0) is None
-        with hostile(accept_fds=0) as it:  # and where none is accepted
+        with contextlib.closing(Hostile(accept_fds=0)) as it:  # and where none is accepted
             it.give(number)
             it.frame(b"x", fds=1)
             connection_gives(it, CorruptPeer, "receiver accepts at most 0|a socket", VERBS[verb])
@@ -323,14 +314,14 @@ def test_as_an_attachment_it_is_what_was_asked_for_or_ends_the_connection(name, 
 def test_descriptors_with_another_number_than_announced_end_the_connection(name):
     with wrong.made(name) as number, nothing_stays():
         for count, argument in ((1, 0), (1, 2), (2, 1), (19, 19), (253, 253)):
-            with hostile(accept_fds=1) as it:
+            with contextlib.closing(Hostile(accept_fds=1)) as it:
                 it.say(FDS, argument, [number] * count)
                 says = f"{count} descriptors nobody asked for"
                 connection_gives(it, CorruptPeer, says, VERBS["recv"])
-        with hostile(accept_fds=1) as it:
+        with contextlib.closing(Hostile(accept_fds=1)) as it:
             fdpass.send_fds(it.sock, [number], bytes((FDS,)))  # half a message
             connection_gives(it, CorruptPeer, "1 descriptors nobody asked for", VERBS["recv"])
-        with hostile(accept_fds=4) as it:
+        with contextlib.closing(Hostile(accept_fds=4)) as it:
             it.give(number)
             it.frame(b"x", fds=2)
             connection_gives(
@@ -340,7 +331,11 @@ def test_descriptors_with_another_number_than_announced_end_the_connection(name)
 
 @every_kind
 def test_one_beyond_the_sixteen_that_may_be_under_way_ends_the_connection(name):
-    with wrong.made(name) as number, nothing_stays(), hostile(accept_fds=1) as it:
+    with (
+        wrong.made(name) as number,
+        nothing_stays(),
+        contextlib.closing(Hostile(accept_fds=1)) as it,
+    ):
         for _ in range(16):
             it.give(number)
             assert it.victim.recv(timeout=0) is None
@@ -354,10 +349,10 @@ def test_one_beyond_the_sixteen_that_may_be_under_way_ends_the_connection(name):
 @every_kind
 def test_what_nobody_received_is_closed_with_the_connection(name):
     with wrong.made(name) as number, nothing_stays():
-        with hostile(accept_fds=1) as it:
+        with contextlib.closing(Hostile(accept_fds=1)) as it:
             for _ in range(20):
                 it.give(number)
-        with hostile() as it:
+        with contextlib.closing(Hostile()) as it:
             it.say(FDS, 1, [number] * 253)
             it.endpoint.close()  # it leaves
             with contextlib.suppress(PeerDied, EndOfStream, CorruptPeer):
@@ -374,7 +369,7 @@ def test_a_socket_that_would_linger_delays_no_end(when, tmp_path):
 
     with nothing_stays(), contextlib.ExitStack() as stack:
         if when == "unread":
-            with hostile() as it:
+            with contextlib.closing(Hostile()) as it:
                 leave(it.sock, bytes((FDS, 1)))
                 leave(it.sock, bytes((FDS, 1)))
             it = None
@@ -411,7 +406,7 @@ def test_a_socket_that_would_linger_delays_nobody_out_of_band_either(when, tmp_p
 
     with nothing_stays(), contextlib.ExitStack() as stack:
         if when in ("read", "unread"):
-            with hostile() as it:
+            with contextlib.closing(Hostile()) as it:
                 leave(it.sock, b"\1")
                 if when == "read":
                     connection_gives(
