@@ -35,7 +35,6 @@ from ._region import MemoryRegion, Mode
 from ._rights import ANCILLARY_SPACE, MAX_FDS, RECEIVE_FLAGS, unpack
 from ._socket import (
     Credentials,
-    drop_socket,
     pass_pidfd,
     peer_credentials,
     peer_pidfd,
@@ -45,6 +44,7 @@ from ._socket import (
     send_fd,
     send_fds,
 )
+from ._untrusted import close_untrusted, drop_socket
 
 if typing.TYPE_CHECKING:
     from ._registry import MemoryRegistry, RegistryStatistics, Returned
@@ -95,6 +95,7 @@ __all__ = [
     "WrongSize",
     "WrongTag",
     "WrongType",
+    "close_untrusted",
     "closing_all",
     "drop_socket",
     "pass_pidfd",

@@ -13,11 +13,11 @@ from typing import Self
 
 from ._errors import ClosedFd, NotReserved, WrongSeals, WrongSize, WrongType
 from ._fd import Fd
+from ._untrusted import F_GET_SEALS, close_untrusted
 
 # From linux/memfd.h, linux/fcntl.h, asm-generic/mman-common.h: too new for Python's modules.
 _MFD_NOEXEC_SEAL = 0x0008
 _F_ADD_SEALS = 1033
-_F_GET_SEALS = 1034
 _MADV_POPULATE_READ = 22
 _MADV_POPULATE_WRITE = 23
 
@@ -94,7 +94,7 @@ class Memfd(Fd):
         try:
             self._check(max_size, seals)
         except BaseException:
-            self.close()
+            close_untrusted([self])
             raise
         return self
 
@@ -130,9 +130,7 @@ class Memfd(Fd):
 
     def _seals_of_a_memfd(self) -> int:
         try:
-            return fcntl.fcntl(
-                self.fileno(), _F_GET_SEALS
-            )  # flags of enum take three times as long
+            return fcntl.fcntl(self.fileno(), F_GET_SEALS)  # flags of enum take three times as long
         except OSError as error:
             # EINVAL: files that cannot have seals. EBADF: O_PATH, as we know it is open.
             if error.errno not in (errno.EINVAL, errno.EBADF):
@@ -147,7 +145,7 @@ class Memfd(Fd):
     @property
     def seals(self) -> Seal:
         """The seals it has now."""
-        return Seal(fcntl.fcntl(self.fileno(), _F_GET_SEALS))
+        return Seal(fcntl.fcntl(self.fileno(), F_GET_SEALS))
 
     def seal(self, seals: Seal) -> None:
         """Add seals, which nobody can ever remove.

@@ -32,6 +32,7 @@ from ._fd import Fd
 from ._forks import forks
 from ._mappings import Mappings
 from ._memfd import Mapped, Memfd, Seal
+from ._untrusted import close_untrusted
 
 if TYPE_CHECKING:
     import ctypes
@@ -155,8 +156,7 @@ class MemoryRegion(Closing):
                 mappings = None  # what is not lent does not come again
             return cls(memfd, mode, writable=mode == "shared", token=token, mappings=mappings)
         except BaseException:
-            for fd in owned:
-                fd.close()
+            close_untrusted(owned)
             raise
 
     @property

@@ -5,10 +5,7 @@ import os
 import socket
 import struct
 import time
-from collections import deque
 from collections.abc import Iterable
-from contextlib import suppress
-from itertools import chain
 from types import TracebackType
 from typing import NamedTuple, Protocol, Self
 
@@ -26,13 +23,14 @@ from ._rights import (
     joined,
     unpack_all,
 )
+from ._untrusted import close_untrusted, keep_in_line
 
 # Receiving without a gap. A signal handler may raise between any two bytecodes, also between
 # recvmsg() returning and its result getting a name, and a descriptor without a name is lost.
 # So each hand-over is one call of C code, which does not look for signals on its way:
 #
 #   kernel to messages     list.extend(map(recvmsg, ...)) puts the result into a list with a name
-#   numbers to Fd objects  deque(map(setattr, ...)) fills objects that exist already
+#   numbers to Fd objects  Fd.own() fills objects that exist already
 #
 # In between, and if anything raises, Inbox owns what came.
 
@@ -64,7 +62,7 @@ class Inbox:
     def claim(self) -> list[Fd]:
         """Give the caller the descriptors the peer sent; close stray ones."""
         fds, stray = self.claim_all()
-        _close_unwanted(stray)
+        close_untrusted(stray)
         return fds
 
     def claim_all(self) -> tuple[list[Fd], list[Fd]]:
@@ -75,7 +73,7 @@ class Inbox:
 
     def discard(self) -> None:
         """Close all of it."""
-        _close_unwanted(self._adopt())
+        close_untrusted(self._adopt())
 
     def _adopt(self) -> list[Fd]:
         # An open one means that a signal came between filling and clear(): not a second time.
@@ -85,70 +83,6 @@ class Inbox:
             Fd.own(self._fds, (*sent, *stray))
         self.messages.clear()
         return self._fds
-
-
-# What Python takes it for is nothing that the kernel hears of; but of some families (AF_VSOCK) it
-# would take no SO_LINGER.
-_ANY_SOCKET = (socket.AF_UNIX,), (socket.SOCK_STREAM,), (0,)
-
-
-def _close_unwanted(fds: list[Fd]) -> None:
-    """Close what a stranger sent, without waiting until a socket among it has sent its data."""
-    for fd in fds:
-        with suppress(OSError):
-            _close_socket(fd)
-        fd.close()
-
-
-def _close_socket(fd: Fd) -> None:
-    """Close a socket at once, whatever SO_LINGER says; leave any other descriptor as it is."""
-    number = fd.fileno()
-    # Not fstat(), which a file system of the stranger's own could answer when it likes.
-    if not os.readlink(f"/proc/self/fd/{number}").startswith("socket:"):  # noqa: PTH115 (slow import)
-        return
-    # One call of C code, as above, from one owner to the next.  A copy would need a number, of which
-    # there may be none left.
-    owner = socket.SocketType.__new__(socket.SocketType)
-    moving = (
-        map(socket.SocketType.__init__, (owner,), *_ANY_SOCKET, (number,)),
-        map(setattr, (fd,), ("_number",), (-1,)),
-    )
-    deque(chain(*moving), maxlen=0)
-    try:
-        owner.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes(8))
-    finally:
-        owner.close()
-
-
-def keep_in_line(sock: "_HasOptions") -> None:
-    """Have what the peer sends out of band (MSG_OOB) come in its place, like anything else.
-
-    The kernel would pass over it, and close the descriptors that came with it on the way: for a
-    socket among them that may take as long as whoever sent it likes (SO_LINGER).
-    """
-    with suppress(OSError):  # closed, which the call that follows says
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
-
-
-def drop_socket(sock: socket.socket) -> None:
-    """Close a connected Unix stream socket without waiting for what its peer has sent into it.
-
-    The kernel closes descriptors that were never received where the socket is closed, and for a
-    socket among them that may take as long as whoever sent it likes (SO_LINGER). Not for a socket
-    that a forked child shares: what waits in it is taken out, and both directions end for all.
-    """
-    keep_in_line(sock)
-    with suppress(OSError):
-        sock.shutdown(socket.SHUT_RDWR)  # first, so that nothing more comes
-        flags = RECEIVE_FLAGS | socket.MSG_DONTWAIT
-        waits = True
-        while waits:
-            with Inbox() as inbox:
-                inbox.messages.extend(map(sock.recvmsg, (65536,), (ANCILLARY_SPACE,), (flags,)))
-                waits = bool(inbox.messages[0][0])
-                inbox.discard()
-    with suppress(OSError):  # what was to be written somewhere is lost; the descriptor is closed
-        sock.close()
 
 
 def send_fd(sock: socket.socket, fd: int | HasFileno, tag: Data = b"\0") -> None:
@@ -230,7 +164,7 @@ def recv_fds_and_pidfd(
         data = joined(inbox.messages)
         fds, pidfds = inbox.claim_all()
     last = pidfds.pop() if pidfds else None
-    _close_unwanted(pidfds)
+    close_untrusted(pidfds)
     return data, fds, last
 
 
@@ -279,10 +213,6 @@ class Credentials(NamedTuple):
     pid: int
     uid: int
     gid: int
-
-
-class _HasOptions(Protocol):
-    def setsockopt(self, level: int, option: int, value: int, /) -> None: ...
 
 
 class UnixSocket(Protocol):

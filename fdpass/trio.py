@@ -27,7 +27,8 @@ from ._rights import (
     expect_some,
     joined,
 )
-from ._socket import Inbox, keep_in_line
+from ._socket import Inbox
+from ._untrusted import keep_in_line
 
 __all__ = ["Disconnected", "recv_fd", "recv_fds", "send_fd", "send_fds"]
 

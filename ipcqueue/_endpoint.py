@@ -155,6 +155,7 @@ class Endpoint:
         self.dozing = False  # and one that sleeps with it, or not
         self._last_statistics: Statistics | None = None
         self._attached: list[list[fdpass.Fd]] = []  # to frames not received yet, in order
+        self._unwelcome: list[list[fdpass.Fd]] = []  # until they are closed
         self.sender: SenderEnd | None = None
         self.receiver: ReceiverEnd | None = None
         self._peer_limits = _segment.limits_of(peer.identity)
@@ -603,6 +604,7 @@ class Endpoint:
         data, ancillary, flags, error = self._unread[0]
         try:
             if isinstance(error, CorruptPeer):
+                fdpass.close_untrusted(chain(*self._unwelcome))
                 raise error
             self._digest(data, ancillary, flags)
         except CorruptPeer as error:
@@ -652,30 +654,27 @@ class Endpoint:
             and len(self._attached) < MAX_ATTACHED
             and len(numbers) <= self._most_fds
         )
-        if welcome and not truncated:
-            fds = fdpass.Fd.blank(len(numbers))
-            digested = partial(self._unread.__setitem__, 0, (data, [], 0, None))
-            try:
-                fdpass.Fd.own(fds, numbers, partial(self._attached.append, fds), digested)
-            except BaseException:
-                if self._unread[0][1]:  # no memory: all of it is still to be digested
-                    self._attached[:] = [each for each in self._attached if each is not fds]
-                    for fd in fds:
-                        if not fd.closed:
-                            fd.detach()
-                raise
+        error: QueueError | None = None
+        if truncated:
+            lost = "this process may not open as many descriptors as the peer sent"
+            error = DescriptorsLost(lost)
+        elif not welcome:
+            error = CorruptPeer(f"the peer sent {len(numbers)} descriptors nobody asked for")
+        keep = self._attached if error is None else self._unwelcome
+        fds = fdpass.Fd.blank(len(numbers))
+        digested = partial(self._unread.__setitem__, 0, (data, [], flags, error))
+        try:
+            fdpass.Fd.own(fds, numbers, partial(keep.append, fds), digested)
+        except BaseException:
+            if self._unread[0][1]:  # no memory: all of it is still to be digested
+                keep[:] = [each for each in keep if each is not fds]
+                for fd in fds:
+                    if not fd.closed:
+                        fd.detach()
+            raise
+        if error is None:
             return
-        error = (
-            DescriptorsLost("this process may not open as many descriptors as the peer sent")
-            if truncated
-            else CorruptPeer(f"the peer sent {len(numbers)} descriptors nobody asked for")
-        )
-        deque(map(_ring.forbid_linger, numbers), maxlen=0)
-        closing = fdpass.closing_all(numbers)
-        # Together, and noted as done: a number closed twice may be somebody else's by then.
-        # No bytecode between these can be interrupted.
-        self._unread[0] = (data, [], flags, error)
-        deque(closing, maxlen=0)
+        fdpass.close_untrusted(chain(*self._unwelcome))
         if not truncated:
             raise error
         self._note_end(error)
@@ -849,15 +848,16 @@ class Endpoint:
 
     def _release(self) -> None:
         self._released = True
-        close_received(chain(*self._attached))
+        close_received(chain(*self._attached, *self._unwelcome))
         # What an exception kept somebody from digesting.  Forgotten first: a number closed twice
         # may be somebody else's by then.
         _drop(self._room)
         unread, self._unread = self._unread, []
         for _, ancillary, _, _ in unread:
             numbers = list(chain(*fdpass.unpack(ancillary)))
-            deque(map(_ring.forbid_linger, numbers), maxlen=0)
-            deque(fdpass.closing_all(numbers), maxlen=0)
+            fds = fdpass.Fd.blank(len(numbers))
+            fdpass.Fd.own(fds, numbers)
+            fdpass.close_untrusted(fds)
         if self.receiver is not None:
             self.receiver.discard()
         for held in (self._events, self.process):

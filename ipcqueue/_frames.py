@@ -50,7 +50,6 @@ from ._ring import (
     Trouble,
     TroubleError,
     address_of,
-    forbid_linger,
     fork_generation,
     is_socket,
     offset_in,
@@ -972,11 +971,13 @@ def _attachments(messages: Iterable[_Built]) -> list[Spent]:
 
 def close_received(spent: Iterable[Spent]) -> None:
     """Close what a stranger gave; that can be repeated."""
+    fds = []
     for each in spent:
         if isinstance(each, fdpass.Fd):
-            with contextlib.suppress(fdpass.ClosedFd):
-                forbid_linger(each.fileno())
-        each.close()
+            fds.append(each)
+        else:
+            each.close()
+    fdpass.close_untrusted(fds)
 
 
 def _close_regions(built: Iterable[_Built]) -> None:

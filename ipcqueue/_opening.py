@@ -293,8 +293,6 @@ class Opening:
                 sender, self._sender = self._sender, sender
                 if sender is not None:
                     sender.close()
-            for fd in fds:
-                _ring.forbid_linger(fd.fileno())
             if not data:
                 raise PeerDied("the peer closed the connection before it had introduced itself")
             self._greeting.feed(data, len(fds))
@@ -320,8 +318,7 @@ class Opening:
             refuse(self.sock, error)
         else:
             self.sock.close()
-        for fd in self._received:
-            fd.close()
+        fdpass.close_untrusted(self._received)
         for held in (self._sender, self.process, *self._segments):
             if held is not None:
                 held.close()

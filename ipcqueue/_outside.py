@@ -304,8 +304,7 @@ def with_copies(descriptors: Sequence[fdpass.Fd], use: Callable[[list[fdpass.Fd]
         fdpass.Fd.own(copies, map(os.dup, [fd.fileno() for fd in descriptors]))
         return use(copies)
     except BaseException as error:
-        for fd in copies:
-            fd.close()
+        fdpass.close_untrusted(copies)
         if isinstance(error, fdpass.FdPassError):
             message = f"the peer sent a memory region that is none: {error}"
             raise TroubleError(CORRUPT, message) from error

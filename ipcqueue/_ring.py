@@ -56,7 +56,6 @@ FRAMES: int = lib.IPCQ_FRAMES
 
 fork_generation: Callable[[], int] = lib.ipcq_fork_generation
 is_socket: Callable[[int], int] = lib.ipcq_is_socket
-forbid_linger: Callable[[int], None] = lib.ipcq_forbid_linger
 
 
 class Counts(NamedTuple):

@@ -21,6 +21,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from settling import settle
 
 REPOSITORY = Path(__file__).parent.parent
 DEADLINE = 60.0
@@ -77,6 +78,7 @@ def _mappings() -> collections.Counter[str]:
 
 def _state() -> tuple[set[str], collections.Counter[str]]:
     gc.collect()
+    settle()
     return _descriptors() | _children() | _threads(), _mappings()
 
 

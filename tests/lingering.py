@@ -4,6 +4,8 @@ import contextlib
 import socket
 import struct
 
+import fdpass
+
 SECONDS = 1000
 
 
@@ -24,3 +26,14 @@ def lingering():
         finally:
             with contextlib.suppress(OSError):  # the test may have closed it
                 given.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes(8))
+
+
+@contextlib.contextmanager
+def queued():
+    """Give a Unix socket with such a one in its queue: no option of its own helps."""
+    ours, theirs = socket.socketpair()
+    with theirs, lingering() as inner:
+        with ours:
+            fdpass.send_fd(ours, inner)
+        inner.close()
+        yield theirs

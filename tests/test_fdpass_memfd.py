@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from settling import settle
 
 import fdpass
 from fdpass import Memfd, Seal
@@ -24,6 +25,7 @@ MAX = 1 << 20
 
 def open_count():
     gc.collect()
+    settle()
     return len(list(Path("/proc/self/fd").iterdir()))
 
 

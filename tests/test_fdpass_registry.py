@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import trio
+from settling import settle
 
 import fdpass
 from fdpass import Memfd, MemoryRegion, MemoryRegistry, Seal
@@ -25,6 +26,7 @@ SIZE = 5000
 
 def open_count():
     gc.collect()
+    settle()
     return len(list(Path("/proc/self/fd").iterdir()))
 
 

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
-from lingering import lingering
+from settling import settle
 
 import fdpass
 from fdpass import _rights
@@ -25,6 +25,7 @@ HERE = str(Path(fdpass.__file__).parent)
 
 def open_count():
     gc.collect()
+    settle()
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
@@ -586,67 +587,6 @@ def test_the_helper_of_these_tests_finds_a_leak(pair, null):
         interrupted_everywhere(lambda: fdpass.send_fd(pair[0], null), leaky)
     for number in leaked:
         os.close(number)
-
-
-# -- closing what a stranger sent, which must not take as long as he likes ----------------------
-
-
-def sent_away(sock, data, *descriptors):
-    """Send descriptors, and close them here."""
-    fdpass.send_fds(sock, descriptors, data)
-    for each in descriptors:
-        each.close()
-
-
-def test_a_socket_is_dropped_without_waiting_for_what_was_sent_into_it(pair):
-    left, right = pair
-    left.send(b"before")
-    with contextlib.ExitStack() as stack:
-        for _ in range(3):
-            sent_away(left, b"x" * 10, stack.enter_context(lingering()))
-        left.send(b"behind")
-        fdpass.drop_socket(right)
-    assert right.fileno() == -1
-    assert left.recv(1) == b""
-    fdpass.drop_socket(right)  # again does nothing
-
-
-def test_dropping_a_socket_ends_it_for_a_peer_that_goes_on_sending(pair):
-    left, right = pair
-    left.setblocking(False)
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            left.send(bytes(4096))
-    fdpass.drop_socket(right)
-    with pytest.raises(BrokenPipeError):
-        left.send(b"x")
-
-
-def test_what_is_refused_is_closed_at_once_even_if_no_number_is_left(pair, null):
-    left, right = pair
-    with lingering() as given:
-        sent_away(left, b"x", given, os.fdopen(os.dup(null.fileno())))
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        free = os.dup(null.fileno())
-        os.close(free)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (free + 2, hard))
-        try:
-            with pytest.raises(fdpass.WrongDescriptors):
-                fdpass.recv_fds(right, max_fds=1)
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-def test_a_socket_of_a_family_with_options_of_its_own_is_refused_like_any_other(pair):
-    left, right = pair
-    try:
-        given = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
-    except (OSError, AttributeError) as error:
-        pytest.skip(f"no AF_VSOCK here: {error}")
-    with given:
-        fdpass.send_fds(left, [given] * 3, b"x")
-    with pytest.raises(fdpass.WrongDescriptors):
-        fdpass.recv_fds(right, max_fds=1)
 
 
 def test_a_byte_out_of_band_comes_in_its_place_with_its_descriptor(pair, null):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 CONFTEST = Path(__file__).with_name("conftest.py").read_text()
+SETTLING = Path(__file__).with_name("settling.py").read_text()
 
 LEAKS = {
     "descriptor": "import os; os.dup(0)",
@@ -26,6 +27,7 @@ LEAKS = {
 @pytest.fixture
 def inner(pytester):
     pytester.makeconftest(CONFTEST)
+    pytester.makepyfile(settling=SETTLING)
 
     def run(body):
         pytester.makepyfile("import pytest\n" + body)

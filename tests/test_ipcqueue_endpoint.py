@@ -14,11 +14,11 @@ import threading
 import warnings
 from functools import partial
 from pathlib import Path
-from unittest.mock import Mock
 
 import pytest
 from ipcqueue._core import ffi, lib
 from places import Interrupt, at_every_place, interrupt
+from settling import settle
 from test_ipcqueue_ring import push_packed
 
 import fdpass
@@ -53,6 +53,7 @@ ERR_PROTOCOL = bytes((100, Reason.PROTOCOL))
 
 
 def descriptors():
+    settle()
     return sorted(path.name for path in Path("/proc/self/fd").iterdir())
 
 
@@ -1295,9 +1296,16 @@ def test_of_descriptors_that_nobody_asked_for_all_are_closed_though_one_fails(mo
     with one, other, null() as file:
         before = descriptors()
         fdpass.send_fds(one._endpoint._sock, [file] * 3, b"\x80\x01")
-        monkeypatch.setattr(os, "close", Mock(side_effect=OSError(errno.EIO, "a stranger's file")))
+        really = os.close
+
+        def close(number):
+            really(number)
+            raise OSError(errno.EIO, "a stranger's file")
+
+        monkeypatch.setattr(os, "close", close)
         with pytest.raises(CorruptPeer):
             other.pop(timeout=0)
+        settle()
         monkeypatch.undo()
         assert descriptors() == before
 

@@ -22,6 +22,7 @@ import places
 import pytest
 from ipcqueue._core import ffi
 from places import STEP, Interrupt, interrupt
+from settling import settle
 
 import fdpass
 import memenpsf
@@ -106,6 +107,7 @@ def received(side):
 
 def open_descriptors():
     gc.collect()
+    settle()
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
@@ -1049,6 +1051,7 @@ def test_a_socket_that_would_linger_keeps_nobody_waiting(hostile, how):
             with pytest.raises(CorruptPeer):
                 it.victim.recv(timeout=0)
         it.victim.close()
+        settle()
         # Asked of the same socket, which is closed here only now.
         switch, _ = struct.unpack("ii", given.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8))
         assert switch == 0

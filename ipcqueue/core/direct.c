@@ -999,8 +999,10 @@ static PyObject *ancillary_of(struct msghdr *m)
     return list;
 }
 
+/* Only where memory was short, so here and now; but a socket does not linger. */
 static void close_all(struct msghdr *m)
 {
+    struct linger none = {.l_onoff = 0, .l_linger = 0};
     for (struct cmsghdr *c = CMSG_FIRSTHDR(m); c != NULL; c = CMSG_NXTHDR(m, c)) {
         /* And a pidfd, where the application has asked the kernel for that. */
         int has = c->cmsg_level == SOL_SOCKET &&
@@ -1009,7 +1011,7 @@ static void close_all(struct msghdr *m)
         for (size_t i = 0; i < n; i++) {
             int fd;
             memcpy(&fd, CMSG_DATA(c) + i * sizeof fd, sizeof fd);
-            ipcq_forbid_linger(fd);
+            (void)setsockopt(fd, SOL_SOCKET, SO_LINGER, &none, sizeof none);
             close(fd);
         }
     }

@@ -83,10 +83,8 @@ struct ipcq_counts {
 void ipcq_read_identity(const void *segment, struct ipcq_identity *into);
 void ipcq_write_identity(void *segment, const struct ipcq_identity *from);
 
-/* A stranger's descriptor, without asking its file system, which may be the stranger's own: whether
- * it is a socket; and if it is, let close() not wait until what it holds is sent. */
+/* Whether a descriptor is one of a socket, without asking its file system, which may be a stranger's. */
 int ipcq_is_socket(int fd);
-void ipcq_forbid_linger(int fd);
 
 /* The owner's last word, and the peer's question for it. */
 void ipcq_set_closed(void *segment);

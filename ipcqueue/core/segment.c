@@ -64,12 +64,6 @@ int ipcq_is_socket(int fd)
     return getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) == 0;
 }
 
-void ipcq_forbid_linger(int fd)
-{
-    struct linger none = {.l_onoff = 0, .l_linger = 0};
-    (void)setsockopt(fd, SOL_SOCKET, SO_LINGER, &none, sizeof none); /* else it is no socket */
-}
-
 void ipcq_set_closed(void *segment)
 {
     /* Release: whoever sees it also sees every record published before. */

@@ -36,6 +36,8 @@ import traceback
 import warnings
 from pathlib import Path
 
+from settling import settle
+
 import fdpass
 import ipcqueue
 
@@ -435,6 +437,7 @@ def _brief(records):
 def state(directory):
     """Return all that a case must leave as it was."""
     gc.collect()
+    settle()
     found = collections.Counter()
     for entry in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):

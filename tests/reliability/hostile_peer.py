@@ -27,6 +27,7 @@ from pathlib import Path
 
 import trio
 from ipcqueue._core import ffi
+from settling import settle
 
 import fdpass
 import memenpsf
@@ -453,6 +454,7 @@ class Honest:
 
 def what_is_open():
     gc.collect()
+    settle()
     maps = Path("/proc/self/maps").read_text()
     return len(os.listdir("/proc/self/fd")), maps.count("/memfd:")  # noqa: PTH208
 

@@ -269,9 +269,23 @@ MUTANTS = [
     Mutant(
         "descriptors nobody asked for stay open",
         "ipcqueue/_endpoint.py",
-        "        closing = fdpass.closing_all(numbers)\n        # Together, and noted",
-        "        closing = iter(())\n        # Together, and noted",
+        "        fdpass.close_untrusted(chain(*self._unwelcome))\n        if not truncated:",
+        "        if not truncated:",
         "test_ipcqueue_endpoint.py::TestCorruptPeer::test_descriptors_nobody_asked_for_which_are_closed",
+    ),
+    Mutant(
+        "who closes waits for a stranger's file",
+        "fdpass/_untrusted.py",
+        "not done.acquire(timeout=PATIENCE)",
+        "not done.acquire()",
+        "test_fdpass_untrusted.py::test_who_closes_waits_for_no_file_and_for_no_second_one_a_moment",
+    ),
+    Mutant(
+        "what is refused is closed by who refuses it",
+        "fdpass/_region.py",
+        "            close_untrusted(owned)\n",
+        "            for fd in owned:\n                fd.close()\n",
+        "test_fdpass_untrusted.py::test_who_takes_for_memory_what_is_none_does_not_wait_for_it",
     ),
     Mutant(
         "the owner's memory can be written by others",

@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 import campaign
 import pytest
 from clients import Client, connected, room_for_descriptors
+from settling import settle
 
 import fdpass
 import memenpsf
@@ -318,6 +320,12 @@ class Template:
 def state(folder):
     """What this process has: exact, but for memory, which blocks() tells about."""
     gc.collect()
+    settle()
+    # One that has closed something is no more, but the kernel may not be done with it; and there is
+    # one of faulthandler, which Python does not count.
+    tasks, deadline = Path("/proc/self/task"), time.monotonic() + 10
+    while len(list(tasks.iterdir())) > threading.active_count() + 1 and time.monotonic() < deadline:
+        time.sleep(0.001)
     links = []
     for entry in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):
@@ -328,7 +336,7 @@ def state(folder):
         "shared mappings": sum(line.split()[1].endswith("s") for line in maps),
         "memory files": sum("/memfd:" in line for line in maps),
         "threads": threading.active_count(),
-        "threads of the system": len(list(Path("/proc/self/task").iterdir())),
+        "threads of the system": len(list(tasks.iterdir())),
         "children": Path(f"/proc/self/task/{os.getpid()}/children").read_text().split(),
         "files": sorted(path.name for path in folder.iterdir()),
     }

@@ -14,7 +14,8 @@ from pathlib import Path
 import campaign
 import pytest
 import wrong
-from lingering import lingering
+from lingering import lingering, queued
+from settling import settle
 from test_ipcqueue_frames import FDS, Hostile, quick_collector  # noqa: F401 (the fixture)
 
 import fdpass
@@ -41,6 +42,7 @@ every_kind = pytest.mark.parametrize("name", wrong.KINDS)
 
 
 def left_open():
+    settle()
     return os.listdir("/proc/self/fd"), Path("/proc/self/maps").read_text().count("/memfd:")  # noqa: PTH208
 
 
@@ -359,11 +361,14 @@ def test_what_nobody_received_is_closed_with_the_connection(name):
                 it.victim.recv(timeout=0)
 
 
-@pytest.mark.parametrize("when", ["unread", "half a hello", "opening dropped", "backlog"])
-def test_a_socket_that_would_linger_delays_no_end(when, tmp_path):
+@pytest.mark.parametrize("make", [lingering, queued])
+@pytest.mark.parametrize(
+    "when", ["unread", "hello", "half a hello", "opening dropped", "backlog", "region"]
+)
+def test_what_takes_long_to_close_delays_no_end(when, make, tmp_path):
     def leave(sock, data):
         """Send one, and let go of it here: whoever closes it there is the last."""
-        given = stack.enter_context(lingering())
+        given = stack.enter_context(make())
         fdpass.send_fds(sock, [given], data)
         given.close()
 
@@ -373,6 +378,14 @@ def test_a_socket_that_would_linger_delays_no_end(when, tmp_path):
                 leave(it.sock, bytes((FDS, 1)))
                 leave(it.sock, bytes((FDS, 1)))
             it = None
+        elif when == "region":
+            with contextlib.closing(Hostile(max_region=wrong.MAX)) as it:
+                leave(it.sock, bytes((FDS, 1)))
+                it.frame(b"x", regions=1)
+                connection_gives(it, CorruptPeer, "a memory region that is none", VERBS["recv"])
+            it = None
+        elif when == "hello":
+            assert isinstance(refused(lambda sock: leave(sock, GOOD)), SealsRefused_)
         elif when == "backlog":
             with socket.socket(socket.AF_UNIX) as client:
                 with memenpsf.listen(tmp_path / "s", wrong.SPEC):
@@ -392,12 +405,13 @@ def test_a_socket_that_would_linger_delays_no_end(when, tmp_path):
                     opening.abandon()
 
 
+@pytest.mark.parametrize("make", [lingering, queued])
 @pytest.mark.parametrize("when", ["in hello", "read", "unread", "waiting for a place", "gone"])
-def test_a_socket_that_would_linger_delays_nobody_out_of_band_either(when, tmp_path):
+def test_what_takes_long_to_close_delays_nobody_out_of_band_either(when, make, tmp_path):
     """The kernel closes what it passes over, and the kernel's close waits."""
 
     def leave(sock, data):
-        given = stack.enter_context(lingering())
+        given = stack.enter_context(make())
         rights = [
             (socket.SOL_SOCKET, socket.SCM_RIGHTS, bytes(given.fileno().to_bytes(4, "little")))
         ]

@@ -1,0 +1,16 @@
+"""What fdpass has its threads close is not counted before they have."""
+
+import time
+
+from fdpass import _untrusted
+
+SECONDS = 30  # until it is an error
+
+
+def settle():
+    """Wait until nothing is being closed any more."""
+    deadline = time.monotonic() + SECONDS
+    while _untrusted._waiting or _untrusted._threads:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"something is still being closed after {SECONDS} s")
+        time.sleep(0.0001)

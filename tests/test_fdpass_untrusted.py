@@ -1,0 +1,273 @@
+"""What a stranger sent is closed without waiting for what his files wait for."""
+
+import _thread
+import contextlib
+import os
+import resource
+import socket
+import types
+
+import pytest
+from lingering import lingering, queued
+from settling import settle
+
+import fdpass
+from fdpass import Fd, _untrusted
+
+pytestmark = pytest.mark.deadline(15)  # which is waiting in vain
+
+
+@pytest.fixture
+def pair():
+    left, right = socket.socketpair()
+    with left, right:
+        yield left, right
+
+
+@pytest.fixture
+def slow():
+    """Make descriptors whose close(2) waits until the test is over, or `slow.pop_all()`."""
+    with contextlib.ExitStack() as stack:
+        stack.make = lambda: Fd(stack.enter_context(queued()).detach())
+        yield stack
+    settle()
+
+
+@pytest.fixture
+def thread_module(monkeypatch):
+    """Replace functions of `_thread`, for fdpass alone."""
+
+    def replace(**functions):
+        real = {name: getattr(_thread, name) for name in ("allocate_lock", "start_new_thread")}
+        monkeypatch.setattr(_untrusted, "_thread", types.SimpleNamespace(**(real | functions)))
+
+    return replace
+
+
+@pytest.fixture(params=[RuntimeError, MemoryError])
+def no_thread(request, thread_module):
+    def start(*_):
+        raise request.param
+
+    thread_module(start_new_thread=start)
+
+
+def null():
+    return Fd(os.open("/dev/null", os.O_RDONLY))
+
+
+def is_open(number):
+    try:
+        os.fstat(number)
+    except OSError:
+        return False
+    return True
+
+
+def sent_away(sock, data, *descriptors):
+    """Send descriptors, and close them here."""
+    fdpass.send_fds(sock, descriptors, data)
+    for each in descriptors:
+        each.close()
+
+
+# -- descriptors that were received ---------------------------------------------------------------
+
+
+def test_who_closes_waits_for_no_file_and_for_no_second_one_a_moment(slow, thread_module):
+    asked = []
+
+    class Lock:
+        def __init__(self):
+            self.real = _thread.allocate_lock()
+            self.release, self.locked = self.real.release, self.real.locked
+
+        def acquire(self, timeout=None):
+            asked.append(timeout)
+            return self.real.acquire() if timeout is None else self.real.acquire(timeout=timeout)
+
+    thread_module(allocate_lock=Lock)
+    for _ in range(3):
+        fd = slow.make()
+        fdpass.close_untrusted([fd])
+        assert fd.closed
+    assert len(_untrusted._threads) == 3
+    assert [each for each in asked if each is not None] == [_untrusted.PATIENCE]
+    slow.close()
+    settle()
+    fdpass.close_untrusted([null()])  # nobody is late any more
+    assert asked[-1] == _untrusted.PATIENCE
+
+
+def test_what_is_closed_is_closed_when_it_returns_if_nothing_hinders_it():
+    fds = [null() for _ in range(253)]
+    numbers = [fd.fileno() for fd in fds]
+    fds[7].close()
+    fdpass.close_untrusted(fds)
+    settle()  # on a machine that is busy
+    assert all(fd.closed for fd in fds)
+    assert not any(map(is_open, numbers))
+    fdpass.close_untrusted(fds)  # again does nothing
+
+
+def test_memory_needs_no_thread(no_thread):
+    with fdpass.Memfd.create("m", 4096) as memfd:
+        number = os.dup(memfd.fileno())
+        fdpass.close_untrusted([Fd(number)])
+        assert not is_open(number)
+
+
+def test_where_there_is_no_thread_to_be_had_it_closes_all_the_same(no_thread):
+    fds = [null(), null()]
+    numbers = [fd.fileno() for fd in fds]
+    fdpass.close_untrusted(fds)
+    assert not any(map(is_open, numbers))
+    assert not _untrusted._threads
+
+
+@pytest.mark.parametrize("what", ["allocate_lock", "append"])
+def test_where_there_is_no_memory_it_closes_all_the_same(what, thread_module, monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    class Short(_untrusted.deque):
+        append = fail
+
+    if what == "append":
+        monkeypatch.setattr(_untrusted, "_waiting", Short())
+    else:
+        thread_module(**{what: fail})
+    number = (fd := null()).fileno()
+    fdpass.close_untrusted([fd])
+    assert fd.closed
+    assert not is_open(number)
+
+
+def test_if_all_threads_wait_the_next_one_waits_for_them_open(slow, monkeypatch):
+    monkeypatch.setattr(_untrusted, "MOST_THREADS", 2)
+    fdpass.close_untrusted([slow.make()])
+    fdpass.close_untrusted([slow.make()])
+    number = (fd := null()).fileno()
+    fdpass.close_untrusted([fd])
+    assert fd.closed
+    assert is_open(number)
+    assert len(_untrusted._threads) == 2
+    slow.close()
+    settle()
+    assert not is_open(number)
+
+
+def test_a_forked_child_counts_no_thread_of_its_parent(slow, monkeypatch, forked):
+    monkeypatch.setattr(_untrusted, "MOST_THREADS", 1)
+    fdpass.close_untrusted([slow.make()])
+
+    def child():
+        number = (fd := null()).fileno()
+        fdpass.close_untrusted([fd])
+        settle()
+        assert not is_open(number)
+
+    assert forked(child) == 0
+
+
+def test_what_is_refused_is_closed_even_if_no_number_is_left(pair):
+    left, right = pair
+    with lingering() as given:
+        sent_away(left, b"x", given, null())
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        free = os.open("/dev/null", os.O_RDONLY)
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free + 2, hard))
+        try:
+            with pytest.raises(fdpass.WrongDescriptors):
+                fdpass.recv_fds(right, max_fds=1)
+            settle()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_socket_of_a_family_with_options_of_its_own_is_refused_like_any_other(pair):
+    left, right = pair
+    try:
+        given = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+    except (OSError, AttributeError):
+        pytest.skip("sockets of this family are not to be had here")
+    with given:
+        fdpass.send_fds(left, [given])
+    with pytest.raises(fdpass.WrongDescriptors):
+        fdpass.recv_fds(right, max_fds=0)
+
+
+@pytest.mark.parametrize("receive", [fdpass.recv_fd, lambda sock: fdpass.recv_fds(sock, max_fds=0)])
+def test_who_receives_what_he_refuses_does_not_wait_for_it(receive, pair, slow):
+    sent_away(pair[0], b"no", slow.make())
+    with pytest.raises(fdpass.FdPassError):
+        receive(pair[1])
+    assert len(_untrusted._threads) == 1
+
+
+@pytest.mark.parametrize("kind", [fdpass.Memfd, fdpass.MemoryRegion])
+def test_who_takes_for_memory_what_is_none_does_not_wait_for_it(kind, slow):
+    fds = [slow.make(), slow.make()]
+    with pytest.raises(fdpass.WrongType):
+        kind.adopt(*([fds] if kind is fdpass.MemoryRegion else fds[:1]), max_size=4096)
+    assert _untrusted._threads
+    for fd in fds:
+        if not fd.closed:
+            fdpass.close_untrusted([fd])
+
+
+# -- a socket -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [lingering, queued])
+def test_a_socket_is_dropped_without_waiting_for_what_was_sent_into_it(make, pair):
+    left, right = pair
+    left.send(b"before")
+    with contextlib.ExitStack() as stack:
+        for _ in range(3):
+            sent_away(left, b"x" * 10, stack.enter_context(make()))
+        left.send(b"behind")
+        fdpass.drop_socket(right)
+        assert len(_untrusted._threads) == 1
+    settle()
+    assert right.fileno() == -1
+    with pytest.raises(ConnectionResetError):
+        left.recv(1)
+    fdpass.drop_socket(right)  # again does nothing
+
+
+def test_so_it_is_where_they_came_out_of_band(pair, slow):
+    left, right = pair
+    with slow.make() as given:
+        rights = socket.SOL_SOCKET, socket.SCM_RIGHTS, given.fileno().to_bytes(4, "little")
+        left.sendmsg([b"x"], [rights], socket.MSG_OOB)
+    fdpass.drop_socket(right)
+    assert len(_untrusted._threads) == 1
+
+
+def test_a_socket_into_which_no_descriptors_were_sent_needs_no_thread(pair, no_thread):
+    left, right = pair
+    left.send(b"something")
+    fdpass.drop_socket(right)
+    assert right.fileno() == -1
+    assert left.recv(1) == b""  # and not a reset
+
+
+def test_a_socket_is_dropped_where_there_is_no_thread_to_be_had(pair, no_thread):
+    left, right = pair
+    sent_away(left, b"x", null())
+    fdpass.drop_socket(right)
+    assert right.fileno() == -1
+    assert not _untrusted._waiting
+
+
+def test_dropping_a_socket_ends_it_for_a_peer_that_goes_on_sending(pair):
+    left, right = pair
+    left.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            left.send(bytes(4096))
+    fdpass.drop_socket(right)
+    with pytest.raises(BrokenPipeError):
+        left.send(b"x")
