@@ -53,6 +53,10 @@ MAX_PENDING_PER_UID = 32
 BACK_OFF = 0.05
 
 
+# So many lines say, within so many seconds, why clients were not served; of more, only how many.
+LOG_LINES = 20
+LOG_SECONDS = 10.0
+
 _MOST = 1 << 62  # of anything
 
 _SLICE = 3600.0  # seconds; poll() cannot wait much longer at once
@@ -85,6 +89,35 @@ def _spare() -> socket.socket | None:
         return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     except OSError:
         return None
+
+
+class RefusalLog:
+    """Says why clients were not served; a storm of them does not fill the log."""
+
+    def __init__(self, address: object) -> None:
+        self._address = address
+        self._since = -math.inf
+        self._lines = 0
+        self._untold = 0
+
+    def add(self, error: QueueError | OSError) -> None:
+        """Tell it, or only count it."""
+        now = time.monotonic()
+        if now - self._since >= LOG_SECONDS:
+            self.close()
+            self._since, self._lines = now, 0
+        if self._lines == LOG_LINES:
+            self._untold += 1
+            return
+        self._lines += 1
+        what = "refused" if isinstance(error, QueueError) else "not served"
+        logger.warning("%s: client %s: %s", self._address, what, error)
+
+    def close(self) -> None:
+        """Tell how many were only counted."""
+        if self._untold:
+            logger.warning("%s: %d more clients refused or not served", self._address, self._untold)
+        self._untold = 0
 
 
 class Guest(NamedTuple):
@@ -127,6 +160,7 @@ class Reception:
         self._max_pending_per_uid = _limit("max_pending_per_uid", max_pending_per_uid)
         self.quota = Quota(max_connections_per_uid, _limit("max_bytes_per_uid", max_bytes_per_uid))
         self.bound = bind(where)
+        self.log = RefusalLog(self.bound.address)
         self.pending: list[Opening] = []
         self._guests: dict[int, deque[Guest]] = {}  # of each user, those who wait for a place
         self._outcomes: deque[Endpoint | Exception] = deque()
@@ -305,6 +339,7 @@ class Reception:
     def close(self) -> None:
         """Stop listening, and drop the clients that nobody has accepted."""
         self.closed = True
+        self.log.close()
         self.bound.close()
         if self._reserve is not None:
             self._reserve.close()
@@ -376,17 +411,16 @@ class Listener:
     def __iter__(self) -> Iterator[Interface]:
         """Yield clients until the listener is closed.
 
-        Those refused, or not served because a resource is short, are logged and passed over.
+        Those refused, or not served because a resource is short, are logged and passed over; of a
+        storm of them, the first 20 within 10 s, and the number of the others.
         """
         while True:
             try:
                 interface = self.accept()
             except Closed:
                 return
-            except QueueError as error:
-                logger.warning("%s: client refused: %s", self.address, error)
-            except OSError as error:
-                logger.warning("%s: client not served: %s", self.address, error)
+            except (QueueError, OSError) as error:
+                self._reception.log.add(error)
             else:
                 yield interface
 

@@ -801,10 +801,8 @@ async def serve(
                 interface = await listener.accept()
             except Closed:
                 return
-            except QueueError as error:
-                logger.warning("%s: client refused: %s", listener.address, error)
-            except OSError as error:
-                logger.warning("%s: client not served: %s", listener.address, error)
+            except (QueueError, OSError) as error:
+                listener._reception.log.add(error)  # noqa: SLF001 (one module)
             else:
                 nursery.start_soon(_handle, handler, interface, listener)
 

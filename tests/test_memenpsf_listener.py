@@ -487,6 +487,29 @@ def test_iteration_logs_who_is_refused_and_goes_on(path, sockets, caplog):
     assert {record.levelname for record in caplog.records} == {"WARNING"}
 
 
+def test_a_storm_of_refusals_does_not_fill_the_log(path, sockets, caplog, monkeypatch):
+    def storm(count):
+        for _ in range(count):
+            sockets(path).sendall(b"nonsense")
+        sockets(path)  # gone at once: that is nobody
+        with Client(path, name="good").say_hello() as client, next(clients):
+            client.finish()
+
+    with memenpsf.listen(path, "<Q") as listener, caplog.at_level(logging.WARNING, "memenpsf"):
+        clients = iter(listener)
+        storm(_listener.LOG_LINES + 5)
+        assert len(caplog.records) == _listener.LOG_LINES
+        monkeypatch.setattr(_listener, "LOG_SECONDS", 0.0)  # over
+        storm(1)
+        monkeypatch.undo()
+        storm(_listener.LOG_LINES + 2)
+        last = len(caplog.records)
+        assert last == 2 * _listener.LOG_LINES + 1
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages[_listener.LOG_LINES] == f"{path}: 5 more clients refused or not served"
+    assert messages[last:] == [f"{path}: 3 more clients refused or not served"]
+
+
 @pytest.fixture
 def short_of_memory(monkeypatch):
     """The first client's segment cannot be mapped here."""
