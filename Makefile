@@ -1,9 +1,10 @@
 # Everything here runs in a private environment, .venv, that is made on first use.
 # PYTHON is the interpreter to build it with (3.11 or later); ARGUMENTS are for `make bench` and for
-# the pytest of `make sanitize`, which runs TESTS.
+# every pytest; `make test` runs TESTED, all unless told otherwise, and `make sanitize` TESTS.
 
 PYTHON ?= python3
 ARGUMENTS ?=
+TESTED ?=
 BIN := .venv/bin
 STAMP := .venv/installed
 SOURCES := pyproject.toml setup.py $(wildcard ipcqueue/_build.py ipcqueue/core/*)
@@ -14,7 +15,7 @@ demo: $(STAMP)
 	$(BIN)/python examples/demo.py
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(ARGUMENTS) $(TESTED)
 
 bench: $(STAMP) .venv/peers
 	$(BIN)/python -m benchmarks --json build/bench/results.json --pictures build/bench $(ARGUMENTS)

@@ -74,8 +74,11 @@ MAX_INBOX = 65536
 # So often in a row a peer may wake this side with nothing new.  An honest one does it too, as what
 # it rings for may have been found already, but not often in a row.  Guesses, both.
 MOST_FALSE_ALARMS = 32
-# More messages that nobody takes are nothing new.
-MOST_UNTAKEN = 1024
+# More messages that nobody takes are nothing new.  A guess, too: in waking for each a program has no
+# time for others.
+MOST_UNTAKEN = 64
+# From 30 ms to about half a second.
+MOST_DOUBLINGS = 4
 
 
 T = TypeVar("T")
@@ -116,7 +119,7 @@ class Endpoint:
     """How long to wait, in seconds, where crowded(); a guess."""
 
     NAP = 0.03
-    """How long to leave the socket alone, in seconds, where cries_wolf(); a guess."""
+    """How long to leave the socket alone at first, in seconds, where cries_wolf(); a guess."""
 
     _released = True  # so that __del__ is right about an object that was never completed
 
@@ -134,6 +137,7 @@ class Endpoint:
         self.followers: set[threading.Lock] = set()
         self.rescues = 0
         self._false_alarms = 0
+        self._naps = 0  # in a row
         self._alarms = 0  # wake-ups, up to so many as call for a look
         self._known = (0, 0, 0)  # at the last look: received, taken by the peer, messages
         self._messages = 0  # received, while not too many were untaken
@@ -518,7 +522,7 @@ class Endpoint:
     def cries_wolf(self) -> bool:
         """Whether the peer wakes this side again and again with nothing new.
 
-        For who is about to wait as `reading`: it leaves the socket alone for a NAP first, or a
+        For who is about to wait as `reading`: it leaves the socket alone for nap_length() first, or a
         peer that only rings would have all the time of this process.  What tells is nothing that
         it can make up: this side's index, its own (the core does not let it go back), and messages.
         """
@@ -530,7 +534,12 @@ class Endpoint:
         news = self._known != known
         self._alarms = 0 if news else MOST_FALSE_ALARMS - 1
         self._false_alarms += not news
+        self._naps = 0 if news else self._naps + 1
         return not news
+
+    def nap_length(self) -> float:
+        """Return for how many seconds to leave the socket alone: longer each time it was in vain."""
+        return self.NAP * (1 << min(max(0, self._naps - 1), MOST_DOUBLINGS))
 
     def only_the_end(self) -> select.epoll:
         """Return what is readable once the connection or the peer's process has ended.
@@ -550,7 +559,7 @@ class Endpoint:
         """Leave the socket alone, if the connection does not end; return what is left of a time."""
         poll = select.poll()
         self.watch(poll, 0)
-        length = min(seconds, self.NAP)
+        length = min(seconds, self.nap_length())
         poll.poll(math.ceil(length * 1000))
         return seconds - length
 
@@ -869,7 +878,8 @@ class Endpoint:
             fdpass.drop_socket(self._sock)
         self._own.close()
         self._peer.close()
-        self._lease.close()
+        last = self._last_statistics
+        self._lease.close(served=last is None or bool(last.received or last.taken))
 
     def __del__(self, warn: Any = warnings.warn, finalizing: Any = sys.is_finalizing) -> None:
         # Takes no lock and says no goodbye: to forget an end is to drop it.

@@ -183,8 +183,11 @@ class Lease:
     def take(self, size: int) -> None:
         """Count so many more bytes of shared memory; raise LimitRefused if they are too many."""
 
-    def close(self) -> None:
-        """Give all back: idempotent, from any thread, and from finalizers, so without a lock."""
+    def close(self, *, served: bool = True) -> None:
+        """Give all back: idempotent, from any thread, and from finalizers, so without a lock.
+
+        `served` is False if no record went over the connection, either way.
+        """
 
 
 class Opening:
@@ -206,6 +209,7 @@ class Opening:
         self._sender: fdpass.Fd | None = None  # of the peer's HELLO: a pidfd
         self._passed_pidfd = False
         self.process: Process | None = None
+        self.begun = time.monotonic()
         self.deadline = deadline_of(terms.timeout)
         try:
             if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM:

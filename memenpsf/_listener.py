@@ -34,7 +34,7 @@ from ._quota import Quota
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from ipcqueue import Endpoint
 
@@ -56,6 +56,12 @@ BACK_OFF = 0.05
 # So many lines say, within so many seconds, why clients were not served; of more, only how many.
 LOG_LINES = 20
 LOG_SECONDS = 10.0
+
+# How long the connections there are have the interpreter for themselves after a client that came to
+# nothing; in seconds.  So fifty of these a second, at most, are too few to be seen in the 99th
+# percentile of who does more than ten thousand round trips; and a full backlog of them is gone
+# within three.
+RESPITE = 0.02
 
 _MOST = 1 << 62  # of anything
 
@@ -168,7 +174,9 @@ class Reception:
         self._resume: float | None = None  # the time.monotonic() until which further clients wait
         self.per_turn = BACKLOG  # how many clients a turn lets in, and takes a step on, at most
         self.refused = 0
-        self.barren = 0  # clients that did not get in, or for nothing
+        self._refused_or_gone = 0
+        self._queued = 0  # clients for whom there was no place when they came
+        self._rested = 0
         self.closed = False
 
     def turn(self) -> Endpoint | None:
@@ -223,6 +231,7 @@ class Reception:
             self._begin(guest)
         else:
             self._guests.setdefault(share.uid, deque()).append(guest)
+            self._queued += 1
         return True
 
     def _seat_guests(self, left: int) -> None:
@@ -263,8 +272,16 @@ class Reception:
             self.pending.append(opening)
 
     def _has_place(self, uid: int) -> bool:
-        theirs = sum(opening.peer.uid == uid for opening in self.pending)
-        return len(self.pending) < self._max_pending and theirs < self._max_pending_per_uid
+        return self._next_place(uid) <= time.monotonic()
+
+    def _next_place(self, uid: int) -> float:
+        """Return the time.monotonic() from which one more handshake of a user may begin."""
+        theirs = [opening.begun for opening in self.pending if opening.peer.uid == uid]
+        if len(self.pending) >= self._max_pending or len(theirs) >= self._max_pending_per_uid:
+            return math.inf
+        # To begin one is the dearest part, and somebody who lets it hang may let many hang.
+        loiters = theirs and time.monotonic() - theirs[0] > RESPITE
+        return theirs[-1] + RESPITE if loiters else 0.0
 
     def _due(self) -> list[Opening]:
         """Return the handshakes that can go on, or whose time is over: at most so many a turn."""
@@ -290,9 +307,26 @@ class Reception:
         self.pending.remove(opening)
 
     def _came_to_nothing(self, error: Exception | None = None) -> None:
-        self.barren += 1
+        self._refused_or_gone += 1
         if error is not None:
             self._outcomes.append(error)
+
+    @property
+    def barren(self) -> int:
+        """How many clients did not get in, or for nothing: no record went either way."""
+        return self._refused_or_gone + self.quota.unserved
+
+    def respite(self) -> float:
+        """Return for how many seconds to leave further clients alone: after a barren one, once.
+
+        And after one that has to wait for a place.  Such clients cost next to nothing to make, and
+        would have all the time of the interpreter, and so of the other connections.
+        """
+        reasons = self.barren + self._queued
+        if self._outcomes or self._rested == reasons:
+            return 0.0
+        self._rested = reasons
+        return RESPITE
 
     # -- when descriptors are short --------------------------------------------------------------
     #
@@ -330,9 +364,8 @@ class Reception:
 
     def next_deadline(self) -> float:
         """Return the time.monotonic() at which a turn is due even if nothing happens."""
-        if any(map(self._has_place, self._guests)):
-            return 0.0
-        deadlines = [guests[0].deadline for guests in self._guests.values()]
+        deadlines = [*map(self._next_place, self._guests)]
+        deadlines += [guests[0].deadline for guests in self._guests.values()]
         deadlines += [opening.deadline for opening in self.pending]
         return min(*deadlines, math.inf if self._resume is None else self._resume, math.inf)
 
@@ -391,9 +424,11 @@ class Listener:
         if not self._lock.acquire(timeout=patience):
             raise TimeoutError(f"no client within {timeout} s")
         try:
+            self._rest(deadline)
             while (endpoint := self._reception.turn()) is None:
                 if time.monotonic() >= deadline:
                     raise TimeoutError(f"no client within {timeout} s")
+                self._rest(deadline)
                 self._wait(deadline)
         finally:
             self._lock.release()
@@ -401,11 +436,23 @@ class Listener:
         interface.role = self._reception.role
         return interface
 
+    def _rest(self, deadline: float) -> None:
+        seconds = self._reception.respite()
+        if seconds and not self._reception.closed:
+            self._poll(
+                [(self._reception.bound.sock.fileno(), 0)],
+                min(deadline, time.monotonic() + seconds),
+            )
+
     def _wait(self, deadline: float) -> None:
+        due = min(deadline, self._reception.next_deadline())
+        self._poll(self._reception.interests(), due)
+
+    def _poll(self, interests: Iterable[tuple[int, int]], deadline: float) -> None:
         poll = select.poll()
-        for fd, events in self._reception.interests():
+        for fd, events in interests:
             poll.register(fd, events)
-        left = min(deadline, self._reception.next_deadline()) - time.monotonic()
+        left = deadline - time.monotonic()
         poll.poll(max(0, math.ceil(min(left, _SLICE) * 1000)))
 
     def __iter__(self) -> Iterator[Interface]:

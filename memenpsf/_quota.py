@@ -39,9 +39,10 @@ class Share(Lease):
         self._quota.check_bytes(self.uid, size)
         self.size += size
 
-    def close(self) -> None:
-        """Give all back."""
-        self._quota.forget(self)
+    def close(self, *, served: bool = True) -> None:
+        """Give all back; count a client that got in for nothing."""
+        if self._quota.forget(self) and not served:
+            self._quota.unserved += 1
 
 
 class Quota:
@@ -52,6 +53,7 @@ class Quota:
         self._max_connections = max_connections
         self._max_bytes = max_bytes
         self._shares: set[weakref.ref[Share]] = set()
+        self.unserved = 0  # connections that ended before any record went over them
 
     def open(self, uid: int) -> Share:
         """Count one more connection of a user; raise LimitRefused if it is one too many."""
@@ -63,9 +65,12 @@ class Quota:
         self._shares.add(weakref.ref(share, self._shares.discard))
         return share
 
-    def forget(self, share: Share) -> None:
-        """Count a share no more."""
-        self._shares.discard(weakref.ref(share))
+    def forget(self, share: Share) -> bool:
+        """Count a share no more; say whether it was."""
+        reference = weakref.ref(share)
+        known = reference in self._shares
+        self._shares.discard(reference)
+        return known
 
     def shares(self, uid: int) -> list[Share]:
         """Return what is open for a user."""

@@ -487,7 +487,7 @@ class Interface(trio.abc.Channel[Any]):
 
     async def _nap(self, endpoint: Endpoint) -> None:
         """Leave the socket alone for a while, unless the connection ends."""
-        with trio.move_on_after(endpoint.NAP) as self._napping:
+        with trio.move_on_after(endpoint.nap_length()) as self._napping:
             try:
                 end = endpoint.only_the_end()
             except OSError:  # no descriptor is left
@@ -684,7 +684,6 @@ class Listener(trio.abc.Listener[Interface]):
         reception.per_turn = _PER_TURN
         self._accepting = trio.Lock()
         self._waiting = trio.CancelScope()
-        self._barren = 0
 
     @property
     def address(self) -> str:
@@ -706,29 +705,20 @@ class Listener(trio.abc.Listener[Interface]):
         await checkpoint_if_cancelled()
         async with self._accepting:
             try:
-                await self._respite()
+                await self._rest()
                 while (endpoint := self._reception.turn()) is None:
-                    await self._respite()
+                    await self._rest()
                     await self._wait()
             except QueueError as error:
                 raise _translated(error) from None
         await cancel_shielded_checkpoint()
         return Interface._of(endpoint, self._reception.terms, self._reception.role)  # noqa: SLF001 (one module)
 
-    async def _respite(self) -> None:
-        """After a client that came to nothing, leave the others alone for a while.
-
-        Such clients cost next to nothing to make, and would have all the time of the event loop.
-        """
-        if self._barren != self._reception.barren:
-            self._barren = self._reception.barren
-            with trio.move_on_after(_RESPITE) as self._waiting:
+    async def _rest(self) -> None:
+        seconds = self._reception.respite()
+        if seconds:
+            with trio.move_on_after(seconds) as self._waiting:
                 await trio.sleep_forever()
-
-    def _count_end(self, interface: Interface) -> None:
-        """Count a client that got in for nothing: no record ever went one way or the other."""
-        last = interface.statistics()
-        self._reception.barren += not (last.received or last.taken)
 
     async def _wait(self) -> None:
         if self._reception.closed:  # meanwhile
@@ -767,11 +757,6 @@ class Listener(trio.abc.Listener[Interface]):
 # a millisecond.
 _PER_TURN = 1
 
-# How long other tasks have the event loop for themselves after a client that came to nothing; in
-# seconds.  So fifty of these a second, at most, are too few to be seen in the 99th percentile of who
-# does more than ten thousand round trips; and a full backlog of them is gone within three.
-_RESPITE = 0.02
-
 
 async def listen(address: str | os.PathLike[str], record: Any, **options: Any) -> Listener:
     """Listen at an address: a bare name, a path, or @name (abstract); as memenpsf.listen."""
@@ -804,21 +789,10 @@ async def serve(
             except (QueueError, OSError) as error:
                 listener._reception.log.add(error)  # noqa: SLF001 (one module)
             else:
-                nursery.start_soon(_handle, handler, interface, listener)
+                nursery.start_soon(_handle, handler, interface)
 
 
-async def _handle(
-    handler: Callable[[Interface], Awaitable[object]], interface: Interface, listener: Listener
-) -> None:
-    try:
-        await _handle_one(handler, interface)
-    finally:
-        listener._count_end(interface)  # noqa: SLF001 (one module)
-
-
-async def _handle_one(
-    handler: Callable[[Interface], Awaitable[object]], interface: Interface
-) -> None:
+async def _handle(handler: Callable[[Interface], Awaitable[object]], interface: Interface) -> None:
     async with interface:
         try:
             await handler(interface)

@@ -607,6 +607,37 @@ def test_closing_wakes_every_thread_that_accepts(
     assert not path.exists()
 
 
+def test_closing_wakes_who_gives_others_a_respite(path, sockets, pool, monkeypatch):
+    monkeypatch.setattr(_listener, "RESPITE", 3000.0)
+    resting, poll = threading.Event(), memenpsf.Listener._poll
+
+    def noting(*arguments):
+        resting.set()
+        poll(*arguments)
+
+    with memenpsf.listen(path, "<Q") as listener:
+        sockets(path).close()
+        with pytest.raises(TimeoutError):
+            listener.accept(timeout=0)
+        monkeypatch.setattr(memenpsf.Listener, "_poll", noting)
+        accepting = pool.submit(listener.accept)
+        resting.wait()
+        listener.close()
+        assert isinstance(accepting.exception(), memenpsf.Closed)
+
+
+def test_a_respite_takes_no_longer_than_who_accepts_would_wait(path, sockets, monkeypatch):
+    monkeypatch.setattr(_listener, "RESPITE", 3000.0)
+    with memenpsf.listen(path, "<Q") as listener:
+        sockets(path).close()
+        with pytest.raises(TimeoutError):
+            listener.accept(timeout=0)
+        with Client(path, name="good").say_hello() as client:
+            with listener.accept(timeout=0) as accepted:
+                assert accepted.peer_name == "good"
+            client.finish()
+
+
 def test_a_closed_listener_says_so(path):
     with memenpsf.listen(path, "<Q") as listener:
         pass

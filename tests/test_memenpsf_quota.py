@@ -302,7 +302,7 @@ def test_whatever_way_a_connection_ends_its_user_gets_back_what_it_took(path, in
         elif end == "waited for a place in vain":
             reception.pending.append(SimpleNamespace(
                 peer=SimpleNamespace(uid=7), step=lambda: None, abandon=lambda: None,
-                fileno=sock.fileno, events=0, deadline=math.inf,
+                fileno=sock.fileno, events=0, deadline=math.inf, begun=math.inf,
             ))  # fmt: skip
         else:
             record = "<QQ" if end == "another record" else "<Q"
@@ -421,6 +421,56 @@ def test_the_time_for_a_place_is_part_of_the_time_to_be_introduced(path, invente
         assert type(error) is memenpsf.LimitRefused
         assert "uid 7 has 1 handshakes under way" in str(error)
         assert late.recv(10) == LIMIT
+
+
+def test_who_lets_handshakes_hang_begins_no_more_than_one_a_respite(path, invented):
+    reception = Reception(path, "<Q", capacity=1)
+    with contextlib.closing(reception):
+        for _ in range(3):
+            invented(path, 7)
+        assert turns(reception) == []
+        assert len(reception.pending) == 3  # none of them hangs yet
+        reception.pending[0].begun -= 2 * _listener.RESPITE
+        reception.pending[-1].begun += 100  # just now, however slow this machine is
+        for uid in (7, 8, 7):
+            invented(path, uid)
+        assert turns(reception) == []
+        assert [opening.peer.uid for opening in reception.pending] == [7, 7, 7, 8]
+        assert reception.next_deadline() == min(
+            reception.pending[2].begun + _listener.RESPITE,
+            *(opening.deadline for opening in reception.pending),
+        )
+        reception.pending[2].begun -= 100 + 2 * _listener.RESPITE
+        reception.pending[0].begun = reception.pending[1].begun  # and time goes by
+        assert turns(reception) == []
+        assert [opening.peer.uid for opening in reception.pending][:5] == [7, 7, 7, 8, 7]
+
+
+def test_a_respite_follows_who_came_to_nothing_and_who_must_wait_for_a_place(path, invented):
+    reception = Reception(path, "<Q", capacity=1, max_pending_per_uid=1)
+    with contextlib.closing(reception):
+        assert reception.respite() == 0
+        gone = invented(path, 7)
+        assert turns(reception) == []
+        assert reception.respite() == 0  # a handshake under way is no reason
+        gone.close()
+        assert turns(reception) == []
+        assert [reception.respite(), reception.respite()] == [_listener.RESPITE, 0]
+        invented(path, 7)
+        assert turns(reception) == []
+        assert reception.respite() == 0
+        invented(path, 7)
+        assert turns(reception) == []
+        assert [reception.respite(), reception.respite()] == [_listener.RESPITE, 0]
+        invented(path, 8).sendall(b"nonsense")
+        while not reception._outcomes:
+            reception._accept()
+            reception._seat_guests(1)
+            for opening in reception._due():
+                reception._attempt(opening)
+        assert reception.respite() == 0  # who accepts has something to tell first
+        assert len(turns(reception)) == 1
+        assert reception.respite() == _listener.RESPITE
 
 
 def test_a_turn_lets_in_no_more_clients_than_it_is_told(path, invented):

@@ -945,9 +945,9 @@ async def test_who_rings_and_rings_with_nothing_new_is_left_waiting(autojump_clo
             other._endpoint._sock.send(b"\x01\x00")
             await wait_all_tasks_blocked()
             assert one.statistics().false_alarms == turn  # it does not look
-            await trio.sleep(one._endpoint.NAP)
+            await trio.sleep(one._endpoint.NAP * 2 ** (turn - 1))  # each time for longer
         other.xmit_nowait((7,))
-        await trio.sleep(one._endpoint.NAP)
+        await trio.sleep(one._endpoint.nap_length())
         other.xmit_nowait((8,))
         await wait_all_tasks_blocked()
         assert await one.recv() == (8,)
@@ -1283,10 +1283,10 @@ async def test_after_each_client_that_came_to_nothing_others_have_the_loop(
         begin = trio.current_time()
         barren(path, 20)
         while listener._reception.barren < 20:  # noqa: ASYNC110 (nothing tells)
-            await trio.sleep(memenpsf.trio._RESPITE / 4)
+            await trio.sleep(_listener.RESPITE / 4)
         taken = trio.current_time() - begin
         # The first is served at once, and others follow it into the handshake.
-        assert 15 * memenpsf.trio._RESPITE <= taken <= 60 * memenpsf.trio._RESPITE
+        assert 15 * _listener.RESPITE <= taken <= 60 * _listener.RESPITE
         await listener.aclose()
 
 
@@ -1315,7 +1315,7 @@ async def test_who_got_in_for_nothing_counts_as_such(tmp_path, exchanged):
 
 
 async def test_closing_wakes_who_gives_others_a_respite(tmp_path, monkeypatch):
-    monkeypatch.setattr(memenpsf.trio, "_RESPITE", math.inf)
+    monkeypatch.setattr(_listener, "RESPITE", math.inf)
     path = str(tmp_path / "it")
     listener = await listen(path, "<Q")
     come_and_go(path, 1)
