@@ -422,10 +422,24 @@ MUTANTS = [
     ),
     Mutant(
         "a closed socket waits for its peer",
-        "fdpass/_socket.py",
-        "        sock.shutdown(socket.SHUT_RDWR)  # first, so that nothing more comes\n",
-        "        raise OSError\n",
-        "test_fdpass_socket.py::test_a_socket_is_dropped_without_waiting_for_what_was_sent_into_it",
+        "fdpass/_untrusted.py",
+        "        if _holds_descriptors(sock):\n",
+        "        if False:\n",
+        "test_fdpass_untrusted.py::test_a_socket_is_dropped_without_waiting_for_what_was_sent_into_it",
+    ),
+    Mutant(
+        "a client that came to nothing costs its user nothing",
+        "memenpsf/_listener.py",
+        "        reasons = self.barren + self._queued\n",
+        "        reasons = self._queued\n",
+        "test_memenpsf_quota.py::test_a_respite_follows_who_came_to_nothing_and_who_must_wait_for_a_place",
+    ),
+    Mutant(
+        "who lets handshakes hang begins as many as he likes",
+        "memenpsf/_listener.py",
+        "        return theirs[-1] + RESPITE if loiters else 0.0\n",
+        "        return 0.0\n",
+        "test_memenpsf_quota.py::test_who_lets_handshakes_hang_begins_no_more_than_one_a_respite",
     ),
     Mutant(
         "no reserve at the limit of descriptors",
