@@ -34,8 +34,7 @@ class HasFileno(Protocol):
 class Fd:
     """Takes an open descriptor and closes it: at close(), or at the end of a with block.
 
-    One that is forgotten is closed when it is collected, with a ResourceWarning. Two threads
-    must not close the same Fd at the same moment.
+    One that is forgotten is closed when it is collected, with a ResourceWarning.
     """
 
     # On the class, so that an instance without a number of its own is a closed one.
@@ -94,9 +93,9 @@ class Fd:
         What the file may have to say about it (an EIO, of data not written) is not told: who
         writes to one calls os.fsync(). OSError, EBADF, if somebody else has closed it.
         """
-        # Forgotten first: whatever interrupts or fails here, a number that the kernel may
-        # already have given to another file is never closed a second time.
-        number, self._number = self._number, -1
+        # Forgotten first, in one call: whoever interrupts this, fails here, or closes it at the
+        # same time, a number that the kernel may have given to another file is never closed again.
+        number = vars(self).pop("_number", -1)
         if number >= 0:
             try:
                 os.close(number)

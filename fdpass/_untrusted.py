@@ -3,40 +3,45 @@
 close(2) waits for the file, and the file may be the sender's own: on a FUSE file system it waits for
 his daemon's answer, of a TCP socket until the other end has taken what was sent (SO_LINGER), of a
 Unix socket for all that in its queue.  So a thread closes it.  Who closes gives it a moment to be
-done, and no moment while an earlier one takes longer: only an attacker's does.
+done, and none for a while after one took longer: only an attacker's does.
 
 There are never more than MOST_THREADS of these threads, and none when there is nothing to close.  If
-all of them wait, what is to be closed after that waits, open, for one of them.
+all of them wait, what is to be closed after that waits, open, for one of them.  Memory files and
+pipes, which wait for nobody, are closed on the spot.
 """
 
 import _thread
 import fcntl
 import os
 import socket
+import time
 from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
-from itertools import chain, repeat
-from typing import Protocol, TypeAlias
+from itertools import chain
+from typing import Protocol
 
 from ._fd import Fd
 
 PATIENCE = 0.005
-"""Seconds. The 253 pipes of one message take a twentieth of it."""
+"""Seconds. The 253 files of one message take a twentieth of it."""
 
-MOST_THREADS = 32
+IMPATIENCE = 10.0
+"""Seconds without patience, after it was in vain."""
+
+MOST_THREADS = 64
 
 F_GET_SEALS = 1034
 """From linux/fcntl.h: too new for Python's module in places."""
 
-# More bytes than are looked at: who sends so much without a descriptor waits for a thread, too.
-_LOOK = 1 << 16
+# What adds to a message more than was sent; SO_PASSSEC and SO_PASSPIDFD are not in Python's module.
+_ADDITIONS = (socket.SO_PASSCRED, 34, 76)
 
-_Task: TypeAlias = tuple[list[int], _thread.LockType]  # numbers to close, and what then is released
+_LOOK = 1 << 16  # bytes
 
-_waiting: deque[_Task] = deque()
-_threads: set[_thread.LockType] = set()  # by what each was started for
-_late: list[_thread.LockType] = []
+_waiting: deque[Fd] = deque()  # for a thread, which takes the number when it closes it
+_threads: set[_thread.LockType] = set()  # each by a lock that it releases in the end
+_last_late = -IMPATIENCE  # the time.monotonic()
 
 
 class _HasOptions(Protocol):
@@ -55,16 +60,19 @@ def keep_in_line(sock: _HasOptions) -> None:
 def close_untrusted(fds: Iterable[Fd]) -> None:
     """Close descriptors that came from somebody not trusted, without waiting for their files.
 
-    It takes a few milliseconds at most.  No socket lingers (SO_LINGER).  Can be repeated.
+    It takes a few milliseconds at most; one that takes longer is closed after that.  No socket
+    lingers (SO_LINGER).  Can be repeated.
     """
-    fds = list(fds)
-    with suppress(MemoryError, RuntimeError):
-        doubtful = [fd for fd in fds if not fd.closed and not _is_memory(fd.fileno())]
-        numbers = [fd.fileno() for fd in doubtful]
-        if numbers:
-            forgotten = map(setattr, doubtful, repeat("_number"), repeat(-1))
-            _elsewhere(numbers, forgotten)
-    for fd in fds:  # what is left: memory, which waits for nobody; or all, if no thread can be had
+    quick: list[Fd] = []
+    doubtful: list[Fd] = []
+    for fd in fds:
+        (quick if _never_waits(fd) else doubtful).append(fd)
+    try:
+        if doubtful:
+            _have_closed(doubtful)
+    except (MemoryError, RuntimeError):
+        quick += doubtful  # there is no thread to be had
+    for fd in quick:
         fd.close()
 
 
@@ -79,32 +87,117 @@ def drop_socket(sock: socket.socket) -> None:
         sock.shutdown(socket.SHUT_RDWR)  # first, so that nothing more comes
     with suppress(MemoryError, RuntimeError):
         if _holds_descriptors(sock):
-            # Not the socket's own close(), so that it is a closed one when this returns.
-            _elsewhere([sock.fileno()], map(socket.SocketType.detach, (sock,)))
+            fds = Fd.blank(1)
+            Fd.own(fds, map(socket.SocketType.detach, (sock,)))
+            close_untrusted(fds)
     with suppress(OSError):  # what was to be written somewhere is lost; the descriptor is closed
         sock.close()
 
 
-def _is_memory(number: int) -> bool:
+def _never_waits(fd: Fd) -> bool:
+    """Whether it is closed, or a memory file, or a pipe."""
+    number = fd._number  # noqa: SLF001 (fileno() would raise, if a thread has just closed it)
+    if number < 0:
+        return True
     # Not fstat(), which a file system of the stranger's own could answer when it likes.
-    try:
-        fcntl.fcntl(number, F_GET_SEALS)
-    except OSError:
-        return False
-    return True
+    for question in (F_GET_SEALS, fcntl.F_GETPIPE_SZ):
+        with suppress(OSError):
+            fcntl.fcntl(number, question)
+            return True
+    return False
 
 
 def _holds_descriptors(sock: socket.socket) -> bool:
     """Say whether it does; if not, take out what it holds, so that the peer sees an orderly end."""
+    for option in _ADDITIONS:
+        with suppress(OSError):  # a kernel that does not know it
+            sock.setsockopt(socket.SOL_SOCKET, option, 0)
     try:
-        # Without room for descriptors, the kernel only says that there are some.
-        data, _, flags, _ = sock.recvmsg(_LOOK, 0, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-        if flags & socket.MSG_CTRUNC or len(data) == _LOOK:
-            return True
-        sock.recv(_LOOK, socket.MSG_DONTWAIT)
+        while True:
+            # Without room for descriptors, the kernel only says that there are some.
+            data, _, flags, _ = sock.recvmsg(_LOOK, 0, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            if flags & socket.MSG_CTRUNC:
+                return True
+            if not data:
+                return False
+            sock.recv(len(data), socket.MSG_DONTWAIT)
     except OSError:
-        pass
-    return False
+        return False
+
+
+# -- threads ------------------------------------------------------------------------------------------
+#
+# A descriptor stays with its Fd, and whoever takes the number out of that closes it: a thread, or
+# who is interrupted on the way to one and tries again.
+
+
+def _have_closed(fds: list[Fd]) -> None:
+    """Have a thread close descriptors, and wait for it a moment.
+
+    Raises MemoryError or RuntimeError when there is no thread to be had.
+    """
+    global _last_late  # noqa: PLW0603 (the process is what it belongs to)
+    done = None
+    if len(_threads) < MOST_THREADS:
+        done = _start(fds)
+    else:
+        _waiting.extend(fds)
+    if time.monotonic() - _last_late < IMPATIENCE:
+        _start_more(len(fds))
+    elif done is not None and not done.acquire(timeout=PATIENCE):
+        _last_late = time.monotonic()
+        _start_more(len(_waiting))  # for what is behind the one that takes longer
+
+
+def _start(fds: list[Fd]) -> _thread.LockType:
+    """Start a thread, with more to be closed; return what it releases in the end."""
+    done = _thread.allocate_lock()
+    done.acquire()
+    steps = (
+        map(_waiting.extend, (fds,)),
+        map(_threads.add, (done,)),
+        map(_thread.start_new_thread, (_work,), ((done,),)),
+    )
+    try:
+        deque(chain(*steps), maxlen=0)  # one call of C code, or an interrupt could come between
+    except (MemoryError, RuntimeError):
+        _threads.discard(done)
+        raise
+    return done
+
+
+def _start_more(count: int) -> None:
+    """Start so many threads, as long as there is something for them and they are not too many."""
+    for _ in range(count):
+        if not _waiting or len(_threads) >= MOST_THREADS:
+            return
+        _start([])
+
+
+def _work(done: _thread.LockType) -> None:
+    try:
+        going = True
+        while going:
+            _threads.add(done)
+            with suppress(IndexError):  # all are closed, or being closed
+                while True:
+                    _close(_waiting.popleft())
+            _threads.discard(done)
+            going = bool(_waiting)  # who has put that there may have found a thread too many
+    finally:
+        _threads.discard(done)
+        done.release()
+
+
+def _close(fd: Fd) -> None:
+    # Exception: without memory, CPython 3.11 raises SystemError where a function is called.  The
+    # number is taken first, as it must be this file that is told not to linger.
+    with suppress(Exception):
+        mine = Fd.blank(1)
+        Fd.own(mine, map(dict.pop, (vars(fd),), ("_number",), (-1,)))
+        with suppress(Exception):
+            _forbid_linger(mine[0].fileno())
+        mine[0].close()
 
 
 def _forbid_linger(number: int) -> None:
@@ -116,57 +209,8 @@ def _forbid_linger(number: int) -> None:
         sock.detach()
 
 
-def _elsewhere(numbers: list[int], forgotten: Iterable[object]) -> None:
-    """Have a thread close descriptors, which stepping through `forgotten` takes from their owners.
-
-    Raises MemoryError or RuntimeError when no thread can be had: they are closed, or still owned.
-    """
-    done = _thread.allocate_lock()
-    done.acquire()
-    steps: list[Iterable[object]] = [map(_waiting.append, ((numbers, done),)), forgotten]
-    if len(_threads) < MOST_THREADS:
-        steps += map(_threads.add, (done,)), map(_thread.start_new_thread, (_work,), ((done,),))
-    try:
-        # One call of C code: no exception of a signal handler comes between two owners.
-        deque(chain(*steps), maxlen=0)
-    except (MemoryError, RuntimeError):
-        _work(done)
-        raise
-    _late[:] = [each for each in _late if each.locked()]
-    if not _late and not done.acquire(timeout=PATIENCE):
-        _late.append(done)
-
-
-def _work(thread: _thread.LockType) -> None:
-    going = True
-    while going:
-        _threads.add(thread)
-        try:
-            while True:
-                numbers, done = _waiting.popleft()
-                while numbers:
-                    # Calling what is written in Python needs memory, and without it CPython 3.11
-                    # raises SystemError.  No number goes before it is closed.
-                    try:  # noqa: SIM105
-                        _forbid_linger(numbers[-1])
-                    except Exception:  # noqa: BLE001, S110
-                        pass
-                    try:  # noqa: SIM105
-                        os.close(numbers[-1])
-                    except OSError:  # it is closed, whatever its file says
-                        pass
-                    numbers.pop()
-                done.release()
-        except IndexError:
-            pass  # all was done, perhaps by another thread
-        finally:
-            _threads.discard(thread)
-        going = bool(_waiting)  # who has handed that over may have counted on this thread
-
-
 def _forget_threads() -> None:
     _threads.clear()
-    _late.clear()
 
 
 os.register_at_fork(after_in_child=_forget_threads)

@@ -63,6 +63,10 @@ LOG_SECONDS = 10.0
 # within three.
 RESPITE = 0.02
 
+# How many clients may be refused before that: one at a time, 50 a second, would leave the backlog to
+# whoever is quickest to fill it again.
+REFUSALS_PER_TURN = 16
+
 _MOST = 1 << 62  # of anything
 
 _SLICE = 3600.0  # seconds; poll() cannot wait much longer at once
@@ -191,9 +195,10 @@ class Reception:
             self._reserve = _spare()
         if self._resume is not None and time.monotonic() >= self._resume:
             self._resume = None
-        for _ in range(self.per_turn):
-            if self._outcomes or not self._accept():
-                break
+        if not self._outcomes:
+            for _ in range(self.per_turn):
+                if not self._accept() or len(self._outcomes) >= REFUSALS_PER_TURN:
+                    break
         self._seat_guests(self.per_turn)
         for opening in self._due():
             self._attempt(opening)
@@ -372,7 +377,8 @@ class Reception:
     def close(self) -> None:
         """Stop listening, and drop the clients that nobody has accepted."""
         self.closed = True
-        self.log.close()
+        if self.bound.ours:
+            self.log.close()
         self.bound.close()
         if self._reserve is not None:
             self._reserve.close()

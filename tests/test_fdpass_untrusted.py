@@ -2,9 +2,11 @@
 
 import _thread
 import contextlib
+import math
 import os
 import resource
 import socket
+import time
 import types
 
 import pytest
@@ -15,6 +17,11 @@ import fdpass
 from fdpass import Fd, _untrusted
 
 pytestmark = pytest.mark.deadline(15)  # which is waiting in vain
+
+
+@pytest.fixture(autouse=True)
+def _nobody_was_late(monkeypatch):
+    monkeypatch.setattr(_untrusted, "_last_late", -_untrusted.IMPATIENCE)
 
 
 @pytest.fixture
@@ -71,50 +78,73 @@ def sent_away(sock, data, *descriptors):
         each.close()
 
 
+def until(condition):
+    """Wait for what a thread does; the test's deadline is that of the waiting."""
+    while not condition():
+        time.sleep(0.0001)
+
+
 # -- descriptors that were received ---------------------------------------------------------------
 
 
-def test_who_closes_waits_for_no_file_and_for_no_second_one_a_moment(slow, thread_module):
+def test_who_closes_waits_for_no_file_and_for_no_second_one_a_moment(
+    slow, thread_module, monkeypatch
+):
     asked = []
 
     class Lock:
         def __init__(self):
             self.real = _thread.allocate_lock()
-            self.release, self.locked = self.real.release, self.real.locked
+            self.release = self.real.release
 
         def acquire(self, timeout=None):
             asked.append(timeout)
             return self.real.acquire() if timeout is None else self.real.acquire(timeout=timeout)
 
     thread_module(allocate_lock=Lock)
-    for _ in range(3):
-        fd = slow.make()
+    fds = [slow.make() for _ in range(3)]
+    for fd in fds:
         fdpass.close_untrusted([fd])
-        assert fd.closed
-    assert len(_untrusted._threads) == 3
+    until(lambda: all(fd.closed for fd in fds))
+    until(lambda: len(_untrusted._threads) == 3)
     assert [each for each in asked if each is not None] == [_untrusted.PATIENCE]
     slow.close()
     settle()
-    fdpass.close_untrusted([null()])  # nobody is late any more
+    monkeypatch.setattr(_untrusted, "IMPATIENCE", 0.0)  # it is long ago
+    fdpass.close_untrusted([null()])
     assert asked[-1] == _untrusted.PATIENCE
 
 
-def test_what_is_closed_is_closed_when_it_returns_if_nothing_hinders_it():
+def test_what_can_be_closed_at_once_is_closed_when_it_returns(monkeypatch):
+    monkeypatch.setattr(_untrusted, "PATIENCE", 60)  # this machine may be busy
     fds = [null() for _ in range(253)]
     numbers = [fd.fileno() for fd in fds]
     fds[7].close()
     fdpass.close_untrusted(fds)
-    settle()  # on a machine that is busy
     assert all(fd.closed for fd in fds)
     assert not any(map(is_open, numbers))
     fdpass.close_untrusted(fds)  # again does nothing
 
 
-def test_memory_needs_no_thread(no_thread):
-    with fdpass.Memfd.create("m", 4096) as memfd:
-        number = os.dup(memfd.fileno())
-        fdpass.close_untrusted([Fd(number)])
-        assert not is_open(number)
+@pytest.mark.parametrize("patient", [True, False])
+def test_one_that_takes_long_keeps_no_other_open(slow, patient, monkeypatch):
+    if not patient:
+        monkeypatch.setattr(_untrusted, "IMPATIENCE", math.inf)
+    others = [null() for _ in range(20)]
+    fdpass.close_untrusted([*others[:10], slow.make(), slow.make(), *others[10:]])
+    until(lambda: all(fd.closed for fd in others))
+    until(lambda: len(_untrusted._threads) == 2)  # and the other threads end
+
+
+@pytest.mark.parametrize("file", ["memory", "pipe"])
+def test_what_never_waits_needs_no_thread(file, thread_module):
+    started = []
+    thread_module(start_new_thread=lambda *_: started.append(1))
+    fds = [*map(Fd, os.pipe())] if file == "pipe" else [fdpass.Memfd.create("m", 4096)]
+    numbers = [fd.fileno() for fd in fds]
+    fdpass.close_untrusted(fds)
+    assert not any(map(is_open, numbers))
+    assert not started
 
 
 def test_where_there_is_no_thread_to_be_had_it_closes_all_the_same(no_thread):
@@ -123,37 +153,53 @@ def test_where_there_is_no_thread_to_be_had_it_closes_all_the_same(no_thread):
     fdpass.close_untrusted(fds)
     assert not any(map(is_open, numbers))
     assert not _untrusted._threads
+    settle()
 
 
-@pytest.mark.parametrize("what", ["allocate_lock", "append"])
-def test_where_there_is_no_memory_it_closes_all_the_same(what, thread_module, monkeypatch):
+def test_where_there_is_no_memory_it_closes_all_the_same(thread_module):
     def fail(*_):
         raise MemoryError
 
-    class Short(_untrusted.deque):
-        append = fail
-
-    if what == "append":
-        monkeypatch.setattr(_untrusted, "_waiting", Short())
-    else:
-        thread_module(**{what: fail})
+    thread_module(allocate_lock=fail)
     number = (fd := null()).fileno()
     fdpass.close_untrusted([fd])
     assert fd.closed
     assert not is_open(number)
 
 
+def test_what_somebody_else_closes_meanwhile_is_not_closed_twice(thread_module):
+    """As a signal handler may, or another thread."""
+    fds = [null(), null()]
+
+    def start(*arguments):
+        for fd in fds:
+            fd.close()
+        others.extend([null(), null()])  # which get the numbers
+        return _thread.start_new_thread(*arguments)
+
+    others = []
+    thread_module(start_new_thread=start)
+    numbers = [fd.fileno() for fd in fds]
+    fdpass.close_untrusted(fds)
+    settle()
+    assert [fd.fileno() for fd in others] == numbers
+    assert all(map(is_open, numbers))
+    for fd in others:
+        fd.close()
+
+
 def test_if_all_threads_wait_the_next_one_waits_for_them_open(slow, monkeypatch):
     monkeypatch.setattr(_untrusted, "MOST_THREADS", 2)
-    fdpass.close_untrusted([slow.make()])
-    fdpass.close_untrusted([slow.make()])
+    first = [slow.make(), slow.make()]
+    fdpass.close_untrusted(first)
+    until(lambda: all(fd.closed for fd in first))
     number = (fd := null()).fileno()
     fdpass.close_untrusted([fd])
-    assert fd.closed
     assert is_open(number)
     assert len(_untrusted._threads) == 2
     slow.close()
     settle()
+    assert fd.closed
     assert not is_open(number)
 
 
@@ -203,6 +249,7 @@ def test_who_receives_what_he_refuses_does_not_wait_for_it(receive, pair, slow):
     sent_away(pair[0], b"no", slow.make())
     with pytest.raises(fdpass.FdPassError):
         receive(pair[1])
+    until(lambda: not _untrusted._waiting)
     assert len(_untrusted._threads) == 1
 
 
@@ -212,9 +259,8 @@ def test_who_takes_for_memory_what_is_none_does_not_wait_for_it(kind, slow):
     with pytest.raises(fdpass.WrongType):
         kind.adopt(*([fds] if kind is fdpass.MemoryRegion else fds[:1]), max_size=4096)
     assert _untrusted._threads
-    for fd in fds:
-        if not fd.closed:
-            fdpass.close_untrusted([fd])
+    fdpass.close_untrusted(fds)
+    until(lambda: all(fd.closed for fd in fds))
 
 
 # -- a socket -------------------------------------------------------------------------------------
@@ -237,20 +283,29 @@ def test_a_socket_is_dropped_without_waiting_for_what_was_sent_into_it(make, pai
     fdpass.drop_socket(right)  # again does nothing
 
 
-def test_so_it_is_where_they_came_out_of_band(pair, slow):
+@pytest.mark.parametrize("before", [b"", b"before"])
+def test_so_it_is_where_they_came_out_of_band(before, pair, slow):
     left, right = pair
+    left.send(before)
     with slow.make() as given:
         rights = socket.SOL_SOCKET, socket.SCM_RIGHTS, given.fileno().to_bytes(4, "little")
         left.sendmsg([b"x"], [rights], socket.MSG_OOB)
     fdpass.drop_socket(right)
-    assert len(_untrusted._threads) == 1
+    assert right.fileno() == -1
+    until(lambda: len(_untrusted._threads) == 1)
+    until(lambda: not _untrusted._waiting)
 
 
-def test_a_socket_into_which_no_descriptors_were_sent_needs_no_thread(pair, no_thread):
+def test_a_socket_into_which_no_descriptors_were_sent_needs_no_thread(pair, thread_module):
+    started = []
+    thread_module(start_new_thread=lambda *_: started.append(1))
     left, right = pair
-    left.send(b"something")
+    fdpass.pass_pidfd(right)
+    right.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    left.send(b"something" * 20_000)
     fdpass.drop_socket(right)
     assert right.fileno() == -1
+    assert not started
     assert left.recv(1) == b""  # and not a reset
 
 
@@ -259,7 +314,7 @@ def test_a_socket_is_dropped_where_there_is_no_thread_to_be_had(pair, no_thread)
     sent_away(left, b"x", null())
     fdpass.drop_socket(right)
     assert right.fileno() == -1
-    assert not _untrusted._waiting
+    settle()
 
 
 def test_dropping_a_socket_ends_it_for_a_peer_that_goes_on_sending(pair):

@@ -473,6 +473,20 @@ def test_a_respite_follows_who_came_to_nothing_and_who_must_wait_for_a_place(pat
         assert reception.respite() == _listener.RESPITE
 
 
+def test_a_turn_refuses_some_clients_and_leaves_others_for_after_the_respite(path, invented):
+    reception = Reception(path, "<Q", capacity=1, allow_uids={1})
+    with contextlib.closing(reception):
+        for _ in range(_listener.REFUSALS_PER_TURN + 5):
+            invented(path, 7)
+        for count in (_listener.REFUSALS_PER_TURN, 5):
+            for n in range(count):
+                assert reception.respite() == 0 or n == 0
+                with pytest.raises(memenpsf.CredentialsRefused):
+                    reception.turn()
+                assert len(reception._outcomes) == count - n - 1
+            assert reception.respite() == _listener.RESPITE
+
+
 def test_a_turn_lets_in_no_more_clients_than_it_is_told(path, invented):
     reception = Reception(path, "<Q", capacity=1)
     reception.per_turn = 4
