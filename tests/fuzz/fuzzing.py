@@ -17,7 +17,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "reliability"), str(ROOT)]
+sys.path[:0] = [str(HERE), str(HERE.parent / "reliability"), str(HERE.parent), str(ROOT)]
 
 import campaign  # noqa: E402 (where it is was only just said)
 
