@@ -93,9 +93,10 @@ class Fd:
         What the file may have to say about it (an EIO, of data not written) is not told: who
         writes to one calls os.fsync(). OSError, EBADF, if somebody else has closed it.
         """
-        # Forgotten first, in one call: whoever interrupts this, fails here, or closes it at the
-        # same time, a number that the kernel may have given to another file is never closed again.
-        number = vars(self).pop("_number", -1)
+        # Forgotten first: whatever interrupts or fails here, a number that the kernel may
+        # already have given to another file is never closed a second time. Nor by another thread:
+        # without a call, CPython changes to none in between.
+        number, self._number = self._number, -1
         if number >= 0:
             try:
                 os.close(number)
