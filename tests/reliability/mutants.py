@@ -227,7 +227,7 @@ MUTANTS = [
     Mutant(
         "a file that is refused stays open",
         "fdpass/_memfd.py",
-        "            self._check(max_size, seals)\n        except BaseException:\n            self.close()\n            raise",
+        "            self._check(max_size, seals)\n        except BaseException:\n            close_untrusted([self])\n            raise",
         "            self._check(max_size, seals)\n        except BaseException:\n            self.detach()\n            raise",
         "test_fdpass_memfd.py::TestAdopt::test_it_closes_the_descriptor_of_an_fd_it_refuses",
     ),
@@ -402,8 +402,8 @@ MUTANTS = [
     Mutant(
         "a user's share is never given back",
         "memenpsf/_quota.py",
-        "        self._shares.discard(weakref.ref(share))\n",
-        "        del share\n",
+        "        self._shares.discard(reference)\n",
+        "",
         "test_memenpsf_quota.py::test_each_user_shares_as_many_bytes_as_the_limit",
     ),
     Mutant(
