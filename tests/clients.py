@@ -5,6 +5,8 @@ import os
 import resource
 import socket
 
+from settling import settle
+
 import memenpsf
 from ipcqueue import Opening, Role, Terms
 
@@ -46,6 +48,7 @@ def connected(path):
 
 @contextlib.contextmanager
 def room_for_descriptors(count):
+    settle()  # or a number may become free meanwhile
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     lowest = os.dup(0)
     os.close(lowest)
