@@ -6,6 +6,7 @@ RECEIVE_FLAGS and unpack().
 
 import typing
 
+from ._clock import monotonic
 from ._errors import (
     ClosedFd,
     ClosedRegion,
@@ -98,6 +99,7 @@ __all__ = [
     "close_untrusted",
     "closing_all",
     "drop_socket",
+    "monotonic",
     "pass_pidfd",
     "peer_credentials",
     "peer_pidfd",

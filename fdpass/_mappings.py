@@ -13,10 +13,10 @@ pages were brought in when it was mapped.
 
 import os
 import sys
-import time
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+from ._clock import monotonic
 from ._memfd import Mapped, Memfd
 
 
@@ -46,7 +46,7 @@ class Mappings:
         most: int = 8,
         max_bytes: int = 64 << 20,
         seconds: float = 5.0,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = monotonic,
     ) -> None:
         self._most = most if _INODES_ARE_UNIQUE else 0
         self._max_bytes = max_bytes

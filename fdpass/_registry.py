@@ -23,12 +23,12 @@ import itertools
 import os
 import select
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Hashable
 from contextlib import suppress
 from typing import NamedTuple, Self, TypeVar
 
+from ._clock import monotonic
 from ._closing import Closing
 from ._errors import ClosedRegistry, ForkedRegistry
 from ._fd import Fd
@@ -95,7 +95,7 @@ class MemoryRegistry(Closing):
         *,
         keep: float = 5.0,
         on_return: Callable[[Returned], object] | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = monotonic,
         name: str = "region",
     ) -> None:
         """Keep idle regions for `keep` seconds of `clock`; `name` is for people reading /proc."""

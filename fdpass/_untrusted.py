@@ -14,13 +14,13 @@ import _thread
 import fcntl
 import os
 import socket
-import time
 from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
 from itertools import chain
 from typing import Protocol
 
+from ._clock import monotonic
 from ._fd import Fd
 
 PATIENCE = 0.005
@@ -41,7 +41,7 @@ _LOOK = 1 << 16  # bytes
 
 _waiting: deque[Fd] = deque()  # for a thread, which takes the number when it closes it
 _threads: set[_thread.LockType] = set()  # each by a lock that it releases in the end
-_last_late = -IMPATIENCE  # the time.monotonic()
+_last_late = -IMPATIENCE  # the monotonic()
 
 
 class _HasOptions(Protocol):
@@ -142,10 +142,10 @@ def _have_closed(fds: list[Fd]) -> None:
         done = _start(fds)
     else:
         _waiting.extend(fds)
-    if time.monotonic() - _last_late < IMPATIENCE:
+    if monotonic() - _last_late < IMPATIENCE:
         _start_more(len(fds))
     elif done is not None and not done.acquire(timeout=PATIENCE):
-        _last_late = time.monotonic()
+        _last_late = monotonic()
         _start_more(len(_waiting))  # for what is behind the one that takes longer
 
 

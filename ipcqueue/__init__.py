@@ -11,7 +11,7 @@ _endpoint and _sending (one side, without waiting), _blocking (waiting), _queue 
 Imports fdpass, and nothing above.
 """
 
-from fdpass import Credentials, Fd, MemoryRegion, drop_socket, peer_credentials
+from fdpass import Credentials, Fd, MemoryRegion, drop_socket, monotonic, peer_credentials
 
 from ._endpoint import Endpoint, Event, Statistics
 from ._errors import (
@@ -102,6 +102,7 @@ __all__ = [
     "i16",
     "i32",
     "i64",
+    "monotonic",
     "open_pair",
     "pair",
     "peer_credentials",

@@ -18,8 +18,9 @@ from __future__ import annotations
 import math
 import select
 import threading
-import time
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from fdpass import monotonic
 
 from ._endpoint import Event
 from ._errors import Closed, Full
@@ -48,7 +49,7 @@ def open_endpoint(opening: Opening) -> Endpoint:
     try:
         while (endpoint := opening.step()) is None:
             poll.register(opening.fileno(), opening.events)
-            poll.poll(_milliseconds(max(0.0, opening.deadline - time.monotonic())))
+            poll.poll(_milliseconds(max(0.0, opening.deadline - monotonic())))
     except BaseException:
         opening.abandon()  # Ctrl-C; harmless after a step that failed
         raise
@@ -57,7 +58,7 @@ def open_endpoint(opening: Opening) -> Endpoint:
 
 def _left(deadline: float) -> float | None:
     """Return the seconds until then, and None until never."""
-    return None if deadline == math.inf else max(0.0, deadline - time.monotonic())
+    return None if deadline == math.inf else max(0.0, deadline - monotonic())
 
 
 def _milliseconds(seconds: float) -> int:
@@ -89,7 +90,7 @@ class Threads:
             sent = self._until(sending.attempt, Event.SPACE, _left(deadline), sending.units)
             if not sending.stuck:
                 return bool(sent)
-            if time.monotonic() >= deadline:
+            if monotonic() >= deadline:
                 return False
             self._await_room(deadline)
 
@@ -178,7 +179,7 @@ class Threads:
         endpoint = self._endpoint
         deadline = deadline_of(timeout)
         while not endpoint.try_send_message(message):
-            left = deadline - time.monotonic()
+            left = deadline - monotonic()
             if left <= 0:
                 raise Full(f"no room for a control message within {timeout} s")
             self._await_room(deadline)
@@ -189,7 +190,7 @@ class Threads:
         Both, as the peer may be waiting for room in the same way.
         """
         endpoint = self._endpoint
-        left = max(0.0, deadline - time.monotonic())
+        left = max(0.0, deadline - monotonic())
         events = 0 if endpoint.reading else select.POLLIN
         if endpoint.crowded():
             left = min(left, endpoint.CROWDED)
@@ -239,7 +240,7 @@ class Threads:
             if (result := attempt()) is not None:
                 self._endpoint.rescues += by_the_clock
                 return result
-            if time.monotonic() >= deadline:
+            if monotonic() >= deadline:
                 self._endpoint.turn()  # a short timeout may have left no time to read
                 return attempt()
 
@@ -262,7 +263,7 @@ class Threads:
                     return False
                 left = SLICE
                 if deadline != math.inf:
-                    left = min(deadline - time.monotonic(), SLICE)
+                    left = min(deadline - monotonic(), SLICE)
                     if left <= 0:
                         return False
                 if others:

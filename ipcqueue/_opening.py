@@ -12,10 +12,10 @@ import mmap
 import os
 import select
 import socket
-import time
 from typing import TYPE_CHECKING, Any
 
 import fdpass
+from fdpass import monotonic
 
 from . import _ring, _segment
 from ._control import HELLO, err
@@ -40,7 +40,7 @@ def checked_socket(sock: socket.socket) -> socket.socket:
 
 
 def deadline_of(timeout: float | None) -> float:
-    """Return the time.monotonic() at which `timeout` seconds are over; None means never.
+    """Return the monotonic() at which `timeout` seconds are over; None means never.
 
     What `timeout` means everywhere.  Raises ValueError for a negative one.
     """
@@ -48,7 +48,7 @@ def deadline_of(timeout: float | None) -> float:
         return math.inf
     if not timeout >= 0:
         raise ValueError(f"timeout is None or at least 0 seconds, not {timeout!r}")
-    return time.monotonic() + timeout
+    return monotonic() + timeout
 
 
 # What a ring holds unless told otherwise.  A thousand records hide the time that a receiver sleeps;
@@ -209,7 +209,7 @@ class Opening:
         self._sender: fdpass.Fd | None = None  # of the peer's HELLO: a pidfd
         self._passed_pidfd = False
         self.process: Process | None = None
-        self.begun = time.monotonic()
+        self.begun = monotonic()
         self.deadline = deadline_of(terms.timeout)
         try:
             if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
@@ -243,14 +243,14 @@ class Opening:
         """Do what can be done now; return the Endpoint once both sides have agreed.
 
         Raises Refused, CorruptPeer, PeerDied, OSError, and HandshakeTimeout from `deadline` on (a
-        time.monotonic()); then everything is closed, and the peer has been told why as far as it
+        monotonic()); then everything is closed, and the peer has been told why as far as it
         listens.
         """
         try:
             if not self._said_hello:
                 self._say_hello()
             if not self._hear_hello():
-                if time.monotonic() >= self.deadline:
+                if monotonic() >= self.deadline:
                     raise HandshakeTimeout(
                         f"the peer did not introduce itself within {self.terms.timeout} s"
                     )

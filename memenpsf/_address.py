@@ -20,7 +20,7 @@ import stat
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from ipcqueue import drop_socket
+from ipcqueue import drop_socket, monotonic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -236,13 +236,13 @@ def _locked(directory: Path) -> Iterator[int]:
     """Hold the lock under which servers in this directory start and stop; give a descriptor."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        deadline = time.monotonic() + _LOCK_PATIENCE
+        deadline = monotonic() + _LOCK_PATIENCE
         while True:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if time.monotonic() >= deadline:
+                if monotonic() >= deadline:
                     raise TimeoutError(
                         errno.ETIMEDOUT, "another process holds the lock", str(directory)
                     ) from None

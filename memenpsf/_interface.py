@@ -14,6 +14,7 @@ from ipcqueue import (
     Terms,
     checked_socket,
     deadline_of,
+    monotonic,
     open_pair,
 )
 
@@ -216,7 +217,7 @@ def connect(
         sock.setblocking(False)
         delays = connect_delays()
         while not connect_once(where, sock):
-            left = deadline - time.monotonic()
+            left = deadline - monotonic()
             if left <= 0:
                 raise HandshakeTimeout(f"{where}: the server had no room within {timeout} s")
             time.sleep(min(next(delays), left))
@@ -224,7 +225,7 @@ def connect(
         sock.close()
         raise
     if timeout is not None:
-        timeout = max(0.0, deadline - time.monotonic())
+        timeout = max(0.0, deadline - monotonic())
     return Interface(sock, record, timeout=timeout, **options)
 
 

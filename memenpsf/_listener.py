@@ -9,7 +9,6 @@ import math
 import select
 import socket
 import threading
-import time
 from collections import deque
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -24,6 +23,7 @@ from ipcqueue import (
     checked_number,
     deadline_of,
     drop_socket,
+    monotonic,
     peer_credentials,
     refuse,
 )
@@ -112,7 +112,7 @@ class RefusalLog:
 
     def add(self, error: QueueError | OSError) -> None:
         """Tell it, or only count it."""
-        now = time.monotonic()
+        now = monotonic()
         if now - self._since >= LOG_SECONDS:
             self.close()
             self._since, self._lines = now, 0
@@ -175,7 +175,7 @@ class Reception:
         self._guests: dict[int, deque[Guest]] = {}  # of each user, those who wait for a place
         self._outcomes: deque[Endpoint | Exception] = deque()
         self._reserve = _spare()
-        self._resume: float | None = None  # the time.monotonic() until which further clients wait
+        self._resume: float | None = None  # the monotonic() until which further clients wait
         self.per_turn = BACKLOG  # how many clients a turn lets in, and takes a step on, at most
         self.refused = 0
         self._refused_or_gone = 0
@@ -193,7 +193,7 @@ class Reception:
             raise Closed("this side has closed the listener")
         if self._reserve is None:
             self._reserve = _spare()
-        if self._resume is not None and time.monotonic() >= self._resume:
+        if self._resume is not None and monotonic() >= self._resume:
             self._resume = None
         if not self._outcomes:
             for _ in range(self.per_turn):
@@ -245,7 +245,7 @@ class Reception:
             while guests and left:
                 if self._has_place(uid):
                     self._begin(guests.popleft())
-                elif time.monotonic() >= guests[0].deadline:
+                elif monotonic() >= guests[0].deadline:
                     self._turn_away(guests.popleft())
                 else:
                     break
@@ -277,15 +277,15 @@ class Reception:
             self.pending.append(opening)
 
     def _has_place(self, uid: int) -> bool:
-        return self._next_place(uid) <= time.monotonic()
+        return self._next_place(uid) <= monotonic()
 
     def _next_place(self, uid: int) -> float:
-        """Return the time.monotonic() from which one more handshake of a user may begin."""
+        """Return the monotonic() from which one more handshake of a user may begin."""
         theirs = [opening.begun for opening in self.pending if opening.peer.uid == uid]
         if len(self.pending) >= self._max_pending or len(theirs) >= self._max_pending_per_uid:
             return math.inf
         # To begin one is the dearest part, and somebody who lets it hang may let many hang.
-        loiters = theirs and time.monotonic() - theirs[0] > RESPITE
+        loiters = theirs and monotonic() - theirs[0] > RESPITE
         return theirs[-1] + RESPITE if loiters else 0.0
 
     def _due(self) -> list[Opening]:
@@ -294,7 +294,7 @@ class Reception:
         for opening in self.pending:
             poll.register(opening, opening.events)
         ready = {fd for fd, _ in poll.poll(0)}
-        now = time.monotonic()
+        now = monotonic()
         due = (each for each in self.pending if each.fileno() in ready or now >= each.deadline)
         return list(islice(due, self.per_turn))
 
@@ -355,7 +355,7 @@ class Reception:
                 pass  # another thread was faster
             finally:
                 self._reserve = _spare()
-        self._resume = time.monotonic() + BACK_OFF
+        self._resume = monotonic() + BACK_OFF
         self._outcomes.append(error)
 
     # -- for who waits ---------------------------------------------------------------------------
@@ -368,7 +368,7 @@ class Reception:
             yield opening.fileno(), opening.events
 
     def next_deadline(self) -> float:
-        """Return the time.monotonic() at which a turn is due even if nothing happens."""
+        """Return the monotonic() at which a turn is due even if nothing happens."""
         deadlines = [*map(self._next_place, self._guests)]
         deadlines += [guests[0].deadline for guests in self._guests.values()]
         deadlines += [opening.deadline for opening in self.pending]
@@ -432,7 +432,7 @@ class Listener:
         try:
             self._rest(deadline)
             while (endpoint := self._reception.turn()) is None:
-                if time.monotonic() >= deadline:
+                if monotonic() >= deadline:
                     raise TimeoutError(f"no client within {timeout} s")
                 self._rest(deadline)
                 self._wait(deadline)
@@ -447,7 +447,7 @@ class Listener:
         if seconds and not self._reception.closed:
             self._poll(
                 [(self._reception.bound.sock.fileno(), 0)],
-                min(deadline, time.monotonic() + seconds),
+                min(deadline, monotonic() + seconds),
             )
 
     def _wait(self, deadline: float) -> None:
@@ -458,7 +458,7 @@ class Listener:
         poll = select.poll()
         for fd, events in interests:
             poll.register(fd, events)
-        left = deadline - time.monotonic()
+        left = deadline - monotonic()
         poll.poll(max(0, math.ceil(min(left, _SLICE) * 1000)))
 
     def __iter__(self) -> Iterator[Interface]:

@@ -18,7 +18,6 @@ import contextlib
 import math
 import select
 import socket
-import time
 from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -45,6 +44,7 @@ from ipcqueue import (
     Terms,
     checked_socket,
     deadline_of,
+    monotonic,
 )
 
 from ._address import connect_delays, connect_once, resolve
@@ -622,7 +622,7 @@ _SLICE = 0.05
 
 async def _opening_can_go_on(opening: Opening) -> None:
     """Wait until the next step of a handshake, or its deadline, is due."""
-    with trio.move_on_after(max(0.0, opening.deadline - time.monotonic())):
+    with trio.move_on_after(max(0.0, opening.deadline - monotonic())):
         wait = wait_writable if opening.events & select.POLLOUT else wait_readable
         try:
             await wait(opening.sock)
@@ -659,11 +659,11 @@ async def connect(
         sock.setblocking(False)
         delays = connect_delays()
         while not connect_once(where, sock):
-            left = deadline - time.monotonic()
+            left = deadline - monotonic()
             if left <= 0:
                 raise ipcqueue.HandshakeTimeout(f"{where}: no room within {timeout} s")
             await trio.sleep(min(next(delays), left))
-        left = deadline - time.monotonic()
+        left = deadline - monotonic()
         interface = Interface(
             sock, record, timeout=None if timeout is None else max(0.0, left), **options
         )
@@ -725,7 +725,7 @@ class Listener(trio.abc.Listener[Interface]):
             return
         # None at all while descriptors are short: then only the time, or the end, is waited for.
         interests = [interest for interest in self._reception.interests() if interest[1]]
-        due = self._reception.next_deadline() - time.monotonic()
+        due = self._reception.next_deadline() - monotonic()
         with trio.move_on_after(max(0.0, due)) as scope:
             self._waiting = scope
             if not interests:

@@ -3,7 +3,6 @@
 import os
 import threading
 import time
-from types import SimpleNamespace
 
 import pytest
 from places import Interrupt, at_every_place, interrupt
@@ -270,7 +269,7 @@ def test_the_time_that_encoding_takes_is_not_that_of_waiting(monkeypatch):
     one, other = memenpsf.pair("<Q", capacity=4)
     now = [100.0]
     for module in ipcqueue._blocking, ipcqueue._opening:
-        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+        monkeypatch.setattr(module, "monotonic", lambda: now[0])
 
     def records():
         for n in range(8):

@@ -165,7 +165,7 @@ class TestTimeouts:
         assert deadline_of(None) == float("inf")
 
     def test_seconds_are_counted_from_now(self, monkeypatch):
-        monkeypatch.setattr(_opening.time, "monotonic", lambda: 100.0)
+        monkeypatch.setattr(_opening, "monotonic", lambda: 100.0)
         assert [deadline_of(seconds) for seconds in (0, 0.5, 7)] == [100.0, 100.5, 107.0]
 
     @pytest.mark.parametrize("timeout", [-1, -0.001, float("nan"), float("-inf")])

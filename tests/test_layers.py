@@ -170,3 +170,19 @@ def test_memenpsf_offers_every_error_of_the_queue():
 @pytest.mark.parametrize("package", BELOW)
 def test_type_checkers_are_told_that_a_package_is_typed(package):
     assert (REPOSITORY / package / "py.typed").is_file()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_module_has_a_clock_that_others_may_stop(module):
+    """time.monotonic() stands still under freezegun, and with it every timeout: fdpass._clock."""
+    clocks = {"monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns", "time", "time_ns"}
+    used = [
+        node.lineno
+        for node in ast.walk(parsed(module))
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "time"
+        and node.attr in clocks
+    ]
+    taken = [i.line for i in imports(module) if i.module == "time" and clocks & {*i.names}]
+    assert used + taken == []

@@ -415,7 +415,7 @@ def test_the_time_for_a_place_is_part_of_the_time_to_be_introduced(path, invente
         late = invented(path, 7)
         assert turns(reception) == []
         (guest,) = reception._guests[7]
-        monkeypatch.setattr(_listener, "time", SimpleNamespace(monotonic=lambda: guest.deadline))
+        monkeypatch.setattr(_listener, "monotonic", lambda: guest.deadline)
         reception.pending[0].deadline += 100
         (error,) = turns(reception)
         assert type(error) is memenpsf.LimitRefused
@@ -619,7 +619,7 @@ class Clock:
 
     def __init__(self, monkeypatch):
         self.now = 1e9
-        monkeypatch.setattr(_listener, "time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(_listener, "monotonic", lambda: self.now)
 
 
 class Counting:

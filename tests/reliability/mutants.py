@@ -448,6 +448,13 @@ MUTANTS = [
         "        if False:",
         "test_memenpsf_quota.py::test_at_the_limit_of_descriptors_a_client_is_told_and_nothing_turns_in_circles",
     ),
+    Mutant(
+        "timeouts by a clock that stands still under freezegun",
+        "fdpass/_clock.py",
+        "time.clock_gettime(time.CLOCK_MONOTONIC)",
+        "time.monotonic()",
+        "test_clock.py::test_the_clock_goes_on_where_others_stand_still",
+    ),
 ]
 
 
