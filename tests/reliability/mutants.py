@@ -311,7 +311,7 @@ MUTANTS = [
     Mutant(
         "a handshake may take for ever",
         "ipcqueue/_opening.py",
-        "if time.monotonic() >= self.deadline:",
+        "if monotonic() >= self.deadline:",
         "if False:",
         "test_ipcqueue_handshake.py::TestGreetings::test_a_silent_peer_is_given_up_in_time",
     ),
@@ -395,7 +395,7 @@ MUTANTS = [
     Mutant(
         "a sleeper's timeout is forgotten",
         "ipcqueue/_blocking.py",
-        "            if time.monotonic() >= deadline:\n                self._endpoint.turn()  # a short",
+        "            if monotonic() >= deadline:\n                self._endpoint.turn()  # a short",
         "            if False:\n                self._endpoint.turn()  # a short",
         "test_ipcqueue_blocking.py::TestTimeouts::test_what_does_not_come_in_time_is_none",
     ),
