@@ -7,6 +7,8 @@ ARGUMENTS ?=
 TESTED ?=
 BIN := .venv/bin
 STAMP := .venv/installed
+# setuptools warns at each editable install that there are folders named as the packages.
+QUIETLY := PYTHONWARNINGS=ignore
 SOURCES := pyproject.toml setup.py $(wildcard ipcqueue/_build.py ipcqueue/core/*)
 
 .PHONY: analyze bench clean coverage demo fuzz lint mutants sanitize soak test wheel
@@ -137,13 +139,13 @@ fuzz: .venv/fuzz
 		$(BIN)/python tests/fuzz/fuzzing.py $$target --seconds $(FUZZ_SECONDS) || exit; done
 
 .venv/fuzz: $(STAMP)
-	$(BIN)/python -m pip install --quiet --editable '.[fuzz]'
+	$(QUIETLY) $(BIN)/python -m pip install --quiet --editable '.[fuzz]'
 	touch $@
 
 $(STAMP): $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(QUIETLY) $(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
 # One by one: a peer that cannot be installed here is absent from the tables, and the others are not.
