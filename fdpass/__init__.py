@@ -22,6 +22,7 @@ from ._errors import (
     TooManyInFlight,
     TruncatedData,
     TruncatedDescriptors,
+    Unsendable,
     WrongDescriptors,
     WrongSeals,
     WrongSize,
@@ -34,6 +35,7 @@ from ._mappings import Mappings
 from ._memfd import Memfd, Seal
 from ._region import MemoryRegion, Mode
 from ._rights import ANCILLARY_SPACE, MAX_FDS, RECEIVE_FLAGS, unpack
+from ._sendable import check_sendable, exported, is_masked
 from ._socket import (
     Credentials,
     pass_pidfd,
@@ -91,14 +93,18 @@ __all__ = [
     "TooManyInFlight",
     "TruncatedData",
     "TruncatedDescriptors",
+    "Unsendable",
     "WrongDescriptors",
     "WrongSeals",
     "WrongSize",
     "WrongTag",
     "WrongType",
+    "check_sendable",
     "close_untrusted",
     "closing_all",
     "drop_socket",
+    "exported",
+    "is_masked",
     "monotonic",
     "pass_pidfd",
     "peer_credentials",

@@ -20,6 +20,10 @@ class TooManyInFlight(FdPassError):
     """
 
 
+class Unsendable(FdPassError, TypeError):
+    """The bytes of this object must not leave the process: pointers into it, or masked values."""
+
+
 class TruncatedData(FdPassError):
     """A datagram was longer than the room given to it; what was cut off is lost."""
 

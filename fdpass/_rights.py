@@ -22,6 +22,7 @@ from ._errors import (
     WrongTag,
 )
 from ._fd import HasFileno
+from ._sendable import exported
 
 Data: TypeAlias = bytes | bytearray | memoryview
 Ancillary: TypeAlias = list[tuple[int, int, bytes]]
@@ -90,8 +91,11 @@ def delays(timeout: float | None) -> Iterator[float]:
 
 
 def checked_data(data: Data) -> memoryview:
-    """View the bytes to send; none would leave the descriptors undelivered, and is refused."""
-    view = memoryview(data)
+    """View the bytes to send; none would leave the descriptors undelivered, and is refused.
+
+    Raises Unsendable for pointers into this process, and masked values.
+    """
+    view = exported(data)
     if not view.nbytes:
         raise ValueError("expected at least 1 byte beside the descriptors, received 0")
     return view.cast("B")

@@ -9,6 +9,8 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import NamedTuple
 
+from fdpass import exported
+
 from ._errors import (
     CorruptPeer,
     CredentialsRefused,
@@ -94,7 +96,7 @@ def application_message(message: bytes) -> bytes:
     """Return the message if an application may send it, else raise ValueError or TypeError."""
     if not isinstance(message, (bytes, bytearray, memoryview)):
         raise TypeError(f"a control message is two bytes, not {type(message).__name__}")
-    message = bytes(message)
+    message = bytes(exported(message))
     if len(message) != 2 or message[0] < FIRST_APPLICATION_OPCODE:  # noqa: PLR2004
         raise ValueError(
             "a control message is two bytes, the first from 128 to 255 "

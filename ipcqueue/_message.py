@@ -6,8 +6,9 @@ the specs differ in is what of that the user sees.
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+from fdpass import Unsendable, exported
 
 from ._errors import BadRecord, TooLarge, Unaccepted
 from ._layout import Layout
@@ -174,19 +175,18 @@ def _encode_message(record: Any) -> Framed:
 
 def _contiguous(data: Any) -> Any:
     try:
-        view = memoryview(data)
+        view = exported(data)
+    except Unsendable as error:
+        raise BadRecord(f"expected bytes, {error}") from None
     except (TypeError, ValueError, BufferError):
         raise BadRecord(f"expected bytes, got {type(data).__name__}") from None
     if not view.c_contiguous:
         raise BadRecord("expected contiguous bytes, got a view with gaps")
     if view.ndim == 1 and view.format == "B":
         return view
-    if set(_FIELD_NAME.sub("", view.format)) & {"O", "P", "&"}:
-        raise BadRecord("expected bytes, got pointers into this process")
     return view.cast("B") if view.format in _CASTABLE and view.nbytes else view.tobytes()
 
 
-_FIELD_NAME = re.compile(":[^:]*:")  # in a format as PEP 3118 writes it
 _CASTABLE = frozenset("bBhHiIlLqQnNfdc?")  # what memoryview.cast takes; as in _record.py
 
 

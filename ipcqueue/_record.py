@@ -4,11 +4,13 @@
 calls for each record.  They are closures rather than methods because nothing in Python is nearer
 to a bare `Struct.pack`.
 
-Two promises hold for every kind of spec:
+Three promises hold for every kind of spec:
 
 - encode loses nothing in silence.  What struct and numpy would cut or wrap (bytes too long for
   their field, a fraction or a large number put into an integer) is a BadRecord, raised before
   anything is sent.  Floats are rounded to the width of their field, but never to infinity;
+- encode sends no secrets: pointers into this process and what a masked array hides are a BadRecord
+  (fdpass/_sendable.py).  A masked array that hides nothing is an array;
 - decode copies.  What it gives owes nothing to the slot, which the sender will write again.
 
 Text fields keep the habits of their library: struct pads short bytes with NULs and gives them
@@ -35,6 +37,8 @@ from functools import lru_cache
 from itertools import starmap
 from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeAlias
+
+from fdpass import Unsendable, check_sendable, exported
 
 from ._binding import records as _records
 from ._errors import BadRecord
@@ -238,7 +242,9 @@ def _bytes_codec(size: int) -> Codec:
 
     def encode_buffer(record: Any) -> BytesLike:
         try:
-            view = memoryview(record)
+            view = exported(record)
+        except Unsendable as error:
+            raise BadRecord(f"expected {size} bytes, {error}") from None
         except (TypeError, ValueError, BufferError):
             kind = type(record).__name__
             raise BadRecord(f"expected {size} bytes, got {kind}: {reprlib.repr(record)}") from None
@@ -246,8 +252,6 @@ def _bytes_codec(size: int) -> Codec:
             raise BadRecord(f"expected exactly {size} bytes, got {view.nbytes}")
         if not view.c_contiguous:
             raise BadRecord(f"expected {size} bytes in C-contiguous order")
-        if view.format in {"O", "P"}:
-            raise BadRecord(f"expected {size} bytes, got pointers into this process")
         return view.cast("B") if view.format in _CASTABLE else view.tobytes()
 
     def decode_many(data: BytesLike, count: int) -> list[bytes]:
@@ -276,9 +280,16 @@ _MOST_FIELDS = 256  # of a Packer; a guess: with more of them, what each record 
 
 
 def _packing(
-    packer: struct.Struct, layout: Layout, exact: tuple[type, ...], base: type | tuple[type, ...]
+    packer: struct.Struct,
+    layout: Layout,
+    exact: tuple[type, ...],
+    base: type | tuple[type, ...],
+    in_c: Any,
 ) -> Callable[[Any], bytes]:
-    """Give the encode of a sequence: its type is one of exact, or derived from base."""
+    """Give the encode of a sequence: its type is one of exact, or derived from base.
+
+    What is in C comes first: it takes the plain values that most records have, and only those.
+    """
     pack = packer.pack
     limits = _limits(packer.format)
     wanted = " or ".join(kind.__name__ for kind in exact)
@@ -287,6 +298,9 @@ def _packing(
         if type(record) not in exact and not isinstance(record, base):
             raise _bad(layout, f"expected a {wanted}, got {type(record).__name__}", record)
         try:
+            # What is masked turns into 0 or nan, and has an __index__.
+            if _MASKED in _modules and not _are_plain(record):
+                _check_values(record)
             data = pack(*record)
         except _PACKING_FAILED as error:
             raise _bad(layout, error, record) from None
@@ -297,7 +311,38 @@ def _packing(
                 raise _bad(layout, why, record)
         return data
 
-    return encode
+    if in_c is None:
+        return encode
+    pack_one = in_c.pack_one
+
+    def encode_in_c(record: Any) -> bytes:
+        data: bytes | None = pack_one(record)
+        return encode(record) if data is None else data
+
+    return encode_in_c
+
+
+# Nothing is masked before it is imported; to look into this is a quarter of looking at the values.
+_MASKED = "numpy.ma"
+_modules = sys.modules
+
+
+def _check_values(values: Iterable[Any]) -> None:
+    """Raise Unsendable if one of the values is masked, or points into this process."""
+    for value in values:
+        if type(value) not in _NUMBERS_AND_TEXTS:
+            check_sendable(value)
+
+
+_NUMBERS_AND_TEXTS = frozenset({int, float, bool, bytes, str, complex, type(None)})
+
+
+def _all_are_plain(values: Iterable[Any]) -> bool:
+    """Whether there are only numbers and texts of Python's own."""
+    return _NUMBERS_AND_TEXTS.issuperset(map(type, values))
+
+
+_are_plain: Callable[[Any], bool] = _all_are_plain if _records is None else _records.are_plain
 
 
 def _packer_in_c(packer: struct.Struct, cls: Any = None) -> Any:
@@ -366,6 +411,8 @@ def _packing_many(
         if not types.issuperset(map(type, records)):
             return None
         try:
+            if in_c is None and _MASKED in _modules:
+                return None
             if values_of is not None:
                 records = tuple(map(values_of, records))
             data: bytes | None = in_c.pack(records) if in_c is not None else join(records)
@@ -402,8 +449,8 @@ def _struct_codec(spec: str | struct.Struct) -> Codec:
     layout = struct_layout(packer)
     size = packer.size
     split = packer.iter_unpack
-    encode = _packing(packer, layout, (tuple, list), (tuple, list))
     in_c = _packer_in_c(packer)
+    encode = _packing(packer, layout, (tuple, list), (tuple, list), in_c)
     split_all: Any = None if in_c is None else in_c.unpack
 
     def decode_many(data: BytesLike, count: int) -> list[Any]:
@@ -451,8 +498,8 @@ def _namedtuple_codec(cls: Any) -> Codec:
     size = packer.size
     unpack, split = packer.unpack, packer.iter_unpack
     # A plain tuple will do; a NamedTuple of another class is a mistake.
-    encode = _packing(packer, layout, (cls, tuple), cls)
     in_c = _packer_in_c(packer, cls)
+    encode = _packing(packer, layout, (cls, tuple), cls, in_c)
     split_all: Any = None if in_c is None else in_c.unpack
     new: Any = tuple.__new__  # what cls._make does
 
@@ -496,7 +543,8 @@ def _dataclass_codec(dataclasses: Any, cls: Any) -> Codec:
     layout = struct_layout(packer)
     size = packer.size
     unpack, split = packer.unpack, packer.iter_unpack
-    pack = _packing(packer, layout, (tuple,), tuple)
+    in_c = _packer_in_c(packer)
+    pack = _packing(packer, layout, (tuple,), tuple, in_c)
     values_of: Any = attrgetter(*names)
     if len(names) == 1:
         value_of = values_of
@@ -520,7 +568,6 @@ def _dataclass_codec(dataclasses: Any, cls: Any) -> Codec:
     def decode_many(data: BytesLike, count: int) -> list[Any]:
         return list(starmap(make, split(_window(data, size * count))))
 
-    in_c = _packer_in_c(packer)
     encode_many = _packing_many(packer, in_c, (cls,), encode, values_of)
     return Codec(cls, layout, size, encode, encode_many, decode, decode_many)
 
@@ -576,7 +623,7 @@ def _numpy_codec(np: Any, spec: Any, dtype: Any) -> Codec:
     def view(memory: memoryview) -> Any:
         return np.frombuffer(memory, dtype)
 
-    encode_many = _numpy_encode_many(np, dtype, encode)
+    encode_many = _numpy_encode_many(np, dtype, layout, encode)
     arrays = None if dtype.shape else (array, dtype)  # an array of arrays has another dtype
     return Codec(
         spec,
@@ -598,7 +645,7 @@ def _numpy_encode(np: Any, dtype: Any, layout: Layout) -> Callable[[Any], bytes]
     def encode(record: Any) -> bytes:
         if isinstance(record, scalar):
             ready = record.dtype == dtype
-        elif isinstance(record, array):
+        elif type(record) is array:  # a derived one may be masked
             ready = record.dtype == dtype.base and record.shape == shape
             ready = ready and record.flags.c_contiguous
         else:
@@ -618,13 +665,14 @@ def _numpy_encode(np: Any, dtype: Any, layout: Layout) -> Callable[[Any], bytes]
 
 
 def _numpy_encode_many(
-    np: Any, dtype: Any, encode: Callable[[Any], bytes]
+    np: Any, dtype: Any, layout: Layout, encode: Callable[[Any], bytes]
 ) -> Callable[[Iterable[Any]], tuple[BytesLike, int]]:
     one_by_one = _many(encode)
 
     def encode_many(records: Any) -> tuple[BytesLike, int]:
         if not isinstance(records, np.ndarray):
             return convert_many(list(records))
+        records = _plain_array(np, records, layout)
         if records.ndim == 0:
             raise BadRecord("expected many records, got an array of shape ()")
         if records.dtype != dtype.base or records.shape[1:] != dtype.shape:
@@ -652,11 +700,15 @@ def _numpy_encode_many(
 
 
 def _numpy_fill(np: Any, out: Any, value: Any) -> None:
-    """Assign one record, field by field; raise where numpy would cut, wrap or broadcast."""
+    """Assign one record, field by field; raise where numpy would cut, wrap or broadcast.
+
+    Raises Unsendable, a TypeError, for what is masked, and for pointers.
+    """
     names = out.dtype.names
     if names is None:
         _numpy_assign(np, out, value)
         return
+    check_sendable(value)
     if isinstance(value, np.void | np.ndarray) and value.dtype == out.dtype:
         if value.shape != out.shape:
             raise ValueError(f"an array of shape {value.shape} where {out.shape} is expected")
@@ -674,7 +726,7 @@ def _numpy_fill(np: Any, out: Any, value: Any) -> None:
 def _numpy_assign(np: Any, out: Any, value: Any) -> None:
     """Assign to an array without fields; raise where numpy would cut, wrap or broadcast."""
     want = out.dtype.kind
-    given = np.asarray(value)
+    given = _numpy_given(np, value)
     if not isinstance(value, np.generic | np.ndarray) and (
         want in "SV" or given.dtype.kind not in _NUMPY_TAKES[want]
     ):
@@ -700,6 +752,59 @@ def _numpy_assign(np: Any, out: Any, value: Any) -> None:
         return
     if not kept.all():
         raise ValueError(f"a value does not fit {out.dtype}")
+
+
+def _numpy_given(np: Any, value: Any) -> Any:
+    """Return a value as a plain array; raise Unsendable for what is masked, and for pointers."""
+    if type(value) in _NUMBERS_AND_TEXTS:
+        return np.asarray(value)
+    check_sendable(value)
+    if _MASKED in _modules:
+        _check_items(np, value)
+    # Whatever makes arrays of itself may make a masked one, or one of pointers.
+    given = np.asanyarray(value)
+    if type(given) is not np.ndarray:
+        check_sendable(given)
+        given = np.asarray(given)
+    if given.dtype.hasobject:
+        if given.dtype.kind != "O":
+            raise Unsendable(f"{given.dtype} holds pointers into this process")
+        _check_values(given.flat)
+    return given
+
+
+def _check_items(np: Any, value: Any) -> None:
+    """Raise Unsendable if something is masked in a sequence, or in one in it.
+
+    An array made of it would have 0 or nan there.
+    """
+    if isinstance(value, list | tuple):
+        if _are_plain(value):
+            return
+    elif (
+        isinstance(value, str | bytes | np.generic)
+        or not (
+            # What makes an array of itself shows its mask.
+            hasattr(value, "__getitem__") and hasattr(value, "__len__")
+        )
+        or hasattr(value, "__array__")
+    ):
+        return
+    for item in value:
+        if type(item) not in _NUMBERS_AND_TEXTS:
+            check_sendable(item)
+            _check_items(np, item)
+
+
+def _plain_array(np: Any, records: Any, layout: Layout) -> Any:
+    """Return what a class derived from ndarray has, as a plain one; raise BadRecord if masked."""
+    if type(records) is np.ndarray:
+        return records
+    try:
+        check_sendable(records)
+    except Unsendable as error:
+        raise BadRecord(f"expected records, {error}; a record is {layout.description}") from None
+    return np.asarray(records)
 
 
 def _check_lengths(given: Any, dtype: Any) -> None:

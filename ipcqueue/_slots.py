@@ -571,7 +571,7 @@ if direct is not None:
 
         def __init__(self, *arguments: Any) -> None:
             super().__init__(*arguments)
-            self.shorten(address_of(self._ring), self._size, None if self._plain else self._encode)
+            self.shorten(address_of(self._ring), self._size, self._encode, self._plain)
             arrays: tuple[Any, Any] = arguments[3].arrays or (None, None)
             self.array, self.dtype = arrays
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -186,3 +187,80 @@ def test_no_module_has_a_clock_that_others_may_stop(module):
     ]
     taken = [i.line for i in imports(module) if i.module == "time" and clocks & {*i.names}]
     assert used + taken == []
+
+
+# Where memory is looked at as bytes, and why none of it can be a pointer into this process, or what
+# a masked array hides.  What an application gives goes through fdpass.exported(), and nothing else.
+VIEWS = {
+    ("fdpass/_sendable.py", "exported"): "the door itself",
+    ("fdpass/_sendable.py", "_hides_something"): "a mask",
+    ("fdpass/_region.py", "_view_of"): "memory made here",
+    ("fdpass/_registry.py", "_export"): "memory made here",
+    ("ipcqueue/_frames.py", "push_framed"): "what _message.py has encoded",
+    ("ipcqueue/_frames.py", "try_send"): "what _message.py has encoded",
+    ("ipcqueue/_frames.py", "try_push_many"): "headers made here",
+    ("ipcqueue/_frames.py", "_lend_built"): "what was received",
+    ("ipcqueue/_loan.py", "__init__"): "nothing",
+    ("ipcqueue/_message.py", "_contiguous"): "a view that was let through",
+    ("ipcqueue/_record.py", "_window"): "what was received",
+    ("ipcqueue/_record.py", "encode_buffer"): "a view that was let through",
+    ("ipcqueue/_record.py", "encode"): "an array of the record's dtype, which has no pointers",
+    ("ipcqueue/_record.py", "encode_many"): "the same",
+    ("ipcqueue/_record.py", "convert_many"): "an array made here",
+    ("ipcqueue/_ring.py", "map_segment"): "mapped here",
+    ("ipcqueue/_record.py", "view"): "memory of the ring",
+    ("ipcqueue/_ring.py", "allocate"): "memory of the ring",
+    ("ipcqueue/_ring.py", "new"): "memory of the ring",
+    ("ipcqueue/_slots.py", "try_push"): "what _record.py has encoded",
+    ("ipcqueue/_slots.py", "parcel"): "what _record.py has encoded",
+    ("ipcqueue/_slots.py", "_batch_of"): "what _record.py has encoded",
+    ("ipcqueue/_slots.py", "try_push_many"): "what _record.py has encoded",
+    ("ipcqueue/_slots.py", "_lend_from"): "what was received",
+    ("ipcqueue/_slots.py", "_new_buffer"): "memory made here",
+}
+VIEWS_IN_C = {
+    ("records.c", "packer_unpack"): "what was received",
+    ("direct.c", "is_plain"): "to see what it is",
+    ("direct.c", "slots_try_push"): "what is_plain() or Python has let through",
+    ("direct.c", "push_framed"): "what _message.py has encoded",
+    ("direct.c", "push_array"): "an array of the record's dtype, which has no pointers",
+    ("direct.c", "slots_push_packed"): "what _record.py has encoded",
+}
+
+
+def functions_that(module, does):
+    """The innermost functions of a module in which a node is that `does` says."""
+
+    def search(node, function):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            function = node.name
+        if does(node):
+            yield module, function
+        for child in ast.iter_child_nodes(node):
+            yield from search(child, function)
+
+    return set(search(parsed(module), None))
+
+
+def looks_at_memory(node):
+    name = getattr(node, "id", getattr(node, "attr", None))
+    return name in {"from_buffer", "frombuffer", "tobytes"} or (
+        isinstance(node, ast.Call) and getattr(node.func, "id", None) == "memoryview"
+    )
+
+
+def test_memory_of_others_is_looked_at_through_one_door():
+    found = set().union(*(functions_that(module, looks_at_memory) for module in MODULES))
+    assert found == VIEWS.keys()
+
+
+def test_in_c_too():
+    found = set()
+    for path in (REPOSITORY / "ipcqueue/core").glob("*.c"):
+        function = None
+        for line in path.read_text().splitlines():
+            if start := re.match(r"static .*?(\w+)\([^;]*$", line):
+                function = start[1]
+            if "PyObject_GetBuffer" in line or re.search(r'"[^"]*[ysw]\*[^"]*:', line):
+                found.add((path.name, function))
+    assert found == VIEWS_IN_C.keys()

@@ -69,8 +69,8 @@ typedef struct {
     PyObject_HEAD
     PyObject *ring;   /* keeps what `at` points to; None while it must not be used */
     PyObject *known;  /* borrowed: the ring for which `at` was given; see usable() */
-    PyObject *encode; /* a function from a record to its bytes (slots), or to a Framed; None: a
-                         record is its bytes */
+    PyObject *encode; /* a function from a record to its bytes (slots), or to a Framed */
+    int plain;        /* a record is its bytes: those of other objects encode looks at first */
     PyObject *dtype;  /* slots: that of the arrays which go as they are; None: none do */
     PyObject *array;  /* slots: the type of arrays */
     ipcq_sender *at;
@@ -109,8 +109,10 @@ static PyObject *sender_shorten(Sender *self, PyObject *args)
 {
     PyObject *encode;
     unsigned long long at;
-    if (!PyArg_ParseTuple(args, "KnO:shorten", &at, &self->size, &encode))
+    int plain = 0;
+    if (!PyArg_ParseTuple(args, "KnO|p:shorten", &at, &self->size, &encode, &plain))
         return NULL;
+    self->plain = plain || encode == Py_None;
     self->at = (ipcq_sender *)(uintptr_t)at;
     self->known = known_ring(self->ring, at);
     Py_XSETREF(self->encode, Py_NewRef(encode));
@@ -131,9 +133,44 @@ static PyObject *slowly(Sender *self, const char *how, PyObject *record)
     return PyObject_CallMethod((PyObject *)self, how, "(O)", record);
 }
 
+/* Objects whose memory is what it seems; of all others Python finds out whether it may leave this
+ * process (fdpass/_sendable.py).  A class derived from numpy's arrays may be a masked one. */
+static int keeps_no_secrets(const PyObject *object)
+{
+    if (object == NULL || PyBytes_CheckExact(object) || PyByteArray_CheckExact(object))
+        return 1;
+    const char *name = Py_TYPE(object)->tp_name;
+    return !strcmp(name, "numpy.ndarray") || !strcmp(name, "array.array") ||
+           !strcmp(name, "mmap.mmap");
+}
+
+/* Whether the bytes of an object can go as they are: no pointers (their formats are O, P, z, ...). */
+static int is_plain(PyObject *record)
+{
+    if (PyByteArray_CheckExact(record))
+        return 1;
+    if (!keeps_no_secrets(PyMemoryView_Check(record) ? PyMemoryView_GET_BASE(record) : record))
+        return 0;
+    Py_buffer view;
+    if (PyObject_GetBuffer(record, &view, PyBUF_ND | PyBUF_FORMAT) < 0) {
+        PyErr_Clear();
+        return 0;
+    }
+    const char *format = view.format == NULL ? "B" : view.format;
+    int plain = format[0] != 0 && format[1] == 0 && strchr("bBhHiIlLqQfdc?", format[0]) != NULL;
+    PyBuffer_Release(&view);
+    return plain;
+}
+
 static PyObject *slots_try_push(Sender *self, PyObject *record)
 {
-    PyObject *data = ready(self->encode) ? call(self->encode, record) : Py_NewRef(record);
+    PyObject *data;
+    if (self->plain && (PyBytes_CheckExact(record) || is_plain(record)))
+        data = Py_NewRef(record);
+    else if (ready(self->encode))
+        data = call(self->encode, record);
+    else
+        return slowly(self, "push_slowly", record);
     if (data == NULL)
         return NULL;
     int result = IPCQ_AGAIN;
@@ -234,7 +271,7 @@ static PyMemberDef sender_members[] = {
 
 #define SHORTEN                                                                                   \
     {"shorten", (PyCFunction)sender_shorten, METH_VARARGS,                                        \
-     "shorten(address, size, encode): use the short way to the sender at an address."}
+     "shorten(address, size, encode, plain=False): use the short way to the sender at an address."}
 
 static PyMethodDef slot_sender_methods[] = {
     SHORTEN,
@@ -712,7 +749,7 @@ static inline int is_simple(const Sender *self, int frames, const PyObject *reco
 /* Whether those of all can. */
 static int are_simple(const Sender *self, int frames, PyObject *records)
 {
-    if (!is_sequence(records) || ready(self->encode))
+    if (!is_sequence(records) || !self->plain)
         return 0;
     PyObject **items = PySequence_Fast_ITEMS(records);
     Py_ssize_t count = PySequence_Fast_GET_SIZE(records);
@@ -727,7 +764,7 @@ static Py_ssize_t push_items(Sender *self, int frames, PyObject *records, Py_ssi
     struct ipcq_piece pieces[PIECES];
     PyObject **items = PySequence_Fast_ITEMS(records);
     Py_ssize_t at = start, end = PySequence_Fast_GET_SIZE(records);
-    if (!usable(self->ring, self->known) || ready(self->encode))
+    if (!usable(self->ring, self->known) || !self->plain)
         return 0;
     while (at < end) {
         Py_ssize_t bytes = 0;

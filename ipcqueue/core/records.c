@@ -24,6 +24,7 @@ typedef struct {
     PyObject *cls; /* records are made of this class, and accepted; None: tuples */
     Field *fields;
     Py_ssize_t count, size;
+    int padded; /* there is more than the fields; it is made zero, and tells nothing */
 } Packer;
 
 static int packer_traverse(Packer *self, visitproc visit, void *arg)
@@ -103,6 +104,10 @@ static PyObject *packer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
             return PyErr_Format(PyExc_ValueError, "field %zd is none", i);
         }
     }
+    Py_ssize_t used = 0;
+    for (Py_ssize_t i = 0; i < self->count; i++)
+        used += self->fields[i].width;
+    self->padded = used != size;
     if (self->count == 0 || size < 1) {
         Py_DECREF(self);
         return PyErr_Format(PyExc_ValueError, "a record without fields");
@@ -222,6 +227,18 @@ static inline PyObject **items_of(const Packer *self, PyObject *record)
     return NULL;
 }
 
+/* Whether a record could be packed; as pack_item. */
+static int pack_record(const Packer *self, char *to, PyObject *record)
+{
+    PyObject **items = items_of(self, record);
+    if (items == NULL)
+        return 0;
+    for (Py_ssize_t i = 0; i < self->count; i++)
+        if (!pack_item(&self->fields[i], to, items[i]))
+            return 0;
+    return 1;
+}
+
 static PyObject *packer_pack(Packer *self, PyObject *records)
 {
     if (!PyList_CheckExact(records) && !PyTuple_CheckExact(records))
@@ -232,24 +249,34 @@ static PyObject *packer_pack(Packer *self, PyObject *records)
     PyObject *packed = PyBytes_FromStringAndSize(NULL, count * self->size);
     if (packed == NULL)
         return NULL;
-    Py_ssize_t used = 0;
-    for (Py_ssize_t i = 0; i < self->count; i++)
-        used += self->fields[i].width;
     char *to = PyBytes_AS_STRING(packed);
-    if (used != self->size) /* padding tells nothing */
+    if (self->padded)
         memset(to, 0, (size_t)(count * self->size));
     /* Nothing in this loop runs Python, so the list stays as it is. */
     PyObject **all = PySequence_Fast_ITEMS(records);
-    for (Py_ssize_t i = 0; i < count; i++, to += self->size) {
-        PyObject **items = items_of(self, all[i]);
-        if (items == NULL)
+    for (Py_ssize_t i = 0; i < count; i++, to += self->size)
+        if (!pack_record(self, to, all[i]))
             goto unclear;
-        for (Py_ssize_t j = 0; j < self->count; j++)
-            if (!pack_item(&self->fields[j], to, items[j]))
-                goto unclear;
-    }
     return packed;
 unclear:
+    PyErr_Clear();
+    Py_DECREF(packed);
+    Py_RETURN_NONE;
+}
+
+/* One record: as pack((record,)), without a tuple for it. */
+static PyObject *packer_pack_one(Packer *self, PyObject *record)
+{
+    if (items_of(self, record) == NULL)
+        Py_RETURN_NONE;
+    PyObject *packed = PyBytes_FromStringAndSize(NULL, self->size);
+    if (packed == NULL)
+        return NULL;
+    char *to = PyBytes_AS_STRING(packed);
+    if (self->padded)
+        memset(to, 0, (size_t)self->size);
+    if (pack_record(self, to, record))
+        return packed;
     PyErr_Clear();
     Py_DECREF(packed);
     Py_RETURN_NONE;
@@ -360,6 +387,8 @@ done:
 static PyMethodDef packer_methods[] = {
     {"pack", (PyCFunction)packer_pack, METH_O,
      "pack(records) -> bytes, or None if struct has to look at them."},
+    {"pack_one", (PyCFunction)packer_pack_one, METH_O,
+     "pack_one(record) -> bytes, or None if struct has to look at it."},
     {"unpack", (PyCFunction)packer_unpack, METH_O, "unpack(buffer of whole records) -> list."},
     {NULL, NULL, 0, NULL},
 };
@@ -390,6 +419,28 @@ static int execute(PyObject *module)
     return result;
 }
 
+/* Whether a list or tuple has nothing but numbers and texts of Python's own: None of them is masked. */
+static PyObject *are_plain(PyObject *Py_UNUSED(module), PyObject *values)
+{
+    if (!PyList_CheckExact(values) && !PyTuple_CheckExact(values))
+        Py_RETURN_FALSE;
+    PyObject **items = PySequence_Fast_ITEMS(values);
+    Py_ssize_t count = PySequence_Fast_GET_SIZE(values);
+    for (Py_ssize_t i = 0; i < count; i++) {
+        PyObject *item = items[i];
+        if (!PyLong_CheckExact(item) && !PyFloat_CheckExact(item) && !PyBytes_CheckExact(item) &&
+            !PyBool_Check(item))
+            Py_RETURN_FALSE;
+    }
+    Py_RETURN_TRUE;
+}
+
+static PyMethodDef functions[] = {
+    {"are_plain", (PyCFunction)are_plain, METH_O,
+     "are_plain(values): whether a list or tuple has only exact ints, floats, bytes and bools."},
+    {NULL, NULL, 0, NULL},
+};
+
 static PyModuleDef_Slot module_slots[] = {
     {Py_mod_exec, execute},
     {0, NULL},
@@ -399,6 +450,7 @@ static PyModuleDef definition = {
     .m_base = PyModuleDef_HEAD_INIT,
     .m_name = "ipcqueue._records",
     .m_doc = "Tuples into records and back; see core/records.c.",
+    .m_methods = functions,
     .m_slots = module_slots,
 };
 
