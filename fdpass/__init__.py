@@ -33,6 +33,7 @@ from ._fd import Fd, closing_all
 from ._forks import renewed_after_fork
 from ._mappings import Mappings
 from ._memfd import Memfd, Seal
+from ._numbers import Seconds, index_of, seconds_of, shown_seconds
 from ._region import MemoryRegion, Mode
 from ._rights import ANCILLARY_SPACE, MAX_FDS, RECEIVE_FLAGS, unpack
 from ._sendable import check_sendable, exported, is_masked
@@ -89,6 +90,7 @@ __all__ = [
     "RegistryStatistics",
     "Returned",
     "Seal",
+    "Seconds",
     "SharedRefused",
     "TooManyInFlight",
     "TruncatedData",
@@ -104,6 +106,7 @@ __all__ = [
     "closing_all",
     "drop_socket",
     "exported",
+    "index_of",
     "is_masked",
     "monotonic",
     "pass_pidfd",
@@ -113,7 +116,9 @@ __all__ = [
     "recv_fds",
     "recv_fds_and_pidfd",
     "renewed_after_fork",
+    "seconds_of",
     "send_fd",
     "send_fds",
+    "shown_seconds",
     "unpack",
 ]

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from ._errors import ClosedFd
+from ._numbers import index_of
 
 
 def closing_all(numbers: Iterable[int]) -> Iterator[object]:
@@ -47,6 +48,8 @@ class Fd:
         return self
 
     def __init__(self, number: int) -> None:
+        if type(number) is not int:
+            number = index_of(number)
         if number < 0:
             raise ClosedFd(f"expected the number of an open descriptor, received {number}")
         self._number = number

@@ -18,6 +18,7 @@ from typing import Final, NamedTuple
 
 from ._clock import monotonic
 from ._memfd import Mapped, Memfd
+from ._numbers import Seconds, index_of, seconds_of
 
 
 class _Kept(NamedTuple):
@@ -45,12 +46,12 @@ class Mappings:
         *,
         most: int = 8,
         max_bytes: int = 64 << 20,
-        seconds: float = 5.0,
+        seconds: Seconds = 5.0,
         clock: Callable[[], float] = monotonic,
     ) -> None:
-        self._most = most if _INODES_ARE_UNIQUE else 0
-        self._max_bytes = max_bytes
-        self._seconds = seconds
+        self._most = index_of(most) if _INODES_ARE_UNIQUE else 0
+        self._max_bytes = index_of(max_bytes)
+        self._seconds = seconds_of(seconds, "seconds")
         self._clock = clock
         self._kept: list[_Kept] = []  # in the order of their last use
 

@@ -13,6 +13,7 @@ from typing import Self
 
 from ._errors import ClosedFd, NotReserved, WrongSeals, WrongSize, WrongType
 from ._fd import Fd
+from ._numbers import index_of
 from ._untrusted import F_GET_SEALS, close_untrusted
 
 # From linux/memfd.h, linux/fcntl.h, asm-generic/mman-common.h: too new for Python's modules.
@@ -58,6 +59,7 @@ class Memfd(Fd):
         has less memory available than that. In a memory cgroup the kernel may instead end a
         process of it: keep files small. Source: memfd_create(2).
         """
+        size = index_of(size)
         if size < 1:
             raise ValueError(f"expected a size of at least 1 byte, received {size}")
         _refuse_what_cannot_be(size)
@@ -99,6 +101,7 @@ class Memfd(Fd):
         return self
 
     def _check(self, max_size: int, seals: Seal) -> None:
+        max_size = index_of(max_size)
         # In this order: the seals first, as what follows could change without them.
         mode = self._open_mode()
         present = self._seals_of_a_memfd()

@@ -32,6 +32,7 @@ from ._fd import Fd
 from ._forks import forks
 from ._mappings import Mappings
 from ._memfd import Mapped, Memfd, Seal
+from ._numbers import index_of
 from ._untrusted import close_untrusted
 
 if TYPE_CHECKING:
@@ -326,7 +327,11 @@ def _own(fd: int | Fd) -> Fd:
         return fd
     # Fd(-1) would raise here, and lose the others; this is a closed one, refused when used.
     own = Fd.__new__(Fd)
-    own._number = fd  # noqa: SLF001 (as Inbox does)
+    if type(fd) is int:
+        own._number = fd  # noqa: SLF001 (as Inbox does)
+    else:
+        with contextlib.suppress(TypeError):
+            own._number = index_of(fd)  # noqa: SLF001
     return own
 
 

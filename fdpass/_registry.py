@@ -34,6 +34,7 @@ from ._errors import ClosedRegistry, ForkedRegistry
 from ._fd import Fd
 from ._forks import renewed_after_fork
 from ._memfd import Mapped, Memfd
+from ._numbers import Seconds, index_of, seconds_of
 from ._region import SEALS, Exporter, MemoryRegion, Token
 
 _T = TypeVar("_T")
@@ -93,15 +94,13 @@ class MemoryRegistry(Closing):
     def __init__(
         self,
         *,
-        keep: float = 5.0,
+        keep: Seconds = 5.0,
         on_return: Callable[[Returned], object] | None = None,
         clock: Callable[[], float] = monotonic,
         name: str = "region",
     ) -> None:
         """Keep idle regions for `keep` seconds of `clock`; `name` is for people reading /proc."""
-        if not keep >= 0:
-            raise ValueError(f"expected to keep regions for at least 0 seconds, received {keep}")
-        self._keep = keep
+        self._keep = seconds_of(keep, "keep")
         self._on_return = on_return
         self._clock = clock
         self._name = name
@@ -130,6 +129,7 @@ class MemoryRegistry(Closing):
         Raises ValueError (size below 1), OSError when memory or descriptors are short,
         ClosedRegistry, ForkedRegistry, and whatever `on_return` raises: then nothing was lent.
         """
+        size = index_of(size)
         self.collect()
         ends = self._despite_shortage(lambda: os.pipe2(os.O_CLOEXEC))
         watch, token = Fd(ends[0]), Token(ends[1])

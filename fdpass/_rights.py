@@ -22,6 +22,7 @@ from ._errors import (
     WrongTag,
 )
 from ._fd import HasFileno
+from ._numbers import index_of
 from ._sendable import exported
 
 Data: TypeAlias = bytes | bytearray | memoryview
@@ -111,7 +112,7 @@ def checked_fds(fds: Iterable[int | HasFileno]) -> tuple[int | HasFileno, ...]:
 
 def number_of(fd: int | HasFileno) -> int:
     """Look up the number of a descriptor, which stays with its owner."""
-    number = fd if isinstance(fd, int) else fd.fileno()
+    number = fd.fileno() if hasattr(fd, "fileno") else index_of(fd)
     if number < 0:
         raise ClosedFd(f"expected an open descriptor to send, received {fd!r}")
     return number
@@ -214,6 +215,7 @@ def expect_one(tag: Data, *, stream: bool) -> Incoming:
 
 def expect_some(max_fds: int, max_data: int) -> Incoming:
     """Expect whatever one recvmsg() delivers, within these limits."""
+    max_fds, max_data = index_of(max_fds), index_of(max_data)
     if not 0 <= max_fds <= MAX_FDS:
         raise ValueError(f"expected max_fds of 0 to {MAX_FDS}, received {max_fds}")
     if max_data < 1:

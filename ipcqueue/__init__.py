@@ -11,8 +11,19 @@ _endpoint and _sending (one side, without waiting), _blocking (waiting), _queue 
 Imports fdpass, and nothing above.
 """
 
-from fdpass import Credentials, Fd, MemoryRegion, drop_socket, monotonic, peer_credentials
+from fdpass import (
+    Credentials,
+    Fd,
+    MemoryRegion,
+    Seconds,
+    drop_socket,
+    monotonic,
+    peer_credentials,
+    seconds_of,
+    shown_seconds,
+)
 
+from ._blocking import open_endpoint
 from ._endpoint import Endpoint, Event, Statistics
 from ._errors import (
     BadRecord,
@@ -42,7 +53,16 @@ from ._errors import (
 from ._handshake import Role
 from ._loan import Borrowing, Loan
 from ._message import Encoded, Message, Received
-from ._opening import Lease, Opening, Terms, checked_number, checked_socket, deadline_of, refuse
+from ._opening import (
+    Lease,
+    Opening,
+    Terms,
+    check_options,
+    checked_number,
+    checked_socket,
+    deadline_of,
+    refuse,
+)
 from ._queue import Connection, Receiver, Sender, open_pair, pair
 from ._record import char, f32, f64, i8, i16, i32, i64, u8, u16, u32, u64
 from ._sending import BatchSending, Sending
@@ -83,6 +103,7 @@ __all__ = [
     "Role",
     "RoleRefused",
     "SealsRefused",
+    "Seconds",
     "Sender",
     "Sending",
     "SizeRefused",
@@ -92,6 +113,7 @@ __all__ = [
     "Unaccepted",
     "VersionRefused",
     "char",
+    "check_options",
     "checked_number",
     "checked_socket",
     "deadline_of",
@@ -103,10 +125,13 @@ __all__ = [
     "i32",
     "i64",
     "monotonic",
+    "open_endpoint",
     "open_pair",
     "pair",
     "peer_credentials",
     "refuse",
+    "seconds_of",
+    "shown_seconds",
     "u8",
     "u16",
     "u32",

@@ -20,7 +20,7 @@ import select
 import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fdpass import monotonic
+from fdpass import monotonic, shown_seconds
 
 from ._endpoint import Event
 from ._errors import Closed, Full
@@ -31,6 +31,8 @@ from ._sending import Sending
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterable
+
+    from fdpass import Seconds
 
     from ._endpoint import Endpoint
     from ._message import Received
@@ -74,7 +76,7 @@ class Threads:
     def push(
         self,
         record: Any,
-        timeout: float | None,
+        timeout: Seconds,
         fds: Iterable[Any] | None = None,
         regions: Iterable[Any] | None = None,
     ) -> None:
@@ -83,7 +85,7 @@ class Threads:
         deadline = deadline_of(timeout)
         with sender.parcel(record, fds, regions) as parcel:
             if not self._send(Sending(sender, parcel), deadline):
-                raise Full(f"no space for a record within {timeout} s")
+                raise Full(f"no space for a record within {shown_seconds(timeout)}")
 
     def _send(self, sending: Sending, deadline: float) -> bool:
         while True:
@@ -94,7 +96,7 @@ class Threads:
                 return False
             self._await_room(deadline)
 
-    def push_many(self, records: Any, timeout: float | None) -> int:
+    def push_many(self, records: Any, timeout: Seconds) -> int:
         """Publish records in order; return how many there was space for in time."""
         sender = self._endpoint.sending()
         if timeout is not None:
@@ -120,42 +122,42 @@ class Threads:
         """Wait until a record can be pushed at once, if nobody else pushes."""
         self._until(self._endpoint.has_space, Event.SPACE, None, self._endpoint.enough)
 
-    def loan(self, size: int, timeout: float | None, tag: int, flags: int) -> Loan:
+    def loan(self, size: int, timeout: Seconds, tag: int, flags: int) -> Loan:
         """Return a loan that waits for its space on entry."""
         deadline_of(timeout)
         return Loan(self._endpoint, size, tag, flags, lambda loan: self.open_loan(loan, timeout))
 
-    def borrow(self, limit: int | None, timeout: float | None) -> Borrowing:
+    def borrow(self, limit: int | None, timeout: Seconds) -> Borrowing:
         """Return a borrowing that waits for something to borrow on entry."""
         deadline_of(timeout)
         return Borrowing(self._endpoint, limit, lambda it: self.open_borrowing(it, timeout))
 
-    def open_loan(self, loan: Loan, timeout: float | None) -> None:
+    def open_loan(self, loan: Loan, timeout: Seconds) -> None:
         """Wait for the space of a loan; raise Full if there was none in time."""
         if self._until(loan.try_open, Event.SPACE, timeout, lambda: loan.units) is None:
-            raise Full(f"no space for a loan within {timeout} s")
+            raise Full(f"no space for a loan within {shown_seconds(timeout)}")
 
-    def open_borrowing(self, borrowing: Borrowing, timeout: float | None) -> None:
+    def open_borrowing(self, borrowing: Borrowing, timeout: Seconds) -> None:
         """Wait for something to borrow; leave it empty if nothing came in time."""
         endpoint = self._endpoint
         self._until(lambda: endpoint.or_end(borrowing.try_open), Event.RECORDS, timeout)
 
-    def receive(self, timeout: float | None) -> Received | None:
+    def receive(self, timeout: Seconds) -> Received | None:
         """Take a message with what is attached to it; None if none came in time."""
         return self._until(self._endpoint.try_receive, Event.RECORDS, timeout)
 
-    def pop(self, timeout: float | None) -> Any:
+    def pop(self, timeout: Seconds) -> Any:
         """Take a record; None if none came in time.
 
         What the short way can do, spinning too, was tried already.
         """
         endpoint = self._endpoint
         receiver = endpoint.receiving()
-        spun = timeout != 0 and receiver.spins
+        spun = bool(timeout is None or timeout) and receiver.spins
         tried = spun and not endpoint.ended and receiver.is_empty()
         return self._until(endpoint.try_pop, Event.RECORDS, timeout, tried=tried, spun=spun)
 
-    def pop_many(self, limit: int | None, timeout: float | None) -> Any:
+    def pop_many(self, limit: int | None, timeout: Seconds) -> Any:
         """Wait for a record, then take all that is there; empty if none came in time."""
         endpoint = self._endpoint
         most = endpoint.most(limit)
@@ -170,18 +172,18 @@ class Threads:
         records = self._until(lambda: endpoint.try_pop_many(most), Event.RECORDS, timeout)
         return endpoint.codec.decode_many(b"", 0) if records is None else records
 
-    def take_message(self, timeout: float | None) -> bytes | None:
+    def take_message(self, timeout: Seconds) -> bytes | None:
         """Take a message of the peer's application; None if none came in time."""
         return self._until(self._endpoint.try_take_message, Event.MESSAGE, timeout)
 
-    def send_message(self, message: bytes, timeout: float | None) -> None:
+    def send_message(self, message: bytes, timeout: Seconds) -> None:
         """Send a message to the peer's application; raise Full if there was no room in time."""
         endpoint = self._endpoint
         deadline = deadline_of(timeout)
         while not endpoint.try_send_message(message):
             left = deadline - monotonic()
             if left <= 0:
-                raise Full(f"no room for a control message within {timeout} s")
+                raise Full(f"no room for a control message within {shown_seconds(timeout)}")
             self._await_room(deadline)
 
     def _await_room(self, deadline: float) -> None:
@@ -209,7 +211,7 @@ class Threads:
         self,
         attempt: Callable[[], T | None],
         event: Event,
-        timeout: float | None,
+        timeout: Seconds,
         units: Callable[[], int] = lambda: 1,
         *,
         tried: bool = False,
@@ -223,7 +225,7 @@ class Threads:
         deadline = deadline_of(timeout)
         if not tried and (result := attempt()) is not None:
             return result
-        if timeout == 0:
+        if timeout is not None and not timeout:
             self._endpoint.turn()  # or the end of the connection would never be seen
             if event is Event.RECORDS:
                 self._endpoint.looked()

@@ -342,8 +342,12 @@ class Endpoint:
         capacity = self.receiving().capacity
         if limit is None:
             return min(capacity, MOST_AT_ONCE)
-        if isinstance(limit, bool) or not isinstance(limit, int):
-            raise TypeError(f"limit is a number of records (int) or None, not {limit!r}")
+        if type(limit) is not int:
+            try:
+                limit = fdpass.index_of(limit)
+            except TypeError:
+                expected = "a number of records (int) or None"
+                raise TypeError(f"limit is {expected}, not {limit!r}") from None
         if limit < 0:
             raise ValueError(f"limit is at least 0 records, not {limit}")
         return min(limit, capacity)

@@ -16,10 +16,12 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any, Self
 
+from fdpass import index_of
+
 from ._core import ffi, lib
 from ._errors import BadRecord, LoanError, TooLarge
 from ._frames import HEADER, MAX_ATTACHED, MAX_EXTENT, FrameReceiver, FrameSender, extent
-from ._message import MAX_FLAGS, MAX_TAG, Message
+from ._message import MAX_FLAGS, MAX_TAG, Message, checked_tag
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -43,7 +45,8 @@ class Loan:
 
     Leaving the block publishes it; an exception, or cancel(), gives it back.  `data` is a
     writable memoryview of the bytes, or an array of shape (n,) for a numpy record; what it holds
-    at first is left over from records of before.  Nobody sees it before it is published.
+    at first is left over from records of before.  Nobody sees it before it is published.  What is
+    assigned to it is not looked at: of a masked array numpy takes what is behind the mask, too.
 
     Publishing raises LoanError (views outlive the block; nothing is published), EndOfStream,
     PeerDied, CorruptPeer, Closed.
@@ -57,13 +60,11 @@ class Loan:
         flags: int = 0,
         wait: Callable[[Loan], None] | None = None,
     ) -> None:
-        if isinstance(size, bool) or not isinstance(size, int):
-            raise TypeError(f"the size of a loan is a number (int), not {size!r}")
         self._endpoint = endpoint
         self._wait = wait
         self._sender = endpoint.sending()
         self._frames = isinstance(self._sender, FrameSender)
-        self._size = size  # bytes of a message, or records
+        self._size = _checked_size(size)  # bytes of a message, or records
         self._tag, self._flags = tag, flags
         self._wake = True
         self._hold: _Hold | None = None  # while it is open
@@ -87,8 +88,8 @@ class Loan:
                     f"which holds at most {most - HEADER} in one message"
                 )
             self._endpoint.check_message_size(self._size)
-            _check_number("tag", self._tag, MAX_TAG)
-            _check_number("flags", self._flags, MAX_FLAGS)
+            self._tag = checked_tag("tag", self._tag, MAX_TAG)
+            self._flags = checked_tag("flags", self._flags, MAX_FLAGS)
         elif not 1 <= self._size <= capacity:
             raise TooLarge(
                 f"a loan has 1 to {capacity} records, as the ring does, not {self._size}"
@@ -130,8 +131,7 @@ class Loan:
     def shrink(self, size: int) -> None:
         """Publish only the first `size` bytes (or records) of it."""
         self._check_open()
-        if isinstance(size, bool) or not isinstance(size, int):
-            raise TypeError(f"the size of a loan is a number (int), not {size!r}")
+        size = _checked_size(size)
         least = 0 if self._frames else 1
         if not least <= size <= self._size:
             raise LoanError(f"a loan of {self._size} can shrink to {least} or more, not to {size}")
@@ -300,9 +300,11 @@ class Borrowing:
         self._inside = False
 
 
-def _check_number(what: str, value: object, most: int) -> None:
-    if not isinstance(value, int) or not 0 <= value <= most:
-        raise BadRecord(f"{what} is a number from 0 to {most}, not {value!r}")
+def _checked_size(size: int) -> int:
+    try:
+        return index_of(size)
+    except TypeError:
+        raise TypeError(f"the size of a loan is a number (int), not {size!r}") from None
 
 
 def _release(view: memoryview | None) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from fdpass import Unsendable, exported
+from fdpass import Unsendable, exported, index_of
 
 from ._errors import BadRecord, TooLarge, Unaccepted
 from ._layout import Layout
@@ -167,10 +167,19 @@ def _encode_message(record: Any) -> Framed:
     if not isinstance(record, Message):
         raise BadRecord(f"expected a Message, got {type(record).__name__}")
     data, tag, flags = record
-    for what, value, most in (("tag", tag, MAX_TAG), ("flags", flags, MAX_FLAGS)):
-        if not isinstance(value, int) or not 0 <= value <= most:
-            raise BadRecord(f"{what} is a number from 0 to {most}, not {value!r}")
+    tag, flags = checked_tag("tag", tag, MAX_TAG), checked_tag("flags", flags, MAX_FLAGS)
     return Framed(_contiguous(data), tag, flags)
+
+
+def checked_tag(what: str, value: Any, most: int) -> int:
+    """Return the number that goes with a message; raise BadRecord unless it is from 0 to `most`."""
+    try:
+        number = value if isinstance(value, int) else index_of(value)
+    except TypeError:
+        number = -1
+    if not 0 <= number <= most:
+        raise BadRecord(f"{what} is a number from 0 to {most}, not {value!r}")
+    return number
 
 
 def _contiguous(data: Any) -> Any:

@@ -12,10 +12,11 @@ import mmap
 import os
 import select
 import socket
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import fdpass
-from fdpass import monotonic
+from fdpass import Seconds, index_of, monotonic, seconds_of, shown_seconds
 
 from . import _ring, _segment
 from ._control import HELLO, err
@@ -27,7 +28,7 @@ from ._process import Process, process_behind
 from ._record import AnyCodec, codec_for
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Iterable, Mapping
 
     from ._segment import Segment
 
@@ -39,16 +40,14 @@ def checked_socket(sock: socket.socket) -> socket.socket:
     return sock
 
 
-def deadline_of(timeout: float | None) -> float:
+def deadline_of(timeout: Seconds) -> float:
     """Return the monotonic() at which `timeout` seconds are over; None means never.
 
-    What `timeout` means everywhere.  Raises ValueError for a negative one.
+    What `timeout` means everywhere: see fdpass.seconds_of(), which says what it raises.
     """
     if timeout is None:
         return math.inf
-    if not timeout >= 0:
-        raise ValueError(f"timeout is None or at least 0 seconds, not {timeout!r}")
-    return monotonic() + timeout
+    return monotonic() + seconds_of(timeout)
 
 
 # What a ring holds unless told otherwise.  A thousand records hide the time that a receiver sleeps;
@@ -76,8 +75,10 @@ _LIMITS = Limits()
 
 def checked_number(what: str, number: int, most: int) -> int:
     """Return the number; raise TypeError or ValueError unless it is one from 0 to `most`."""
-    if isinstance(number, bool) or not isinstance(number, int):
-        raise TypeError(f"{what} is a number (int), not {number!r}")
+    try:
+        number = index_of(number)
+    except TypeError:
+        raise TypeError(f"{what} is a number (int), not {number!r}") from None
     if not 0 <= number <= most:
         raise ValueError(f"{what} is from 0 to {most}, not {number}")
     return number
@@ -90,6 +91,51 @@ def checked_flag(what: str, flag: bool) -> bool:
     return flag
 
 
+def checked_uids(allow_uids: Iterable[int] | None) -> frozenset[int] | None:
+    """Return the user ids to admit, as they are now; None admits anybody, an empty set nobody.
+
+    Raises TypeError for what holds no numbers, ValueError for what no user has.
+    """
+    if allow_uids is None:
+        return None
+    expected = "allow_uids is None or a collection of user ids, such as {1000}"
+    if isinstance(allow_uids, str | bytes | bytearray | memoryview):
+        raise TypeError(f"{expected}; not {allow_uids!r}")
+    try:
+        given = iter(allow_uids)
+    except TypeError:
+        raise TypeError(f"{expected}; not {allow_uids!r}") from None
+    return frozenset(checked_number("a user id in allow_uids", uid, _LAST_UID) for uid in given)
+
+
+_LAST_UID = 0xFFFFFFFE  # the next, (uid_t) -1, means no user
+
+
+def check_options(
+    caller: str,
+    options: Iterable[str],
+    own: Iterable[str] = (),
+    elsewhere: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Raise TypeError unless each option is one of Terms, or of the caller's `own`.
+
+    `caller` is what the user has called; `elsewhere` says where options go that it does not take.
+    """
+    known = {*Terms.OPTIONS, *own}
+    for option in options:
+        if option in known and option not in elsewhere:
+            continue
+        what = f"{caller}() got an unknown option {option!r}"
+        if option in elsewhere:
+            raise TypeError(f"{what}, which goes to {elsewhere[option]}")
+        from difflib import get_close_matches  # noqa: PLC0415 (slow to import)
+
+        for near in get_close_matches(option, [*known, *elsewhere], 1):
+            there = "" if near in known else f" of {elsewhere[near]}"
+            raise TypeError(f"{what}; did you mean {near!r}{there}?")
+        raise TypeError(f"{what}; there are {', '.join(sorted(known))}")
+
+
 def default_records(size: int) -> int:
     """Return how many records of so many bytes a ring holds unless told otherwise: a power of two."""
     most = max(FEWEST_RECORDS, MOST_DEFAULT_BYTES // size)
@@ -97,7 +143,7 @@ def default_records(size: int) -> int:
     return 1 << (count.bit_length() - 1)
 
 
-def checked_patience(wait: str, spin: float | None) -> _ring.Patience:
+def checked_patience(wait: str, spin: Seconds) -> _ring.Patience:
     """Return how long to look before sleeping; raise TypeError or ValueError for what says nothing.
 
     `spin` is in seconds.
@@ -106,17 +152,25 @@ def checked_patience(wait: str, spin: float | None) -> _ring.Patience:
         raise ValueError(f"wait is one of {STRATEGIES}, not {wait!r}")
     if spin is None:
         return {"spin": _ring.ADAPTIVE, "busy": _ring.BUSY, "sleep": _ring.Patience(0, False)}[wait]
-    if isinstance(spin, bool) or not isinstance(spin, int | float):
-        raise TypeError(f"spin is a number of seconds or None, not {spin!r}")
+    try:
+        seconds = seconds_of(spin, "spin")
+    except TypeError:
+        expected = "a number of seconds or None"
+        raise TypeError(f"spin is {expected}, not {spin!r}") from None
+    except ValueError:
+        seconds = math.inf
     if wait != "spin":
         raise ValueError(f"spin goes with wait='spin', not with wait={wait!r}")
-    if not 0 <= spin <= MOST_SPIN:
+    if seconds > MOST_SPIN:
         raise ValueError(f"spin is from 0 to {MOST_SPIN} seconds, not {spin}")
-    return _ring.Patience(int(spin * 1e9), False)
+    return _ring.Patience(int(seconds * 1e9), False)
 
 
 class Terms:
     """What this side wants of a connection, checked; for any number of connections."""
+
+    OPTIONS: ClassVar[frozenset[str]]
+    """The names of the options below."""
 
     def __init__(
         self,
@@ -125,8 +179,8 @@ class Terms:
         *,
         capacity: int | None = None,
         name: str = "",
-        timeout: float | None = 5.0,
-        allow_uids: Collection[int] | None = None,
+        timeout: Seconds = 5.0,
+        allow_uids: Iterable[int] | None = None,
         max_segment: int = _segment.MAX_SEGMENT,
         max_message: int = _LIMITS.max_message,
         inline: int | None = None,
@@ -136,10 +190,11 @@ class Terms:
         accept_sockets: bool = False,
         max_region: int = _LIMITS.max_region,
         wait: str = "spin",
-        spin: float | None = None,
+        spin: Seconds = None,
     ) -> None:
         """Take the options that every constructor and listener passes on; see Connection."""
-        deadline_of(timeout)
+        self.timeout = None if timeout is None else seconds_of(timeout)
+        self.allow_uids = checked_uids(allow_uids)
         self.codec: AnyCodec = codec_for(record)
         self.role = role
         frames = self.codec.shape == _ring.FRAMES
@@ -153,7 +208,8 @@ class Terms:
                 f"messages of any length need memory pages of {HEADER_SIZE} bytes, "
                 f"and here they have {mmap.PAGESIZE}",
             )
-        self.capacity = _segment.rounded_capacity(capacity, least) if role.sends else 0
+        capacity = _segment.rounded_capacity(capacity, least)
+        self.capacity = capacity if role.sends else 0
         if inline is None or not role.sends:
             inline = self.capacity // INLINE_PART
         self.inline = checked_number("inline", inline, self.capacity)
@@ -166,15 +222,16 @@ class Terms:
             checked_flag("accept_sockets", accept_sockets),
         )
         self.name = checked_name(name)
-        self.timeout = timeout
-        self.allow_uids = allow_uids
-        self.max_segment = max_segment
+        self.max_segment = checked_number("max_segment", max_segment, _ANY_SIZE)
         self.patience = checked_patience(wait, spin)
 
     @property
     def segment_size(self) -> int:
         """The bytes of shared memory that this side makes for each connection."""
         return _segment.needed(self.codec.size, self.capacity)
+
+
+Terms.OPTIONS = frozenset(Terms.__init__.__kwdefaults__ or ())
 
 
 class Lease:
@@ -252,7 +309,8 @@ class Opening:
             if not self._hear_hello():
                 if monotonic() >= self.deadline:
                     raise HandshakeTimeout(
-                        f"the peer did not introduce itself within {self.terms.timeout} s"
+                        "the peer did not introduce itself within "
+                        f"{shown_seconds(self.terms.timeout)}"
                     )
                 return None
             fdpass.pass_pidfd(self.sock, on=self._passed_pidfd)

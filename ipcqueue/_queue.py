@@ -11,12 +11,12 @@ import fdpass
 from ._blocking import Threads, open_endpoint
 from ._errors import EndOfStream, HandshakeTimeout
 from ._handshake import Role
-from ._opening import Opening, Terms, checked_socket
+from ._opening import Opening, Terms, check_options, checked_socket
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from fdpass import Credentials, Fd, MemoryRegion
+    from fdpass import Credentials, Fd, MemoryRegion, Seconds
 
     from ._endpoint import Endpoint, Statistics
     from ._loan import Borrowing, Loan
@@ -38,7 +38,7 @@ class Connection:
         *,
         capacity: int | None = None,
         name: str = "",
-        timeout: float | None = 5.0,
+        timeout: Seconds = 5.0,
         **options: Any,
     ) -> None:
         """Introduce both sides to each other over a connected AF_UNIX SOCK_STREAM socket.
@@ -46,9 +46,12 @@ class Connection:
         Takes the socket, also when this fails.  `record` says what a record is; `capacity` is
         the number of records this side can have under way (default: 1024, but at least 1 MiB and
         at most 16 MiB of them, if that is 4 or more), or of bytes for messages of any length
-        (default 1 MiB), rounded up to a power of two; `timeout` bounds the handshake, in seconds.
+        (default 1 MiB), rounded up to a power of two; `timeout` bounds the handshake: here and
+        everywhere in seconds or as a datetime.timedelta, None for ever.  All that has an __index__
+        is a number, bools excepted.
 
-        Options: `allow_uids`, the user ids admitted as a peer (default: any); `max_segment`, the
+        Options: `allow_uids`, the user ids admitted as a peer, as they are now (default: any; an
+        empty collection admits nobody); `max_segment`, the
         largest segment to accept from it, in bytes (4 GiB).  For messages of any length:
         `max_message`, the largest to accept, in bytes (64 MiB); `inline`, the bytes of ring that
         a message may take before it travels outside, in a memory region that is used again (a
@@ -61,12 +64,13 @@ class Connection:
         (never sleep) or "sleep" (at once); `spin` says for how many seconds to look, 0 to 0.001,
         instead of what has paid lately (at most 0.00015).  Under Trio only sleeping is used.
 
-        Raises TypeError or ValueError for a spec or a capacity that is none; Refused (its
+        Raises TypeError or ValueError for a spec, a capacity or an option that is none; Refused (its
         children and its message say why), CorruptPeer, PeerDied, HandshakeTimeout; OSError.
         """
-        options |= {"capacity": capacity, "name": name, "timeout": timeout}
         checked_socket(sock)
         try:
+            check_options(type(self).__name__, options)
+            options |= {"capacity": capacity, "name": name, "timeout": timeout}
             terms = Terms(record, self._role, **options)
         except BaseException:
             fdpass.drop_socket(sock)
@@ -118,7 +122,7 @@ class Connection:
         """Return the counters of this side; see Statistics."""
         return self._endpoint.statistics()
 
-    def send_ctrl_msg(self, message: bytes, timeout: float | None = None) -> None:
+    def send_ctrl_msg(self, message: bytes, timeout: Seconds = None) -> None:
         """Send two bytes to the peer's application, the first from 128 to 255.
 
         Delivered in order, apart from the records and never dropped.  Raises ValueError, Full
@@ -126,7 +130,7 @@ class Connection:
         """
         self._threads.send_message(message, timeout)
 
-    def recv_ctrl_msg(self, timeout: float | None = 0) -> bytes | None:
+    def recv_ctrl_msg(self, timeout: Seconds = 0) -> bytes | None:
         """Return the next two bytes from the peer's application; None if none came in time.
 
         Raises EndOfStream, PeerDied, CorruptPeer, Refused, once all are taken; Closed.
@@ -181,7 +185,7 @@ class Sender(Connection):
     def push(
         self,
         record: Any,
-        timeout: float | None = None,
+        timeout: Seconds = None,
         # Not keywords only: CPython would look up their defaults at each call.
         fds: Iterable[int | Fd] | None = None,
         regions: Iterable[MemoryRegion] | None = None,
@@ -199,7 +203,7 @@ class Sender(Connection):
         elif not self._try_push(record):
             self._threads.push(record, timeout)
 
-    def push_many(self, records: Iterable[Any], timeout: float | None = None) -> int:
+    def push_many(self, records: Iterable[Any], timeout: Seconds = None) -> int:
         """Publish records in order; return how many, which is fewer only if time ran out.
 
         All are encoded first: BadRecord means that none was sent.  Otherwise as push, except
@@ -207,9 +211,7 @@ class Sender(Connection):
         """
         return self._threads.push_many(records, timeout)
 
-    def loan(
-        self, size: int, *, timeout: float | None = None, tag: int = 0, flags: int = 0
-    ) -> Loan:
+    def loan(self, size: int, *, timeout: Seconds = None, tag: int = 0, flags: int = 0) -> Loan:
         """Return memory of the ring to fill in a with block, which publishes it; see Loan.
 
         `size` is in bytes for messages, else in records.  Until the block ends, other calls that
@@ -246,7 +248,7 @@ class Receiver(Connection):
         self._receiver = endpoint.receiving()
         self._ready = self._receiver.ready(True)
 
-    def pop(self, timeout: float | None = None) -> Any:
+    def pop(self, timeout: Seconds = None) -> Any:
         """Return the next record; None if none came in time.
 
         Raises, once everything published is taken, EndOfStream (the sender closed) or PeerDied;
@@ -260,7 +262,7 @@ class Receiver(Connection):
             return None
         return self._threads.pop(timeout)
 
-    def pop_many(self, limit: int | None = None, timeout: float | None = None) -> Any:
+    def pop_many(self, limit: int | None = None, timeout: Seconds = None) -> Any:
         """Wait for one record, then return all that are there: `limit` or a ringful at most.
 
         No limit means 65,536, as the peer chooses how large its ring is.  A list; an array of
@@ -268,14 +270,14 @@ class Receiver(Connection):
         """
         return self._threads.pop_many(limit, timeout)
 
-    def recv_message(self, timeout: float | None = None) -> Received | None:
+    def recv_message(self, timeout: Seconds = None) -> Received | None:
         """Return the next message with the descriptors and regions that came with it.
 
         The caller owns those.  None if none came in time; raises as pop does.
         """
         return self._threads.receive(timeout)
 
-    def borrow(self, limit: int | None = None, *, timeout: float | None = None) -> Borrowing:
+    def borrow(self, limit: int | None = None, *, timeout: Seconds = None) -> Borrowing:
         """Return what waits, to read in place in a with block, which takes it; see Borrowing.
 
         At most `limit` records or messages; read-only memory.  Descriptors and regions that came
@@ -317,6 +319,7 @@ def pair(record: Any, capacity: int | None = None, **options: Any) -> tuple[Send
     To have one end in another process, connect two sockets instead: a forked child may not use
     its parent's end.
     """
+    check_options("pair", options)
     roles = Role(sends=True, receives=False), Role(sends=False, receives=True)
     first, second = open_pair(
         *(Terms(record, role, capacity=capacity, **options) for role in roles)

@@ -28,6 +28,7 @@ The file is long because it has one section for each kind of spec, and none of t
 
 from __future__ import annotations
 
+import contextlib
 import re
 import reprlib
 import struct
@@ -38,7 +39,7 @@ from itertools import starmap
 from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeAlias
 
-from fdpass import Unsendable, check_sendable, exported
+from fdpass import Unsendable, check_sendable, exported, index_of
 
 from ._binding import records as _records
 from ._errors import BadRecord
@@ -87,8 +88,10 @@ def char(n: int) -> Any:
 
     Type checkers refuse calls in annotations; for them, write `Annotated[bytes, "8s"]`.
     """
-    if isinstance(n, bool) or not isinstance(n, int):
-        raise TypeError(f"char() takes a number of bytes, not {reprlib.repr(n)}")
+    try:
+        n = index_of(n)
+    except TypeError:
+        raise TypeError(f"char() takes a number of bytes, not {reprlib.repr(n)}") from None
     if n < 1:
         raise ValueError(f"char({n}): a field has at least one byte")
     return Annotated[bytes, f"{n}s"]
@@ -157,6 +160,9 @@ def codec_for(spec: Any) -> AnyCodec:
         return spec
     if spec is bytes or spec is Message or isinstance(spec, Encoded):
         return MessageCodec(spec)
+    if hasattr(type(spec), "__index__") and not isinstance(spec, int):
+        with contextlib.suppress(TypeError):  # an array of more than a number
+            spec = index_of(spec)
     try:
         hash(spec)
     except TypeError:

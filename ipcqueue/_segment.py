@@ -10,7 +10,7 @@ import mmap
 import os
 from typing import TYPE_CHECKING
 
-from fdpass import Fd, Memfd, MemfdRefused, NotReserved, Seal, WrongSize
+from fdpass import Fd, Memfd, MemfdRefused, NotReserved, Seal, WrongSize, index_of
 
 from ._errors import SealsRefused, SizeRefused
 from ._handshake import HEADER_SIZE, Identity
@@ -43,8 +43,11 @@ class Segment:
 
 def rounded_capacity(capacity: int, least: int = 1) -> int:
     """Return the power of two that is at least `capacity`, which is at least 1, and `least`."""
-    if isinstance(capacity, bool) or not isinstance(capacity, int):
-        raise TypeError(f"capacity is a number of records, or of bytes (int), not {capacity!r}")
+    try:
+        capacity = index_of(capacity)
+    except TypeError:
+        expected = "a number of records, or of bytes (int)"
+        raise TypeError(f"capacity is {expected}, not {capacity!r}") from None
     if capacity < 1:
         raise ValueError(f"capacity is at least 1, not {capacity}")
     return 1 << (max(capacity, least) - 1).bit_length()

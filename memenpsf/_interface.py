@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import socket
 import time
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ipcqueue import (
     Connection,
     EndOfStream,
     HandshakeTimeout,
+    Opening,
     Role,
     Terms,
+    check_options,
     checked_socket,
     deadline_of,
+    drop_socket,
     monotonic,
+    open_endpoint,
     open_pair,
+    shown_seconds,
 )
 
 from ._address import connect_delays, connect_once, resolve
@@ -24,7 +30,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable, Iterator
 
-    from ipcqueue import Borrowing, Endpoint, Fd, Loan, MemoryRegion, Received
+    from ipcqueue import Borrowing, Endpoint, Fd, Loan, MemoryRegion, Received, Seconds
 
 BOTH_WAYS = Role(sends=True, receives=True)
 ROLES = ("client", "server")
@@ -35,6 +41,23 @@ def checked_role(role: str) -> str:
     if role not in ROLES:
         raise ValueError(f"role is one of {ROLES}, not {role!r}")
     return role
+
+
+def check_interface_options(
+    caller: str,
+    options: Iterable[str],
+    own: Iterable[str] = (),
+    elsewhere: Any = MappingProxyType({}),
+) -> None:
+    """Raise TypeError for an option that is none of an interface; see ipcqueue.check_options."""
+    try:
+        check_options(caller, options, own, elsewhere)
+    except TypeError:
+        from ._listener import Reception  # noqa: PLC0415 (slow to import)
+
+        listening = dict.fromkeys(Reception.OPTIONS.difference(own), "listen()")
+        check_options(caller, options, own, listening | elsewhere)
+        raise
 
 
 class Interface(Connection):
@@ -59,7 +82,7 @@ class Interface(Connection):
         name: str = "",
         capacity: int | None = None,
         role: str = "client",
-        timeout: float | None = 5.0,
+        timeout: Seconds = 5.0,
         **options: Any,
     ) -> None:
         """Introduce both sides over a connected AF_UNIX SOCK_STREAM socket; see Connection.
@@ -69,8 +92,9 @@ class Interface(Connection):
         checked_socket(stream)
         try:
             self.role = checked_role(role)
-        except ValueError:
-            stream.close()
+            check_interface_options(type(self).__name__, options)
+        except BaseException:
+            drop_socket(stream)
             raise
         super().__init__(stream, record, name=name, capacity=capacity, timeout=timeout, **options)
 
@@ -86,7 +110,7 @@ class Interface(Connection):
     def xmit(
         self,
         record: Any,
-        timeout: float | None = None,
+        timeout: Seconds = None,
         # Not keywords only: CPython would look up their defaults at each call.
         fds: Iterable[int | Fd] | None = None,
         regions: Iterable[MemoryRegion] | None = None,
@@ -114,7 +138,7 @@ class Interface(Connection):
         """
         self._threads.await_space()
 
-    def xmit_many(self, records: Iterable[Any], timeout: float | None = None) -> int:
+    def xmit_many(self, records: Iterable[Any], timeout: Seconds = None) -> int:
         """Publish records in order; return how many, which is fewer only if time ran out.
 
         All are encoded first: BadRecord means that none was sent.  A numpy array of the record's
@@ -122,7 +146,7 @@ class Interface(Connection):
         """
         return self._threads.push_many(records, timeout)
 
-    def recv(self, timeout: float | None = None) -> Any:
+    def recv(self, timeout: Seconds = None) -> Any:
         """Return the next record; None if none came within `timeout` seconds.
 
         Raises, once everything published is taken, EndOfStream (the peer closed) or PeerDied;
@@ -136,7 +160,7 @@ class Interface(Connection):
             return None
         return self._threads.pop(timeout)
 
-    def recv_vectored(self, limit: int | None = None, timeout: float | None = None) -> Any:
+    def recv_vectored(self, limit: int | None = None, timeout: Seconds = None) -> Any:
         """Wait for one record, then return all that are there: `limit` or a ringful at most.
 
         No limit means 65,536, as the peer chooses how large its ring is.  A list; an array of
@@ -144,16 +168,14 @@ class Interface(Connection):
         """
         return self._threads.pop_many(limit, timeout)
 
-    def recv_message(self, timeout: float | None = None) -> Received | None:
+    def recv_message(self, timeout: Seconds = None) -> Received | None:
         """Return the next message with the descriptors and regions that came with it.
 
         The caller owns those.  None if none came in time; raises as recv does.
         """
         return self._threads.receive(timeout)
 
-    def loan(
-        self, size: int, *, timeout: float | None = None, tag: int = 0, flags: int = 0
-    ) -> Loan:
+    def loan(self, size: int, *, timeout: Seconds = None, tag: int = 0, flags: int = 0) -> Loan:
         """Return memory of the ring to fill in a with block, which publishes it; see Loan.
 
         `size` is in bytes for messages, else in records.  Until the block ends, other calls that
@@ -162,7 +184,7 @@ class Interface(Connection):
         """
         return self._threads.loan(size, timeout, tag, flags)
 
-    def borrow(self, limit: int | None = None, *, timeout: float | None = None) -> Borrowing:
+    def borrow(self, limit: int | None = None, *, timeout: Seconds = None) -> Borrowing:
         """Return what waits, to read in place in a with block, which takes it; see Borrowing.
 
         At most `limit` records or messages; read-only memory.  Descriptors and regions that came
@@ -201,7 +223,7 @@ class Interface(Connection):
 
 
 def connect(
-    address: str | os.PathLike[str], record: Any, *, timeout: float | None = 5.0, **options: Any
+    address: str | os.PathLike[str], record: Any, *, timeout: Seconds = 5.0, **options: Any
 ) -> Interface:
     """Connect to a server; the address is a bare name, a path, or @name (abstract).
 
@@ -209,9 +231,12 @@ def connect(
     (FileNotFoundError, ConnectionRefusedError), HandshakeTimeout, and what Interface raises.
     """
     deadline = deadline_of(timeout)
+    check_interface_options("connect", options, ("role",))
+    role = checked_role(options.pop("role", "client"))
     where = resolve(address)
     if where.default_uids is not None:
         options.setdefault("allow_uids", where.default_uids)
+    terms = Terms(record, BOTH_WAYS, timeout=timeout, **options)  # before anything is opened
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
@@ -219,20 +244,24 @@ def connect(
         while not connect_once(where, sock):
             left = deadline - monotonic()
             if left <= 0:
-                raise HandshakeTimeout(f"{where}: the server had no room within {timeout} s")
+                within = shown_seconds(timeout)
+                raise HandshakeTimeout(f"{where}: the server had no room within {within}")
             time.sleep(min(next(delays), left))
     except BaseException:
         sock.close()
         raise
-    if timeout is not None:
-        timeout = max(0.0, deadline - monotonic())
-    return Interface(sock, record, timeout=timeout, **options)
+    opening = Opening(sock, terms)
+    opening.deadline = deadline
+    interface = Interface.of(open_endpoint(opening))
+    interface.role = role
+    return interface
 
 
 def pair(
     record: Any, *, capacity: int | None = None, **options: Any
 ) -> tuple[Interface, Interface]:
     """Return the two sides of a connection, in one process: for tests, and between threads."""
+    check_interface_options("pair", options)
     terms = Terms(record, BOTH_WAYS, capacity=capacity, **options)
     first, second = open_pair(terms, terms)
     return Interface.of(first), Interface.of(second)

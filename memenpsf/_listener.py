@@ -11,7 +11,7 @@ import socket
 import threading
 from collections import deque
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 from ipcqueue import (
     Closed,
@@ -20,12 +20,15 @@ from ipcqueue import (
     PeerDied,
     QueueError,
     Terms,
+    check_options,
     checked_number,
     deadline_of,
     drop_socket,
     monotonic,
     peer_credentials,
     refuse,
+    seconds_of,
+    shown_seconds,
 )
 
 from ._address import BACKLOG, bind, resolve
@@ -36,7 +39,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Iterator
 
-    from ipcqueue import Endpoint
+    from ipcqueue import Endpoint, Seconds
 
     from ._quota import Share
 
@@ -85,7 +88,8 @@ def _left_without_a_word(sock: socket.socket) -> bool:
 
 
 def _limit(what: str, given: int) -> int:
-    if checked_number(what, given, _MOST) == 0:
+    given = checked_number(what, given, _MOST)
+    if given == 0:
         raise ValueError(f"{what} is at least 1, not 0")
     return given
 
@@ -141,6 +145,9 @@ class Guest(NamedTuple):
 class Reception:
     """A bound address and its clients until they have introduced themselves; it never waits."""
 
+    OPTIONS: ClassVar[frozenset[str]]
+    """The names of the options below that are not of Terms as well."""
+
     def __init__(
         self,
         address: str | os.PathLike[str],
@@ -153,6 +160,7 @@ class Reception:
         max_bytes_per_uid: int | None = None,
         **options: Any,
     ) -> None:
+        check_options("listen", options, self.OPTIONS)
         where = resolve(address)
         if where.default_uids is not None:
             options.setdefault("allow_uids", where.default_uids)
@@ -165,7 +173,7 @@ class Reception:
         if max_bytes_per_uid is None:
             max_bytes_per_uid = 2 * max(self.terms.max_segment, self.terms.segment_size)
         if max_connections_per_uid is not None:
-            _limit("max_connections_per_uid", max_connections_per_uid)
+            max_connections_per_uid = _limit("max_connections_per_uid", max_connections_per_uid)
         self._max_pending = _limit("max_pending", max_pending)
         self._max_pending_per_uid = _limit("max_pending_per_uid", max_pending_per_uid)
         self.quota = Quota(max_connections_per_uid, _limit("max_bytes_per_uid", max_bytes_per_uid))
@@ -398,6 +406,9 @@ class Reception:
         self._outcomes.clear()
 
 
+Reception.OPTIONS = frozenset(Reception.__init__.__kwdefaults__ or ())
+
+
 class Listener:
     """A server's address: gives an Interface for each client.
 
@@ -419,21 +430,21 @@ class Listener:
         """How many clients were refused or failed to introduce themselves."""
         return self._reception.refused
 
-    def accept(self, timeout: float | None = None) -> Interface:
+    def accept(self, timeout: Seconds = None) -> Interface:
         """Return the next client; raise TimeoutError if none came in time.
 
         Raises Refused, CorruptPeer or HandshakeTimeout for a client that did not get in, OSError
         when a resource is short: the listener stays usable.  Closed, once it is closed.
         """
         deadline = deadline_of(timeout)
-        patience = -1 if timeout is None else min(timeout, threading.TIMEOUT_MAX)
+        patience = -1 if timeout is None else min(seconds_of(timeout), threading.TIMEOUT_MAX)
         if not self._lock.acquire(timeout=patience):
-            raise TimeoutError(f"no client within {timeout} s")
+            raise TimeoutError(f"no client within {shown_seconds(timeout)}")
         try:
             self._rest(deadline)
             while (endpoint := self._reception.turn()) is None:
                 if monotonic() >= deadline:
-                    raise TimeoutError(f"no client within {timeout} s")
+                    raise TimeoutError(f"no client within {shown_seconds(timeout)}")
                 self._rest(deadline)
                 self._wait(deadline)
         finally:

@@ -7,12 +7,22 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ipcqueue import Closed, CorruptPeer, EndOfStream, PeerDied, QueueError, Refused
+from ipcqueue import (
+    Closed,
+    CorruptPeer,
+    EndOfStream,
+    PeerDied,
+    QueueError,
+    Refused,
+    checked_socket,
+    drop_socket,
+)
 
-from ._interface import Interface
+from ._interface import Interface, check_interface_options
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Iterable
 
 
 class Source(Protocol):
@@ -68,8 +78,20 @@ def run(
     into `recvr`, and whatever the queues raise.
     """
     role = "client" if typ == 0 else "server"
+    checked_socket(stream)
+    try:
+        check_loop_options(options)
+    except TypeError:
+        drop_socket(stream)
+        raise
     with Interface(stream, record, name=name, capacity=cap, role=role, **options) as interface:
         return _Loop(interface, recvr, sender).run()
+
+
+def check_loop_options(options: Iterable[str]) -> None:
+    """Raise TypeError for an option that is none of run()."""
+    arguments = {"capacity": "the argument `cap`", "role": "the argument `typ`"}
+    check_interface_options("run", options, elsewhere=arguments)
 
 
 class _Loop:

@@ -42,22 +42,25 @@ from ipcqueue import (
     QueueError,
     Sending,
     Terms,
+    check_options,
     checked_socket,
     deadline_of,
     monotonic,
+    seconds_of,
+    shown_seconds,
 )
 
 from ._address import connect_delays, connect_once, resolve
-from ._interface import BOTH_WAYS, checked_role
+from ._interface import BOTH_WAYS, check_interface_options, checked_role
 from ._listener import BACK_OFF, Reception, logger
-from ._loop import Ended
+from ._loop import Ended, check_loop_options
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Awaitable, Callable, Iterable, Iterator
     from types import TracebackType
 
-    from ipcqueue import Credentials, Fd, MemoryRegion, Received, Statistics
+    from ipcqueue import Credentials, Fd, MemoryRegion, Received, Seconds, Statistics
 
 T = TypeVar("T")
 
@@ -115,7 +118,7 @@ class Interface(trio.abc.Channel[Any]):
         name: str = "",
         capacity: int | None = None,
         role: str = "client",
-        timeout: float | None = 5.0,
+        timeout: Seconds = 5.0,
         **options: Any,
     ) -> None:
         """Take a connected AF_UNIX SOCK_STREAM socket, also when this fails.
@@ -124,8 +127,9 @@ class Interface(trio.abc.Channel[Any]):
         handshake may raise comes from do_handshake, or the first call.
         """
         sock = _plain_socket(stream)
-        options |= {"name": name, "capacity": capacity, "timeout": timeout}
         try:
+            check_interface_options(type(self).__name__, options)
+            options |= {"name": name, "capacity": capacity, "timeout": timeout}
             self.role = checked_role(role)
             terms = Terms(record, BOTH_WAYS, **options)
         except BaseException:
@@ -143,6 +147,16 @@ class Interface(trio.abc.Channel[Any]):
         self._writing = trio.Lock()
         self._followers = trio.lowlevel.ParkingLot()
         self._napping = trio.CancelScope()
+
+    @classmethod
+    def _over(cls, sock: socket.socket, terms: Terms, role: str, deadline: float) -> Interface:
+        """Take a connected socket; the handshake ends at `deadline`, a monotonic()."""
+        self = cls.__new__(cls)
+        self.role = role
+        self._opening = Opening(sock, terms)
+        self._opening.deadline = deadline
+        self._set_up(terms, self._opening.peer)
+        return self
 
     @classmethod
     def _of(cls, endpoint: Endpoint, terms: Terms, role: str) -> Interface:
@@ -225,7 +239,7 @@ class Interface(trio.abc.Channel[Any]):
     async def xmit(
         self,
         record: Any,
-        timeout: float | None = None,
+        timeout: Seconds = None,
         fds: Iterable[int | Fd] | None = None,
         regions: Iterable[MemoryRegion] | None = None,
     ) -> None:
@@ -248,12 +262,12 @@ class Interface(trio.abc.Channel[Any]):
             if sent:
                 await cancel_shielded_checkpoint()
                 return
-        deadline_of(timeout)
+        seconds = seconds_of(timeout)
         sender = endpoint.sending()
-        until = trio.current_time() + (math.inf if timeout is None else timeout)
+        until = trio.current_time() + seconds
         with sender.parcel(record, fds, regions) as parcel:
             if not await self._send(endpoint, Sending(sender, parcel), until):
-                raise Full(f"no space for a record within {timeout} s")
+                raise Full(f"no space for a record within {shown_seconds(timeout)}")
 
     async def _send(self, endpoint: Endpoint, sending: Sending, until: float) -> bool:
         while True:
@@ -297,18 +311,18 @@ class Interface(trio.abc.Channel[Any]):
         raise Full("no space for a record just now")
 
     @enable_ki_protection
-    async def xmit_many(self, records: Iterable[Any], timeout: float | None = None) -> int:
+    async def xmit_many(self, records: Iterable[Any], timeout: Seconds = None) -> int:
         """Publish records in order; return how many, which is fewer only if time ran out.
 
         All are encoded first: BadRecord means that none was sent.  Otherwise as xmit, except
         that Full is not raised.  When it is cancelled, the first records may have been sent:
         indices() tells.
         """
-        deadline_of(timeout)
+        seconds = seconds_of(timeout)
         endpoint = self._endpoint or await self._opened()
         sender = endpoint.sending()
         sending = BatchSending(sender, sender.batch(records))
-        until = trio.current_time() + (math.inf if timeout is None else timeout)
+        until = trio.current_time() + seconds
         if not sending.left:
             await checkpoint()
         while sending.left:
@@ -335,7 +349,7 @@ class Interface(trio.abc.Channel[Any]):
         await self._until(endpoint.has_space, Event.SPACE, None, endpoint.enough)
 
     @enable_ki_protection
-    async def recv(self, timeout: float | None = None) -> Any:
+    async def recv(self, timeout: Seconds = None) -> Any:
         """Return the next record; None if none came within `timeout` seconds.
 
         Raises, once everything published is taken, EndOfStream (the peer closed) or PeerDied;
@@ -351,14 +365,14 @@ class Interface(trio.abc.Channel[Any]):
         return await self._until(endpoint.try_pop, Event.RECORDS, timeout)
 
     @enable_ki_protection
-    async def recv_vectored(self, limit: int | None = None, timeout: float | None = None) -> Any:
+    async def recv_vectored(self, limit: int | None = None, timeout: Seconds = None) -> Any:
         """Wait for one record, then return all that are there: `limit` or a ringful at most.
 
         No limit means 65,536, as the peer chooses how large its ring is.  A list; an array of
         shape (n,) for a numpy spec; empty if none came in time.  Raises as recv does.
         """
         endpoint = self._endpoint or await self._opened()
-        deadline_of(timeout)
+        seconds_of(timeout)
         most = endpoint.most(limit)
         if most == 0:
             await checkpoint()
@@ -367,7 +381,7 @@ class Interface(trio.abc.Channel[Any]):
         return endpoint.codec.decode_many(b"", 0) if records is None else records
 
     @enable_ki_protection
-    async def recv_message(self, timeout: float | None = None) -> Received | None:
+    async def recv_message(self, timeout: Seconds = None) -> Received | None:
         """Return the next message with the descriptors and regions that came with it.
 
         The caller owns those.  None if none came in time; raises as recv does.
@@ -376,28 +390,28 @@ class Interface(trio.abc.Channel[Any]):
         return await self._until(endpoint.try_receive, Event.RECORDS, timeout)
 
     def loan(
-        self, size: int, *, timeout: float | None = None, tag: int = 0, flags: int = 0
+        self, size: int, *, timeout: Seconds = None, tag: int = 0, flags: int = 0
     ) -> AsyncLoan:
         """Return memory of the ring to fill in an async with block; see memenpsf.Interface.loan."""
         return AsyncLoan(self, size, timeout, tag, flags)
 
-    def borrow(self, limit: int | None = None, *, timeout: float | None = None) -> AsyncBorrowing:
+    def borrow(self, limit: int | None = None, *, timeout: Seconds = None) -> AsyncBorrowing:
         """Return what waits, to read in place; see memenpsf.Interface.borrow."""
         return AsyncBorrowing(self, limit, timeout)
 
     @enable_ki_protection
-    async def send_ctrl_msg(self, message: bytes, timeout: float | None = None) -> None:
+    async def send_ctrl_msg(self, message: bytes, timeout: Seconds = None) -> None:
         """Send two bytes to the peer's application, the first from 128 to 255.
 
         Delivered in order, apart from the records and never dropped.  Raises ValueError, Full
         (no room in time), EndOfStream, PeerDied, CorruptPeer, Refused, Closed.
         """
         endpoint = self._endpoint or await self._opened()
-        deadline_of(timeout)
+        seconds = seconds_of(timeout)
         await checkpoint_if_cancelled()
         try:
             sent = endpoint.try_send_message(message)
-            with trio.move_on_after(math.inf if timeout is None else timeout):
+            with trio.move_on_after(seconds):
                 while not sent:
                     await self._await_room(endpoint, math.inf)
                     sent = endpoint.try_send_message(message)
@@ -408,10 +422,10 @@ class Interface(trio.abc.Channel[Any]):
             raise _translated(error) from None
         except trio.ClosedResourceError:
             raise Closed("this side has closed the connection") from None
-        raise Full(f"no room for a control message within {timeout} s")
+        raise Full(f"no room for a control message within {shown_seconds(timeout)}")
 
     @enable_ki_protection
-    async def recv_ctrl_msg(self, timeout: float | None = 0) -> bytes | None:
+    async def recv_ctrl_msg(self, timeout: Seconds = 0) -> bytes | None:
         """Return the next two bytes from the peer's application; None if none came in time.
 
         Raises EndOfStream, PeerDied, CorruptPeer, Refused, once all are taken; Closed.
@@ -432,25 +446,25 @@ class Interface(trio.abc.Channel[Any]):
         self,
         attempt: Callable[[], T | None],
         event: Event,
-        timeout: float | None,
+        timeout: Seconds,
         units: Callable[[], int] = lambda: 1,
     ) -> T | None:
         """Call `attempt` until it gives something, sleeping for `event` in between.
 
         For SPACE, `units` says how much of it there must be.  Nothing is taken before a point at which this can be cancelled.
         """
-        deadline_of(timeout)
+        seconds = seconds_of(timeout)
         await checkpoint_if_cancelled()
         endpoint = self._open_endpoint()
         try:
             result = attempt()
-            if result is None and timeout == 0:
+            if result is None and not seconds:
                 endpoint.turn()  # or the end of the connection would never be seen
                 result = attempt()
-            if result is not None or timeout == 0:
+            if result is not None or not seconds:
                 await cancel_shielded_checkpoint()
                 return result
-            with trio.move_on_after(math.inf if timeout is None else timeout):
+            with trio.move_on_after(seconds):
                 while True:
                     await self._sleep(endpoint, event, units())
                     if (result := attempt()) is not None:
@@ -531,7 +545,7 @@ class AsyncLoan:
     """An ipcqueue.Loan for an async with block."""
 
     def __init__(
-        self, interface: Interface, size: int, timeout: float | None, tag: int, flags: int
+        self, interface: Interface, size: int, timeout: Seconds, tag: int, flags: int
     ) -> None:
         self._interface = interface
         self._timeout = timeout
@@ -548,7 +562,7 @@ class AsyncLoan:
             loan.try_open, Event.SPACE, self._timeout, lambda: loan.units
         )
         if opened is None:
-            raise Full(f"no space for a loan within {self._timeout} s")
+            raise Full(f"no space for a loan within {shown_seconds(self._timeout)}")
         return loan
 
     async def __aexit__(
@@ -564,7 +578,7 @@ class AsyncLoan:
 class AsyncBorrowing:
     """An ipcqueue.Borrowing for an async with block."""
 
-    def __init__(self, interface: Interface, limit: int | None, timeout: float | None) -> None:
+    def __init__(self, interface: Interface, limit: int | None, timeout: Seconds) -> None:
         self._interface = interface
         self._timeout = timeout
         self._make = partial(ipcqueue.Borrowing, limit=limit)
@@ -642,7 +656,7 @@ def _plain_socket(
 
 
 async def connect(
-    address: str | os.PathLike[str], record: Any, *, timeout: float | None = 5.0, **options: Any
+    address: str | os.PathLike[str], record: Any, *, timeout: Seconds = 5.0, **options: Any
 ) -> Interface:
     """Connect to a server; the address is a bare name, a path, or @name (abstract).
 
@@ -650,9 +664,12 @@ async def connect(
     Interface raises.
     """
     deadline = deadline_of(timeout)
+    check_interface_options("connect", options, ("role",))
+    role = checked_role(options.pop("role", "client"))
     where = resolve(address)
     if where.default_uids is not None:
         options.setdefault("allow_uids", where.default_uids)
+    terms = Terms(record, BOTH_WAYS, timeout=timeout, **options)  # before anything is opened
     await checkpoint()
     with contextlib.ExitStack() as undo:
         sock = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
@@ -661,12 +678,10 @@ async def connect(
         while not connect_once(where, sock):
             left = deadline - monotonic()
             if left <= 0:
-                raise ipcqueue.HandshakeTimeout(f"{where}: no room within {timeout} s")
+                within = shown_seconds(timeout)
+                raise ipcqueue.HandshakeTimeout(f"{where}: no room within {within}")
             await trio.sleep(min(next(delays), left))
-        left = deadline - monotonic()
-        interface = Interface(
-            sock, record, timeout=None if timeout is None else max(0.0, left), **options
-        )
+        interface = Interface._over(sock, terms, role, deadline)  # noqa: SLF001 (one module)
         undo.callback(interface.close)
         await interface.do_handshake()
         undo.pop_all()
@@ -779,6 +794,7 @@ async def serve(
     end is more than the handler expected, is logged and harms nobody else; other exceptions of a
     handler propagate, as in trio.serve_listeners.
     """
+    check_options("serve", options, Reception.OPTIONS)
     async with await listen(address, record, **options) as listener, trio.open_nursery() as nursery:
         task_status.started(listener)
         while True:
@@ -817,6 +833,11 @@ async def run(
     As memenpsf.run; the end of `recvr`, or None in it, ends the connection in good order.
     """
     role = "client" if typ == 0 else "server"
+    try:
+        check_loop_options(options)
+    except TypeError:
+        ipcqueue.drop_socket(_plain_socket(stream))
+        raise
     async with Interface(
         stream, record, name=name, capacity=cap, role=role, **options
     ) as interface:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import itertools
 import os
 import re
 import subprocess
@@ -264,3 +265,64 @@ def test_in_c_too():
             if "PyObject_GetBuffer" in line or re.search(r'"[^"]*[ysw]\*[^"]*:', line):
                 found.add((path.name, function))
     assert found == VIEWS_IN_C.keys()
+
+
+def is_a_time_in_seconds(node):
+    """A value in an f-string that seconds follow: shown_seconds() says how many."""
+    if not isinstance(node, ast.JoinedStr) or not node.values:
+        return False
+    return any(
+        isinstance(value, ast.FormattedValue)
+        and isinstance(text, ast.Constant)
+        and re.match(r" (s|ms|seconds)\b", text.value)
+        for value, text in itertools.pairwise(node.values)
+    )
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_errors_say_times_as_they_were_given(module):
+    wrong = functions_that(module, is_a_time_in_seconds)
+    assert wrong <= {
+        ("fdpass/_numbers.py", "shown_seconds"),
+        ("ipcqueue/_opening.py", "checked_patience"),  # a constant
+    }
+
+
+def reckons_with_a_timeout(node):
+    """Whether something is reckoned with a timeout as the caller gave it, perhaps a timedelta."""
+
+    def is_timeout(operand):
+        return getattr(operand, "id", getattr(operand, "attr", None)) in {"timeout", "_timeout"}
+
+    if isinstance(node, ast.BinOp):
+        return is_timeout(node.left) or is_timeout(node.right)
+    if isinstance(node, ast.Compare):
+        ordered = not all(isinstance(each, ast.Is | ast.IsNot | ast.Eq) for each in node.ops)
+        return ordered and any(map(is_timeout, (node.left, *node.comparators)))
+    return False
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_nobody_reckons_with_a_timeout_before_it_is_seconds(module):
+    assert functions_that(module, reckons_with_a_timeout) <= {("fdpass/_rights.py", "delays")}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_one_function_says_what_is_a_number(module):
+    """isinstance(…, int) refuses numpy's; fdpass.index_of() takes all that have __index__."""
+
+    def asks(node):
+        return (
+            isinstance(node, ast.Call)
+            and getattr(node.func, "id", None) == "isinstance"
+            and "int" in {getattr(n, "id", None) for n in ast.walk(node.args[1])}
+        )
+
+    assert functions_that(module, asks) <= {
+        ("ipcqueue/_blocking.py", "push_many"),  # a result
+        ("ipcqueue/_message.py", "checked_tag"),  # where bools pass, too; then index_of()
+        ("ipcqueue/_outside.py", "take"),  # a result
+        ("ipcqueue/_record.py", "codec_for"),
+        ("ipcqueue/_record.py", "_make_codec"),  # after codec_for
+        ("ipcqueue/_slots.py", "__init__"),  # after codec_for
+    }

@@ -518,6 +518,41 @@ MUTANTS = [
         "given = np.asarray(value)",
         "test_values.py::TestMasked::test_one_is_refused",
     ),
+    Mutant(
+        "who is admitted may change later",
+        "ipcqueue/_opening.py",
+        "self.allow_uids = checked_uids(allow_uids)",
+        "self.allow_uids = allow_uids",
+        "test_arguments.py::test_who_is_admitted_is_kept_as_it_was",
+    ),
+    Mutant(
+        "an unknown option is left to Python's words",
+        "ipcqueue/_queue.py",
+        "            check_options(type(self).__name__, options)\n",
+        "",
+        "test_arguments.py::TestDoors::test_an_unknown_option_is_named_with_the_nearest",
+    ),
+    Mutant(
+        "the unit of numpy's times is forgotten",
+        "fdpass/_numbers.py",
+        'return float(given / type(given)(1, "s"))',
+        "return float(given)",
+        "test_fdpass_numbers.py::test_a_time_is_seconds_or_says_its_unit",
+    ),
+    Mutant(
+        "True is a second",
+        "fdpass/_numbers.py",
+        "isinstance(given, str | bytes | bool) or of_numpy",
+        "isinstance(given, str | bytes) or of_numpy",
+        "test_fdpass_numbers.py::test_what_is_no_time_is_told_what_is",
+    ),
+    Mutant(
+        "connecting tells the time that was left",
+        "memenpsf/_interface.py",
+        "terms = Terms(record, BOTH_WAYS, timeout=timeout, **options)",
+        "terms = Terms(record, BOTH_WAYS, timeout=deadline - monotonic(), **options)",
+        "test_arguments.py::test_connecting_says_the_time_that_was_given",
+    ),
 ]
 
 

@@ -1,0 +1,398 @@
+"""Arguments at every door: numbers, times, user ids and options, checked before anything is opened."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import re
+import socket
+from datetime import timedelta
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import numpy.ma
+import pytest
+import trio
+
+import ipcqueue
+import memenpsf
+import memenpsf.trio
+from memenpsf import BadRecord, Message
+
+
+class Union(ctypes.Union):
+    _fields_ = [("pointer", ctypes.c_void_p), ("number", ctypes.c_uint64)]
+
+
+class Holder(ctypes.Structure):
+    _fields_ = [("union", Union)]
+
+
+BAD_SPECS = {
+    "struct": "QP",
+    "c_void_p": ctypes.c_void_p,
+    "c_void_p array": ctypes.c_void_p * 2,
+    "structure": Holder,
+    "dtype O": np.dtype("O"),
+    "nested O": np.dtype([("a", [("b", "O", 2)])]),
+    "O in arrays": np.dtype([("a", np.dtype(("O", 2)))]),
+    "functions": ctypes.CFUNCTYPE(None) * 1,
+    "py_object": ctypes.py_object * 1,
+    "c_char_p": ctypes.c_char_p * 1,
+}
+
+
+def doors(address):
+    """What opens a connection or an address: its name, and a function of record and options."""
+
+    def over_socket(make):
+        def call(record, **options):
+            ours, theirs = socket.socketpair()
+            with theirs:
+                try:
+                    made = make(ours, record, **options)
+                except BaseException:
+                    assert ours.fileno() == -1, "the socket was taken"
+                    raise
+                made.close()
+
+        return call
+
+    def in_trio(function):
+        def call(*arguments, **options):
+            async def main():
+                await function(*arguments, **options)
+
+            trio.run(main)
+
+        return call
+
+    async def handler(_):
+        raise AssertionError
+
+    return {
+        "Interface": over_socket(memenpsf.Interface),
+        "Sender": over_socket(ipcqueue.Sender),
+        "Receiver": over_socket(ipcqueue.Receiver),
+        "pair": memenpsf.pair,
+        "queue pair": ipcqueue.pair,
+        "connect": lambda record, **options: memenpsf.connect(address, record, **options),
+        "listen": lambda record, **options: memenpsf.listen(address, record, **options),
+        "trio Interface": over_socket(memenpsf.trio.Interface),
+        "trio connect": in_trio(
+            lambda record, **options: memenpsf.trio.connect(address, record, **options)
+        ),
+        "trio listen": in_trio(
+            lambda record, **options: memenpsf.trio.listen(address, record, **options)
+        ),
+        "trio serve": in_trio(
+            lambda record, **options: memenpsf.trio.serve(handler, address, record, **options)
+        ),
+    }
+
+
+DOORS = sorted(
+    [
+        "Interface",
+        "Sender",
+        "Receiver",
+        "pair",
+        "queue pair",
+        "connect",
+        "listen",
+        "trio Interface",
+        "trio connect",
+        "trio listen",
+        "trio serve",
+    ]
+)
+
+
+@pytest.fixture(params=DOORS)
+def door(request, tmp_path):
+    return request.param, doors(str(tmp_path / "s"))[request.param], tmp_path
+
+
+def open_descriptors():
+    return sorted(path.name for path in Path("/proc/self/fd").iterdir())
+
+
+def opens_nothing(door, kind, match, record="<Q", **options):
+    _, call, folder = door
+    before = open_descriptors()
+    with pytest.raises(kind, match=match):
+        call(record, **options)
+    assert list(folder.iterdir()) == []
+    assert open_descriptors() == before
+
+
+class TestDoors:
+    @pytest.mark.parametrize("what", BAD_SPECS)
+    def test_pointers_are_no_spec(self, door, what):
+        opens_nothing(door, TypeError, None, record=BAD_SPECS[what])
+
+    @pytest.mark.parametrize(
+        ("wrong", "kind"),
+        [
+            (1000, TypeError),
+            (np.int64(1000), TypeError),
+            ("1000", TypeError),
+            (b"0", TypeError),
+            ({"0"}, TypeError),
+            ([None], TypeError),
+            ([True], TypeError),
+            ([0.0], TypeError),
+            ([-1], ValueError),
+            ([0xFFFFFFFF], ValueError),
+            (np.array(0), TypeError),
+        ],
+        ids=repr,
+    )
+    def test_who_is_admitted_is_checked_at_once(self, door, wrong, kind):
+        opens_nothing(door, kind, "allow_uids", allow_uids=wrong)
+
+    @pytest.mark.parametrize(
+        ("options", "hint"),
+        [
+            ({"capcity": 1}, "'capcity'; did you mean 'capacity'?"),
+            ({"allow_uid": {0}}, "'allow_uid'; did you mean 'allow_uids'?"),
+            ({"max_mesage": 1}, "'max_mesage'; did you mean 'max_message'?"),
+            ({"xyzzy": 1}, "'xyzzy'; there are accept_fds, accept_regions, "),
+        ],
+    )
+    def test_an_unknown_option_is_named_with_the_nearest(self, door, options, hint):
+        name = door[0].split(" ")[-1]
+        opens_nothing(
+            door, TypeError, re.escape(f"{name}() got an unknown option {hint}"), **options
+        )
+
+    @pytest.mark.parametrize(
+        ("options", "kind", "match"),
+        [
+            ({"timeout": "1"}, TypeError, "timeout is None, a number of seconds or a datetime"),
+            ({"timeout": True}, TypeError, "timeout is None, a number of seconds or a datetime"),
+            ({"timeout": timedelta(-1)}, ValueError, "timeout is None or at least 0 seconds"),
+            ({"capacity": np.bool_(True)}, TypeError, "capacity is a number"),
+            ({"capacity": np.float64(4)}, TypeError, "capacity is a number"),
+            ({"max_segment": "1 GiB"}, TypeError, "max_segment is a number"),
+            ({"max_segment": -1}, ValueError, "max_segment is from 0"),
+            ({"max_message": np.array([1, 2])}, TypeError, "max_message is a number"),
+            ({"spin": timedelta(seconds=1)}, ValueError, "spin is from 0 to 0.001"),
+            ({"wait": "slep"}, ValueError, "wait is one of"),
+            ({"name": b"x"}, TypeError, "a name is a str"),
+        ],
+    )
+    def test_wrong_values_open_nothing(self, door, options, kind, match):
+        opens_nothing(door, kind, match, **options)
+
+    def test_numbers_of_numpy_are_numbers(self, tmp_path):
+        for name, call in doors(str(tmp_path / "s")).items():
+            if name not in {"pair", "queue pair"}:
+                continue
+            for spec in (bytes, np.int64(8)):
+                first, second = call(
+                    spec,
+                    capacity=np.int32(8192),
+                    max_message=np.uint64(4096),
+                    inline=np.int8(100),
+                    accept_fds=np.int64(1),
+                    accept_regions=np.int64(1),
+                    max_region=np.int64(4096),
+                    max_segment=np.int64(1 << 20),
+                    timeout=timedelta(seconds=5),
+                    spin=np.float32(0.0001),
+                    allow_uids=np.array([os.getuid()]),
+                )
+                with first, second:
+                    assert first.capacity == 8192
+                    assert type(first.capacity) is int
+
+
+def test_options_of_a_listener_are_sent_there():
+    with pytest.raises(TypeError, match=r"'max_pending', which goes to listen\(\)"):
+        memenpsf.connect("nobody", "<Q", max_pending=3)
+    with pytest.raises(TypeError, match=r"did you mean 'max_pending' of listen\(\)\?"):
+        memenpsf.pair("<Q", max_pendin=3)
+
+
+@pytest.mark.parametrize("option", ["capacity", "role", "capcity"])
+def test_run_has_arguments_for_some(option):
+    import queue
+
+    ours, theirs = socket.socketpair()
+    with theirs:
+        with pytest.raises(TypeError, match=r"run\(\) got an unknown option"):
+            memenpsf.run("x", 1, 0, ours, queue.Queue(), queue.Queue(), "<Q", **{option: 1})
+        assert ours.fileno() == -1
+
+    async def main():
+        ours, theirs = socket.socketpair()
+        with theirs:
+            with pytest.raises(TypeError, match=r"run\(\) got an unknown option"):
+                await memenpsf.trio.run("x", 1, 0, ours, None, None, "<Q", **{option: 1})
+            assert ours.fileno() == -1
+
+    trio.run(main)
+
+
+@pytest.mark.parametrize("make", [iter, set, list, lambda uids: (u for u in uids), np.array])
+def test_who_is_admitted_is_kept_as_it_was(make, tmp_path):
+    given = make([os.getuid()])
+    terms = ipcqueue.Terms("<Q", ipcqueue.Role(sends=True, receives=True), allow_uids=given)
+    assert terms.allow_uids == {os.getuid()}
+    assert {type(uid) for uid in terms.allow_uids} == {int}
+    if isinstance(given, set):
+        given.clear()
+    assert terms.allow_uids == {os.getuid()}
+
+
+def test_an_empty_set_admits_nobody():
+    terms = ipcqueue.Terms("<Q", ipcqueue.Role(sends=True, receives=True), allow_uids=())
+    assert terms.allow_uids == frozenset()
+    with pytest.raises(memenpsf.CredentialsRefused):
+        memenpsf.pair("<Q", allow_uids=set())
+
+
+class TestVerbs:
+    @pytest.fixture
+    def both(self):
+        first, second = memenpsf.pair(bytes, capacity=4096)
+        with first, second:
+            yield first, second
+
+    ZEROS = (timedelta(0), Fraction(0), np.float32(0), np.timedelta64(0, "s"), np.int64(0))
+
+    @pytest.mark.parametrize("zero", ZEROS, ids=repr)
+    def test_no_time_is_no_time(self, both, zero):
+        first, second = both
+        assert second.recv(zero) is None
+        assert second.recv_vectored(np.int64(3), timeout=zero) == []
+        assert second.recv_message(zero) is None
+        assert second.recv_ctrl_msg(zero) is None
+        with second.borrow(timeout=zero) as borrowed:
+            assert len(borrowed) == 0
+        first.xmit(bytes(1000), zero)
+        first.xmit_many([b"x"], zero)
+        assert len(second.recv_vectored(timeout=zero)) == 2
+        with first.loan(np.int64(3000), timeout=zero, tag=np.uint32(7), flags=np.uint8(3)) as loan:
+            loan.data[:] = bytes(3000)
+            loan.shrink(np.int64(5))
+        message = second.recv_message(zero)
+        assert message.record == bytes(5)
+
+    @pytest.mark.parametrize("wrong", ["1", "", True, b"1", [1]], ids=repr)
+    def test_what_is_no_time_is_told(self, both, wrong):
+        first, second = both
+        for call in (
+            lambda: second.recv_vectored(timeout=wrong),
+            lambda: second.recv_message(wrong),
+            lambda: second.borrow(timeout=wrong),
+            lambda: first.xmit_many([b"x"], wrong),
+            lambda: first.loan(1, timeout=wrong),
+            lambda: first.send_ctrl_msg(b"\x80\0", wrong),
+            lambda: second.recv_ctrl_msg(wrong),
+        ):
+            with pytest.raises(TypeError, match=r"a number of seconds or a datetime\.timedelta"):
+                call()
+        assert second.recv(0) is None
+
+    @pytest.mark.parametrize(
+        ("given", "text"),
+        [(timedelta(milliseconds=1), "0.001 s"), (Fraction(1, 1000), "0.001 s"), (0.0, "0 s")],
+    )
+    def test_errors_say_the_time_that_was_given(self, both, given, text):
+        first, _ = both
+        while True:
+            try:
+                first.xmit(bytes(900), 0)
+            except memenpsf.Full:
+                break
+        with pytest.raises(memenpsf.Full, match=rf"within {text}$"):
+            first.xmit(bytes(900), given)
+        with pytest.raises(memenpsf.Full, match=rf"within {text}$"), first.loan(900, timeout=given):
+            pass
+
+    def test_tags_are_numbers(self):
+        first, second = memenpsf.pair(Message)
+        with first, second:
+            first.xmit(Message(b"x", np.uint32(7), np.uint8(3)))
+            assert second.recv() == Message(b"x", 7, 3)
+            for wrong in (np.bool_(True), np.float64(1), np.ma.array(1, mask=True), -1, "1"):
+                with pytest.raises(BadRecord, match="tag is a number from 0"):
+                    first.xmit(Message(b"x", wrong))
+                with pytest.raises(BadRecord, match="tag is a number from 0"):
+                    first.loan(1, tag=wrong)
+
+    @pytest.mark.parametrize("wrong", [True, np.bool_(True), 1.0, "1", np.array([1, 2])], ids=repr)
+    def test_no_numbers_of_records(self, both, wrong):
+        first, second = both
+        with pytest.raises(TypeError, match="limit is a number of records"):
+            second.recv_vectored(wrong, 0)
+        with pytest.raises(TypeError, match="limit is a number of records"):
+            second.borrow(wrong)
+        with pytest.raises(TypeError, match="the size of a loan is a number"):
+            first.loan(wrong)
+
+
+def test_connecting_says_the_time_that_was_given(tmp_path):
+    """A listener that never answers: the handshake's part of the time is not what is told."""
+    address = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address)
+        listener.listen()
+        for given, text in ((timedelta(milliseconds=30), "0.03 s"), (0.03, "0.03 s")):
+            with pytest.raises(memenpsf.HandshakeTimeout, match=rf"within {text}$"):
+                memenpsf.connect(address, "<Q", timeout=given)
+
+    Path(address).unlink()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address)
+        listener.listen()
+
+        async def main():
+            with pytest.raises(memenpsf.HandshakeTimeout, match=r"within 0.03 s$"):
+                await memenpsf.trio.connect(address, "<Q", timeout=timedelta(milliseconds=30))
+
+        trio.run(main)
+
+
+def test_trio_takes_every_kind_of_time():
+
+    async def main():
+        ours, theirs = socket.socketpair()
+        one, other = memenpsf.trio.Interface(ours, bytes), memenpsf.trio.Interface(theirs, bytes)
+        async with one, other:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(other.do_handshake)
+                await one.do_handshake()
+            for zero in TestVerbs.ZEROS:
+                assert await other.recv(zero) is None
+                assert await other.recv_vectored(timeout=zero) == []
+                assert await other.recv_message(zero) is None
+                assert await other.recv_ctrl_msg(zero) is None
+                await one.xmit(b"x", zero)
+                await one.xmit_many([b"y"], zero)
+                await one.send_ctrl_msg(b"\x80\0", zero)
+                async with one.loan(1, timeout=zero) as loan:
+                    loan.data[:] = b"z"
+                assert await other.recv_vectored(timeout=zero) == [b"x", b"y", b"z"]
+                assert await other.recv_ctrl_msg(timedelta(seconds=5)) == b"\x80\0"
+            for wrong in ("1", True, math.nan):
+                with pytest.raises((TypeError, ValueError), match="timeout is None"):
+                    await other.recv(wrong)
+                with pytest.raises((TypeError, ValueError), match="timeout is None"):
+                    await one.xmit(b"x", wrong)
+
+    trio.run(main)
+
+
+def test_a_listener_waits_for_a_timedelta(tmp_path):
+    with memenpsf.listen(
+        str(tmp_path / "s"), "<Q", max_pending=np.int64(3), max_connections_per_uid=np.int64(2)
+    ) as listener:
+        with pytest.raises(TimeoutError, match=r"no client within 0.001 s$"):
+            listener.accept(timedelta(milliseconds=1))
+        with pytest.raises(TypeError, match="timeout is None, a number"):
+            listener.accept("1")
