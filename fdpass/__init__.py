@@ -39,6 +39,7 @@ from ._rights import ANCILLARY_SPACE, MAX_FDS, RECEIVE_FLAGS, unpack
 from ._sendable import check_sendable, exported, is_masked
 from ._socket import (
     Credentials,
+    is_ambiguous_uid,
     pass_pidfd,
     peer_credentials,
     peer_pidfd,
@@ -107,6 +108,7 @@ __all__ = [
     "drop_socket",
     "exported",
     "index_of",
+    "is_ambiguous_uid",
     "is_masked",
     "monotonic",
     "pass_pidfd",

@@ -247,5 +247,32 @@ def peer_credentials(sock: UnixSocket) -> Credentials:
     return credentials
 
 
+def is_ambiguous_uid(uid: int) -> bool:
+    """Say whether a uid that the kernel shows may be that of several users.
+
+    That is the overflow uid (usually 65534) where the user namespace of this process leaves users
+    unmapped: the kernel shows all of them under it, in credentials and as owners of files, and
+    this process too, if it is unmapped. So it proves nothing. In the first user namespace, which
+    maps all users, it is the user `nobody`, and False is returned. True if /proc does not tell.
+    Source: user_namespaces(7).
+    """
+    from pathlib import Path  # noqa: PLC0415 (slow to import; few need it)
+
+    try:
+        overflow = int(Path("/proc/sys/kernel/overflowuid").read_text())
+    except (OSError, ValueError):
+        overflow = _USUAL_OVERFLOW
+    if uid != overflow:
+        return False
+    try:
+        ranges = Path("/proc/self/uid_map").read_text().splitlines()
+        return sum(int(each.split()[2]) for each in ranges) < _ALL_UIDS
+    except (OSError, ValueError, IndexError):
+        return True
+
+
+_USUAL_OVERFLOW = 65534
+_ALL_UIDS = 0xFFFFFFFF
+
 _NOBODY_KNOWN = 0xFFFFFFFF
 """The kernel's -1: no such user can exist."""

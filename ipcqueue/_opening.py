@@ -278,6 +278,11 @@ class Opening:
                 raise CredentialsRefused(
                     f"the peer runs under uid {self.peer.uid}, admitted are {sorted(admitted)}"
                 )
+            if admitted is not None and fdpass.is_ambiguous_uid(self.peer.uid):
+                raise CredentialsRefused(
+                    f"the peer's uid {self.peer.uid} stands for every user that this user "
+                    "namespace does not map, so it says nothing about who the peer is"
+                )
             self._passed_pidfd = fdpass.pass_pidfd(sock)
             self.lease.take(terms.segment_size)
             self._segments.append(
