@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import socket
-import time
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ipcqueue import (
     Connection,
     EndOfStream,
-    HandshakeTimeout,
     Opening,
     Role,
     Terms,
@@ -18,16 +15,13 @@ from ipcqueue import (
     checked_socket,
     deadline_of,
     drop_socket,
-    monotonic,
     open_endpoint,
     open_pair,
-    shown_seconds,
 )
-
-from ._address import connect_delays, connect_once, resolve
 
 if TYPE_CHECKING:
     import os
+    import socket
     from collections.abc import Callable, Iterable, Iterator
 
     from ipcqueue import Borrowing, Endpoint, Fd, Loan, MemoryRegion, Received, Seconds
@@ -227,30 +221,28 @@ def connect(
 ) -> Interface:
     """Connect to a server; the address is a bare name, a path, or @name (abstract).
 
-    Options are those of Interface.  Raises OSError at once if there is no server
-    (FileNotFoundError, ConnectionRefusedError), HandshakeTimeout, and what Interface raises.
+    A bare name is looked for in the directories of this user (by effective uid), and in no others:
+    /run/user/UID/memenpsf and /tmp/memenpsf-UID, or $MEMENPSF_RUNTIME_DIR/memenpsf alone if that is
+    set.  Options are those of Interface.
+
+    Raises OSError at once if there is no server: FileNotFoundError, or ConnectionRefusedError where
+    a dead server has left its file; both say where was looked, and which servers are there.  A file
+    newer than 0.25 s may be of a server that is just starting, so it is tried for so long.
+    HandshakeTimeout, and what Interface raises.
     """
+    # Slow to import, and not needed by programs that bring their own sockets.
+    from ._address import resolve  # noqa: PLC0415
+    from ._places import drive  # noqa: PLC0415
+    from ._seeking import connecting  # noqa: PLC0415
+
     deadline = deadline_of(timeout)
     check_interface_options("connect", options, ("role",))
     role = checked_role(options.pop("role", "client"))
     where = resolve(address)
-    if where.default_uids is not None:
-        options.setdefault("allow_uids", where.default_uids)
+    if "allow_uids" not in options and (uids := where.default_uids) is not None:
+        options["allow_uids"] = uids
     terms = Terms(record, BOTH_WAYS, timeout=timeout, **options)  # before anything is opened
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        sock.setblocking(False)
-        delays = connect_delays()
-        while not connect_once(where, sock):
-            left = deadline - monotonic()
-            if left <= 0:
-                within = shown_seconds(timeout)
-                raise HandshakeTimeout(f"{where}: the server had no room within {within}")
-            time.sleep(min(next(delays), left))
-    except BaseException:
-        sock.close()
-        raise
-    opening = Opening(sock, terms)
+    opening = Opening(drive(connecting(where, timeout)), terms)
     opening.deadline = deadline
     interface = Interface.of(open_endpoint(opening))
     interface.role = role

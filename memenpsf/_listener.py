@@ -31,16 +31,18 @@ from ipcqueue import (
     shown_seconds,
 )
 
-from ._address import BACKLOG, bind, resolve
+from ._address import BACKLOG, checked_permissions, resolve, starting
 from ._interface import BOTH_WAYS, Interface, checked_role
+from ._places import drive
 from ._quota import Quota
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Generator, Iterable, Iterator
 
     from ipcqueue import Endpoint, Seconds
 
+    from ._address import Bound
     from ._quota import Share
 
 logger = logging.getLogger("memenpsf")
@@ -69,6 +71,9 @@ RESPITE = 0.02
 # How many clients may be refused before that: one at a time, 50 a second, would leave the backlog to
 # whoever is quickest to fill it again.
 REFUSALS_PER_TURN = 16
+
+# How often a server looks whether its socket file is still there, in seconds.
+LOOK_AFTER_FILE = 60.0
 
 _MOST = 1 << 62  # of anything
 
@@ -143,16 +148,44 @@ class Guest(NamedTuple):
 
 
 class Reception:
-    """A bound address and its clients until they have introduced themselves; it never waits."""
+    """A bound address and its clients until they have introduced themselves; it never waits.
+
+    But to bind may wait, for other servers that start.
+    """
 
     OPTIONS: ClassVar[frozenset[str]]
-    """The names of the options below that are not of Terms as well."""
+    """The names of the options of _set_up() that are not of Terms as well."""
 
-    def __init__(
+    bound: Bound
+    log: RefusalLog
+    _reserve: socket.socket | None
+    _look_after_file: float
+
+    def __init__(self, address: str | os.PathLike[str], record: Any, **options: Any) -> None:
+        self._set_up(address, record, **options)
+        drive(self.binding())
+
+    @classmethod
+    def unbound(cls, address: str | os.PathLike[str], record: Any, **options: Any) -> Reception:
+        """Check the arguments, and no more: binding() is the next call."""
+        self = cls.__new__(cls)
+        self._set_up(address, record, **options)
+        return self
+
+    def binding(self) -> Generator[float, None, None]:
+        """Bind the address: a plan, which yields for how many seconds to wait."""
+        self.bound = yield from starting(self._where, self._permissions)
+        self.log = RefusalLog(self.bound.address)
+        self._look_after_file = monotonic() + LOOK_AFTER_FILE
+        self._reserve = _spare()
+
+    def _set_up(
         self,
         address: str | os.PathLike[str],
         record: Any,
         *,
+        mode: int | None = None,
+        group: int | str | None = None,
         role: str = "server",
         max_pending: int | None = None,
         max_pending_per_uid: int | None = None,
@@ -161,9 +194,10 @@ class Reception:
         **options: Any,
     ) -> None:
         check_options("listen", options, self.OPTIONS)
-        where = resolve(address)
-        if where.default_uids is not None:
-            options.setdefault("allow_uids", where.default_uids)
+        self._where = where = resolve(address)
+        self._permissions = checked_permissions(where, mode, group)
+        if "allow_uids" not in options and (uids := where.default_uids) is not None:
+            options["allow_uids"] = uids
         self.role = checked_role(role)
         self.terms = Terms(record, BOTH_WAYS, **options)
         if max_pending is None:
@@ -177,12 +211,9 @@ class Reception:
         self._max_pending = _limit("max_pending", max_pending)
         self._max_pending_per_uid = _limit("max_pending_per_uid", max_pending_per_uid)
         self.quota = Quota(max_connections_per_uid, _limit("max_bytes_per_uid", max_bytes_per_uid))
-        self.bound = bind(where)
-        self.log = RefusalLog(self.bound.address)
         self.pending: list[Opening] = []
         self._guests: dict[int, deque[Guest]] = {}  # of each user, those who wait for a place
         self._outcomes: deque[Endpoint | Exception] = deque()
-        self._reserve = _spare()
         self._resume: float | None = None  # the monotonic() until which further clients wait
         self.per_turn = BACKLOG  # how many clients a turn lets in, and takes a step on, at most
         self.refused = 0
@@ -199,6 +230,7 @@ class Reception:
         """
         if self.closed:
             raise Closed("this side has closed the listener")
+        self._warn_if_lost()
         if self._reserve is None:
             self._reserve = _spare()
         if self._resume is not None and monotonic() >= self._resume:
@@ -217,6 +249,23 @@ class Reception:
             self.refused += 1
             raise outcome
         return outcome
+
+    def _warn_if_lost(self) -> None:
+        """Say, once, that no client can find this server any more.
+
+        Somebody has removed its file; another server may have bound the path since.
+        """
+        now = monotonic()
+        if now < self._look_after_file:
+            return
+        self._look_after_file = now + LOOK_AFTER_FILE
+        if self.bound.lost:
+            self._look_after_file = math.inf
+            logger.warning(
+                "%s: the socket file was removed, or replaced by another server's: no new client "
+                "finds this server, which has to be started again",
+                self.bound.address,
+            )
 
     # -- from the backlog to a handshake ---------------------------------------------------------
 
@@ -377,7 +426,7 @@ class Reception:
 
     def next_deadline(self) -> float:
         """Return the monotonic() at which a turn is due even if nothing happens."""
-        deadlines = [*map(self._next_place, self._guests)]
+        deadlines = [self._look_after_file, *map(self._next_place, self._guests)]
         deadlines += [guests[0].deadline for guests in self._guests.values()]
         deadlines += [opening.deadline for opening in self.pending]
         return min(*deadlines, math.inf if self._resume is None else self._resume, math.inf)
@@ -406,7 +455,7 @@ class Reception:
         self._outcomes.clear()
 
 
-Reception.OPTIONS = frozenset(Reception.__init__.__kwdefaults__ or ())
+Reception.OPTIONS = frozenset(Reception._set_up.__kwdefaults__ or ())  # noqa: SLF001 (one module)
 
 
 class Listener:
@@ -499,6 +548,7 @@ class Listener:
         if not reception.bound.ours:
             reception.close()
             return
+        reception.bound.remove_file()  # while it listens: a dead server's is anybody's
         with contextlib.suppress(OSError):
             reception.bound.sock.shutdown(socket.SHUT_RDWR)  # wakes who accepts
         with self._lock:
@@ -521,6 +571,17 @@ def listen(address: str | os.PathLike[str], record: Any, **options: Any) -> List
     Options are those of Interface, for each client.  The socket file of a dead server is
     replaced; a live server's is not: OSError EADDRINUSE.  An abstract address admits this user
     and root only, unless `allow_uids` says otherwise.
+
+    `mode` of the socket file says who may connect: write permission is asked for.  It is 0o600,
+    this user and root, or 0o660 if a `group` is given (a name or a gid; this process must be in it,
+    or be root); both stand before the first client can come.  They are for addresses with a file:
+    ValueError for an abstract one.
+
+    A bare name is for this user alone (by effective uid): the file is in /run/user/UID/memenpsf
+    where that runtime directory exists and belongs to this user, else in /tmp/memenpsf-UID;
+    $MEMENPSF_RUNTIME_DIR/memenpsf replaces both.  One that somebody else has made is not used:
+    PermissionError if there is no other.  Servers of one user start one at a time: TimeoutError
+    if another one has not started within a second.
 
     What the clients of one user (by uid, this one and root too) may have at once:
     `max_connections_per_uid` (a sixth of the descriptors that this process may open, so 170 if

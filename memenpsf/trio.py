@@ -50,14 +50,15 @@ from ipcqueue import (
     shown_seconds,
 )
 
-from ._address import connect_delays, connect_once, resolve
+from ._address import resolve
 from ._interface import BOTH_WAYS, check_interface_options, checked_role
 from ._listener import BACK_OFF, Reception, logger
 from ._loop import Ended, check_loop_options
+from ._seeking import connecting
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Awaitable, Callable, Iterable, Iterator
+    from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator
     from types import TracebackType
 
     from ipcqueue import Credentials, Fd, MemoryRegion, Received, Seconds, Statistics
@@ -655,6 +656,18 @@ def _plain_socket(
     return checked_socket(stream)
 
 
+async def _drive(plan: Generator[float, None, T]) -> T:
+    """Run a plan that yields for how many seconds to sleep; return what it returns."""
+    with contextlib.closing(plan):
+        while True:
+            try:
+                delay = next(plan)
+            except StopIteration as end:
+                result: T = end.value
+                return result
+            await trio.sleep(delay)
+
+
 async def connect(
     address: str | os.PathLike[str], record: Any, *, timeout: Seconds = 5.0, **options: Any
 ) -> Interface:
@@ -667,20 +680,12 @@ async def connect(
     check_interface_options("connect", options, ("role",))
     role = checked_role(options.pop("role", "client"))
     where = resolve(address)
-    if where.default_uids is not None:
-        options.setdefault("allow_uids", where.default_uids)
+    if "allow_uids" not in options and (uids := where.default_uids) is not None:
+        options["allow_uids"] = uids
     terms = Terms(record, BOTH_WAYS, timeout=timeout, **options)  # before anything is opened
     await checkpoint()
     with contextlib.ExitStack() as undo:
-        sock = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-        sock.setblocking(False)
-        delays = connect_delays()
-        while not connect_once(where, sock):
-            left = deadline - monotonic()
-            if left <= 0:
-                within = shown_seconds(timeout)
-                raise ipcqueue.HandshakeTimeout(f"{where}: no room within {within}")
-            await trio.sleep(min(next(delays), left))
+        sock = undo.enter_context(await _drive(connecting(where, timeout)))
         interface = Interface._over(sock, terms, role, deadline)  # noqa: SLF001 (one module)
         undo.callback(interface.close)
         await interface.do_handshake()
@@ -774,9 +779,14 @@ _PER_TURN = 1
 
 
 async def listen(address: str | os.PathLike[str], record: Any, **options: Any) -> Listener:
-    """Listen at an address: a bare name, a path, or @name (abstract); as memenpsf.listen."""
+    """Listen at an address: a bare name, a path, or @name (abstract); as memenpsf.listen.
+
+    Where other servers of this user are just starting, other tasks run meanwhile.
+    """
     await checkpoint()
-    return Listener(Reception(address, record, **options))
+    reception = Reception.unbound(address, record, **options)
+    await _drive(reception.binding())
+    return Listener(reception)
 
 
 async def serve(

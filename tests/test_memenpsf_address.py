@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import signal
 import socket
@@ -16,8 +15,9 @@ from pathlib import Path
 import pytest
 
 import memenpsf
-from memenpsf import _address
-from memenpsf._address import bind, private_directory, resolve
+from memenpsf import _address, _seeking
+from memenpsf._address import resolve, starting
+from memenpsf._places import drive, open_place, places
 
 NOT_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as two users")
 NOBODY = 65534
@@ -28,13 +28,30 @@ def runtime(tmp_path, monkeypatch):
     """A runtime directory of the test's own."""
     directory = tmp_path / "run"
     directory.mkdir()
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(directory))
+    monkeypatch.setenv("MEMENPSF_RUNTIME_DIR", str(directory))
     return directory
+
+
+def bind(address):
+    return drive(starting(resolve(address)))
+
+
+def private_directory():
+    """The directory in which servers put bare names; made if need be."""
+    directory = places()[0]
+    os.close(open_place(directory, make=True))
+    return directory
+
+
+def where(address):
+    """The path of a bare name's file, if a server has just been started; or of a path."""
+    resolved = resolve(address)
+    return resolved.path or private_directory() / address
 
 
 @contextlib.contextmanager
 def bound(address):
-    bound = bind(resolve(address))
+    bound = bind(address)
     try:
         yield bound
     finally:
@@ -45,7 +62,7 @@ def connects(address):
     """Whether somebody listens there."""
     with socket.socket(socket.AF_UNIX) as sock:
         try:
-            sock.connect(resolve(address).sockaddr)
+            sock.connect(resolve(where(address) if resolve(address).is_name else address).sockaddr)
         except (ConnectionRefusedError, FileNotFoundError):
             return False
         return True
@@ -55,8 +72,11 @@ def connects(address):
 
 
 def test_a_bare_name_lives_in_the_private_directory(runtime):
-    assert resolve("prices").path == runtime / "memenpsf" / "prices"
-    assert str(resolve("prices")) == str(runtime / "memenpsf" / "prices")
+    assert resolve("prices").is_name
+    assert list(runtime.iterdir()) == []  # to say what it means makes nothing
+    with memenpsf.listen("prices", 8) as listener:
+        assert listener.address == str(runtime / "memenpsf" / "prices")
+        assert Path(listener.address).is_socket()
 
 
 def test_anything_with_a_slash_is_a_path(tmp_path, monkeypatch, runtime):
@@ -149,37 +169,6 @@ def test_the_private_directory_is_made_for_us_alone(runtime):
     assert private_directory() == directory  # and is found again
 
 
-def test_without_a_runtime_directory_it_is_one_per_user_in_tmp(runtime, monkeypatch):
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime / "missing"))
-    expected = Path("/tmp") / f"memenpsf-{os.geteuid()}"
-    was_there = expected.exists()
-    try:
-        assert private_directory() == expected
-        assert stat.S_IMODE(expected.stat().st_mode) == 0o700
-    finally:
-        if not was_there:
-            with contextlib.suppress(OSError):  # somebody else uses it by now
-                expected.rmdir()
-
-
-def test_an_unset_variable_means_the_runtime_directory_of_the_user(monkeypatch):
-    known = Path(f"/run/user/{os.geteuid()}")
-    looked_at = []
-
-    def is_dir(path):
-        looked_at.append(path)
-        raise InterruptedError
-
-    for unset in (lambda: monkeypatch.delenv("XDG_RUNTIME_DIR"), lambda: None):
-        unset()
-        monkeypatch.setattr(Path, "is_dir", is_dir)
-        with pytest.raises(InterruptedError):
-            private_directory()
-        monkeypatch.undo()
-        monkeypatch.setenv("XDG_RUNTIME_DIR", "")
-    assert looked_at == [known, known]
-
-
 @pytest.mark.parametrize("mode", [0o750, 0o701, 0o770, 0o777, 0o707])
 def test_a_directory_open_to_others_is_refused(runtime, mode):
     (runtime / "memenpsf").mkdir()
@@ -193,7 +182,7 @@ def test_a_directory_of_somebody_else_is_refused(runtime, monkeypatch):
     stranger = os.geteuid() + 1
     monkeypatch.setattr(os, "geteuid", lambda: stranger)
     with pytest.raises(PermissionError, match=f"belong to uid {stranger} .*belongs to uid"):
-        resolve("prices")
+        memenpsf.connect("prices", 8)
 
 
 @NOT_ROOT
@@ -233,7 +222,7 @@ for interface in listener:
 @pytest.mark.parametrize("address", ["prices", "./prices"])
 def test_the_socket_of_a_killed_server_is_replaced(program, tmp_path, monkeypatch, address):
     monkeypatch.chdir(tmp_path)
-    path = resolve(address).path
+    path = where(address)
     server = program(SERVER, address)
     assert server.stdout.readline() == "ready\n"
     assert connects(address)
@@ -353,7 +342,7 @@ def test_closing_removes_the_socket_file_and_twice_is_once(tmp_path):
 
 def test_closing_leaves_the_file_of_a_successor(tmp_path):
     path = tmp_path / "s"
-    first = bind(resolve(path))
+    first = bind(path)
     path.unlink()
     with bound(path) as second:
         first.close()
@@ -384,7 +373,7 @@ def test_of_servers_that_start_at_once_exactly_one_wins(tmp_path):
     def start(_):
         barrier.wait()
         try:
-            return bind(resolve(path))
+            return bind(path)
         except OSError as error:
             return error.errno
 
@@ -409,7 +398,7 @@ def test_of_servers_that_start_at_once_exactly_one_wins(tmp_path):
 def test_servers_at_different_names_in_one_directory_start_at_once(tmp_path):
     with ThreadPoolExecutor(8) as pool:
         paths = [tmp_path / f"s{i}" for i in range(16)]
-        servers = list(pool.map(lambda path: bind(resolve(path)), paths))
+        servers = list(pool.map(bind, paths))
         try:
             assert all(connects(path) for path in paths)
         finally:
@@ -417,37 +406,6 @@ def test_servers_at_different_names_in_one_directory_start_at_once(tmp_path):
                 server.close()
     assert list(tmp_path.glob("s*")) == []
     assert list(tmp_path.glob(".*")) == []
-
-
-def test_what_a_dead_starter_left_is_replaced(tmp_path):
-    with socket.socket(socket.AF_UNIX) as left:
-        with bound(tmp_path / "s"):
-            pass
-        left.bind(str(tmp_path / f".memenpsf-{os.geteuid():x}"))
-    with bound(tmp_path / "s"):
-        assert [p.name for p in tmp_path.iterdir() if p.is_socket()] == ["s"]
-
-
-def test_a_start_that_fails_leaves_nothing(tmp_path, monkeypatch):
-    def no_rename(self, target):
-        raise OSError(errno.EIO, "broken disk")
-
-    monkeypatch.setattr(Path, "rename", no_rename)
-    with pytest.raises(OSError, match="broken disk"):
-        memenpsf.listen(tmp_path / "s", 8)
-    assert [p.name for p in tmp_path.iterdir()] == ["run"]
-
-
-def test_a_lock_that_another_process_never_gives_back_is_an_error_in_words(tmp_path, monkeypatch):
-    monkeypatch.setattr(_address, "_LOCK_PATIENCE", 0)
-    fd = os.open(tmp_path, os.O_RDONLY)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        with pytest.raises(TimeoutError, match="another process holds the lock"):
-            bind(resolve(tmp_path / "s"))
-    finally:
-        os.close(fd)
-    assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 
 # -- connecting where nobody is ---------------------------------------------------------------
@@ -506,14 +464,15 @@ def test_a_client_waits_for_room_in_a_full_backlog(tmp_path, monkeypatch, timeou
     path = tmp_path / "s"
     monkeypatch.setattr(_address, "BACKLOG", 0)
     no_room = threading.Event()
+    real = _seeking.connect_once
 
     def connect_once(address, sock):
-        connected = _address.connect_once(address, sock)
+        connected = real(address, sock)
         if not connected:
             no_room.set()
         return connected
 
-    monkeypatch.setattr("memenpsf._interface.connect_once", connect_once)
+    monkeypatch.setattr(_seeking, "connect_once", connect_once)
     with ThreadPoolExecutor(1) as pool, memenpsf.listen(path, 8) as listener:
         with contextlib.ExitStack() as stack:
             fill_backlog(path, stack)

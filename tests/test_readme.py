@@ -40,7 +40,7 @@ def until_it_connects(client):
 @pytest.mark.parametrize("server", SERVERS, ids=["threads", "trio"])
 def test_both_ends_exchange_what_they_say(program, tmp_path, monkeypatch, server):
     tmp_path.chmod(0o700)
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("MEMENPSF_RUNTIME_DIR", str(tmp_path))
     started = program(server)
     client = program(until_it_connects(CLIENT))
     printed, _ = client.communicate(timeout=30)

@@ -655,7 +655,7 @@ def main():
     library = Library(order["library"])
     faulthandler.enable()
     with tempfile.TemporaryDirectory() as directory:
-        os.environ["XDG_RUNTIME_DIR"] = directory
+        os.environ["MEMENPSF_RUNTIME_DIR"] = directory
         fault_scenarios.DIRECTORY = directory
         (Path(directory) / "memenpsf").mkdir(mode=0o700)
         scenario, without = fault_scenarios.SCENARIOS[order["scenario"]]

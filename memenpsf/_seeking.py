@@ -1,0 +1,235 @@
+"""How a client looks for a server, and what it is told where there is none.
+
+A bare name is looked for in all places of this user, in the same order by all.  Where no server is
+found, the error says where was looked, and which servers are there: close matches first.  Names of
+files and of abstract sockets are text of strangers, in a directory where others can write: they are
+printed as repr() does, escaped, and few of them, and short.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import socket
+import stat
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from ipcqueue import HandshakeTimeout, deadline_of, monotonic, shown_seconds
+
+from ._address import STARTING, just_bound, named
+from ._places import RUNTIME, TEMPORARY, delays, open_place, places
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from ipcqueue import Seconds
+
+    from ._address import Address
+
+_NO_SERVER = (errno.ENOENT, errno.ECONNREFUSED)
+
+_LISTENS = 0x10000  # __SO_ACCEPTCON, in the flags of /proc/net/unix
+_MOST_READ = 128 * 1024  # bytes of /proc/net/unix: some 2,000 sockets, which take about 7 ms
+_MOST_FILES = 1000  # of a directory
+_MOST_COMPARED = 100
+_MOST_NAMED = 5
+_LONGEST = 40  # characters of a name
+
+
+def connecting(address: Address, timeout: Seconds) -> Generator[float, None, socket.socket]:
+    """Connect to a server: a plan, which yields for how many seconds to wait.
+
+    Raises OSError at once if there is no server, HandshakeTimeout if it has no room in time.  A
+    socket file that refuses, but is newer than a quarter of a second, may belong to a server that
+    is just starting: it is tried again for so long.
+    """
+    deadline = deadline_of(timeout)
+    patience = monotonic() + STARTING
+    pauses = delays()
+    with contextlib.ExitStack() as undo:
+        sock = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        sock.setblocking(False)
+        while True:
+            search = _Search(address)
+            if search.connect(sock):
+                undo.pop_all()
+                return sock
+            now = monotonic()
+            if not search.found and not (search.may_be_starting and now < min(patience, deadline)):
+                search.give_up()
+            if now >= deadline:
+                raise HandshakeTimeout(
+                    f"{address}: the server had no room within {shown_seconds(timeout)}"
+                )
+            yield min(next(pauses), deadline - now)
+
+
+def connect_once(address: Address, sock: socket.socket) -> bool:
+    """Connect a non-blocking socket; False if the server has no room for it just now.
+
+    Raises OSError that names the address, such as FileNotFoundError, ConnectionRefusedError.
+    """
+    try:
+        named(address, sock.connect, address.sockaddr)
+    except BlockingIOError:
+        return False
+    return True
+
+
+class _Search:
+    """One look at all places where a server may listen."""
+
+    def __init__(self, address: Address) -> None:
+        self._address = address
+        self._looked: list[tuple[Address, OSError]] = []
+        self.found = False  # a server that has no room just now
+        self.may_be_starting = False
+
+    def connect(self, sock: socket.socket) -> bool:
+        for candidate in self._candidates():
+            try:
+                connected = connect_once(candidate, sock)
+            except OSError as error:
+                if error.errno not in _NO_SERVER:
+                    raise
+                self._looked.append((candidate, error))
+                if error.errno == errno.ECONNREFUSED and candidate.path is not None:
+                    with contextlib.suppress(OSError):
+                        self.may_be_starting |= just_bound(candidate.path.stat())
+            else:
+                self.found = not connected
+                return connected
+        return False
+
+    def _candidates(self) -> list[Address]:
+        if not self._address.is_name:
+            return [self._address]
+        usable = []
+        for directory in places():
+            candidate = self._address._replace(path=directory / self._address.given)
+            try:
+                os.close(open_place(directory, make=False))
+            except (FileNotFoundError, PermissionError) as error:
+                self._looked.append((candidate, error))
+            else:
+                usable.append(candidate)
+        return usable
+
+    def give_up(self) -> NoReturn:
+        """Raise the error for which there is the best reason, with all that helps."""
+        foreign = [error for _, error in self._looked if isinstance(error, PermissionError)]
+        if len(foreign) == len(self._looked):
+            raise foreign[0]
+        refused = [each for each in self._looked if each[1].errno == errno.ECONNREFUSED]
+        where, error = (refused or self._looked)[0]
+        number = errno.ECONNREFUSED if refused else errno.ENOENT
+        raise OSError(number, f"{os.strerror(number)}: {self._report()}", str(where)) from error
+
+    def _report(self) -> str:
+        lines = ["no server listens there"]
+        if self._address.is_name:
+            looked = [
+                str(where) + (f" ({error.strerror})" if isinstance(error, PermissionError) else "")
+                for where, error in self._looked
+            ]
+            lines.append("looked for " + ", ".join(looked))
+        with contextlib.suppress(OSError):
+            lines += self._neighbours()
+        return "; ".join(lines)
+
+    def _neighbours(self) -> list[str]:
+        """Say which servers there are instead."""
+        if self._address.is_abstract:
+            names = [path for path in _listening()[0] if path.startswith("@")]
+            close = _closest(self._address.given, names, only_close=True)
+            return [f"a similar one is {_told(close)}"] if close else []
+        usable = [where for where, error in self._looked if not isinstance(error, PermissionError)]
+        wanted = usable[0].path
+        assert wanted is not None  # noqa: S101 (for the type checker)
+        if not self._address.is_name and not wanted.parent.is_dir():
+            return ["there is no such directory"]
+        files = [file for where in usable if where.path for file in _sockets(where.path.parent)]
+        # Reading it takes time where there are many sockets, so only if there is something to know.
+        listening, whole = _listening() if files or self._address.is_name else ([], True)
+        known = set(listening)
+        live = [file.name for file in files if str(file) in known]
+        said = []
+        if live:
+            said.append(f"servers there: {_told(_closest(wanted.name, live), len(live))}")
+        elif whole:
+            said.append("no other servers there")
+        elif files:
+            names = [file.name for file in files]
+            said.append(f"socket files there: {_told(_closest(wanted.name, names), len(names))}")
+        if self._address.is_name:
+            of_others = _owners_of(self._address.given, listening) - {os.geteuid()}
+            if of_others:
+                uids = ", ".join(map(str, sorted(of_others)[:_MOST_NAMED]))
+                said.append(
+                    f"uid {uids} has a server of this name, but names are for one user alone: "
+                    "servers for others have a path"
+                )
+        return said
+
+
+def _sockets(directory: Path) -> list[Path]:
+    """Return the socket files in a directory, of its first thousand entries."""
+    with contextlib.suppress(OSError), os.scandir(directory) as entries:
+        return [
+            directory / entry.name
+            for entry in islice(entries, _MOST_FILES)
+            if not entry.is_file(follow_symlinks=False)  # which costs nothing
+            and stat.S_ISSOCK(entry.stat(follow_symlinks=False).st_mode)
+        ]
+    return []
+
+
+def _listening() -> tuple[list[str], bool]:
+    """Return the paths, and @names, at which somebody listens, and whether those are all.
+
+    Somebody who binds a path with a line feed in it can make up others.
+    """
+    with Path("/proc/net/unix").open("rb") as file:
+        text = file.read(_MOST_READ)
+    found = []
+    for line in text.splitlines()[1:]:
+        words = line.split(None, 7)
+        with contextlib.suppress(ValueError):
+            if len(words) == 8 and int(words[3], 16) & _LISTENS:  # noqa: PLR2004 (of columns)
+                found.append(os.fsdecode(words[7]))
+    return found, len(text) < _MOST_READ
+
+
+def _closest(wanted: str, names: list[str], *, only_close: bool = False) -> list[str]:
+    """Return some of the names, those that look most like the wanted one first."""
+    import difflib  # noqa: PLC0415 (for errors only)
+
+    def in_common(name: str) -> int:
+        pairs = zip(name, wanted, strict=False)
+        return -next((n for n, (a, b) in enumerate(pairs) if a != b), len(wanted))
+
+    likely = sorted(sorted(set(names)), key=in_common)[:_MOST_COMPARED]
+    close = difflib.get_close_matches(wanted, likely, _MOST_NAMED)
+    if only_close:
+        return close
+    return (close + [each for each in likely if each not in close])[:_MOST_NAMED]
+
+
+def _told(names: list[str], count: int = 0) -> str:
+    shown = [repr(each if len(each) <= _LONGEST else each[:_LONGEST] + "…") for each in names]
+    more = count - len(names)
+    return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
+
+
+def _owners_of(name: str, listening: list[str]) -> set[int]:
+    """Return the uids in whose places, to judge by the path, somebody listens under a name."""
+    place = re.compile(
+        rf"(?:{re.escape(str(RUNTIME))}/(\d{{1,10}})/memenpsf"
+        rf"|{re.escape(str(TEMPORARY))}/memenpsf-(\d{{1,10}})(?:\.[0-9a-f]+)?)/{re.escape(name)}"
+    )
+    found = (place.fullmatch(path) for path in listening)
+    return {int(match[1] or match[2]) for match in found if match}
