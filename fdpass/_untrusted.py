@@ -20,6 +20,7 @@ from contextlib import suppress
 from itertools import chain
 from typing import Protocol
 
+from . import _interpreter
 from ._clock import monotonic
 from ._fd import Fd
 
@@ -30,6 +31,9 @@ IMPATIENCE = 10.0
 """Seconds without patience, after it was in vain."""
 
 MOST_THREADS = 64
+
+THREADS_ABORT = _interpreter.threads_abort()
+"""Whether no thread may be started here: then files are closed on the spot, and that may wait."""
 
 F_GET_SEALS = 1034
 """From linux/fcntl.h: too new for Python's module in places."""
@@ -66,7 +70,7 @@ def close_untrusted(fds: Iterable[Fd]) -> None:
     quick: list[Fd] = []
     doubtful: list[Fd] = []
     for fd in fds:
-        (quick if _never_waits(fd) else doubtful).append(fd)
+        (quick if THREADS_ABORT or _never_waits(fd) else doubtful).append(fd)
     try:
         if doubtful:
             _have_closed(doubtful)

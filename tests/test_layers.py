@@ -18,6 +18,7 @@ REPOSITORY = Path(__file__).parent.parent
 BELOW = {"fdpass": None, "ipcqueue": "fdpass", "memenpsf": "ipcqueue"}
 # What else a module may import; the third parties of the whole project stand in this table.
 THIRD_PARTIES = {
+    "fdpass/_interpreter.py": {"_interpreters", "_xxsubinterpreters"},  # CPython's own: by version
     "fdpass/trio.py": {"trio"},
     "ipcqueue/_build.py": {"cffi"},
     "memenpsf/trio.py": {"trio"},
