@@ -24,6 +24,7 @@ from fdpass import (
     shown_seconds,
 )
 
+from . import _interpreter  # noqa: F401 (first of all: it refuses where nothing here would hold)
 from ._blocking import open_endpoint
 from ._endpoint import Endpoint, Event, Statistics
 from ._errors import (

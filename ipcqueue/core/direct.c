@@ -1225,6 +1225,16 @@ static PyTypeObject *add_type(PyObject *module, PyType_Spec *spec)
 
 static int execute(PyObject *module)
 {
+    /* CPython refuses subinterpreters with a lock of their own (module_slots).  Those that share the
+     * lock are refused here, in the same words, which _interpreter.py looks for: they would share the
+     * objects of _core, which cffi makes once for the whole process. */
+    static const char words[] =
+        "module ipcqueue._direct does not support loading in subinterpreters";
+    if (PyInterpreterState_Get() != PyInterpreterState_Main()) {
+        /* What counts lines does not run in subinterpreters; tests/test_interpreters.py does. */
+        PyErr_SetString(PyExc_ImportError, words); /* not counted: GCOV_EXCL_LINE */
+        return -1;                                 /* nor this: GCOV_EXCL_LINE */
+    }
     PyType_Spec *bases[] = {&SlotSender_spec, &FrameSender_spec, &SlotReceiver_spec,
                             &FrameReceiver_spec};
     for (size_t i = 0; i < sizeof bases / sizeof *bases; i++) {
@@ -1254,6 +1264,12 @@ static int module_clear(PyObject *module)
 
 static PyModuleDef_Slot module_slots[] = {
     {Py_mod_exec, execute},
+#ifdef Py_mod_multiple_interpreters /* CPython 3.12 */
+    {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED},
+#endif
+#ifdef Py_mod_gil /* CPython 3.13 */
+    {Py_mod_gil, Py_MOD_GIL_USED}, /* it is the lock of every end; see _interpreter.py */
+#endif
     {0, NULL},
 };
 

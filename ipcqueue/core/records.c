@@ -443,6 +443,12 @@ static PyMethodDef functions[] = {
 
 static PyModuleDef_Slot module_slots[] = {
     {Py_mod_exec, execute},
+#ifdef Py_mod_multiple_interpreters /* CPython 3.12 */
+    {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED},
+#endif
+#ifdef Py_mod_gil /* CPython 3.13 */
+    {Py_mod_gil, Py_MOD_GIL_USED}, /* pack() looks at lists that others may change */
+#endif
     {0, NULL},
 };
 
