@@ -11,7 +11,7 @@ STAMP := .venv/installed
 QUIETLY := PYTHONWARNINGS=ignore
 SOURCES := pyproject.toml setup.py $(wildcard ipcqueue/_build.py ipcqueue/core/*)
 
-.PHONY: analyze bench clean coverage demo fuzz lint mutants sanitize soak test wheel
+.PHONY: analyze bench clean coverage demo fuzz interpreters lint mutants sanitize soak test wheel
 
 demo: $(STAMP)
 	$(BIN)/python examples/demo.py
@@ -111,6 +111,25 @@ $(COVERED)/built: $(STAMP) $(COPIED) tests/covered/dump.c
 	mkdir -p build
 	cc -O2 -fPIC -c -o build/dump.o tests/covered/dump.c
 	$(call copied,$(COVERED),$(COUNTERS),$(CURDIR)/build/dump.o)
+
+# Other versions of Python, as many as there are here: each in an environment and with a copy of the
+# sources of its own, below build/interpreters.  A free-threaded one must be 3.14 or later, as cffi is
+# not to be had for 3.13t.
+PYTHONS ?= python3.12 python3.13
+INTERPRETER_TESTS ?= tests/test_interpreters.py tests/test_fdpass_*.py tests/test_ipcqueue_*.py \
+	tests/test_memenpsf_*.py
+
+interpreters:
+	for python in $(PYTHONS); do \
+		copy=build/interpreters/$$(basename $$python); \
+		rm -rf $$copy/fdpass $$copy/ipcqueue $$copy/memenpsf $$copy/tests $$copy/examples && \
+		mkdir -p $$copy && \
+		cp -r fdpass ipcqueue memenpsf tests examples setup.py pyproject.toml README.md LICENSE $$copy && \
+		rm -f $$copy/ipcqueue/*.so && \
+		$$python -m venv $$copy/.venv && \
+		(cd $$copy && PYTHONWARNINGS=ignore .venv/bin/python -m pip install --quiet --editable '.[test]' && \
+			.venv/bin/python -m pytest -q $(ARGUMENTS) $(INTERPRETER_TESTS)) || exit 1; \
+	done
 
 # Takes one rule after another out of the source: each must have a test that guards it.
 MUTANTS ?=
