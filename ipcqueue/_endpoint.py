@@ -175,7 +175,7 @@ class Endpoint:
         own, peer = self._own, self._peer
         codec, both, trouble = self.codec, (own.mapping, peer.mapping), _weak_trouble(self)
         bell = self._sock.fileno()
-        patience = terms.patience._replace(keeps=self.peer.pid != os.getpid())
+        patience = _ring.suited(terms.patience, shares=self.peer.pid == os.getpid())
         if terms.role.sends:
             size = own.identity.capacity
             place = Place(size, codec.size, bell, patience=patience, process=self.process)

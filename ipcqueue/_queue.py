@@ -63,6 +63,9 @@ class Connection:
         How this side waits: `wait` is "spin" (look for what is about to come, then sleep), "busy"
         (never sleep) or "sleep" (at once); `spin` says for how many seconds to look, 0 to 0.001,
         instead of what has paid lately (at most 0.00015).  Under Trio only sleeping is used.
+        Where the peer is a thread of this process, or this thread may run on one processor only (by
+        its affinity, or by a cgroup that allows less than two), looking would keep the peer from
+        running: "spin" then sleeps at once, and "busy" and `spin` let others run after each look.
 
         Raises TypeError or ValueError for a spec, a capacity or an option that is none; Refused (its
         children and its message say why), CorruptPeer, PeerDied, HandshakeTimeout; OSError.

@@ -29,6 +29,7 @@ import fdpass
 from ._core import ffi, lib
 from ._errors import ConcurrentUse, ForkedUse, LoanError
 from ._handshake import MAGIC, Identity
+from ._processors import processors_allowed
 from ._sending import BatchSending
 from ._waiting import lib as waiting
 
@@ -213,7 +214,7 @@ class Patience(NamedTuple):
 
     nanoseconds: int
     adaptive: bool  # less while it does not pay
-    keeps: bool = True  # the interpreter, at first; not where the peer is a thread of this process
+    yields: bool = False  # lets others run after each look, and keeps no interpreter
 
 
 # Records that a loop takes at once, ahead of its body.  A guess: enough to spread what taking costs
@@ -223,8 +224,21 @@ MOST_AHEAD = 64
 MOST_SPIN_NS: int = lib.IPCQ_MOST_SPIN_NS
 FOR_EVER = 1 << 63  # nanoseconds
 BUSY = Patience(FOR_EVER, False)
-# On a single processor it would only keep the peer from running.
-ADAPTIVE = Patience(lib.IPCQ_SPIN_NS, True) if (os.cpu_count() or 1) > 1 else Patience(0, False)
+ADAPTIVE = Patience(lib.IPCQ_SPIN_NS, True)  # on a single processor the core does not look
+
+FEWEST_PROCESSORS = 2  # that looking needs: one for each side
+
+
+def suited(patience: Patience, *, shares: bool) -> Patience:
+    """Return how an end looks whose peer `shares` this interpreter, or which may share a processor.
+
+    A peer that is a thread of this process needs the interpreter, and a system that allows this one
+    less than two processors stops it for a while when it looks.  So an adaptive end sleeps at once;
+    one that was told to look goes on doing so, and lets others run after each look.
+    """
+    if not shares and processors_allowed() >= FEWEST_PROCESSORS:
+        return patience
+    return Patience(0, False) if patience.adaptive else patience._replace(yields=True)
 
 
 class Place(NamedTuple):
@@ -379,7 +393,7 @@ class SenderEnd(End):
         if place.process is not None:
             lib.ipcq_sender_watch(ring, place.process.fileno())
         patience = place.patience or ADAPTIVE
-        lib.ipcq_sender_patience(ring, patience.nanoseconds, patience.adaptive)
+        lib.ipcq_sender_patience(ring, *patience)
         super().__init__(place, ring, own, trouble)
 
     def try_push(self, record: Any) -> bool:
@@ -515,8 +529,8 @@ class ReceiverEnd(End):
             ring, own.at, peer.at, place.capacity, place.unit, place.bell, place.start
         )
         patience = place.patience or ADAPTIVE
-        self._keeps = patience.keeps
-        lib.ipcq_receiver_patience(ring, patience.nanoseconds, patience.adaptive)
+        self._keeps = not patience.yields
+        lib.ipcq_receiver_patience(ring, *patience)
         super().__init__(place, ring, peer, trouble)
 
     dropped = 0

@@ -1,6 +1,8 @@
 """How an end waits: the strategies, and what the adaptive one learns."""
 
 import contextlib
+import math
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -8,7 +10,7 @@ from ipcqueue._core import ffi, lib
 from ipcqueue._waiting import lib as waiting
 
 import memenpsf
-from ipcqueue import Role, Terms, _blocking, _ring
+from ipcqueue import Role, Terms, _blocking, _processors, _ring
 
 SPIN, WAKING = 30_000, 120_000  # nanoseconds; as in core/ends.h
 BOTH = Role(sends=True, receives=True)
@@ -29,9 +31,33 @@ def learn(interface, came):
     lib.ipcq_learn(interface._endpoint.receiver._ring, came)
 
 
+suited = _ring.suited
+PROCESSORS = os.sched_getaffinity(0)
+
+
 @pytest.fixture(autouse=True)
-def _two_processors(monkeypatch):
+def _two_processes(monkeypatch):
+    """As if each end of a pair were in a process of its own, on a processor of its own."""
+    if len(PROCESSORS) < 2:
+        pytest.skip("looking for records needs two processors")
     monkeypatch.setattr(_ring, "ADAPTIVE", _ring.Patience(SPIN, adaptive=True))
+    monkeypatch.setattr(_ring, "suited", lambda patience, **_: patience)
+
+
+@pytest.fixture
+def one_process(monkeypatch):
+    monkeypatch.setattr(_ring, "suited", suited)
+
+
+@pytest.fixture
+def one_processor():
+    os.sched_setaffinity(0, {min(PROCESSORS)})
+    yield
+    os.sched_setaffinity(0, PROCESSORS)
+
+
+def yields(interface):
+    return bool(lib.ipcq_yields(interface._endpoint.receiver._ring))
 
 
 class TestOptions:
@@ -72,6 +98,94 @@ class TestOptions:
         with connection() as (one, other):
             assert patience(one) == 0
             assert not other._endpoint.receiver.look()
+
+
+class TestSharing:
+    """Looking helps nobody where it keeps the peer from running."""
+
+    def test_two_processes_look_and_keep_the_interpreter_at_first(self):
+        for options in ({}, {"wait": "busy"}, {"spin": 0.0001}):
+            with connection(**options) as (one, _):
+                assert patience(one) > 0
+                assert not yields(one)
+                assert one._endpoint.receiver._keeps
+
+    @pytest.mark.usefixtures("one_process")
+    def test_between_threads_of_a_process_the_default_is_to_sleep(self):
+        with connection() as (one, other):
+            for side in (one, other):
+                assert patience(side) == 0
+                assert not side._endpoint.sender.look(1 << 20)
+
+    @pytest.mark.usefixtures("one_process")
+    @pytest.mark.parametrize("options", [{"wait": "busy"}, {"spin": 0.0001}])
+    def test_between_threads_who_must_look_lets_others_run(self, options):
+        with connection(**options) as (one, other):
+            for side in (one, other):
+                assert patience(side) > 0
+                assert yields(side)
+                assert not side._endpoint.receiver._keeps
+
+    @pytest.mark.usefixtures("one_processor")
+    def test_on_one_processor_the_default_is_to_sleep(self):
+        with connection() as (one, _):
+            assert patience(one) == 0
+
+    @pytest.mark.usefixtures("one_processor")
+    @pytest.mark.parametrize("options", [{"wait": "busy"}, {"spin": 0.0001}])
+    def test_on_one_processor_who_must_look_lets_others_run(self, options):
+        with connection(**options) as (one, _):
+            assert patience(one) > 0
+            assert yields(one)
+
+    def test_a_change_of_the_affinity_is_noticed(self):
+        with connection() as (one, _):
+            assert patience(one) > 0
+            try:
+                os.sched_setaffinity(0, {min(PROCESSORS)})
+                while not yields(one):
+                    pass
+                assert patience(one) == 0
+            finally:
+                os.sched_setaffinity(0, PROCESSORS)
+            while yields(one):
+                pass
+            assert patience(one) > 0
+
+    @pytest.mark.parametrize(("allowed", "few"), [(0.5, True), (1.99, True), (2, False)])
+    def test_a_cgroup_that_allows_less_than_two_processors_counts_as_one(
+        self, monkeypatch, allowed, few
+    ):
+        monkeypatch.setattr(_ring, "processors_allowed", lambda: allowed)
+        assert (suited(_ring.ADAPTIVE, shares=False).nanoseconds == 0) == few
+        assert suited(_ring.BUSY, shares=False).yields == few
+
+    @pytest.mark.parametrize(
+        ("line", "limits", "allowed"),
+        [
+            ("0::/", {"": "max 100000"}, math.inf),
+            ("0::/", {"": "150000 100000"}, 1.5),
+            ("0::/a/b", {"a/b": "max 100000", "a": "50000 100000"}, 0.5),
+            ("0::/a/b", {"a/b": "200000 100000", "": "300000 100000"}, 2),
+            ("0::/of/the/host", {"": "100000 50000"}, 2),
+            ("0::/../..", {"": "100000 100000"}, 1),
+            ("0::/", {}, math.inf),
+            ("0::/", {"": "nonsense"}, math.inf),
+            ("0::/", {"": "100000 0"}, math.inf),
+            ("3:cpu:/x", {"x": "100000 100000"}, math.inf),
+            ("", {"": "100000 100000"}, math.inf),
+        ],
+    )
+    def test_the_least_limit_around_a_process_counts(self, tmp_path, line, limits, allowed):
+        cgroups = tmp_path / "cgroup"
+        for group, limit in limits.items():
+            (cgroups / group).mkdir(parents=True, exist_ok=True)
+            (cgroups / group / "cpu.max").write_text(limit + "\n")
+        (tmp_path / "self").write_text(f"1:name=systemd:/\n{line}\n")
+        assert _processors.least_limit(str(cgroups), str(tmp_path / "self")) == allowed
+
+    def test_without_proc_there_is_no_limit(self, tmp_path):
+        assert _processors.least_limit(str(tmp_path), str(tmp_path / "nothing")) == math.inf
 
 
 class TestStrategies:
@@ -146,11 +260,6 @@ class TestAdaptation:
             assert patience(one) == SPIN + WAKING
             assert patience(one) == SPIN
             assert other.recv() == bytes(8)
-
-    def test_beside_a_peer_in_this_process_the_interpreter_is_not_kept(self):
-        with connection() as (one, other):
-            assert not one._endpoint.receiver._keeps
-            assert not other._endpoint.receiver._keeps
 
     def test_what_was_told_is_not_adapted(self):
         with connection(spin=0.0001) as (one, _):

@@ -500,7 +500,9 @@ static int look_for_some(Receiver *self)
     uint64_t most = ipcq_patience(self->at);
     if (most == 0)
         return 0;
-    uint64_t kept = !self->keeps ? 0 : most < KEPT_NS ? most : KEPT_NS;
+    /* Who lets others run keeps no interpreter: they may be threads of this process. */
+    int keeps = self->keeps && !ipcq_yields(self->at);
+    uint64_t kept = !keeps ? 0 : most < KEPT_NS ? most : KEPT_NS;
     int came = ipcq_spin_records(self->at, kept) == IPCQ_DONE;
     if (!came && most > kept) {
         PyObject *ring = Py_NewRef(self->ring); /* keeps `at`, and the memory, if it is closed */

@@ -52,9 +52,21 @@ enum { OPCODE_WRITE = 1, OPCODE_READ = 2 }; /* as in _control.py */
  */
 enum { WAKING_NS = 120000, MOST_PENALTY = 512 };
 
+/*
+ * Looking needs a processor of its own: where the peer shares ours, it cannot publish while we look, and
+ * each record takes a whole time slice of the scheduler (2 to 10 ms).  So a thread that may run on one
+ * processor only does not look at all if it is adaptive, and otherwise yields after each look.  The
+ * caller asks for the same (`yields`) where it knows more: the peer is a thread of this process, or a
+ * cgroup allows less than two processors.  The affinity can change, so it is read again at times.
+ */
+enum { AFFINITY_NS = 100000000 }; /* a guess: the call takes 0.2 us, so this costs nothing */
+
 struct patience {
     uint64_t most; /* nanoseconds */
     int adaptive;
+    int yields;
+    _Atomic int alone;           /* on one processor, when last read */
+    _Atomic uint64_t alone_seen; /* nanoseconds: when that was; 0: never */
     _Atomic uint32_t penalty, skip; /* atomic, as several threads may wait; each is a guess */
     _Atomic uint64_t rung;          /* doorbells sent when this was last asked */
 };

@@ -141,8 +141,9 @@ int ipcq_sender_indices(ipcq_sender *s, uint64_t *head, uint64_t *tail);
 int ipcq_reserve(ipcq_sender *s, uint64_t units, char **at, uint64_t *run);
 
 /* Look so long before sleeping, see ipcq_await_*, but IPCQ_MOST_SPIN_NS at most; `adaptive`: less
- * while it does not pay. */
-void ipcq_sender_patience(ipcq_sender *s, uint64_t nanoseconds, int adaptive);
+ * while it does not pay, and not at all on one processor; `yields`: let others run after each look, as
+ * is done on one processor in any case. */
+void ipcq_sender_patience(ipcq_sender *s, uint64_t nanoseconds, int adaptive, int yields);
 
 /* Publish the first `units` of what was reserved; with wake 0 a sleeping peer goes on sleeping. */
 int ipcq_commit(ipcq_sender *s, uint64_t units, int wake);
@@ -163,7 +164,10 @@ void ipcq_receiver_silence(ipcq_receiver *r);
  * that earlier call. */
 int ipcq_pop(ipcq_receiver *r, char *into, uint64_t max, uint64_t delivered, uint64_t *count);
 
-void ipcq_receiver_patience(ipcq_receiver *r, uint64_t nanoseconds, int adaptive);
+void ipcq_receiver_patience(ipcq_receiver *r, uint64_t nanoseconds, int adaptive, int yields);
+
+/* Whether it lets others run after each look. */
+int ipcq_yields(ipcq_receiver *r);
 
 /* How long it is worth to look for records now; and whether they came in that time. */
 uint64_t ipcq_patience(ipcq_receiver *r);

@@ -305,8 +305,8 @@ static void begin(struct victim *v)
                      start);
     ipcq_receiver_init(v->receiver, v->own, v->peer, v->shape->capacity, v->shape->slot_size,
                        v->bell, start);
-    ipcq_sender_patience(v->sender, 2000, 1);
-    ipcq_receiver_patience(v->receiver, 2000, 1);
+    ipcq_sender_patience(v->sender, 2000, 1, 0);
+    ipcq_receiver_patience(v->receiver, 2000, 1, 0);
     note(v);
 }
 

@@ -166,8 +166,8 @@ static void open_end(struct connection *c, int which, char *own, char *peer)
     ipcq_sender_init(end->sender, own, peer, ring->capacity, ring->unit, end->socket, ring->start);
     ipcq_receiver_init(end->receiver, own, peer, ring->capacity, ring->unit, end->socket,
                        ring->start);
-    ipcq_sender_patience(end->sender, 2000, 1);
-    ipcq_receiver_patience(end->receiver, 2000, 1);
+    ipcq_sender_patience(end->sender, 2000, 1, 0);
+    ipcq_receiver_patience(end->receiver, 2000, 1, 0);
 }
 
 static void close_end(struct connection *c, int which)

@@ -453,8 +453,8 @@ static void run_side(int side)
     *end = (struct end){.side = side, .next = index};
     ipcq_sender_init(&end->sender, own, peer, scenario->capacity, unit, bell, index);
     ipcq_receiver_init(&end->receiver, own, peer, scenario->capacity, unit, bell, index);
-    ipcq_sender_patience(&end->sender, scenario->spins, 1);
-    ipcq_receiver_patience(&end->receiver, scenario->spins, 1);
+    ipcq_sender_patience(&end->sender, scenario->spins, 1, 0);
+    ipcq_receiver_patience(&end->receiver, scenario->spins, 1, 0);
     end->sender.bell.epoch = end->receiver.bell.epoch = scenario->machine.epoch;
     if (scenario->duplex)
         answer_each_other(end);
