@@ -160,16 +160,18 @@ class Threads:
     def pop_many(self, limit: int | None, timeout: Seconds) -> Any:
         """Wait for a record, then take all that is there; empty if none came in time."""
         endpoint = self._endpoint
-        most = endpoint.most(limit)
+        most, bounded = endpoint.most(limit), limit is None
         if most == 0:
             return endpoint.codec.decode_many(b"", 0)
 
         if timeout is not None:
             deadline_of(timeout)
-        records = endpoint.receiving().pop_ready(most)
+        records = endpoint.receiving().pop_ready(most, bounded=bounded)
         if records is not None:
             return records
-        records = self._until(lambda: endpoint.try_pop_many(most), Event.RECORDS, timeout)
+        records = self._until(
+            lambda: endpoint.try_pop_many(most, bounded=bounded), Event.RECORDS, timeout
+        )
         return endpoint.codec.decode_many(b"", 0) if records is None else records
 
     def take_message(self, timeout: Seconds) -> bytes | None:

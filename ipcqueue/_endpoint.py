@@ -39,6 +39,7 @@ import fdpass
 
 from . import _frames, _ring, _segment, _slots
 from ._binding import direct
+from ._bounds import Budget
 from ._control import ControlParser, Opcode, application_message, err
 from ._errors import (
     Closed,
@@ -62,10 +63,6 @@ if TYPE_CHECKING:
     from ._opening import Opening, Terms
     from ._ring import ReceiverEnd, SenderEnd, Trouble
     from ._segment import Segment
-
-# How many records recv_vectored() takes unless told otherwise: the peer chooses how many its ring can
-# hold, and each becomes an object here.  A guess: some milliseconds' work.
-MOST_AT_ONCE = 65536
 
 # How many control messages of the peer may wait for recv_ctrl_msg.  A guess: an application
 # that sends two bytes at a time means a handful; a peer that sends more wants our memory.
@@ -246,22 +243,26 @@ class Endpoint:
             return record
         return self.or_end(receiver.try_pop)
 
-    def try_pop_many(self, limit: int) -> Any:
-        """Take up to `limit` records, None if there are none yet; see try_pop."""
+    def try_pop_many(self, limit: int, *, bounded: bool = False) -> Any:
+        """Take up to `limit` records, None if there are none yet; see try_pop.
+
+        `bounded`: fewer, if they are more than some milliseconds' work; see _bounds.py.
+        """
         receiver = self.receiving()
-        records = receiver.pop_ready(limit)
+        records = receiver.pop_ready(limit, bounded=bounded)
         if records is not None:
             return records
 
         def attempt() -> Any:
-            receiver.prepare(limit)
+            budget = Budget(bounded=bounded)
+            receiver.prepare(limit, budget)
             for _ in range(MAX_ATTACHED):
                 if receiver.lacking is None or not self.read_missing():
                     break
                 if receiver.lacking is not None:
                     break  # they have not come
-                receiver.prepare(limit)
-            return receiver.try_pop_many(limit)
+                receiver.prepare(limit, budget)
+            return receiver.try_pop_many(limit, budget)
 
         return self.or_end(attempt)
 
@@ -338,10 +339,14 @@ class Endpoint:
                 self.wake_followers()
 
     def most(self, limit: int | None) -> int:
-        """Return how many records to take at once at most: `limit`, but no more than a ringful."""
-        capacity = self.receiving().capacity
+        """Return how many records to take at once at most: `limit`, but no more than a ringful.
+
+        Without a limit, what the peer chose must not be more than some milliseconds' work.
+        """
+        receiver = self.receiving()
+        capacity = receiver.capacity
         if limit is None:
-            return min(capacity, MOST_AT_ONCE)
+            return min(capacity, receiver.most_at_once())
         if type(limit) is not int:
             try:
                 limit = fdpass.index_of(limit)

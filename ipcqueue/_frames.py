@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias, TypeVar
 import fdpass
 
 from ._binding import direct
+from ._bounds import MOST_BUILT, MOST_BYTES, Budget
 from ._core import ffi, lib
 from ._errors import BadRecord, DecodeFailed, Unaccepted
 from ._message import MAX_FLAGS, OUT_AGAIN, OUT_OF_LINE, OUTSIDE, Framed, Message, Received
@@ -485,11 +486,12 @@ class FrameReceiver(ReceiverEnd):
         if self._built and fork_generation() != self._generation:
             raise TroubleError(FORKED)  # the parent has the same, and hands it on
 
-    def prepare(self, limit: int) -> None:
+    def prepare(self, limit: int, budget: Budget | None = None) -> None:
         """Build up to `limit` messages without taking them."""
+        budget = budget or Budget(bounded=False)
         try:
             with self._lock:
-                self._build(limit)
+                self._build(min(limit, budget.most), budget)
         except TroubleError as error:
             trouble = error.args
         else:
@@ -509,19 +511,22 @@ class FrameReceiver(ReceiverEnd):
         taken = self._take(1, strip=False)
         return taken[0] if taken else None
 
-    def try_pop_many(self, limit: int) -> list[Any] | None:
+    def try_pop_many(self, limit: int, budget: Budget | None = None) -> list[Any] | None:
         """Take up to `limit` messages, and close what is attached to them; None if there are none."""
-        return self._take(limit, strip=True) or None
+        budget = budget or Budget(bounded=False)
+        return self._take(min(limit, budget.most), strip=True, budget=budget) or None
 
-    def _take(self, limit: int, *, strip: bool) -> list[Any]:  # noqa: C901 (one order of steps)
+    def _take(  # noqa: C901 (one order of steps)
+        self, limit: int, *, strip: bool, budget: Budget | None = None
+    ) -> list[Any]:
         taken, failure = _Taken(), None
         try:
             with self._lock:
-                self._build(limit)
+                self._build(limit, budget)
                 self._hand_on(limit, taken)
             # Without the lock, as it is the application's code: others can receive meanwhile.
-            records, failure = self._decoded(taken)
-            if failure is not None:
+            records, failure = self._decoded(taken, budget)
+            if failure is not None or len(records) < len(taken):
                 self._put_back(taken, len(records) or 1)
             attached = any(built.fds or built.regions for built in taken)
             unwanted = attached and (strip or not records)
@@ -558,9 +563,15 @@ class FrameReceiver(ReceiverEnd):
             failure = None  # a cycle with this frame, which has the memory of the ring
         self._trouble(*trouble)
 
-    def _decoded(self, taken: list[_Built]) -> tuple[list[Any], DecodeFailed | None]:
-        """Return the records of messages, and why the next one has none."""
+    def _decoded(
+        self, taken: list[_Built], budget: Budget | None
+    ) -> tuple[list[Any], DecodeFailed | None]:
+        """Return the records of messages, and why the next one has none.
+
+        Of fewer messages, without a reason, where there is no time for more.
+        """
         records: list[Any] = []
+        timed = budget is not None and not self._plain and self._decode is not Message
         for built in taken:
             data, tag, flags = built.raw
             try:
@@ -581,6 +592,8 @@ class FrameReceiver(ReceiverEnd):
                 finally:
                     del error  # a cycle with this frame, as in _take
             records.append(record)
+            if timed and budget is not None and not budget.has_time():
+                break
         return records, None
 
     def _put_back(self, taken: _Taken, start: int) -> None:
@@ -612,13 +625,17 @@ class FrameReceiver(ReceiverEnd):
             if self._spent is spent:  # else a signal handler has seen to it
                 self._spent = []
 
-    def lend_records(self, limit: int, borrower: object) -> list[Lent] | None:
+    def lend_records(
+        self, limit: int, borrower: object, *, bounded: bool = False
+    ) -> list[Lent] | None:
         """Lend messages in place, those too that travel outside the ring.
 
         Attachments of the application do not belong to a borrowing: they are closed when the
         messages are taken.
         """
         lent, reference = None, weakref.ref(borrower)
+        budget = Budget(bounded=bounded)
+        limit = min(limit, budget.most)
         try:
             with self._lock:
                 ring = self._ring if self._ring is not None else self._usable()
@@ -632,7 +649,7 @@ class FrameReceiver(ReceiverEnd):
                     if self._built:
                         lent = self._lend_built(limit, lending)
                     else:
-                        lent = self._lend_in_place(ring, memory, limit, lending)
+                        lent = self._lend_in_place(ring, memory, limit, lending, budget)
                 except Exception:
                     if self._parked is not ring:  # a signal handler has closed it
                         raise TroubleError(CLOSED) from None
@@ -662,7 +679,7 @@ class FrameReceiver(ReceiverEnd):
         ]
 
     def _lend_in_place(
-        self, ring: Any, segment: Any, limit: int, lending: _Lending
+        self, ring: Any, segment: Any, limit: int, lending: _Lending, budget: Budget
     ) -> list[Lent] | None:
         lent: list[Lent] = []
         frame, position = scratch = self._scratch.pop() if self._scratch else _new_scratch()
@@ -692,6 +709,11 @@ class FrameReceiver(ReceiverEnd):
                 lent.append(Lent(memory, offset, size, frame.tag, flags & MAX_FLAGS))
                 lending.to = (lending.to + taken) & U64
                 lending.messages += 1
+                # Nothing is copied, so bytes count only where they had to be mapped.
+                outside = bool(flags & OUTSIDE)
+                cost = size if outside else 0
+                if not budget.allows_more(cost, outside=outside, slow=bool(carries)):
+                    break
         except (TroubleError, OSError):
             if not lent:
                 raise  # else it will still be there when these are gone
@@ -734,13 +756,15 @@ class FrameReceiver(ReceiverEnd):
         if code:
             self._trouble(code)
 
-    def _build(self, limit: int) -> None:
+    def _build(self, limit: int, budget: Budget | None) -> None:
         """Copy up to `limit` messages; the ring still holds them."""
         self._reclaim()
-        while not self._build_once(limit):
+        if budget is not None and budget.spent and self._built:
+            return
+        while not self._build_once(limit, budget):
             self._reclaim()  # a handler or another thread has used this end, or closed it, meanwhile
 
-    def _build_once(self, limit: int) -> bool:  # noqa: C901, PLR0912, PLR0915 (one loop, its ways out)
+    def _build_once(self, limit: int, budget: Budget | None) -> bool:  # noqa: C901, PLR0912, PLR0915 (one loop, its ways out)
         ring = self._ring if self._ring is not None else self._usable()
         if ring is None:
             raise TroubleError(CLOSED)
@@ -782,6 +806,11 @@ class FrameReceiver(ReceiverEnd):
                     used += 1
                     carrying += 1
                 if not _seen(ring, at):
+                    break
+                outside, slow = bool(frame.flags & OUTSIDE), bool(descriptors)
+                if budget is not None and not budget.allows_more(
+                    len(one.raw.data), outside=outside, slow=slow
+                ):
                     break
         except Exception as error:  # noqa: BLE001 (raised unless a signal handler was the cause)
             failure = error
@@ -1035,9 +1064,10 @@ if direct is not None:
                 address_of(self._ring), most, MOST_AHEAD, self._keeps, self._plain, decode, None
             )
 
-        def pop_ready(self, limit: int) -> Any:
+        def pop_ready(self, limit: int, *, bounded: bool = False) -> Any:
             """Take up to `limit` messages the short way; None if that is not to be had."""
-            if not self.take_many(limit):
+            bounds = (MOST_BYTES, MOST_BUILT) if bounded else ()
+            if not self.take_many(limit, *bounds):
                 return None
             return self.fetch_ahead(limit) or None  # None: a handler or another thread was first
 

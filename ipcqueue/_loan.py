@@ -14,6 +14,7 @@ What is read in place can be changed by the peer at any time: check it only on a
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from fdpass import index_of
@@ -216,7 +217,7 @@ class Borrowing:
     ) -> None:
         self._endpoint = endpoint
         self._receiver = endpoint.receiving()
-        self._most = endpoint.most(limit)
+        self._most, self._bounded = endpoint.most(limit), limit is None
         self._wait = wait
         self._hold: _Hold | None = None  # while there is memory in it
         self._inside = False
@@ -233,7 +234,8 @@ class Borrowing:
         if self._most == 0:
             return self
         receiver, hold = self._receiver, _Hold()
-        lent = receiver.lend_records(self._most, hold)
+        lend = partial(receiver.lend_records, self._most, hold, bounded=self._bounded)
+        lent = lend()
         for _ in range(MAX_ATTACHED):
             if lent is None or receiver.lacking is None:
                 break
@@ -241,7 +243,7 @@ class Borrowing:
             lent = None
             receiver.end_borrowing(take=False)
             read = self._endpoint.read_missing()
-            lent = receiver.lend_records(self._most, hold)
+            lent = lend()
             if not read:
                 break
         if lent is None:

@@ -136,6 +136,7 @@ class Codec(NamedTuple):
     view: Callable[[memoryview], Any] = in_place
     adopt_many: Callable[[bytearray, int], Any] | None = None
     arrays: tuple[Any, Any] | None = None
+    calls_application: bool = False  # to make a record
 
     @property
     def shape(self) -> int:
@@ -575,7 +576,9 @@ def _dataclass_codec(dataclasses: Any, cls: Any) -> Codec:
         return list(starmap(make, split(_window(data, size * count))))
 
     encode_many = _packing_many(packer, in_c, (cls,), encode, values_of)
-    return Codec(cls, layout, size, encode, encode_many, decode, decode_many)
+    return Codec(
+        cls, layout, size, encode, encode_many, decode, decode_many, calls_application=True
+    )
 
 
 # ctypes

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
 
 import fdpass
 
+from ._bounds import MOST_AT_ONCE
 from ._core import ffi, lib
 from ._errors import ConcurrentUse, ForkedUse, LoanError
 from ._handshake import MAGIC, Identity
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from contextlib import AbstractContextManager
 
+    from ._bounds import Budget
     from ._process import Process
 
 DONE: int = lib.IPCQ_DONE
@@ -541,14 +543,18 @@ class ReceiverEnd(End):
         """Where the message begins whose descriptors are still in the socket; None if none is."""
         return None
 
-    def prepare(self, limit: int) -> None:
+    def most_at_once(self) -> int:
+        """Return how many records to take at most where the caller has no limit."""
+        return MOST_AT_ONCE
+
+    def prepare(self, limit: int, budget: Budget | None = None) -> None:
         """Do what can be done for the next `limit` records without taking them."""
 
     def try_pop(self) -> Any:
         """Take one record; None if there is none."""
         raise NotImplementedError
 
-    def try_pop_many(self, limit: int) -> Any:
+    def try_pop_many(self, limit: int, budget: Budget | None = None) -> Any:
         """Take up to `limit` records and no more than a ringful; None if there are none."""
         raise NotImplementedError
 
@@ -574,12 +580,16 @@ class ReceiverEnd(End):
         """
         return ()
 
-    def pop_ready(self, limit: int) -> Any:  # noqa: ARG002 (as in the direct ones)
+    def pop_ready(self, limit: int, *, bounded: bool = False) -> Any:  # noqa: ARG002 (as in the direct ones)
         """Take up to `limit` records the short way; None if that is not to be had."""
         return None
 
-    def take_many(self, limit: int) -> bool:  # noqa: ARG002 (as in core/direct.c)
-        """Take up to `limit` the short way, into `ahead`; False if that is not to be had."""
+    def take_many(self, limit: int, most_bytes: int = 0, many: int = 0) -> bool:  # noqa: ARG002 (as in core/direct.c)
+        """Take up to `limit` the short way, into `ahead`; False if that is not to be had.
+
+        About `most_bytes` at most, if stated; `many`, if stated, are enough even if others follow
+        that are not to be had so.
+        """
         return False
 
     def is_empty(self) -> bool:
@@ -623,8 +633,10 @@ class ReceiverEnd(End):
         """Whether records wait in this process already."""
         raise NotImplementedError
 
-    def lend_records(self, limit: int, borrower: object) -> list[Lent] | None:
-        """Lend up to `limit` of what waits; None if nothing does.
+    def lend_records(
+        self, limit: int, borrower: object, *, bounded: bool = False
+    ) -> list[Lent] | None:
+        """Lend up to `limit` of what waits; None if nothing does.  `bounded`: see _bounds.py.
 
         Everything else fails until end_borrowing(), or until `borrower` is gone.
         """

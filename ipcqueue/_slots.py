@@ -10,6 +10,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from ._binding import direct
+from ._bounds import MOST_AT_ONCE, MOST_BYTES, MOST_VALUES, Pace
 from ._core import ffi, lib
 from ._errors import Unaccepted
 from ._record import in_place
@@ -38,6 +39,7 @@ from ._sending import BatchSending
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from ._bounds import Budget
     from ._record import Codec
 
 # What one call of pop_many copies out of the ring at once.  A guess: inside the second-level
@@ -220,6 +222,12 @@ class SlotReceiver(ReceiverEnd):
         self._plain = isinstance(codec.spec, int)  # a record is its bytes
         self._decode = codec.decode
         self._adopt_many: Callable[[bytearray, int], Any] = codec.adopt_many or codec.decode_many
+        self._pace: Pace | None = None
+        if codec.calls_application:
+            self._adopt_many = self._pace = Pace(self._adopt_many)
+        lists = codec.view is in_place and not self._plain  # of objects, else arrays or bytes
+        most = MOST_VALUES // (1 + _values_of(codec)) if lists else MOST_AT_ONCE
+        self._most_at_once = max(1, min(most, MOST_BYTES // self._size))
         self._count = ffi.new("uint64_t *")
         self._delivered = place.start
         self._stash: Any = b""  # bytes; a bytearray where there was no memory for more
@@ -235,7 +243,18 @@ class SlotReceiver(ReceiverEnd):
             ring is not None and bool(lib.ipcq_undelivered(ring, self._delivered))
         )
 
-    def lend_records(self, limit: int, borrower: object) -> list[Lent] | None:
+    def most_at_once(self) -> int:
+        """Return how many records to take at most where the caller has no limit."""
+        pace = self._pace
+        return self._most_at_once if pace is None else min(self._most_at_once, pace.records)
+
+    def lend_records(
+        self,
+        limit: int,
+        borrower: object,
+        *,
+        bounded: bool = False,  # noqa: ARG002 (as FrameReceiver)
+    ) -> list[Lent] | None:
         """Lend records in place: one piece, which ends where the ring wraps around."""
         code, lent, reference = CLOSED, None, weakref.ref(borrower)
         with self._lock:
@@ -433,7 +452,7 @@ class SlotReceiver(ReceiverEnd):
             kept = b"".join(bytes(self._codec.encode(record)) for record in self._kept)
             self._stash, self._kept = kept + self._stash, []
 
-    def try_pop_many(self, limit: int) -> Any:
+    def try_pop_many(self, limit: int, budget: Budget | None = None) -> Any:  # noqa: ARG002 (as frames)
         """Take up to `limit` records and no more than a ringful; None if there are none."""
         return self._pop_many(min(limit, self.capacity), short=False)
 
@@ -557,6 +576,11 @@ class SlotReceiver(ReceiverEnd):
         return at
 
 
+def _values_of(codec: Codec) -> int:
+    """Return of how many values about a record is made: a run of characters is one."""
+    return sum(1 if run.kind == "char" else run.items for run in codec.layout.runs)
+
+
 # What an Endpoint makes its ends of: with the short way, if there is one.
 sender: type[SlotSender] = SlotSender
 receiver: type[SlotReceiver] = SlotReceiver
@@ -630,7 +654,7 @@ if direct is not None:
                 address_of(self._ring), self._size, ahead, self._keeps, self._plain, *decode
             )
 
-        def pop_ready(self, limit: int) -> Any:
+        def pop_ready(self, limit: int, *, bounded: bool = False) -> Any:  # noqa: ARG002 (as frames)
             """Take up to `limit` records the short way; None if that is not to be had."""
             if not self._plain:
                 return self._pop_many(limit, short=True)

@@ -157,7 +157,11 @@ class Interface(Connection):
     def recv_vectored(self, limit: int | None = None, timeout: Seconds = None) -> Any:
         """Wait for one record, then return all that are there: `limit` or a ringful at most.
 
-        No limit means 65,536, as the peer chooses how large its ring is.  A list; an array of
+        Without a limit one call does some milliseconds' work at most, and the next goes on from
+        there, since the peer chooses how much waits: 65,536 records, or fewer if they have more
+        than one field; 256 messages if they have tags or attachments; 8 MiB, or one more message;
+        5 ms in functions of the application that decode.  With a limit only messages outside the
+        ring are bounded so, to 8 MiB, or one more message.  A list; an array of
         shape (n,) for a numpy spec; empty if none came in time.  Raises as recv does.
         """
         return self._threads.pop_many(limit, timeout)
@@ -181,7 +185,7 @@ class Interface(Connection):
     def borrow(self, limit: int | None = None, *, timeout: Seconds = None) -> Borrowing:
         """Return what waits, to read in place in a with block, which takes it; see Borrowing.
 
-        At most `limit` records or messages; read-only memory.  Descriptors and regions that came
+        At most `limit` records or messages; without a limit bounded as recv_vectored; read-only memory.  Descriptors and regions that came
         with messages are closed when these are taken.  Until the block ends, other calls that
         receive raise ConcurrentUse, in other threads too.  Raises on entry what recv raises; at
         the end LoanError if views outlive the block.

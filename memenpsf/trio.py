@@ -369,16 +369,22 @@ class Interface(trio.abc.Channel[Any]):
     async def recv_vectored(self, limit: int | None = None, timeout: Seconds = None) -> Any:
         """Wait for one record, then return all that are there: `limit` or a ringful at most.
 
-        No limit means 65,536, as the peer chooses how large its ring is.  A list; an array of
+        Without a limit one call does some milliseconds' work at most, and the next goes on from
+        there, since the peer chooses how much waits: 65,536 records, or fewer if they have more
+        than one field; 256 messages if they have tags or attachments; 8 MiB, or one more message;
+        5 ms in functions of the application that decode.  With a limit only messages outside the
+        ring are bounded so, to 8 MiB, or one more message.  A list; an array of
         shape (n,) for a numpy spec; empty if none came in time.  Raises as recv does.
         """
         endpoint = self._endpoint or await self._opened()
         seconds_of(timeout)
-        most = endpoint.most(limit)
+        most, bounded = endpoint.most(limit), limit is None
         if most == 0:
             await checkpoint()
             return endpoint.codec.decode_many(b"", 0)
-        records = await self._until(lambda: endpoint.try_pop_many(most), Event.RECORDS, timeout)
+        records = await self._until(
+            lambda: endpoint.try_pop_many(most, bounded=bounded), Event.RECORDS, timeout
+        )
         return endpoint.codec.decode_many(b"", 0) if records is None else records
 
     @enable_ki_protection

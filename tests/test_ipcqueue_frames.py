@@ -1658,8 +1658,8 @@ def test_an_interrupt_and_then_fewer_messages_do_not_give_space_back_twice(monke
         one.xmit_many([b"1" * 1000, b"2" * 1000, b"3" * 1000])
         receiver = other._endpoint.receiver
         with monkeypatch.context() as patch, pytest.raises(Interrupt):
-            patch.setattr(receiver, "take_many", lambda _: False)  # the long way
-            patch.setattr(receiver, "_decoded", lambda _: interrupt())
+            patch.setattr(receiver, "take_many", lambda *_: False)  # the long way
+            patch.setattr(receiver, "_decoded", lambda *_: interrupt())
             other.recv_vectored(timeout=0)
         for n in range(2):  # into the space that is free
             one.xmit(b"%d" % n * 1000, timeout=0)

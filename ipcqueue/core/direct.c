@@ -523,13 +523,13 @@ enum { PIECE = 16384 };
 
 /* Append plain records to a list; return how many.  No more than was there in the beginning: to
  * follow a sender record by record costs both more than to let it go ahead. */
-static Py_ssize_t gather(Receiver *self, Py_ssize_t most, Py_ssize_t bytes, PyObject *list)
+static Py_ssize_t gather(Receiver *self, Py_ssize_t most, Py_ssize_t *bytes, PyObject *list)
 {
     Py_ssize_t n = 0, piece = 0;
     struct ipcq_frame frame = {.size = (uint32_t)self->size};
     const char *at = NULL;
     uint64_t run = 0;
-    while (n < most && bytes > 0) {
+    while (n < most && *bytes > 0) {
         if (self->frames) {
             /* With a tag or flags it is for Python to put it back, if it must. */
             if (!look_at_frame(self, &frame, &at) || frame.tag || frame.flags)
@@ -545,7 +545,7 @@ static Py_ssize_t gather(Receiver *self, Py_ssize_t most, Py_ssize_t bytes, PyOb
             break;
         }
         n++;
-        bytes -= (Py_ssize_t)frame.size;
+        *bytes -= (Py_ssize_t)frame.size;
         piece += (Py_ssize_t)frame.size;
         if (self->frames) {
             self->next += ipcq_frame_extent(frame.size);
@@ -567,8 +567,9 @@ static Py_ssize_t gather(Receiver *self, Py_ssize_t most, Py_ssize_t bytes, PyOb
     return n;
 }
 
-/* Records into `ahead`, at most so many and about so many bytes: how many, -1 with an exception. */
-static Py_ssize_t take_ahead(Receiver *self, Py_ssize_t most, Py_ssize_t bytes)
+/* Records into `ahead`, at most so many and about so many bytes, which are then what is left of them:
+ * how many, -1 with an exception. */
+static Py_ssize_t take_ahead(Receiver *self, Py_ssize_t most, Py_ssize_t *bytes)
 {
     uint64_t count = 0;
     if (most <= 0 || !in_order(self) || ipcq_is_quiet(self->at, self->next))
@@ -593,8 +594,8 @@ static Py_ssize_t take_ahead(Receiver *self, Py_ssize_t most, Py_ssize_t bytes)
     Py_DECREF(list);
     if (self->frames || !ready(self->decode_many))
         return 0;
-    if (most > bytes / self->size)
-        most = bytes / self->size;
+    if (most > *bytes / self->size)
+        most = *bytes / self->size;
     /* As much memory as records will come: to resize it behind them could fail, and lose them. */
     ipcq_see(self->at);
     if ((uint64_t)most > ipcq_seen(self->at, self->next))
@@ -632,19 +633,21 @@ static Py_ssize_t take_ahead(Receiver *self, Py_ssize_t most, Py_ssize_t bytes)
     return n;
 }
 
-static PyObject *take_many(Receiver *self, PyObject *limit)
+static PyObject *take_many(Receiver *self, PyObject *args)
 {
-    Py_ssize_t most = PyLong_AsSsize_t(limit);
-    if (most == -1 && PyErr_Occurred())
+    Py_ssize_t most, bytes = PY_SSIZE_T_MAX, many = PY_SSIZE_T_MAX;
+    if (!PyArg_ParseTuple(args, "n|nn:take_many", &most, &bytes, &many))
         return NULL;
     if (!self->plain || has_ahead(self) || !in_order(self))
         Py_RETURN_FALSE;
     ipcq_see(self->at);
-    Py_ssize_t n = take_ahead(self, most, PY_SSIZE_T_MAX);
+    Py_ssize_t n = take_ahead(self, most, &bytes);
     if (n < 0)
         return NULL;
-    /* Where it stopped at what is not simple, Python goes on from there. */
-    return PyBool_FromLong(n > 0 && (n == most || ipcq_seen(self->at, self->next) == 0));
+    /* Where it stopped at what is not simple, Python goes on from there: in the next call, if these
+     * are enough for one. */
+    return PyBool_FromLong(n > 0 && (n == most || n >= many || bytes <= 0 ||
+                                     ipcq_seen(self->at, self->next) == 0));
 }
 
 static PyObject *looked(Receiver *self, PyObject *Py_UNUSED(ignored))
@@ -694,8 +697,9 @@ static PyMemberDef frame_receiver_members[] = {
 };
 
 #define RECEIVER_METHODS                                                                          \
-    {"take_many", (PyCFunction)take_many, METH_O,                                                 \
-     "Take up to so many, which then stand in `ahead`; False if that is not as simple."},         \
+    {"take_many", (PyCFunction)take_many, METH_VARARGS,                                           \
+     "take_many(limit, most_bytes, many): take up to so many, and about so many bytes, which then "\
+     "stand in `ahead`; False if that is not as simple, unless it is in part, with so `many`."},  \
     {"looked", (PyCFunction)looked, METH_NOARGS, "Note that the socket was just looked at."},     \
     {"is_empty", (PyCFunction)is_empty, METH_NOARGS,                                              \
      "Tell whether nothing waits, and nothing is wrong as far as the ring says."},                \
@@ -985,7 +989,8 @@ static PyObject *iteration_next(Iteration *self)
         return record;
     }
     /* Only when all that was taken ahead has been handed out, more is. */
-    if (!has_ahead(receiver) && take_ahead(receiver, receiver->most, AHEAD_BYTES) < 0)
+    Py_ssize_t bytes = AHEAD_BYTES;
+    if (!has_ahead(receiver) && take_ahead(receiver, receiver->most, &bytes) < 0)
         return NULL;
     if (has_ahead(receiver) && in_order(receiver) && (record = first_ahead(receiver)) != NULL)
         return record;

@@ -1,0 +1,78 @@
+"""How much one call does at most: it must not stop an event loop, nor keep the interpreter, for long.
+
+The peer chooses how large its ring is and what it puts there, so a call without a limit of its caller's
+ends after some milliseconds' work, and the next one goes on from there.  At least one record is always
+received.  The numbers are guesses, from these costs on a virtual machine of 2024: a message that Python
+code puts together 17 us, one that C makes 0.2 us, a value of a record 0.1 us, a copy of 8 MiB 2 to 5 ms.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from fdpass import monotonic
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# Records, or messages without tags and attachments, of a call without a limit.
+MOST_AT_ONCE = 65536
+# Values of records that become lists of tuples; each record counts as one more.
+MOST_VALUES = 65536
+# Messages that Python code puts together, as they have tags or attachments.
+MOST_BUILT = 256
+# Bytes: of a call without a limit, and of messages outside the ring also with one.
+MOST_BYTES = 8 << 20
+# Seconds, where nobody knows what a record costs: a function of the application makes it, or it comes
+# with descriptors, or in memory that must be mapped first.
+MOST_SECONDS = 0.005
+
+_LOOKS_AT_THE_CLOCK = 16  # messages without descriptors between two of them
+_FIRST_PACE = 64  # records
+
+
+class Budget:
+    """What is left for one call that receives messages."""
+
+    __slots__ = ("_bounded", "_bytes", "_count", "_until", "most", "spent")
+
+    def __init__(self, *, bounded: bool) -> None:
+        self._bounded = bounded  # by more than the caller's limit
+        self._bytes = MOST_BYTES
+        self._count = 0
+        self._until = monotonic() + MOST_SECONDS if bounded else math.inf
+        self.most = MOST_BUILT if bounded else MOST_AT_ONCE << 32  # messages
+        self.spent = False
+
+    def allows_more(self, size: int, *, outside: bool, slow: bool) -> bool:
+        """Note a message of `size` bytes; return whether there may be another."""
+        if outside or self._bounded:
+            self._bytes -= size
+        self._count += 1
+        looks = slow or self._count % _LOOKS_AT_THE_CLOCK == 0
+        self.spent = self._bytes <= 0 or (looks and not self.has_time())
+        return not self.spent
+
+    def has_time(self) -> bool:
+        """Whether there is time for another message."""
+        return not self._bounded or monotonic() < self._until
+
+
+class Pace:
+    """How many records the application's class makes of bytes in MOST_SECONDS, as seen so far."""
+
+    def __init__(self, decode_many: Callable[[Any, int], Any]) -> None:
+        self._decode_many = decode_many
+        self.records = _FIRST_PACE
+
+    def __call__(self, data: Any, count: int) -> Any:
+        """Make `count` records of data, and learn from the time that takes."""
+        start = monotonic()
+        records = self._decode_many(data, count)
+        took = monotonic() - start
+        if took > MOST_SECONDS:
+            self.records = max(1, int(min(count, self.records) * MOST_SECONDS / took))
+        elif count >= self.records and took < MOST_SECONDS / 2:
+            self.records = min(2 * self.records, MOST_VALUES)
+        return records
