@@ -2,7 +2,8 @@
 
 The peer chooses how large its ring is and what it puts there, so a call without a limit of its caller's
 ends after some milliseconds' work, and the next one goes on from there.  At least one record is always
-received.  The numbers are guesses, from these costs on a virtual machine of 2024: a message that Python
+received.  Bytes are bounded to MOST_BYTES, for messages outside the ring also where the caller
+has a limit.  The numbers are guesses, from these costs on a virtual machine of 2024: a message that Python
 code puts together 17 us, one that C makes 0.2 us, a value of a record 0.1 us, a copy of 8 MiB 2 to 5 ms.
 """
 
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from fdpass import monotonic
 
+from ._ring import MOST_BYTES
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -22,8 +25,6 @@ MOST_AT_ONCE = 65536
 MOST_VALUES = 65536
 # Messages that Python code puts together, as they have tags or attachments.
 MOST_BUILT = 256
-# Bytes: of a call without a limit, and of messages outside the ring also with one.
-MOST_BYTES = 8 << 20
 # Seconds, where nobody knows what a record costs: a function of the application makes it, or it comes
 # with descriptors, or in memory that must be mapped first.
 MOST_SECONDS = 0.005

@@ -299,7 +299,7 @@ class Endpoint:
                 if self._end is not None:  # DescriptorsLost, for instance
                     self.raise_end()
                 self._trouble(_ring.CORRUPT, "a message came without its descriptors")
-        if result is None and end is not None:
+        if result is None and end is not None and not receiver.unfinished:
             receiver.drop_strays()
             self.raise_end()
         return result
@@ -368,6 +368,18 @@ class Endpoint:
         if self.sender is None:
             raise TypeError("this end only receives")
         return self.sender
+
+    def copy_in_steps(self) -> None:
+        """Have each attempt to receive copy a piece of a large message only, and return None then.
+
+        For event loops, which let others run in between; see unfinished().
+        """
+        if self.receiver is not None:
+            self.receiver.in_steps = True
+
+    def unfinished(self) -> bool:
+        """Whether the last attempt has copied such a piece: the next one need not wait."""
+        return self.receiver is not None and self.receiver.unfinished
 
     def check_message_size(self, size: int) -> None:
         """Raise TooLarge for a message that the peer does not take."""

@@ -19,6 +19,7 @@ import operator
 import os
 import stat
 import struct
+import sys
 import weakref
 from functools import partial
 from itertools import chain
@@ -27,7 +28,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias, TypeVar
 import fdpass
 
 from ._binding import direct
-from ._bounds import MOST_BUILT, MOST_BYTES, Budget
+from ._bounds import MOST_AT_ONCE, MOST_BUILT, Budget
 from ._core import ffi, lib
 from ._errors import BadRecord, DecodeFailed, Unaccepted
 from ._message import MAX_FLAGS, OUT_AGAIN, OUT_OF_LINE, OUTSIDE, Framed, Message, Received
@@ -40,7 +41,9 @@ from ._ring import (
     ERROR,
     FORKED,
     FULL,
+    LARGE,
     MOST_AHEAD,
+    MOST_BYTES,
     STUCK,
     U64,
     Lent,
@@ -51,6 +54,7 @@ from ._ring import (
     Trouble,
     TroubleError,
     address_of,
+    copy_memory,
     fork_generation,
     is_socket,
     offset_in,
@@ -67,6 +71,8 @@ T = TypeVar("T")
 _push, _push_many, _look = lib.ipcq_frame_push, lib.ipcq_frame_push_many, lib.ipcq_frame_look
 _push_outside = lib.ipcq_frame_push_outside
 _free, _see, _seen = lib.ipcq_take, lib.ipcq_see, lib.ipcq_seen
+_commit = lib.ipcq_frame_commit
+_IN_PIECES = sys.implementation.name == "cpython"  # where cffi can write to new bytes in place
 _MAX_FDS: int = lib.IPCQ_MAX_FRAME_FDS
 HEADER: int = lib.IPCQ_FRAME_ALIGN
 _HEADER = struct.Struct("=IIHHHH")  # struct ipcq_frame
@@ -232,6 +238,8 @@ class FrameSender(SenderEnd):
             with self._parcel_of(framed) as parcel:
                 return bool(self.try_send(parcel))
         self._limits.check_size(len(framed.data))
+        if len(framed.data) > LARGE:
+            return self._sent(self._push_large(*framed))
         data, frame = framed.data, self._frame
         # Released, not left to the garbage collector: kept in a traceback that is part of a cycle,
         # a buffer of cffi over a memoryview crashes it (cffi 2.1, CPython 3.11).
@@ -240,6 +248,43 @@ class FrameSender(SenderEnd):
             frame.size, frame.tag, frame.flags = len(data), framed.tag, framed.flags
             code = CLOSED if ring is None else _push(ring, frame, buffer, ffi.NULL)
         return self._sent(code)
+
+    def _push_large(self, data: Any, tag: int, flags: int) -> int:
+        """Copy a large message into the ring while other threads run, and publish it; return a code.
+
+        The ring is parked meanwhile, so that no other call writes there: those of other threads wait
+        for the lock, also the short way, which takes none.  A signal handler of this thread may use
+        this end (the lock is re-entrant, and nothing of the ring is lent): then all begins again.
+        """
+        size = len(data)
+        frame = ffi.new("struct ipcq_frame *", [size, tag, flags, 0, 0, 0])
+        at, run = ffi.new("char **"), ffi.new("uint64_t *")
+        units, done = extent(size), 0
+        with ffi.from_buffer(data) as buffer, self._lock:
+            while True:
+                ring = self._ring if self._ring is not None else self._usable()
+                if ring is None:
+                    return CLOSED
+                self._parked, self._ring = ring, None
+                try:
+                    code = int(lib.ipcq_reserve(ring, units, at, run))
+                    if code:
+                        return code
+                    to, from_, done = at[0] + HEADER, buffer, 0
+                    while done < size:
+                        count = min(size - done, MOST_BYTES)
+                        # No bytecode between the look and the copy can be interrupted.
+                        if self._parked is not ring or self._borrower is not None:
+                            break
+                        copy_memory(to + done, from_ + done, count)
+                        done += count
+                    else:
+                        # Nor any between the look and the commit.
+                        if self._parked is ring and self._borrower is None:
+                            return int(_commit(ring, frame, 1))
+                finally:
+                    if self._borrower is None:
+                        self._unpark(ring)
 
     push_slowly = try_push  # what try_push does where the short way ends
 
@@ -325,7 +370,7 @@ class FrameSender(SenderEnd):
     def try_push_many(self, batch: Any, start: int) -> int:
         """Publish messages from number `start` on; return how many, which may be some of them."""
         run: list[Framed] = []
-        room = self.capacity
+        room = min(self.capacity, MOST_BYTES)
         for framed in batch.framed(start, start + _RUN):
             room -= extent(len(framed.data))
             if self._travels_outside(len(framed.data)) or (run and room < 0):
@@ -400,6 +445,23 @@ class _Built(NamedTuple):
     regions: list[fdpass.MemoryRegion]
 
 
+class _Large:
+    """A message above LARGE bytes, which is copied in pieces: in one call, or in several.
+
+    Its frame stands in the ring meanwhile.  It says what it was then; the peer may change it.
+    """
+
+    def __init__(
+        self, at: int, frame: tuple[int, ...], memory: Any, size: int, kept: dict[int, Mapping]
+    ) -> None:
+        self.at, self.frame = at, frame
+        self.memory, self.size = memory, size  # which keeps itself alive
+        self.kept = kept  # regions of the peer, from this message on
+        self.data: bytes = _blank(size)  # nobody else has it before it is whole
+        self.to = ffi.from_buffer(self.data)
+        self.done = 0  # bytes
+
+
 class _Taken(list[_Built]):
     """Messages in the hands of one call, and what puts all of them back without any memory."""
 
@@ -447,6 +509,7 @@ class FrameReceiver(ReceiverEnd):
         self._next = place.start  # where the first frame that is not built begins
         self._handed = 0
         self._scratch: list[tuple[Any, Any]] = []
+        self._large: _Large | None = None  # what is being copied
         self._lending: _Lending | None = None
         self._spent: list[Spent] = []
 
@@ -455,6 +518,15 @@ class FrameReceiver(ReceiverEnd):
         """Where the message begins whose descriptors are still in the socket; None if none is."""
         position = self._next  # first: another thread may go on meanwhile
         return position if self._wanted > len(self._attached) else None
+
+    def most_at_once(self) -> int:
+        """Return how many messages to take at most where the caller has no limit."""
+        return MOST_AT_ONCE
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether a large message is copied in part."""
+        return self._large is not None
 
     def holds(self) -> bool:
         """Whether messages wait in this process already."""
@@ -747,6 +819,7 @@ class FrameReceiver(ReceiverEnd):
                     self.dropped = dropped
                     self._spent = spent
                     self._wanted = 0
+                    self._large = None
                     code = _free(ring, lending.to)
             finally:
                 self._forget()
@@ -797,6 +870,8 @@ class FrameReceiver(ReceiverEnd):
                     descriptors = attached[used]
                 number = self._handed + len(built)
                 one = self._build_one(at, frame, position[0], number, descriptors, kept)
+                if one is None:
+                    break
                 more, there = spent + descriptors[len(one.fds) :], _is_there(one)
                 built.append(one)
                 # From here on nothing needs memory: what is built goes with what was used for it.
@@ -825,8 +900,12 @@ class FrameReceiver(ReceiverEnd):
         try:
             # No bytecode between these can be interrupted, and only the first two need memory.
             spent = self._spent + spent
+            large = self._large
+            if large is not None and large.at != at:  # it is built
+                large = None
             del self._attached[:used]
             self._built = built
+            self._large = large
             self._next = at
             self._wanted = wanted
             self._kept = kept
@@ -881,7 +960,8 @@ class FrameReceiver(ReceiverEnd):
         number: int,
         descriptors: list[fdpass.Fd],
         kept: dict[int, Mapping],
-    ) -> _Built:
+    ) -> _Built | None:
+        """Copy a message, with what is attached to it; None if that takes another call."""
         size, tag, flags = int(frame.size), int(frame.tag), int(frame.flags)
         limits = self._limits
         fds: list[fdpass.Fd] = []
@@ -889,21 +969,57 @@ class FrameReceiver(ReceiverEnd):
         try:
             memory, length = position, size
             outside: list[fdpass.Fd] = []
+            groups: list[list[fdpass.Fd]] = []
+            data: bytes | None
             if descriptors or flags & OUT_OF_LINE:
                 contents = self._contents(frame, descriptors)
                 fds, outside = contents.fds, contents.outside
+                groups = contents.regions
+            large, said = self._large, (size, tag, flags, int(frame.fds), int(frame.regions))
+            if large is not None and large.at == at and large.frame == said:
+                kept |= large.kept
+                length = large.size
+            elif flags & OUTSIDE:
+                payload = ffi.buffer(position, size)
+                memory, length = find(payload, outside, kept, limits.max_message)
+                large = None
+            else:
+                large = None
+            if length > LARGE and _IN_PIECES:
+                data = self._copied(large or _Large(at, said, memory, length, dict(kept)))
+                if data is None:
+                    return None
+            else:
+                data = bytes(ffi.buffer(memory, length))
+            if groups:
                 for group in contents.regions:  # one by one, as the next may fail
                     region = self._adopt(group, limits.max_region, shared=limits.shared)
                     regions += [region]
-            if flags & OUTSIDE:
-                payload = ffi.buffer(position, size)
-                memory, length = find(payload, outside, kept, limits.max_message)
-            data = bytes(ffi.buffer(memory, length))
             end = (at + extent(size)) & U64
             return _Built(end, number, Framed(data, tag, flags), fds, regions)
         except BaseException:
             close_received(regions)
             raise
+
+    def _copied(self, large: _Large) -> bytes | None:
+        """Copy on: to its end, or one piece if others wait for this call; None if more is left.
+
+        Other threads run during each copy.  The lock is held, and the short way leaves large messages
+        to this one, so nobody else takes it, or closes this end, meanwhile.  A signal handler can come
+        between two copies: what it takes is no more to be written.
+        """
+        self._large = large
+        while large.done < large.size:
+            to, from_, done, size = large.to, large.memory, large.done, large.size
+            count = min(size - done, MOST_BYTES)
+            # No bytecode between the look and the copy can be interrupted.
+            if self._large is not large:
+                return None
+            copy_memory(to + done, from_ + done, count)
+            large.done = done + count
+            if self.in_steps and large.done < size:
+                return None
+        return large.data
 
     def _adopt(
         self, descriptors: list[fdpass.Fd], max_size: int, *, shared: bool = False
@@ -945,10 +1061,16 @@ class FrameReceiver(ReceiverEnd):
         """Close what is attached to messages that nobody will take; takes no lock."""
         self._mappings.close()
         self._kept = {}
+        self._large = None
         for built in self._built:
             close_received(built.fds)
             close_received(built.regions)
         close_received(self._spent)
+
+
+def _blank(size: int) -> bytes:
+    blank: Callable[[int], bytes] = bytes if direct is None else direct.blank
+    return blank(size)
 
 
 def _new_scratch() -> tuple[Any, Any]:
@@ -1026,7 +1148,7 @@ if direct is not None:
         def __init__(self, *arguments: Any) -> None:
             super().__init__(*arguments)
             inside = min(self._inline, self.capacity) // HEADER * HEADER - HEADER
-            most = min(inside, self._limits.max_message)
+            most = min(inside, self._limits.max_message, LARGE)
             self.shorten(address_of(self._ring), most, None if self._plain else self._encode)
 
         def push_many(self, records: Iterable[Any]) -> int | BatchSending:

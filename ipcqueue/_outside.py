@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 import fdpass
 
 from ._core import ffi
-from ._ring import CORRUPT, U64, Mapping, TroubleError, map_segment
+from ._ring import CORRUPT, MOST_BYTES, U64, Mapping, TroubleError, copy_memory, map_segment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -79,8 +79,14 @@ class Region:
         return bool(self.use.times)
 
     def fill(self, data: Any) -> None:
-        """Copy a message to its beginning."""
-        ffi.memmove(self._mapping.at, data, len(data))
+        """Copy a message to its beginning; if it is large, while other threads run.
+
+        Nobody else has this region now, see _Slot.take; and nobody can resize `data`.
+        """
+        with ffi.from_buffer(data) as buffer:
+            for done in range(0, len(data), MOST_BYTES):  # signal handlers run in between
+                count = min(len(data) - done, MOST_BYTES)
+                copy_memory(self._mapping.at + done, buffer + done, count)
 
 
 class _Slot:

@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
 
 import fdpass
 
-from ._bounds import MOST_AT_ONCE
 from ._core import ffi, lib
 from ._errors import ConcurrentUse, ForkedUse, LoanError
 from ._handshake import MAGIC, Identity
@@ -223,6 +222,8 @@ class Patience(NamedTuple):
 # over, and few to lose where the receiver dies.
 MOST_AHEAD = 64
 
+LARGE: int = lib.IPCQ_LARGE
+MOST_BYTES: int = lib.IPCQ_MOST_BYTES
 MOST_SPIN_NS: int = lib.IPCQ_MOST_SPIN_NS
 FOR_EVER = 1 << 63  # nanoseconds
 BUSY = Patience(FOR_EVER, False)
@@ -252,6 +253,14 @@ class Place(NamedTuple):
     start: int = 0  # the index to begin with
     patience: Patience | None = None  # None: as is best
     process: Process | None = None  # of the peer
+
+
+copy_memory: Callable[[Any, Any, int], None] = waiting.ipcq_copy
+"""copy_memory(to, from, size): while other Python threads run.
+
+It is C, since a signal handler can come at the beginning of a function of Python: between the look
+whether this memory is still the caller's to write, and the copy, nothing may come.
+"""
 
 
 def address_of(pointer: Any) -> int:
@@ -538,6 +547,14 @@ class ReceiverEnd(End):
     dropped = 0
     """How many attachments were closed because nobody took them."""
 
+    in_steps = False
+    """Whether an attempt copies only a piece of a large message, as an event loop waits for it."""
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether a large message is copied in part: the next attempts go on, without any waiting."""
+        return False
+
     @property
     def lacking(self) -> int | None:
         """Where the message begins whose descriptors are still in the socket; None if none is."""
@@ -545,7 +562,7 @@ class ReceiverEnd(End):
 
     def most_at_once(self) -> int:
         """Return how many records to take at most where the caller has no limit."""
-        return MOST_AT_ONCE
+        raise NotImplementedError
 
     def prepare(self, limit: int, budget: Budget | None = None) -> None:
         """Do what can be done for the next `limit` records without taking them."""

@@ -10,7 +10,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from ._binding import direct
-from ._bounds import MOST_AT_ONCE, MOST_BYTES, MOST_VALUES, Pace
+from ._bounds import MOST_AT_ONCE, MOST_VALUES, Pace
 from ._core import ffi, lib
 from ._errors import Unaccepted
 from ._record import in_place
@@ -22,6 +22,7 @@ from ._ring import (
     FORKED,
     FULL,
     MOST_AHEAD,
+    MOST_BYTES,
     U64,
     Lent,
     Mapping,

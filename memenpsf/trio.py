@@ -99,6 +99,13 @@ _OURS: dict[type[Exception], type[QueueError]] = {
 }
 
 
+def _in_steps(endpoint: T) -> T:
+    """Have an endpoint, if there is one yet, leave time for other tasks while it receives."""
+    if isinstance(endpoint, Endpoint):
+        endpoint.copy_in_steps()
+    return endpoint
+
+
 def _translated(error: QueueError) -> QueueError:
     kind = _OURS.get(type(error))
     return error if kind is None else kind(*error.args)
@@ -165,7 +172,7 @@ class Interface(trio.abc.Channel[Any]):
         self.role = role
         self._opening = None
         self._set_up(terms, endpoint.peer)
-        self._endpoint = endpoint
+        self._endpoint = _in_steps(endpoint)
         return self
 
     @property
@@ -227,7 +234,7 @@ class Interface(trio.abc.Channel[Any]):
                 if opening is None:
                     raise Closed("this side has closed the connection")
                 try:
-                    self._endpoint = opening.step()
+                    self._endpoint = _in_steps(opening.step())
                 except (QueueError, OSError) as error:
                     self._failure = _translated(error) if isinstance(error, QueueError) else error
                 else:
@@ -465,6 +472,9 @@ class Interface(trio.abc.Channel[Any]):
         endpoint = self._open_endpoint()
         try:
             result = attempt()
+            while result is None and endpoint.unfinished():  # a large message: see copy_in_steps
+                await checkpoint()
+                result = attempt()
             if result is None and not seconds:
                 endpoint.turn()  # or the end of the connection would never be seen
                 result = attempt()
@@ -477,7 +487,9 @@ class Interface(trio.abc.Channel[Any]):
                     if (result := attempt()) is not None:
                         return result
             endpoint.turn()  # a short timeout may have left no time to read
-            return attempt()
+            while (result := attempt()) is None and endpoint.unfinished():
+                await checkpoint()
+            return result
         except QueueError as error:
             raise _translated(error) from None
 

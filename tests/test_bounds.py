@@ -11,7 +11,8 @@ import fdpass
 import memenpsf
 import memenpsf.trio
 from ipcqueue import Encoded, Message, _bounds, u64
-from ipcqueue._bounds import MOST_AT_ONCE, MOST_BUILT, MOST_BYTES, MOST_VALUES
+from ipcqueue._bounds import MOST_AT_ONCE, MOST_BUILT, MOST_VALUES
+from ipcqueue._ring import MOST_BYTES
 
 TAGGED = Message(b"x", 1)
 RING = 1 << 22

@@ -693,8 +693,8 @@ async def test_a_call_cancelled_in_the_very_moment_it_is_done_is_done(moment):
         whole = getattr(one._endpoint, part) if part else one._endpoint
         really = getattr(whole, attempt)
 
-        def attempt_and_be_cancelled(*args):
-            result = really(*args)
+        def attempt_and_be_cancelled(*args, **options):
+            result = really(*args, **options)
             if result or isinstance(result, tuple):
                 call.scope.cancel()
             return result

@@ -455,7 +455,8 @@ static int look_at_frame(Receiver *self, struct ipcq_frame *frame, const char **
 {
     return ipcq_frame_look(self->at, self->next, (uint64_t)self->size, frame, payload) ==
                IPCQ_DONE &&
-           frame->fds + frame->regions == 0 && !(frame->flags & IPCQ_OUTSIDE);
+           frame->fds + frame->regions == 0 && !(frame->flags & IPCQ_OUTSIDE) &&
+           frame->size <= IPCQ_LARGE; /* else Python lets other threads run meanwhile */
 }
 
 static PyObject *take_frame(Receiver *self)
@@ -525,11 +526,11 @@ enum { PIECE = 16384 };
  * follow a sender record by record costs both more than to let it go ahead. */
 static Py_ssize_t gather(Receiver *self, Py_ssize_t most, Py_ssize_t *bytes, PyObject *list)
 {
-    Py_ssize_t n = 0, piece = 0;
+    Py_ssize_t n = 0, piece = 0, left = *bytes;
     struct ipcq_frame frame = {.size = (uint32_t)self->size};
     const char *at = NULL;
     uint64_t run = 0;
-    while (n < most && *bytes > 0) {
+    while (n < most && left > 0) {
         if (self->frames) {
             /* With a tag or flags it is for Python to put it back, if it must. */
             if (!look_at_frame(self, &frame, &at) || frame.tag || frame.flags)
@@ -545,7 +546,7 @@ static Py_ssize_t gather(Receiver *self, Py_ssize_t most, Py_ssize_t *bytes, PyO
             break;
         }
         n++;
-        *bytes -= (Py_ssize_t)frame.size;
+        left -= (Py_ssize_t)frame.size;
         piece += (Py_ssize_t)frame.size;
         if (self->frames) {
             self->next += ipcq_frame_extent(frame.size);
@@ -564,6 +565,7 @@ static Py_ssize_t gather(Receiver *self, Py_ssize_t most, Py_ssize_t *bytes, PyO
     if (n > 0)
         ipcq_take(self->at, self->next);
     self->handed += (unsigned long long)n;
+    *bytes = left;
     return n;
 }
 
@@ -770,9 +772,10 @@ static Py_ssize_t push_items(Sender *self, int frames, PyObject *records, Py_ssi
     struct ipcq_piece pieces[PIECES];
     PyObject **items = PySequence_Fast_ITEMS(records);
     Py_ssize_t at = start, end = PySequence_Fast_GET_SIZE(records);
+    Py_ssize_t moved = 0;
     if (!usable(self->ring, self->known) || !self->plain)
         return 0;
-    while (at < end) {
+    while (at < end && moved < IPCQ_MOST_BYTES) {
         Py_ssize_t bytes = 0;
         uint64_t count = 0, done;
         for (Py_ssize_t i = at; i < end && count < PIECES && bytes < PIECE; i++, count++) {
@@ -786,6 +789,7 @@ static Py_ssize_t push_items(Sender *self, int frames, PyObject *records, Py_ssi
         int result = frames ? ipcq_frame_push_pieces(self->at, pieces, count, &done)
                             : ipcq_push_pieces(self->at, pieces, count, &done);
         at += (Py_ssize_t)done;
+        moved += bytes;
         if (result != IPCQ_DONE || count == 0 || done < count)
             break; /* for Python to find out why */
     }
@@ -796,6 +800,8 @@ static Py_ssize_t push_items(Sender *self, int frames, PyObject *records, Py_ssi
 static Py_ssize_t push_memory(Sender *self, const char *memory, Py_ssize_t start, Py_ssize_t end)
 {
     Py_ssize_t at = start, most = self->size < PIECE ? PIECE / self->size : 1;
+    if (end - start > IPCQ_MOST_BYTES / self->size)
+        end = start + (self->size < IPCQ_MOST_BYTES ? IPCQ_MOST_BYTES / self->size : 1);
     while (at < end && usable(self->ring, self->known)) {
         uint64_t done;
         struct ipcq_piece piece = {memory + at * self->size,
@@ -1144,7 +1150,17 @@ static PyObject *drop(PyObject *Py_UNUSED(module), PyObject *place)
     Py_RETURN_NONE;
 }
 
+static PyObject *blank(PyObject *Py_UNUSED(module), PyObject *size)
+{
+    Py_ssize_t n = PyLong_AsSsize_t(size);
+    if (n == -1 && PyErr_Occurred())
+        return NULL;
+    return PyBytes_FromStringAndSize(NULL, n);
+}
+
 static PyMethodDef functions[] = {
+    {"blank", blank, METH_O,
+     "blank(size): bytes of no known content, for one who fills them before anybody else sees them."},
     {"receive", receive, METH_VARARGS,
      "receive(sock, flags, whole, into, room): append the result of a recvmsg() that does not wait "
      "to a list; or return the bytes that came, if they are doorbells and nothing else."},

@@ -46,6 +46,9 @@ enum {
     IPCQ_OUTSIDE = IPCQ_OUT_OF_LINE | IPCQ_OUT_AGAIN,
     IPCQ_KNOWN_FLAGS = IPCQ_OUTSIDE | 0xff,
     IPCQ_OPCODE_FDS = 17,        /* as in _control.py */
+    IPCQ_LARGE = 1048576,        /* bytes: a message above it is copied while other Python threads run;
+                                    that takes 0.1 ms, far more than to get the interpreter back */
+    IPCQ_MOST_BYTES = 8388608,   /* that one call moves, or one piece of a large message: 2 to 5 ms */
     IPCQ_MOST_SPIN_NS = 1000000, /* then it is time to look at the socket */
     IPCQ_SPIN_NS = 30000         /* how long looking for what is about to come may pay; see ends.h */
 };
@@ -283,6 +286,9 @@ void ipcq_receiving_counts(const void *segment, struct ipcq_counts *into);
  * The last `mirrored` bytes (whole pages; 0 for slots) are mapped a second time behind the end:
  * with a ring that fills them, a frame that wraps around goes on there, in one piece. */
 int ipcq_map(char *at, int fd, size_t size, size_t mirrored, int writable);
+
+/* memcpy().  Whoever calls it sees to it that nobody else uses either memory meanwhile. */
+void ipcq_copy(char *to, const char *from, size_t size);
 
 /* Look for space of `units` (records, or bytes of frames) for at most `nanoseconds`.
  * DONE, FULL. */

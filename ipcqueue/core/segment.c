@@ -43,6 +43,11 @@ int ipcq_map(char *at, int fd, size_t size, size_t mirrored, int writable)
     return populate(at, size, writable) < 0 || populate(at + size, mirrored, 0) < 0 ? -1 : 0;
 }
 
+void ipcq_copy(char *to, const char *from, size_t size)
+{
+    memcpy(to, from, size);
+}
+
 void ipcq_read_identity(const void *segment, struct ipcq_identity *into)
 {
     /* volatile: the compiler must not read a byte a second time after it was checked. */
