@@ -161,7 +161,8 @@ class SlotSender(SenderEnd):
     def try_push_many(self, batch: Any, start: int) -> int:
         """Publish the records from number `start` on, as many as fit; return how many."""
         pushed = _new(_ONE)  # its own: a signal handler may use this end in between
-        if start == 0 and batch.whole is not None:  # at most times all fits
+        most = max(1, MOST_BYTES // self._size)  # for one call, which keeps the interpreter
+        if start == 0 and batch.whole is not None and batch.count <= most:  # at most times all fits
             with self._lock:
                 ring = self._ring if self._ring is not None else self._usable()
                 code = (
@@ -170,9 +171,10 @@ class SlotSender(SenderEnd):
             return self._pushed(code, int(pushed[0]))
         # Released before anything is raised: kept in a traceback that is part of a cycle, a buffer
         # of cffi over a memoryview crashes the garbage collector (cffi 2.1, CPython 3.11).
-        with ffi.from_buffer(batch.data[start * self._size :]) as data, self._lock:
+        count = min(batch.count - start, most)
+        whole = batch.data[start * self._size : (start + count) * self._size]
+        with ffi.from_buffer(whole) as data, self._lock:
             ring = self._ring if self._ring is not None else self._usable()
-            count = batch.count - start
             code = CLOSED if ring is None else _push_many(ring, data, count, pushed)
             done = int(pushed[0])
         return self._pushed(code, done)
