@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from ipcqueue import is_ambiguous_uid, monotonic
+from ipcqueue import is_ambiguous_uid, monotonic, shown_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -199,7 +199,7 @@ def _lock(directory: Path, held: contextlib.ExitStack) -> Generator[float, None,
                     raise TimeoutError(
                         errno.ETIMEDOUT,
                         f"{_holder(fd)} of this user holds the lock under which its servers "
-                        f"start, and has not released it within {_LOCK_PATIENCE} s",
+                        f"start, and has not released it within {shown_seconds(_LOCK_PATIENCE)}",
                         str(directory),
                     ) from None
             else:
