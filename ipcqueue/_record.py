@@ -418,10 +418,10 @@ def _packing_many(
         if not types.issuperset(map(type, records)):
             return None
         try:
-            if in_c is None and _MASKED in _modules:
-                return None
             if values_of is not None:
                 records = tuple(map(values_of, records))
+            if in_c is None and _MASKED in _modules and not all(map(_are_plain, records)):
+                return None
             data: bytes | None = in_c.pack(records) if in_c is not None else join(records)
         except (AttributeError, *_PACKING_FAILED):
             return None

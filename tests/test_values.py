@@ -6,6 +6,7 @@ import ctypes
 import dataclasses
 import re
 import socket
+import struct
 from collections import deque
 from typing import NamedTuple
 
@@ -334,3 +335,32 @@ class TestPointers:
     def test_gaps_are_refused_as_before(self):
         for spec in (8, bytes):
             refuse_one(spec, np.zeros(16, "u1")[::2], "contiguous")
+
+
+@pytest.mark.parametrize("code", "bBhHiIqQefd")
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.int8(-5),
+        np.uint64(2**64 - 1),
+        np.int64(5),
+        np.float16(1.5),
+        np.float32(2),
+        np.float64(-1),
+    ],
+    ids=repr,
+)
+def test_numbers_of_numpy_are_packed_as_struct_does(code, value):
+    first, second = memenpsf.pair("<" + code)
+    with first, second:
+        try:
+            want = struct.unpack("<" + code, struct.pack("<" + code, value))
+        except (struct.error, OverflowError):
+            with pytest.raises(BadRecord):
+                first.xmit((value,))
+            with pytest.raises(BadRecord, match="record 1"):
+                first.xmit_many([(1,), (value,)])
+        else:
+            first.xmit((value,))
+            first.xmit_many([(value,)])
+            assert second.recv_vectored() == [want] * 2

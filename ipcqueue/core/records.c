@@ -3,9 +3,9 @@
  * bytes object and an argument tuple for each record.
  *
  * pack() takes only what needs no thought: tuples and lists of the right length, whose items are
- * ints, floats, bytes and bools that fit.  For anything else it returns None, having run nothing of
- * the user's, and struct decides in _record.py; so both ways accept the same, and there is one place
- * where errors are made.
+ * ints, floats (numpy's as well), bytes and bools that fit.  For anything else it returns None,
+ * having run nothing of the user's, and struct decides in _record.py; so both ways accept the same,
+ * and there is one place where errors are made.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -117,7 +117,8 @@ static PyObject *packer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
 
 /* -- packing ------------------------------------------------------------------------------ */
 
-static int pack_integer(const Field *field, char *to, PyObject *item)
+static inline __attribute__((always_inline)) int pack_integer(const Field *field, char *to,
+                                                              PyObject *item)
 {
     if (!PyLong_Check(item))
         return 0;
@@ -165,7 +166,8 @@ static int pack_integer(const Field *field, char *to, PyObject *item)
     }
 }
 
-static int pack_float(const Field *field, char *to, PyObject *item)
+static inline __attribute__((always_inline)) int pack_float(const Field *field, char *to,
+                                                            PyObject *item)
 {
     double value;
     if (PyFloat_Check(item)) {
@@ -189,7 +191,8 @@ static int pack_float(const Field *field, char *to, PyObject *item)
 }
 
 /* Whether the item could be packed; if not, an exception may be set, which means nothing. */
-static inline int pack_item(const Field *field, char *record, PyObject *item)
+static inline __attribute__((always_inline)) int pack_item(const Field *field, char *record,
+                                                           PyObject *item)
 {
     char *to = record + field->offset;
     switch (field->kind) {
@@ -214,6 +217,29 @@ static inline int pack_item(const Field *field, char *record, PyObject *item)
     }
 }
 
+/* Whether it is a number of numpy's, whose ways to an int and a float run no Python either. */
+static int is_of_numpy(const PyObject *item)
+{
+    const PyTypeObject *type = Py_TYPE(item);
+    if (type->tp_flags & Py_TPFLAGS_HEAPTYPE || strncmp(type->tp_name, "numpy.", 6))
+        return 0;
+    const char *name = type->tp_name + 6;
+    return !strncmp(name, "int", 3) || !strncmp(name, "uint", 4) || !strncmp(name, "float", 5);
+}
+
+/* What pack_item() did not take; apart from it, to leave the way of plain values as it is. */
+static __attribute__((noinline)) int pack_number_of_numpy(const Field *field, char *to,
+                                                          PyObject *item)
+{
+    if (PyErr_Occurred() || !strchr("iuf", field->kind) || !is_of_numpy(item))
+        return 0;
+    PyObject *number = field->kind == 'f' ? PyNumber_Float(item) : PyNumber_Index(item);
+    int packed = number != NULL && (field->kind == 'f' ? pack_float(field, to, number)
+                                                       : pack_integer(field, to, number));
+    Py_XDECREF(number);
+    return packed;
+}
+
 /* The items of a record, or NULL: iterating over it would give the same. */
 static inline PyObject **items_of(const Packer *self, PyObject *record)
 {
@@ -228,13 +254,15 @@ static inline PyObject **items_of(const Packer *self, PyObject *record)
 }
 
 /* Whether a record could be packed; as pack_item. */
-static int pack_record(const Packer *self, char *to, PyObject *record)
+static inline __attribute__((always_inline)) int pack_record(const Packer *self, char *to,
+                                                             PyObject *record)
 {
     PyObject **items = items_of(self, record);
     if (items == NULL)
         return 0;
     for (Py_ssize_t i = 0; i < self->count; i++)
-        if (!pack_item(&self->fields[i], to, items[i]))
+        if (!pack_item(&self->fields[i], to, items[i])
+            && !pack_number_of_numpy(&self->fields[i], to + self->fields[i].offset, items[i]))
             return 0;
     return 1;
 }
@@ -422,7 +450,8 @@ static int execute(PyObject *module)
 /* Whether a list or tuple has nothing but numbers and texts of Python's own: None of them is masked. */
 static PyObject *are_plain(PyObject *Py_UNUSED(module), PyObject *values)
 {
-    if (!PyList_CheckExact(values) && !PyTuple_CheckExact(values))
+    int iterated = PyTuple_Check(values) && Py_TYPE(values)->tp_iter == PyTuple_Type.tp_iter;
+    if (!PyList_CheckExact(values) && !iterated)
         Py_RETURN_FALSE;
     PyObject **items = PySequence_Fast_ITEMS(values);
     Py_ssize_t count = PySequence_Fast_GET_SIZE(values);
