@@ -10,8 +10,8 @@ import select
 import socket
 import threading
 from collections import deque
-from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
+from itertools import islice
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from ipcqueue import (
     Closed,
@@ -32,6 +32,7 @@ from ipcqueue import (
 )
 
 from ._address import BACKLOG, checked_permissions, resolve, starting
+from ._guests import Conduct, Guest, Guests, Places
 from ._interface import BOTH_WAYS, Interface, checked_role
 from ._places import drive
 from ._quota import Quota
@@ -43,15 +44,22 @@ if TYPE_CHECKING:
     from ipcqueue import Endpoint, Seconds
 
     from ._address import Bound
-    from ._quota import Share
 
 logger = logging.getLogger("memenpsf")
 
 # How many clients may be introducing themselves at once, and how many of them of one user; further
-# ones wait, in the backlog and in their user's queue.  A guess, against clients that connect and
-# say nothing: each costs this side a segment meanwhile.
+# ones wait in their user's queue.  A guess, against clients that connect and say nothing: each costs
+# this side a segment meanwhile.
 MAX_PENDING = 64
 MAX_PENDING_PER_UID = 32
+
+# How many clients wait in the queues, of all users.  Each holds one descriptor.  A guess: an eighth
+# of the usual 1024.
+GUESTS = 128
+
+# How long a handshake has, in seconds, before it may have to give its place to a client of a user
+# with fewer of them.  A guess: an honest client needs milliseconds.
+GRACE = 0.2
 
 # How long to leave further clients in the backlog, in seconds, when a descriptor or memory was
 # short for one: trying again at once would only burn time.
@@ -62,14 +70,17 @@ BACK_OFF = 0.05
 LOG_LINES = 20
 LOG_SECONDS = 10.0
 
-# How long the connections there are have the interpreter for themselves after a client that came to
-# nothing; in seconds.  So fifty of these a second, at most, are too few to be seen in the 99th
-# percentile of who does more than ten thousand round trips; and a full backlog of them is gone
-# within three.
+# How long a user rests, in seconds, whose client began a handshake that came to nothing (and longer
+# from the second on: see Conduct).  Such handshakes cost half a millisecond each.  Fifty of them a
+# second, at most, are too few to be seen in the 99th percentile of a client that does more than ten
+# thousand round trips.
 RESPITE = 0.02
 
-# How many clients may be refused before that: one at a time, 50 a second, would leave the backlog to
-# whoever is quickest to fill it again.
+# How long the listener pauses, in seconds, for each client that was turned away before a handshake:
+# so however many come, they have less than a tenth of the processor.
+PAUSE = 0.00025
+
+# How many clients may be refused in one turn.
 REFUSALS_PER_TURN = 16
 
 # How often a server looks whether its socket file is still there, in seconds.
@@ -80,16 +91,6 @@ _MOST = 1 << 62  # of anything
 _SLICE = 3600.0  # seconds; poll() cannot wait much longer at once
 
 _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)  # of this process, of the system
-
-
-def _left_without_a_word(sock: socket.socket) -> bool:
-    """Whether a client is gone already: then it costs no segment, however many such there are."""
-    try:
-        return not sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
 
 
 def _limit(what: str, given: int) -> int:
@@ -137,14 +138,6 @@ class RefusalLog:
         if self._untold:
             logger.warning("%s: %d more clients refused or not served", self._address, self._untold)
         self._untold = 0
-
-
-class Guest(NamedTuple):
-    """A client that has been let in, and for which nothing else has been done yet."""
-
-    sock: socket.socket
-    share: Share
-    deadline: float
 
 
 class Reception:
@@ -212,14 +205,15 @@ class Reception:
         self._max_pending_per_uid = _limit("max_pending_per_uid", max_pending_per_uid)
         self.quota = Quota(max_connections_per_uid, _limit("max_bytes_per_uid", max_bytes_per_uid))
         self.pending: list[Opening] = []
-        self._guests: dict[int, deque[Guest]] = {}  # of each user, those who wait for a place
+        self._guests = Guests(GUESTS)
+        self._conduct = Conduct(RESPITE)
         self._outcomes: deque[Endpoint | Exception] = deque()
         self._resume: float | None = None  # the monotonic() until which further clients wait
-        self.per_turn = BACKLOG  # how many clients a turn lets in, and takes a step on, at most
+        self.accepts_per_turn = BACKLOG  # how many clients a turn takes from the backlog, at most
+        self.per_turn = BACKLOG  # how many handshakes a turn begins, and takes a step on, at most
         self.refused = 0
         self._refused_or_gone = 0
-        self._queued = 0  # clients for whom there was no place when they came
-        self._rested = 0
+        self._turned_away = 0  # since the last pause: clients that got no handshake
         self.closed = False
 
     def turn(self) -> Endpoint | None:
@@ -235,11 +229,9 @@ class Reception:
             self._reserve = _spare()
         if self._resume is not None and monotonic() >= self._resume:
             self._resume = None
-        if not self._outcomes:
-            for _ in range(self.per_turn):
-                if not self._accept() or len(self._outcomes) >= REFUSALS_PER_TURN:
-                    break
-        self._seat_guests(self.per_turn)
+        self._let_in()
+        self._hear_guests()
+        self._seat_guests()
         for opening in self._due():
             self._attempt(opening)
         if not self._outcomes:
@@ -268,11 +260,20 @@ class Reception:
             )
 
     # -- from the backlog to a handshake ---------------------------------------------------------
+    #
+    # What is in the backlog is taken out at once, whoever has sent it: to accept a client and to
+    # look at its user id costs microseconds.  A client of another user may be the next one there.
+
+    def _let_in(self) -> None:
+        """Take clients from the backlog, up to some a turn."""
+        if self._outcomes:
+            return
+        for _ in range(self.accepts_per_turn):
+            if not self._accept() or len(self._outcomes) >= REFUSALS_PER_TURN:
+                break
 
     def _accept(self) -> bool:
-        """Let the next client in; False if there is none, or no room for it."""
-        if len(self.pending) >= self._max_pending:
-            return False
+        """Let the next client in; False if there is none."""
         try:
             sock, _ = self.bound.sock.accept()
         except (BlockingIOError, ConnectionAbortedError):
@@ -286,64 +287,106 @@ class Reception:
             share = self.quota.open(peer_credentials(sock).uid)
         except (QueueError, OSError) as error:
             refuse(sock, error)
+            self._turned_away += 1
             self._came_to_nothing(error)
             return True
         guest = Guest(sock, share, deadline_of(self.terms.timeout))
-        if self._has_place(share.uid) and share.uid not in self._guests:
-            self._begin(guest)
-        else:
-            self._guests.setdefault(share.uid, deque()).append(guest)
-            self._queued += 1
+        if self._is_there(guest) and (excess := self._guests.add(guest)) is not None:
+            self._turn_away(excess, "too many clients wait for a handshake here")
         return True
 
-    def _seat_guests(self, left: int) -> None:
-        """Begin handshakes of those who waited for a place, and refuse who waited too long."""
-        for uid, guests in list(self._guests.items()):
-            while guests and left:
-                if self._has_place(uid):
-                    self._begin(guests.popleft())
-                elif monotonic() >= guests[0].deadline:
-                    self._turn_away(guests.popleft())
-                else:
-                    break
-                left -= 1
-            if not guests:
-                del self._guests[uid]
+    def _is_there(self, guest: Guest) -> bool:
+        """Note whether a client has said something; if it has left, close its socket.
 
-    def _turn_away(self, guest: Guest) -> None:
-        guest.share.close()
-        error = LimitRefused(
-            f"uid {guest.share.uid} has {self._max_pending_per_uid} handshakes under way here, "
-            "and none of them ended in time"
-        )
-        refuse(guest.sock, error)
-        self._came_to_nothing(error)
-
-    def _begin(self, guest: Guest) -> None:
-        if _left_without_a_word(guest.sock):
+        Then it costs no segment, however many such there are.
+        """
+        try:
+            guest.spoken = bool(guest.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass  # it has left, too
+        if not guest.spoken:
             drop_socket(guest.sock)
             guest.share.close()
+            self._turned_away += 1
             self._came_to_nothing()
+        return guest.spoken
+
+    def _hear_guests(self) -> None:
+        """See which of the silent guests have said something, and which have left."""
+        silent = {guest.sock.fileno(): guest for guest in self._guests if not guest.spoken}
+        if not silent:
             return
+        poll = select.poll()
+        for fd in silent:
+            poll.register(fd, select.POLLIN)
+        for fd, _ in poll.poll(0):
+            if not self._is_there(silent[fd]):
+                self._guests.remove(silent[fd])
+
+    def _seat_guests(self) -> None:
+        """Begin handshakes of those for whom there is a place, and refuse who waited too long."""
+        now = monotonic()
+        for uid in self.quota.take_unserved():
+            self._conduct.offended(uid, now)
+        if not self._guests:
+            return
+        for _ in range(self.per_turn):
+            places = self._places()
+            guest = self._guests.take(lambda each: self._next_place(each, places, now) <= now)  # noqa: B023
+            if guest is None:
+                break
+            if places.all_taken:
+                self._displace(places.victim(guest.share.uid))
+            self._begin(guest)
+        for guest in self._guests.late(now):
+            self._guests.remove(guest)
+            uid = guest.share.uid
+            self._turn_away(
+                guest,
+                f"of uid {uid} {self._count(uid)} handshakes are under way here, of all users "
+                f"{len(self.pending)}, and no place became free in time",
+            )
+
+    def _turn_away(self, guest: Guest, why: str) -> None:
+        guest.share.close()
+        error = LimitRefused(why)
+        refuse(guest.sock, error)
+        self._turned_away += 1
+        self._came_to_nothing(error)
+
+    def _displace(self, uid: int | None) -> None:
+        """End the oldest handshake of a user, for one of another user."""
+        opening = next(each for each in self.pending if each.peer.uid == uid)
+        error = LimitRefused(
+            f"uid {uid} has {self._count(opening.peer.uid)} of {len(self.pending)} handshakes "
+            "under way here, and gives a place to another user"
+        )
+        self.pending.remove(opening)
+        opening.abandon(error)
+        self._came_to_nothing(error, opening.peer.uid)
+
+    def _begin(self, guest: Guest) -> None:
         try:
             opening = Opening(guest.sock, self.terms, guest.share)
         except (QueueError, OSError) as error:
-            self._came_to_nothing(error)
+            self._came_to_nothing(error, guest.share.uid)
         else:
             opening.deadline = guest.deadline
             self.pending.append(opening)
 
-    def _has_place(self, uid: int) -> bool:
-        return self._next_place(uid) <= monotonic()
+    def _count(self, uid: int) -> int:
+        return sum(opening.peer.uid == uid for opening in self.pending)
 
-    def _next_place(self, uid: int) -> float:
-        """Return the monotonic() from which one more handshake of a user may begin."""
-        theirs = [opening.begun for opening in self.pending if opening.peer.uid == uid]
-        if len(self.pending) >= self._max_pending or len(theirs) >= self._max_pending_per_uid:
-            return math.inf
-        # To begin one is the dearest part, and somebody who lets it hang may let many hang.
-        loiters = theirs and monotonic() - theirs[0] > RESPITE
-        return theirs[-1] + RESPITE if loiters else 0.0
+    def _places(self) -> Places:
+        begun = ((opening.peer.uid, opening.begun) for opening in self.pending)
+        return Places(self._max_pending, self._max_pending_per_uid, begun)
+
+    def _next_place(self, guest: Guest, places: Places, now: float) -> float:
+        """Return the monotonic() from which the handshake of a client may begin."""
+        rest = self._conduct.rests_until(guest.share.uid)
+        return max(rest, places.next_for(guest, now, RESPITE, GRACE))
 
     def _due(self) -> list[Opening]:
         """Return the handshakes that can go on, or whose time is over: at most so many a turn."""
@@ -359,17 +402,20 @@ class Reception:
         try:
             endpoint = opening.step()
         except PeerDied:
-            self._came_to_nothing()
+            self._came_to_nothing(None, opening.peer.uid)
         except (QueueError, OSError) as error:
-            self._came_to_nothing(error)
+            self._came_to_nothing(error, opening.peer.uid)
         else:
             if endpoint is None:
                 return
             self._outcomes.append(endpoint)
         self.pending.remove(opening)
 
-    def _came_to_nothing(self, error: Exception | None = None) -> None:
+    def _came_to_nothing(self, error: Exception | None = None, uid: int | None = None) -> None:
+        """Count a client that did not get in; `uid` had a handshake for it, and rests now."""
         self._refused_or_gone += 1
+        if uid is not None:
+            self._conduct.offended(uid, monotonic())
         if error is not None:
             self._outcomes.append(error)
 
@@ -379,16 +425,15 @@ class Reception:
         return self._refused_or_gone + self.quota.unserved
 
     def respite(self) -> float:
-        """Return for how many seconds to leave further clients alone: after a barren one, once.
+        """Return for how many seconds to leave the listener alone; once for each client.
 
-        And after one that has to wait for a place.  Such clients cost next to nothing to make, and
-        would have all the time of the interpreter, and so of the other connections.
+        Clients that get no handshake cost next to nothing to make, and there may be as many as
+        somebody likes.  So they do not have all the time of the interpreter.
         """
-        reasons = self.barren + self._queued
-        if self._outcomes or self._rested == reasons:
+        if self._outcomes or not self._turned_away:
             return 0.0
-        self._rested = reasons
-        return RESPITE
+        turned_away, self._turned_away = self._turned_away, 0
+        return PAUSE * turned_away
 
     # -- when descriptors are short --------------------------------------------------------------
     #
@@ -419,17 +464,24 @@ class Reception:
 
     def interests(self) -> Iterator[tuple[int, int]]:
         """Yield descriptors to poll and for what, before the next turn."""
-        room = len(self.pending) < self._max_pending and self._resume is None
-        yield self.bound.sock.fileno(), select.POLLIN if room else 0  # 0: only that it is closed
+        events = select.POLLIN if self._resume is None else 0  # 0: only that it is closed
+        yield self.bound.sock.fileno(), events
         for opening in self.pending:
             yield opening.fileno(), opening.events
+        for guest in self._guests:
+            if not guest.spoken:
+                yield guest.sock.fileno(), select.POLLIN
 
     def next_deadline(self) -> float:
         """Return the monotonic() at which a turn is due even if nothing happens."""
-        deadlines = [self._look_after_file, *map(self._next_place, self._guests)]
-        deadlines += [guests[0].deadline for guests in self._guests.values()]
+        deadlines = [self._look_after_file, math.inf if self._resume is None else self._resume]
         deadlines += [opening.deadline for opening in self.pending]
-        return min(*deadlines, math.inf if self._resume is None else self._resume, math.inf)
+        if self._guests:
+            now, places = monotonic(), self._places()
+            first = self._guests.next_of_each()
+            deadlines += [self._next_place(guest, places, now) for guest in first]
+            deadlines += [guest.deadline for guest in self._guests]
+        return min(deadlines)
 
     def close(self) -> None:
         """Stop listening, and drop the clients that nobody has accepted."""
@@ -439,13 +491,12 @@ class Reception:
         self.bound.close()
         if self._reserve is not None:
             self._reserve.close()
-        for guest in chain(*self._guests.values()):
+        for guest in self._guests.clear():
             if self.bound.ours:
                 drop_socket(guest.sock)
             else:
                 guest.sock.close()
             guest.share.close()
-        self._guests.clear()
         for opening in self.pending:
             opening.abandon()
         for outcome in self._outcomes:

@@ -13,11 +13,19 @@ from __future__ import annotations
 import resource
 import sys
 import weakref
+from collections import deque
+from typing import TYPE_CHECKING
 
 from ipcqueue import Lease, LimitRefused
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 # Four descriptors for each connection, five under Trio: the rest is for other users and other things.
 _PART_FOR_CONNECTIONS = 6
+
+# Users whose clients got in for nothing, remembered until a listener asks: more rest as well.
+_MOST_UNSERVED = 1024
 
 
 def connections_by_default() -> int:
@@ -43,6 +51,7 @@ class Share(Lease):
         """Give all back; count a client that got in for nothing."""
         if self._quota.forget(self) and not served:
             self._quota.unserved += 1
+            self._quota.note_unserved(self.uid)
 
 
 class Quota:
@@ -54,6 +63,7 @@ class Quota:
         self._max_bytes = max_bytes
         self._shares: set[weakref.ref[Share]] = set()
         self.unserved = 0  # connections that ended before any record went over them
+        self._unserved_uids: deque[int] = deque(maxlen=_MOST_UNSERVED)
 
     def open(self, uid: int) -> Share:
         """Count one more connection of a user; raise LimitRefused if it is one too many."""
@@ -64,6 +74,15 @@ class Quota:
         share = Share(self, uid)
         self._shares.add(weakref.ref(share, self._shares.discard))
         return share
+
+    def note_unserved(self, uid: int) -> None:
+        """Note that a user's client got in for nothing."""
+        self._unserved_uids.append(uid)
+
+    def take_unserved(self) -> Iterator[int]:
+        """Give the users whose clients got in for nothing, since the last time."""
+        while self._unserved_uids:
+            yield self._unserved_uids.popleft()
 
     def forget(self, share: Share) -> bool:
         """Count a share no more; say whether it was."""

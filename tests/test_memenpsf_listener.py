@@ -248,10 +248,10 @@ def test_one_that_is_late_does_not_take_the_place_of_one_in_time(path, sockets):
     with memenpsf.listen(path, "<Q", timeout=0) as listener:
         sockets(path)
         with Client(path, name="in time").say_hello() as client:
+            with listener.accept() as accepted:  # it is the first, as it has said something
+                assert accepted.peer_name == "in time"
             with pytest.raises(memenpsf.HandshakeTimeout):
                 listener.accept()
-            with listener.accept() as accepted:
-                assert accepted.peer_name == "in time"
             client.finish()
 
 
@@ -259,6 +259,7 @@ def test_no_more_than_a_limit_may_be_introducing_themselves(path, sockets, monke
     monkeypatch.setattr(_listener, "MAX_PENDING", 3)
     with memenpsf.listen(path, "<Q", timeout=None) as listener:
         silent = [sockets(path) for _ in range(3)]
+        nothing_comes(listener)
         with Client(path, name="patient").say_hello() as client:
             for _ in range(3):
                 nothing_comes(listener)
@@ -608,7 +609,7 @@ def test_closing_wakes_every_thread_that_accepts(
 
 
 def test_closing_wakes_who_gives_others_a_respite(path, sockets, pool, monkeypatch):
-    monkeypatch.setattr(_listener, "RESPITE", 3000.0)
+    monkeypatch.setattr(_listener, "PAUSE", 3000.0)
     resting, poll = threading.Event(), memenpsf.Listener._poll
 
     def noting(*arguments):
@@ -627,7 +628,7 @@ def test_closing_wakes_who_gives_others_a_respite(path, sockets, pool, monkeypat
 
 
 def test_a_respite_takes_no_longer_than_who_accepts_would_wait(path, sockets, monkeypatch):
-    monkeypatch.setattr(_listener, "RESPITE", 3000.0)
+    monkeypatch.setattr(_listener, "PAUSE", 3000.0)
     with memenpsf.listen(path, "<Q") as listener:
         sockets(path).close()
         with pytest.raises(TimeoutError):

@@ -350,7 +350,10 @@ def test_whatever_way_a_connection_ends_its_user_gets_back_what_it_took(path, in
 # -- handshakes under way ---------------------------------------------------------------------
 
 
-def test_a_user_with_slow_clients_leaves_places_for_others_and_keeps_its_order(path, invented):
+def test_a_user_with_slow_clients_leaves_places_for_others_and_keeps_its_order(
+    path, invented, monkeypatch
+):
+    Clock(monkeypatch)
     reception = Reception(path, "<Q", capacity=1, max_pending=4, max_pending_per_uid=3)
     with contextlib.ExitStack() as stack:
         stack.callback(reception.close)
@@ -368,7 +371,7 @@ def test_a_user_with_slow_clients_leaves_places_for_others_and_keeps_its_order(p
         for n in range(17):
             # One place at a time becomes free, and who came first has it.
             assert len(reception.pending) == 3
-            assert len(reception._guests.get(7, ())) == 17 - n
+            assert len(reception._guests.of(7)) == 17 - n
             theirs = Opening(slow[n], terms(capacity=1, name=f"client {n}")).step()
             stack.callback(theirs.close)
             (endpoint,) = turns(reception)
@@ -400,7 +403,7 @@ def test_who_got_a_place_late_has_no_more_time_than_others(path, invented):
     with contextlib.closing(reception):
         first, second = invented(path, 7), invented(path, 7)
         assert turns(reception) == []
-        (guest,) = reception._guests[7]
+        (guest,) = reception._guests.of(7)
         first.close()
         assert turns(reception) == []
         (opening,) = reception.pending
@@ -414,12 +417,12 @@ def test_the_time_for_a_place_is_part_of_the_time_to_be_introduced(path, invente
         invented(path, 7)
         late = invented(path, 7)
         assert turns(reception) == []
-        (guest,) = reception._guests[7]
+        (guest,) = reception._guests.of(7)
         monkeypatch.setattr(_listener, "monotonic", lambda: guest.deadline)
         reception.pending[0].deadline += 100
         (error,) = turns(reception)
         assert type(error) is memenpsf.LimitRefused
-        assert "uid 7 has 1 handshakes under way" in str(error)
+        assert "of uid 7 1 handshakes are under way here, of all users 1" in str(error)
         assert late.recv(10) == LIMIT
 
 
@@ -446,60 +449,164 @@ def test_who_lets_handshakes_hang_begins_no_more_than_one_a_respite(path, invent
         assert [opening.peer.uid for opening in reception.pending][:5] == [7, 7, 7, 8, 7]
 
 
-def test_a_respite_follows_who_came_to_nothing_and_who_must_wait_for_a_place(path, invented):
-    reception = Reception(path, "<Q", capacity=1, max_pending_per_uid=1)
+def test_a_pause_follows_clients_that_got_no_handshake(path, invented, monkeypatch):
+    Clock(monkeypatch)
+    reception = Reception(path, "<Q", capacity=1, max_connections_per_uid=2)
     with contextlib.closing(reception):
         assert reception.respite() == 0
-        gone = invented(path, 7)
+        first = [invented(path, 7) for _ in range(2)]
         assert turns(reception) == []
         assert reception.respite() == 0  # a handshake under way is no reason
-        gone.close()
+        first[0].close()
         assert turns(reception) == []
-        assert [reception.respite(), reception.respite()] == [_listener.RESPITE, 0]
+        assert reception.respite() == 0  # for that, its user rests
+        invented(path, 7).close()
+        invented(path, 8).close()
+        assert turns(reception) == []
+        assert [reception.respite(), reception.respite()] == [2 * _listener.PAUSE, 0]
         invented(path, 7)
-        assert turns(reception) == []
-        assert reception.respite() == 0
         invented(path, 7)
-        assert turns(reception) == []
-        assert [reception.respite(), reception.respite()] == [_listener.RESPITE, 0]
-        invented(path, 8).sendall(b"nonsense")
-        while not reception._outcomes:
-            reception._accept()
-            reception._seat_guests(1)
-            for opening in reception._due():
-                reception._attempt(opening)
+        reception._let_in()
         assert reception.respite() == 0  # who accepts has something to tell first
-        assert len(turns(reception)) == 1
-        assert reception.respite() == _listener.RESPITE
+        assert [type(error) for error in turns(reception)] == [memenpsf.LimitRefused]
+        assert [reception.respite(), reception.respite()] == [_listener.PAUSE, 0]
 
 
-def test_a_turn_refuses_some_clients_and_leaves_others_for_after_the_respite(path, invented):
-    reception = Reception(path, "<Q", capacity=1, allow_uids={1})
+@pytest.mark.parametrize("kind", ["says nonsense", "leaves in the handshake", "is not admitted"])
+def test_only_the_user_rests_whose_clients_came_to_nothing(path, invented, monkeypatch, kind):
+    clock = Clock(monkeypatch)
+    options = {"allow_uids": {8}} if kind == "is not admitted" else {}
+    reception = Reception(path, "<Q", capacity=1, **options)
+
+    def come_to_nothing():
+        sock = invented(path, 7)
+        if kind == "says nonsense":
+            sock.sendall(b"nonsense")
+        before = reception.barren
+        turns(reception)
+        if kind == "leaves in the handshake" and not reception._guests:
+            sock.close()
+            turns(reception)
+        return reception.barren - before
+
+    with contextlib.ExitStack() as stack:
+        stack.callback(reception.close)
+        assert [come_to_nothing(), come_to_nothing(), come_to_nothing()] == [1, 1, 0]
+        (guest,) = reception._guests
+        assert reception.next_deadline() == clock.now + _listener.RESPITE
+        client = introduced(invented(path, 8), capacity=1)
+        stack.callback(client.abandon)
+        (endpoint,) = turns(reception)
+        stack.callback(endpoint.close)
+        assert list(reception._guests) == [guest]
+        clock.now += _listener.RESPITE
+        turns(reception)
+        assert not reception._guests
+
+
+def test_users_that_fill_all_places_give_one_to_another_user(path, invented, monkeypatch):
+    clock = Clock(monkeypatch)
+    reception = Reception(path, "<Q", capacity=1, max_pending=4, max_pending_per_uid=3)
+    with contextlib.ExitStack() as stack:
+        stack.callback(reception.close)
+        silent = [invented(path, uid) for uid in (5, 6, 6, 6)]
+        assert turns(reception) == []
+        assert len(reception.pending) == 4
+        client = introduced(invented(path, 8), capacity=1)
+        stack.callback(client.abandon)
+        also_silent = invented(path, 9)
+        assert turns(reception) == []  # those that are there have some time
+        assert reception.next_deadline() == clock.now + _listener.GRACE
+        clock.now += _listener.GRACE
+        error, endpoint = turns(reception)
+        stack.callback(endpoint.close)
+        assert type(error) is memenpsf.LimitRefused
+        assert "uid 6 has 3 of 4 handshakes" in str(error)
+        assert endpoint.peer.uid == 8
+        assert [silent[1].recv(10), silent[1].recv(10)] == [HELLO, LIMIT]
+        # Its place is free again, and goes to the next one.
+        assert also_silent.recv(2) == HELLO
+        assert [opening.peer.uid for opening in reception.pending] == [5, 6, 6, 9]
+        invented(path, 10)
+        clock.now += 1
+        assert turns(reception) == []
+        assert [guest.share.uid for guest in reception._guests] == [10]  # it said nothing yet
+
+
+def test_the_queue_is_bounded_and_its_longest_part_gives_way(path, invented, monkeypatch):
+    Clock(monkeypatch)
+    monkeypatch.setattr(_listener, "GUESTS", 3)
+    reception = Reception(path, "<Q", capacity=1, max_pending=1)
     with contextlib.closing(reception):
-        for _ in range(_listener.REFUSALS_PER_TURN + 5):
-            invented(path, 7)
-        for count in (_listener.REFUSALS_PER_TURN, 5):
-            for n in range(count):
-                assert reception.respite() == 0 or n == 0
-                with pytest.raises(memenpsf.CredentialsRefused):
-                    reception.turn()
-                assert len(reception._outcomes) == count - n - 1
-            assert reception.respite() == _listener.RESPITE
+        first = invented(path, 7)
+        assert turns(reception) == []
+        guests = [invented(path, 7) for _ in range(3)]
+        assert turns(reception) == []
+        assert len(reception._guests) == 3
+        refused = invented(path, 7)
+        (error,) = turns(reception)
+        assert type(error) is memenpsf.LimitRefused
+        assert refused.recv(10) == LIMIT
+        guests[0].sendall(HELLO[:1])
+        assert turns(reception) == []
+        for uid, gone in ((8, guests[1]), (9, guests[2])):
+            invented(path, uid)
+            (error,) = turns(reception)
+            assert type(error) is memenpsf.LimitRefused
+            assert gone.recv(10) == LIMIT
+        assert [guest.share.uid for guest in reception._guests] == [7, 8, 9]
+        assert first.recv(2) == HELLO
+        assert [len(reception.quota.shares(uid)) for uid in (7, 8, 9)] == [2, 1, 1]
 
 
-def test_a_turn_lets_in_no_more_clients_than_it_is_told(path, invented):
+def test_a_guest_that_speaks_or_leaves_is_noticed(path, invented, monkeypatch):
+    Clock(monkeypatch)
+    reception = Reception(path, "<Q", capacity=1, max_pending=1)
+    with contextlib.closing(reception):
+        invented(path, 7)
+        speaking, leaving, _ = (invented(path, 8) for _ in range(3))
+        assert turns(reception) == []
+        assert wanted(reception) == []
+        speaking.sendall(HELLO[:1])
+        assert len(wanted(reception)) == 1
+        assert turns(reception) == []
+        assert [guest.spoken for guest in reception._guests] == [True, False, False]
+        assert wanted(reception) == []  # or who waits would turn in circles
+        leaving.close()
+        assert len(wanted(reception)) == 1
+        assert turns(reception) == []
+        assert len(reception._guests) == 2
+        assert reception.refused == 0
+        assert len(reception.quota.shares(8)) == 2
+
+
+def test_a_turn_begins_no_more_handshakes_than_it_is_told(path, invented, monkeypatch):
+    clock = Clock(monkeypatch)
     reception = Reception(path, "<Q", capacity=1)
-    reception.per_turn = 4
+    reception.per_turn, reception.accepts_per_turn = 4, 7
     reception.bound.sock = sock = Counting(reception.bound.sock)
     with contextlib.closing(reception):
         for n in range(10):
             invented(path, 7 + n % 2)
-        for pending in (4, 8, 10):
-            assert wanted(reception)  # so the next turn follows at once
+        for pending, guests in ((4, 3), (8, 2), (10, 0)):
+            # So the next turn follows at once.
+            assert wanted(reception) or reception.next_deadline() <= clock.now
             sock.accepts = 0
             assert reception.turn() is None
-            assert len(reception.pending) == pending
-            assert sock.accepts <= 4
+            assert (len(reception.pending), len(reception._guests)) == (pending, guests)
+            assert sock.accepts <= 7
+
+
+def test_users_take_turns(path, invented, monkeypatch):
+    Clock(monkeypatch)
+    reception = Reception(path, "<Q", capacity=1, max_pending=6)
+    reception.per_turn = 1
+    with contextlib.closing(reception):
+        for uid in (7, 7, 7, 7, 8, 8, 9):
+            invented(path, uid)
+        for _ in range(6):
+            assert reception.turn() is None
+        assert [opening.peer.uid for opening in reception.pending] == [7, 8, 9, 7, 8, 7]
 
 
 def test_a_turn_takes_a_step_on_with_no_more_than_it_is_told_and_only_who_has_spoken(
@@ -620,6 +727,7 @@ class Clock:
     def __init__(self, monkeypatch):
         self.now = 1e9
         monkeypatch.setattr(_listener, "monotonic", lambda: self.now)
+        monkeypatch.setattr("ipcqueue._opening.monotonic", lambda: self.now)
 
 
 class Counting:

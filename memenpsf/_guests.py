@@ -1,0 +1,183 @@
+"""Clients between accept() and their handshake: whose turn is it, and who is turned away.
+
+No I/O and no clock of its own: Reception (_listener.py) asks, and says what time it is.
+
+Clients wait in a queue for each user.  The queues take turns, so a user with many clients delays
+only itself.  Within a queue those come first that have sent something already: an honest client
+does so within milliseconds.  A user whose clients came to nothing rests for a while: none of its
+clients begins a handshake, and those of other users do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Collection, Iterable, Iterator
+
+    from ._quota import Share
+
+# The first client of a user that comes to nothing is forgiven; after the second the user rests, and
+# with each further one twice as long, up to 2**3 times.  A user that had none for so many seconds
+# begins anew.  Guesses, both.
+MOST_DOUBLINGS = 3
+FORGIVEN_AFTER = 1.0
+
+# How many users are remembered.  Whoever has more user ids than that is as good as new each time.
+MOST_REMEMBERED = 1024
+
+
+@dataclass(eq=False, slots=True)
+class Guest:
+    """A client that has been let in, and for which nothing else has been done yet."""
+
+    sock: socket.socket
+    share: Share
+    deadline: float  # a monotonic()
+    spoken: bool = False  # whether something can be read from it
+
+
+class Guests:
+    """The clients that wait for a handshake, by user."""
+
+    def __init__(self, most: int) -> None:
+        """Hold `most` clients."""
+        self._most = most
+        self._queues: dict[int, deque[Guest]] = {}  # whose turn it is comes first
+
+    def __len__(self) -> int:
+        return sum(map(len, self._queues.values()))
+
+    def __iter__(self) -> Iterator[Guest]:
+        for queue in self._queues.values():
+            yield from queue
+
+    def of(self, uid: int) -> Collection[Guest]:
+        """Return those of a user, in the order in which they came."""
+        return self._queues.get(uid, ())
+
+    def add(self, guest: Guest) -> Guest | None:
+        """Take a client in; return the one to turn away, if there is no room: perhaps this one.
+
+        It is the oldest silent one of the user that has most, and this one if that is its user.
+        """
+        uid = guest.share.uid
+        excess = None
+        if len(self) >= self._most:
+            fullest = max(self._queues, key=lambda each: len(self._queues[each]))
+            if len(self.of(uid)) >= len(self._queues[fullest]):
+                return guest
+            excess = _first(self._queues[fullest], spoken=False)
+            self.remove(excess)
+        self._queues.setdefault(uid, deque()).append(guest)
+        return excess
+
+    def remove(self, guest: Guest) -> None:
+        """Forget a client."""
+        queue = self._queues[guest.share.uid]
+        queue.remove(guest)
+        if not queue:
+            del self._queues[guest.share.uid]
+
+    def next_of_each(self) -> list[Guest]:
+        """Return the client of each user that is to begin first; whose turn it is comes first."""
+        return [_first(queue, spoken=True) for queue in self._queues.values()]
+
+    def take(self, may_begin: Callable[[Guest], bool]) -> Guest | None:
+        """Take out the client that begins next; None if none may.  Its user is the last then."""
+        for guest in self.next_of_each():
+            if may_begin(guest):
+                uid = guest.share.uid
+                queue = self._queues[uid]
+                self.remove(guest)
+                if queue:
+                    del self._queues[uid]
+                    self._queues[uid] = queue
+                return guest
+        return None
+
+    def late(self, now: float) -> list[Guest]:
+        """Return the clients whose time is over."""
+        return [guest for guest in self if now >= guest.deadline]
+
+    def clear(self) -> list[Guest]:
+        """Forget all; return them."""
+        guests = list(self)
+        self._queues.clear()
+        return guests
+
+
+def _first(queue: deque[Guest], *, spoken: bool) -> Guest:
+    return next((guest for guest in queue if guest.spoken == spoken), queue[0])
+
+
+class Conduct:
+    """Which users had clients that came to nothing, and until when they rest."""
+
+    def __init__(self, rest: float) -> None:
+        """Let a user rest for `rest` seconds after the second of them."""
+        self._rest = rest
+        self._known: dict[int, tuple[float, int]] = {}  # since when, and how often by then
+
+    def offended(self, uid: int, now: float) -> None:
+        """Note that a client of a user came to nothing."""
+        since, times = self._known.pop(uid, (now, 0))
+        times = 1 if now - since > FORGIVEN_AFTER else min(times + 1, MOST_DOUBLINGS + 2)
+        self._known[uid] = (now, times)  # the last of all
+        if len(self._known) > MOST_REMEMBERED:
+            del self._known[next(iter(self._known))]
+
+    def rests_until(self, uid: int) -> float:
+        """Return when a user may begin again; a monotonic()."""
+        since, times = self._known.get(uid, (0.0, 0))
+        return since + self._rest * 2 ** (times - 2) if times > 1 else 0.0
+
+
+class Places:
+    """The handshakes under way, at one moment: who may begin one more, and when."""
+
+    def __init__(self, most: int, most_per_uid: int, begun: Iterable[tuple[int, float]]) -> None:
+        """Count them: the user of each and when it began, the oldest first."""
+        self._most = most
+        self._most_per_uid = most_per_uid
+        self._begun: dict[int, list[float]] = {}
+        for uid, when in begun:
+            self._begun.setdefault(uid, []).append(when)
+        self._taken = sum(map(len, self._begun.values()))
+
+    @property
+    def all_taken(self) -> bool:
+        """Whether one more can only take the place of another one."""
+        return self._taken >= self._most
+
+    def victim(self, newcomer: int) -> int | None:
+        """Return the user whose oldest handshake gives way to one of a newcomer's user.
+
+        It is the one with most of them; None if that has no more than the newcomer.
+        """
+        holder = max(self._begun, key=lambda uid: len(self._begun[uid]))
+        return holder if len(self._begun[holder]) > len(self._begun.get(newcomer, ())) else None
+
+    def next_for(self, guest: Guest, now: float, respite: float, grace: float) -> float:
+        """Return the monotonic() from which a client may begin, if all stays as it is.
+
+        A user with a handshake older than `respite` seconds begins one in that time.  A handshake
+        younger than `grace` seconds does not give way; and none does to a silent client.
+        """
+        uid = guest.share.uid
+        theirs = self._begun.get(uid, [])
+        if len(theirs) >= self._most_per_uid:
+            return math.inf
+        # To begin one is the dearest part, and a user that lets one hang may let many hang.
+        hangs = theirs and now - theirs[0] > respite
+        when = theirs[-1] + respite if hangs else 0.0
+        if self.all_taken:
+            victim = self.victim(uid) if guest.spoken else None
+            if victim is None:
+                return math.inf
+            when = max(when, self._begun[victim][0] + grace)
+        return when
