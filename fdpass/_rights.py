@@ -47,6 +47,17 @@ ANCILLARY_SPACE = (
     + socket.CMSG_SPACE(1024)
 )
 
+
+def ancillary_space(max_fds: int) -> int:
+    """Return the room for `max_fds` descriptors and one more, or a few, that tell of too many.
+
+    The kernel closes the rest, so a stranger cannot have this process hold them for a moment.  It
+    is enough for all that the owner of the socket may have switched on, but for SO_PASSSEC.
+    """
+    rights = socket.CMSG_SPACE((max_fds + 1) * _INT)
+    return rights + socket.CMSG_SPACE(3 * _INT) + socket.CMSG_SPACE(_INT)
+
+
 SEND_FLAGS = socket.MSG_NOSIGNAL
 RECEIVE_FLAGS = socket.MSG_CMSG_CLOEXEC
 
@@ -185,13 +196,14 @@ class Incoming(NamedTuple):
             return self.size
         count = len(unpack_all(messages)[0])
         flags = messages[-1][2]
+        # First, as there may have been room for one more than expected only.
+        if count > self.fds:
+            raise WrongDescriptors(self.fds, count)
         # Single bits: the kernel also hands back flags such as MSG_CMSG_CLOEXEC.
         if flags & socket.MSG_CTRUNC:
             raise TruncatedDescriptors(self.fds, count)
         if flags & socket.MSG_TRUNC:
             raise TruncatedData(f"expected at most {self.size} bytes, received a longer datagram")
-        if count > self.fds:
-            raise WrongDescriptors(self.fds, count)
         return 0 if self.tag is None else self._missing_of(self.tag, messages, count)
 
     def _missing_of(self, tag: bytes, messages: Sequence[Message], count: int) -> int:

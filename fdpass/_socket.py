@@ -18,6 +18,7 @@ from ._rights import (
     Incoming,
     Message,
     Outgoing,
+    ancillary_space,
     expect_one,
     expect_some,
     joined,
@@ -157,10 +158,13 @@ def recv_fds_and_pidfd(
     """Receive as recv_fds() does, and a pidfd of the process that sent it, if the kernel gave one.
 
     It does after pass_pidfd(), but not for what was sent before, by a sender that had not called
-    that either; nor at the limit of open descriptors.
+    that either; nor at the limit of open descriptors.  Of more descriptors than `max_fds`, only a
+    few are ever open here.
     """
+    security = sock.getsockopt(socket.SOL_SOCKET, _SO_PASSSEC)
+    space = ANCILLARY_SPACE if security else ancillary_space(max_fds)
     with Inbox() as inbox:
-        _receive(sock, expect_some(max_fds, max_data), inbox)
+        _receive(sock, expect_some(max_fds, max_data), inbox, space)
         data = joined(inbox.messages)
         fds, pidfds = inbox.claim_all()
     last = pidfds.pop() if pidfds else None
@@ -168,14 +172,17 @@ def recv_fds_and_pidfd(
     return data, fds, last
 
 
-def _receive(sock: socket.socket, incoming: Incoming, inbox: Inbox) -> None:
+def _receive(
+    sock: socket.socket, incoming: Incoming, inbox: Inbox, space: int = ANCILLARY_SPACE
+) -> None:
     keep_in_line(sock)
     while size := incoming.missing(inbox.messages):
         # One bytecode; see the top of this file. Never recv_fds() of the standard library,
         # whose descriptors are inheritable, and never MSG_PEEK, which duplicates them.
-        inbox.messages.extend(map(sock.recvmsg, (size,), (ANCILLARY_SPACE,), (RECEIVE_FLAGS,)))
+        inbox.messages.extend(map(sock.recvmsg, (size,), (space,), (RECEIVE_FLAGS,)))
 
 
+_SO_PASSSEC = 34  # not in the socket module
 _SO_PASSPIDFD, _SO_PEERPIDFD = 76, 77  # of Linux 6.5; not in the socket module of Python 3.11
 
 
