@@ -197,7 +197,7 @@ class Threads:
         left = max(0.0, deadline - monotonic())
         events = 0 if endpoint.reading else select.POLLIN
         if endpoint.crowded():
-            left = min(left, endpoint.CROWDED)
+            left = min(left, endpoint.crowded_for())
         else:
             events |= select.POLLOUT
         poll = select.poll()

@@ -51,7 +51,8 @@ from ._errors import (
     PeerDied,
     QueueError,
 )
-from ._frames import MAX_ATTACHED, FrameReceiver, close_received
+from ._flight import Flight
+from ._frames import MAX_ATTACHED, FrameReceiver, FrameSender, close_received
 from ._message import MessageCodec, Received
 from ._ring import Place
 
@@ -76,6 +77,8 @@ MOST_FALSE_ALARMS = 32
 MOST_UNTAKEN = 64
 # From 30 ms to about half a second.
 MOST_DOUBLINGS = 4
+# From 2 ms to 128: a peer that reads nothing may have many senders wait.
+MOST_CROWDED_DOUBLINGS = 6
 
 
 T = TypeVar("T")
@@ -114,7 +117,7 @@ class Endpoint:
     """
 
     CROWDED = 0.002
-    """How long to wait, in seconds, where crowded(); a guess."""
+    """How long to wait at first, in seconds, where crowded(); a guess."""
 
     NAP = 0.03
     """How long to leave the socket alone at first, in seconds, where cries_wolf(); a guess."""
@@ -162,8 +165,8 @@ class Endpoint:
         self.receiver: ReceiverEnd | None = None
         self._peer_limits = _segment.limits_of(peer.identity)
         self.busy = terms.patience == _ring.BUSY
-        self._most_fds = terms.limits.most_fds()
         self._make_rings(terms)
+        self._count_descriptors(terms)
         self.ready: Iterable[Any] = () if self.receiver is None else self.receiver.ready(False)
         self._released = False
         fdpass.renewed_after_fork(self)
@@ -189,6 +192,37 @@ class Endpoint:
                 )
             else:
                 self.receiver = _slots.receiver(*both, place, codec, trouble)
+
+    def _count_descriptors(self, terms: Terms) -> None:
+        """Have the lease count what comes and goes with messages, if it does that."""
+        self._most_fds = terms.limits.most_fds() if isinstance(self.receiver, FrameReceiver) else 0
+        self._incoming = 0  # descriptors that are just being read
+        # Where they are counted, the kernel gives no more of them than a message may bring, and one
+        # that tells: those that nobody asked for would be here until they are closed.
+        self._most_at_once = self._most_fds if self._lease.counts_descriptors else -1
+        self._held_back = 0  # times in a row that some were left in the socket
+        self._wary = self._lease.counts_descriptors and self._most_fds > 0
+        self._flight: Flight | None = None
+        if not self._lease.counts_descriptors:
+            return
+        if isinstance(self.sender, FrameSender):
+            self._flight = self.sender.flight = Flight(self._sock, self._lease)
+        this = weakref.ref(self)
+        self._lease.follow(lambda: 0 if (it := this()) is None else it.held_descriptors())
+
+    def held_descriptors(self) -> int:
+        """Return how many descriptors came and were not handed on, or are on their way to the peer.
+
+        Those of the connection itself are not among them.  From any thread.
+        """
+        receiver, flight = self.receiver, self._flight
+        held = receiver.held() if isinstance(receiver, FrameReceiver) else 0
+        return (
+            held
+            + self._incoming
+            + sum(map(len, self._unwelcome))
+            + (0 if flight is None else flight.count())
+        )
 
     def fileno(self) -> int:
         """Return the socket's descriptor; raise Closed."""
@@ -293,7 +327,7 @@ class Endpoint:
             # The sender sends descriptors before it publishes their message.
             read = self.read_missing()
             result = attempt()
-            if result is None and not read:
+            if result is None and (not read or self._held_back):
                 return None
             if result is None and receiver.lacking == position:
                 if self._end is not None:  # DescriptorsLost, for instance
@@ -548,6 +582,8 @@ class Endpoint:
         peer that only rings would have all the time of this process.  What tells is nothing that
         it can make up: this side's index, its own (the core does not let it go back), and messages.
         """
+        if self._held_back:
+            return True
         if self._alarms < MOST_FALSE_ALARMS:
             return False
         received = self.receiver.indices()[1] if self.receiver else 0
@@ -561,7 +597,8 @@ class Endpoint:
 
     def nap_length(self) -> float:
         """Return for how many seconds to leave the socket alone: longer each time it was in vain."""
-        return self.NAP * (1 << min(max(0, self._naps - 1), MOST_DOUBLINGS))
+        times = self._held_back or self._naps
+        return self.NAP * (1 << min(max(0, times - 1), MOST_DOUBLINGS))
 
     def only_the_end(self) -> select.epoll:
         """Return what is readable once the connection or the peer's process has ended.
@@ -571,7 +608,8 @@ class Endpoint:
         epoll = select.epoll()
         try:
             self.fileno()  # raises Closed
-            self.watch(epoll, 0)
+            if not self._held_back:  # else the end comes behind what waits in the socket
+                self.watch(epoll, 0)
         except BaseException:
             epoll.close()
             raise
@@ -580,7 +618,8 @@ class Endpoint:
     def _nap(self, seconds: float) -> float:
         """Leave the socket alone, if the connection does not end; return what is left of a time."""
         poll = select.poll()
-        self.watch(poll, 0)
+        if not self._held_back:  # else the end comes behind what waits in the socket
+            self.watch(poll, 0)
         length = min(seconds, self.nap_length())
         poll.poll(math.ceil(length * 1000))
         return seconds - length
@@ -615,16 +654,14 @@ class Endpoint:
             # One call, so that an exception between bytecodes (Ctrl-C) loses nothing: what was read
             # stands in the list, and is digested now or next time.
             try:
-                if direct is None:
-                    how = (4096,), (fdpass.ANCILLARY_SPACE,), (fdpass.RECEIVE_FLAGS,)
-                    self._unread.extend(map(sock.recvmsg, *how))
-                else:
-                    whole = not self._parser.rest
-                    doorbells = direct.receive(
-                        sock, fdpass.RECEIVE_FLAGS, whole, self._unread, self._room
-                    )
-                    if doorbells:
-                        return int(doorbells)
+                doorbells = self._receive(sock, most=self._most_at_once, wary=self._wary)
+                if doorbells < 0:  # descriptors are next, and this says how many
+                    count = min(-1 - doorbells, self._most_fds)
+                    if not self._make_room(count):
+                        return 0
+                    doorbells = self._receive(sock, most=count)
+                if doorbells:
+                    return doorbells
             except BlockingIOError:
                 if self.process is None or not self.process.has_exited():
                     return 0
@@ -641,7 +678,37 @@ class Endpoint:
         except CorruptPeer as error:
             self._abandon(error)
             self._unread.clear()
+        self._incoming = 0
         return len(data)
+
+    def _receive(self, sock: socket.socket, *, most: int, wary: bool = False) -> int:
+        """Read once into the list of what is unread: see `receive` of core/direct.c."""
+        if direct is not None:
+            whole, room = not self._parser.rest, self._room
+            how = fdpass.RECEIVE_FLAGS, whole, self._unread, room, most, wary
+            return int(direct.receive(sock, *how) or 0)
+        size, space = 4096, fdpass.ANCILLARY_SPACE
+        if most >= 0:
+            space = min(space, socket.CMSG_SPACE((most + 1) * 4))
+        if wary:
+            # Without room for them none is made; it only says that some come.
+            data, _, flags, _ = sock.recvmsg(size, 0, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            if data and flags & socket.MSG_CTRUNC:
+                return -1 - data[-1]
+            size = len(data) or size
+        self._unread.extend(map(sock.recvmsg, (size,), (space,), (fdpass.RECEIVE_FLAGS,)))
+        return 0
+
+    def _make_room(self, count: int) -> bool:
+        """Say whether `count` descriptors may be read now; if not, they wait in the socket."""
+        # First noted, then judged: what another connection is about to do is seen by both.
+        self._incoming = count
+        if self._lease.fits(count):
+            self._held_back = 0
+            return True
+        self._incoming = 0
+        self._held_back += 1
+        return False
 
     def _digest(self, data: bytes, ancillary: Any, flags: int) -> None:
         """Act on what was read, entirely or (if an exception strikes) not at all."""
@@ -675,7 +742,9 @@ class Endpoint:
 
     def _attach(self, data: bytes, numbers: list[int], flags: int) -> None:
         """Keep descriptors for the frame they belong to: those of the last message in `data`."""
-        truncated = bool(flags & socket.MSG_CTRUNC)
+        # There is room for one more than the peer may send, so such a shortage is its own doing.
+        most = self._incoming if self._wary else self._most_fds
+        truncated = bool(flags & socket.MSG_CTRUNC) and len(numbers) <= most
         whole = len(self._parser.rest + data) % 2 == 0
         wanted = bytes((Opcode.FDS, len(numbers)))
         welcome = (
@@ -756,10 +825,15 @@ class Endpoint:
     def crowded(self) -> bool:
         """Whether the socket has room, though it did not take descriptors.
 
-        Then too many of this user's are under way in the whole system, and nothing tells when
-        there are fewer.
+        Then too many of this user's are under way in the whole system, or too many of the peer's
+        user are here or on their way; and nothing tells when there are fewer.
         """
         return self.with_socket(_has_room)
+
+    def crowded_for(self) -> float:
+        """Return for how many seconds to wait where crowded(): longer each time it was in vain."""
+        times = 0 if self._flight is None else self._flight.refusals
+        return self.CROWDED * (1 << min(max(0, times - 1), MOST_CROWDED_DOUBLINGS))
 
     # -- the end ---------------------------------------------------------------------------------
 

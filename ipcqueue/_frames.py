@@ -64,6 +64,7 @@ from ._sending import BatchSending
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from ._flight import Flight
     from ._message import Limits, MessageCodec
 
 T = TypeVar("T")
@@ -167,6 +168,8 @@ class FrameSender(SenderEnd):
         self._inline = min(inline, MAX_EXTENT)
         self._frame = ffi.new("struct ipcq_frame *")
         self._regions = Outgoing()
+        self.flight: Flight | None = None
+        """What to ask before descriptors are sent, if they are counted."""
 
     @property
     def enough(self) -> int:
@@ -299,12 +302,19 @@ class FrameSender(SenderEnd):
         frame, numbers, use = parcel.frame, parcel.numbers, parcel.use
         with ffi.from_buffer(parcel.data) as buffer, self._lock:
             ring = self._ring if self._ring is not None else self._usable()
+            count = frame.fds + frame.regions
+            flight = self.flight if count else None
             if ring is None:
                 code = CLOSED
-            elif use is None:
-                code = _push(ring, frame, buffer, numbers)
+            elif flight is not None and not flight.admit(count):
+                code = STUCK
             else:
-                code = _push_outside(ring, frame, buffer, numbers, use)
+                if use is None:
+                    code = _push(ring, frame, buffer, numbers)
+                else:
+                    code = _push_outside(ring, frame, buffer, numbers, use)
+                if flight is not None:
+                    flight.settle(sent=code == DONE)
         return None if code == STUCK else self._sent(code)
 
     def _put_outside(self, parcel: Parcel, outside: Outside) -> bool:
@@ -527,6 +537,13 @@ class FrameReceiver(ReceiverEnd):
     def unfinished(self) -> bool:
         """Whether a large message is copied in part."""
         return self._large is not None
+
+    def held(self) -> int:
+        """Return how many descriptors are here that nobody has been handed yet; from any thread."""
+        built = self._built[:]
+        # A region has up to two.
+        attached = sum(len(each.fds) + 2 * len(each.regions) for each in built)
+        return sum(map(len, self._attached)) + attached + len(self._spent)
 
     def holds(self) -> bool:
         """Whether messages wait in this process already."""

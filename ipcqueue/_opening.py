@@ -28,7 +28,7 @@ from ._process import Process, process_behind
 from ._record import AnyCodec, codec_for
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from ._segment import Segment
 
@@ -230,6 +230,12 @@ class Terms:
         """The bytes of shared memory that this side makes for each connection."""
         return _segment.needed(self.codec.size, self.capacity)
 
+    @property
+    def descriptors_per_message(self) -> int:
+        """How many descriptors this side accepts with one message; 0 for records."""
+        frames = self.codec.shape == _ring.FRAMES
+        return min(self.limits.most_fds(), fdpass.MAX_FDS) if frames else 0
+
 
 Terms.OPTIONS = frozenset(Terms.__init__.__kwdefaults__ or ())
 
@@ -237,8 +243,25 @@ Terms.OPTIONS = frozenset(Terms.__init__.__kwdefaults__ or ())
 class Lease:
     """What a connection takes of a limit; who counts makes a subclass."""
 
+    counts_descriptors = False
+    """Whether fits() says anything: else the connection does not ask."""
+
     def take(self, size: int) -> None:
         """Count so many more bytes of shared memory; raise LimitRefused if they are too many."""
+
+    def follow(self, held: Callable[[], int]) -> None:
+        """Count what `held` returns, from now on: the descriptors that came or go with messages.
+
+        It can be called at any time, in any thread.
+        """
+
+    def fits(self, count: int) -> bool:
+        """Whether there is room for `count` descriptors, which `held` returns among the others.
+
+        If not, the connection waits: it leaves them in its socket, or does not send them.
+        """
+        del count
+        return True
 
     def close(self, *, served: bool = True) -> None:
         """Give all back: idempotent, from any thread, and from finalizers, so without a lock.

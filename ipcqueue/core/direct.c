@@ -1076,17 +1076,38 @@ static int only_doorbells(const char *data, ssize_t n)
     return n > 0 && n % 2 == 0;
 }
 
-static int read_into(struct room *room, int fd, int flags)
+static ssize_t receive_message(int fd, struct msghdr *m, int flags)
+{
+    ssize_t n;
+    do
+        n = recvmsg(fd, m, flags | MSG_DONTWAIT);
+    while (n < 0 && errno == EINTR);
+    return n;
+}
+
+/* What a read would bring, with nothing taken and no descriptor made: where it says MSG_CTRUNC,
+ * some come with the last of these bytes. */
+static ssize_t peek_into(struct room *room, int fd, int *carries)
 {
     struct iovec bytes = {room->data, sizeof room->data};
+    struct msghdr m = {.msg_iov = &bytes, .msg_iovlen = 1};
+    ssize_t n = receive_message(fd, &m, MSG_PEEK);
+    *carries = n > 0 && (m.msg_flags & MSG_CTRUNC) != 0;
+    return n;
+}
+
+/* Read up to `size` bytes; and `most` descriptors and one more (or few: the kernel rounds), or any
+ * number of them if it is negative. */
+static int read_into(struct room *room, int fd, int flags, size_t size, int most)
+{
+    struct iovec bytes = {room->data, size};
+    size_t space = most < 0 ? sizeof room->control : CMSG_SPACE(((size_t)most + 1) * sizeof(int));
     struct msghdr m = {.msg_iov = &bytes,
                        .msg_iovlen = 1,
                        .msg_control = room->control,
-                       .msg_controllen = sizeof room->control};
-    ssize_t n;
-    do
-        n = recvmsg(fd, &m, flags | MSG_DONTWAIT);
-    while (n < 0 && errno == EINTR);
+                       .msg_controllen = space < sizeof room->control ? space
+                                                                      : sizeof room->control};
+    ssize_t n = receive_message(fd, &m, flags);
     if (n < 0)
         return -1;
     room->bytes = n;
@@ -1098,20 +1119,34 @@ static int read_into(struct room *room, int fd, int flags)
 /* As list.append(socket.recvmsg(…)) without waiting, in one step; and the interpreter is kept, as
  * getting it back from a thread that computes takes 5 ms.  Doorbells have done what they are for: if
  * nothing else came, and `whole` says that no half a message came before, return their bytes, and
- * append nothing.  Where memory is short, what came stays in the room, and is what comes next. */
+ * append nothing.  Where memory is short, what came stays in the room, and is what comes next.
+ *
+ * `most`: how many descriptors a message may bring; more are for the kernel to close, except for one
+ * that tells.  `wary`: if descriptors come next, read nothing, and return the last byte that comes
+ * with them, which says how many, below zero: -1 for 0. */
 static PyObject *receive(PyObject *Py_UNUSED(module), PyObject *args)
 {
-    int flags, whole;
+    int flags, whole, most = -1, wary = 0, carries;
     PyObject *sock, *into, *place;
-    if (!PyArg_ParseTuple(args, "OipO!O!:receive", &sock, &flags, &whole, &PyList_Type, &into,
-                          &PyByteArray_Type, &place))
+    if (!PyArg_ParseTuple(args, "OipO!O!|ip:receive", &sock, &flags, &whole, &PyList_Type, &into,
+                          &PyByteArray_Type, &place, &most, &wary))
         return NULL;
     int fd = PyObject_AsFileDescriptor(sock);
     struct room *room = room_of(place);
     if (fd < 0 || room == NULL)
         return NULL;
-    if (room->bytes == 0 && read_into(room, fd, flags) < 0)
-        return PyErr_SetFromErrno(PyExc_OSError);
+    if (room->bytes == 0) {
+        size_t size = sizeof room->data;
+        if (wary) {
+            ssize_t there = peek_into(room, fd, &carries);
+            if (there > 0 && carries)
+                return PyLong_FromLong(-1L - (unsigned char)room->data[there - 1]);
+            if (there > 0)
+                size = (size_t)there; /* what comes behind may bring some */
+        }
+        if (read_into(room, fd, flags, size, most) < 0)
+            return PyErr_SetFromErrno(PyExc_OSError);
+    }
     ssize_t n = room->bytes;
     struct msghdr m = ancillary_in(room);
     if (whole && m.msg_controllen == 0 && !(room->flags & MSG_CTRUNC) &&
@@ -1162,8 +1197,9 @@ static PyMethodDef functions[] = {
     {"blank", blank, METH_O,
      "blank(size): bytes of no known content, for one who fills them before anybody else sees them."},
     {"receive", receive, METH_VARARGS,
-     "receive(sock, flags, whole, into, room): append the result of a recvmsg() that does not wait "
-     "to a list; or return the bytes that came, if they are doorbells and nothing else."},
+     "receive(sock, flags, whole, into, room, most=-1, wary=False): append the result of a recvmsg() "
+     "that does not wait to a list; or return the bytes that came, if they are doorbells and nothing "
+     "else; or, if wary, a number below 0 if descriptors come next."},
     {"waiting", waiting, METH_O,
      "waiting(room): how many bytes stand there, as memory was too short to append them."},
     {"drop", drop, METH_O, "drop(room): forget them, and close the descriptors that came with them."},
