@@ -184,6 +184,7 @@ class Reception:
         max_pending_per_uid: int | None = None,
         max_connections_per_uid: int | None = None,
         max_bytes_per_uid: int | None = None,
+        max_descriptors_per_uid: int | None = None,
         **options: Any,
     ) -> None:
         check_options("listen", options, self.OPTIONS)
@@ -203,7 +204,14 @@ class Reception:
             max_connections_per_uid = _limit("max_connections_per_uid", max_connections_per_uid)
         self._max_pending = _limit("max_pending", max_pending)
         self._max_pending_per_uid = _limit("max_pending_per_uid", max_pending_per_uid)
-        self.quota = Quota(max_connections_per_uid, _limit("max_bytes_per_uid", max_bytes_per_uid))
+        if max_descriptors_per_uid is not None:
+            _limit("max_descriptors_per_uid", max_descriptors_per_uid)
+        self.quota = Quota(
+            max_connections_per_uid,
+            _limit("max_bytes_per_uid", max_bytes_per_uid),
+            max_descriptors_per_uid,
+            self.terms.descriptors_per_message,
+        )
         self.pending: list[Opening] = []
         self._guests = Guests(GUESTS)
         self._conduct = Conduct(RESPITE)
@@ -639,9 +647,20 @@ def listen(address: str | os.PathLike[str], record: Any, **options: Any) -> List
     those are 1024), handshakes under way among them included; `max_bytes_per_uid`, the memory of
     all their segments and of this side's for them, without messages outside the rings (twice
     `max_segment` or this side's segment, whichever is larger); `max_pending_per_uid`, handshakes
-    under way (32).  Who is over a limit is told so (LimitRefused) before memory is made or
+    under way (32).  A client over a limit is told so (LimitRefused) before memory is made or
     mapped for it, and counted as refused; only for its place in a handshake it waits, as long as
-    `timeout` allows.  `max_pending` handshakes can be under way for all users (64); further
-    clients wait in the backlog.
+    `timeout` allows.
+
+    `max_descriptors_per_uid` (seven eighths of those that this process may open): 5 for each
+    connection, those that came with messages and wait to be received, and those that were sent and
+    that the client has not read from its socket.  A connection that would exceed it waits, as it
+    does for lack of space: what the client sends stays in its socket, what is sent to it waits in
+    xmit.  One message at a time always goes through.  Descriptors that recv_message() has handed on
+    are the program's, and do not count.
+
+    `max_pending` handshakes can be under way for all users (64).  Where all are, the user with most
+    gives up its oldest for a user with fewer; further clients (128) wait, and users take turns.  A
+    user whose clients came to nothing, again and again, waits longer.  The clients of one user
+    cannot be told apart: who runs hostile and honest ones under one user id has both wait.
     """
     return Listener(Reception(address, record, **options))

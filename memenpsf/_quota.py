@@ -19,10 +19,17 @@ from typing import TYPE_CHECKING
 from ipcqueue import Lease, LimitRefused
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-# Four descriptors for each connection, five under Trio: the rest is for other users and other things.
+# The rest of the descriptors is for what comes and goes with messages, other users, and other things.
 _PART_FOR_CONNECTIONS = 6
+
+# Of each connection: the socket, both segments and a pidfd; and an epoll under Trio.
+PER_CONNECTION = 5
+
+# A user may have seven eighths of the descriptors, all users together fifteen sixteenths.
+_PART_OF_ONE = 7, 8
+_PART_OF_ALL = 15, 16
 
 # Users whose clients got in for nothing, remembered until a listener asks: more rest as well.
 _MOST_UNSERVED = 1024
@@ -30,17 +37,37 @@ _MOST_UNSERVED = 1024
 
 def connections_by_default() -> int:
     """Return a sixth of the number of descriptors that this process may open just now."""
+    return max(1, _part_of_descriptors(1, _PART_FOR_CONNECTIONS))
+
+
+def _part_of_descriptors(part: int, of: int) -> int:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return sys.maxsize if soft == resource.RLIM_INFINITY else max(1, soft // _PART_FOR_CONNECTIONS)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft * part // of
 
 
 class Share(Lease):
     """What one connection takes of what its user may have."""
 
+    counts_descriptors = True
+
     def __init__(self, quota: Quota, uid: int) -> None:
         self._quota = quota
         self.uid = uid
         self.size = 0
+        self._held: Callable[[], int] | None = None
+
+    def follow(self, held: Callable[[], int]) -> None:
+        """Count what `held` returns among the descriptors."""
+        self._held = held
+
+    @property
+    def attached(self) -> int:
+        """The descriptors that came or go with messages of the connection, just now."""
+        return 0 if self._held is None else self._held()
+
+    def fits(self, count: int) -> bool:
+        """Whether the user may have `count` more descriptors, which are counted already."""
+        return self._quota.fits(self.uid, count)
 
     def take(self, size: int) -> None:
         """Count so many more bytes of shared memory; raise LimitRefused if they are too many."""
@@ -57,10 +84,23 @@ class Share(Lease):
 class Quota:
     """The shares of a listener."""
 
-    def __init__(self, max_connections: int | None, max_bytes: int) -> None:
-        """Limit what each user may have; `max_connections` of None: see connections_by_default."""
+    def __init__(
+        self,
+        max_connections: int | None,
+        max_bytes: int,
+        max_descriptors: int | None = None,
+        reserved: int = 0,
+    ) -> None:
+        """Limit what each user may have.
+
+        `max_connections` of None: see connections_by_default; `max_descriptors` of None: seven
+        eighths of those that this process may open.  A connection leaves `reserved` descriptors
+        free for messages.
+        """
         self._max_connections = max_connections
         self._max_bytes = max_bytes
+        self._max_descriptors = max_descriptors
+        self._reserved = reserved
         self._shares: set[weakref.ref[Share]] = set()
         self.unserved = 0  # connections that ended before any record went over them
         self._unserved_uids: deque[int] = deque(maxlen=_MOST_UNSERVED)
@@ -71,6 +111,12 @@ class Quota:
         most = self._max_connections or connections_by_default()
         if count >= most:
             raise LimitRefused(f"uid {uid} has {count} connections here, and may have {most}")
+        allowed = self._descriptors_of_one()
+        if count and (count + 1) * PER_CONNECTION + self._reserved > allowed:
+            raise LimitRefused(
+                f"uid {uid} has {count} connections here, and one more would leave less than "
+                f"{self._reserved} of its {allowed} descriptors for messages"
+            )
         share = Share(self, uid)
         self._shares.add(weakref.ref(share, self._shares.discard))
         return share
@@ -96,6 +142,34 @@ class Quota:
         # A copy, which is one operation: the set may change at any time.
         found = (ref() for ref in self._shares.copy())
         return [share for share in found if share is not None and share.uid == uid]
+
+    def _descriptors_of_one(self) -> int:
+        return self._max_descriptors or _part_of_descriptors(*_PART_OF_ONE)
+
+    def fits(self, uid: int, count: int) -> bool:
+        """Whether a user's descriptors are within the limits, `count` for one message included.
+
+        Those are not sent, or not read, if they are not.  A single message always may: somebody
+        who waits for it would else wait for ever.
+        """
+        connections = attached = theirs = others = 0
+        for ref in self._shares.copy():
+            share = ref()
+            if share is None:
+                continue
+            connections += 1
+            if share.uid == uid:
+                theirs += 1
+                attached += share.attached
+            else:
+                others += share.attached
+        if attached <= count:
+            return True
+        total = connections * PER_CONNECTION + attached + others
+        return (
+            theirs * PER_CONNECTION + attached <= self._descriptors_of_one()
+            and total <= _part_of_descriptors(*_PART_OF_ALL)
+        )
 
     def check_bytes(self, uid: int, size: int) -> None:
         """Raise LimitRefused if a user may not have so many more bytes."""

@@ -295,7 +295,7 @@ class Interface(trio.abc.Channel[Any]):
             async with self._writing:
                 with trio.move_on_at(min(until, trio.current_time() + _SLICE)):
                     if endpoint.crowded():
-                        await trio.sleep(endpoint.CROWDED)
+                        await trio.sleep(endpoint.crowded_for())
                     else:
                         await wait_writable(endpoint.fileno())
                 endpoint.turn()

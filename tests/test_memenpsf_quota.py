@@ -653,8 +653,11 @@ def test_a_client_that_left_without_a_word_costs_no_memory(path, invented, monke
 
 @pytest.mark.parametrize(
     "limit",
-    ["max_pending", "max_pending_per_uid", "max_connections_per_uid", "max_bytes_per_uid"],
-)
+    [
+        "max_pending", "max_pending_per_uid", "max_connections_per_uid", "max_bytes_per_uid",
+        "max_descriptors_per_uid",
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize(("value", "error"), [(0, ValueError), (-1, ValueError), ("9", TypeError)])
 async def test_a_limit_that_is_none_is_refused_by_both_doors(path, limit, value, error):
     with pytest.raises(error, match=limit):
@@ -716,6 +719,280 @@ def accept_some(listener, count):
         except memenpsf.QueueError as error:
             outcomes.append(error)
     return outcomes
+
+
+# -- descriptors that come and go with messages ------------------------------------------------
+
+
+def shares_with(quota, *counts):
+    """Open a share for each (uid, descriptors with messages)."""
+    shares = []
+    for uid, count in counts:
+        shares.append(quota.open(uid))
+        shares[-1].follow(lambda count=count: count)
+    return shares
+
+
+def test_what_comes_and_goes_with_messages_counts_beside_the_connections():
+    quota = Quota(10, 100, max_descriptors=20)
+    one, two, other = shares_with(quota, (7, 5), (7, 5), (8, 9))
+    assert one.fits(5)
+    assert two.fits(5)
+    one.follow(lambda: 6)
+    assert not one.fits(6)
+    assert not two.fits(5)  # that one is about to take more counts for all
+    assert other.fits(9)
+    two.close()
+    assert one.fits(6)
+
+
+def test_a_single_message_always_fits():
+    quota = Quota(10, 100, max_descriptors=1)
+    (one,) = shares_with(quota, (7, 253))
+    assert one.fits(253)
+    one.follow(lambda: 254)
+    assert not one.fits(253)
+
+
+def test_all_users_together_leave_some_descriptors(monkeypatch):
+    monkeypatch.setattr(resource, "getrlimit", lambda what: (160, 160))
+    quota = Quota(None, 100)
+    shares = shares_with(quota, (7, 60), (8, 60), (9, 15))
+    third = shares[2]
+    assert third.fits(15)  # a single message
+    third.follow(lambda: 16)
+    assert not third.fits(8)
+    third.follow(lambda: 15)
+    assert third.fits(8)
+
+
+def test_a_connection_leaves_its_user_room_for_a_message():
+    quota = Quota(10, 100, max_descriptors=16, reserved=5)
+    kept = [quota.open(7), quota.open(7)]
+    with pytest.raises(memenpsf.LimitRefused, match="less than 5 of its 16 descriptors"):
+        quota.open(7)
+    assert quota.open(8).uid == 8
+    assert len(kept) == 2
+    assert Quota(10, 100, max_descriptors=1, reserved=5).open(7).uid == 7
+
+
+MESSAGES = {"capacity": PAGE, "accept_fds": 4, "accept_regions": 0}
+
+
+class Counted:
+    """A listener for messages, and connections of any user to it."""
+
+    def __init__(self, path, invented, stack, limit):
+        options = {**MESSAGES, "max_descriptors_per_uid": limit}
+        self.reception = Reception(path, bytes, **options)
+        self._path, self._invented, self._stack = path, invented, stack
+        stack.callback(self.reception.close)
+
+    def connect(self, uid):
+        opening = introduced(self._invented(self._path, uid), bytes, **MESSAGES)
+        (endpoint,) = turns(self.reception)
+        server = self._stack.enter_context(memenpsf.Interface.of(endpoint))
+        client = self._stack.enter_context(memenpsf.Interface.of(opening.step()))
+        return server, client
+
+
+@pytest.fixture
+def counted(path, invented):
+    with contextlib.ExitStack() as stack:
+        yield lambda limit: Counted(path, invented, stack, limit)
+
+
+@pytest.fixture
+def null():
+    with Path("/dev/null").open("rb") as file:
+        yield file.fileno()
+
+
+def held(interface):
+    return interface._endpoint.held_descriptors()
+
+
+def test_what_a_user_has_no_room_for_stays_in_its_socket_and_comes_later(counted, null):
+    server, client = counted(limit=10).connect(7)
+    for n in range(5):
+        client.xmit(bytes([n]), fds=[null] * 4)
+    for _ in range(5):
+        server._endpoint.turn()
+    assert held(server) == 4
+    for n in range(5):
+        message = server.recv_message(timeout=0)
+        assert message.record == bytes([n])
+        assert len(message.fds) == 4
+        message.close()
+        assert held(server) <= 4
+    assert held(server) == 0
+
+
+def test_a_message_whose_descriptors_wait_is_no_broken_promise(counted, null):
+    server = counted(limit=15)
+    (one, his), (two, hers), (other, theirs) = (server.connect(uid) for uid in (7, 7, 8))
+    his.xmit(b"1", fds=[null] * 4)
+    one._endpoint.turn()
+    hers.xmit(b"2", fds=[null] * 4)
+    theirs.xmit(b"3", fds=[null] * 4)
+    verbs = (two.recv, two.recv_message, two.recv_vectored)
+    assert [bool(verb(timeout=0)) for verb in verbs] == [False] * 3
+    with two.borrow(timeout=0) as lent:
+        assert len(lent) == 0
+    assert held(two) == 0
+    assert two._endpoint.cries_wolf()
+    assert other.recv(timeout=0) == b"3"
+    assert one.recv(timeout=0) == b"1"
+    assert two.recv(timeout=0) == b"2"
+    assert not two._endpoint.cries_wolf()
+    assert not other._endpoint.cries_wolf()
+
+
+def test_who_waits_for_room_looks_ever_less_often_and_not_at_the_end(counted, null):
+    server, client = counted(limit=5).connect(7)
+    endpoint = server._endpoint
+    for _ in range(2):
+        fdpass.send_fds(client._endpoint._sock, [null] * 4, bytes((17, 4)))
+    endpoint.turn()
+    lengths = []
+    for _ in range(8):
+        endpoint.turn()
+        assert endpoint.cries_wolf()
+        lengths.append(endpoint.nap_length() / endpoint.NAP)
+    assert lengths == [1, 2, 4, 8, 16, 16, 16, 16]
+    client.close()
+    with endpoint.only_the_end() as end:
+        assert end.poll(0) == []  # or who waits would turn in circles
+    assert server.recv(timeout=0) is None
+    assert held(server) == 4
+
+
+def test_what_its_peer_has_not_read_keeps_a_sender_waiting(counted, null):
+    server = counted(limit=11)
+    (one, his), (other, _) = server.connect(7), server.connect(8)
+    for interface in (one, one, other, other):
+        interface.xmit(b"x", timeout=0, fds=[null] * 3)
+    assert (held(one), held(other)) == (6, 6)
+    with pytest.raises(memenpsf.Full):
+        one.xmit(b"y", timeout=0, fds=[null] * 3)
+    assert held(one) == 6
+    one.xmit(b"z", timeout=0)  # without descriptors
+    assert one._endpoint.crowded()
+    waits = [one._endpoint.crowded_for() / one._endpoint.CROWDED]
+    for _ in range(8):
+        with pytest.raises(memenpsf.Full):
+            one.xmit(b"y", timeout=0, fds=[null] * 3)
+        waits.append(one._endpoint.crowded_for() / one._endpoint.CROWDED)
+    assert waits[0] == 1
+    assert waits == sorted(waits)
+    assert waits[-1] == 64
+    his._endpoint.turn()
+    his._endpoint.turn()  # read from the socket, and not taken
+    assert held(one) == 0
+    one.xmit(b"y", timeout=0, fds=[null] * 3)
+    assert one._endpoint.crowded_for() == one._endpoint.CROWDED
+
+
+def test_messages_outside_the_ring_and_regions_count_as_well(counted):
+    server, client = counted(limit=5 + 1).connect(7)
+    large = bytes(2 * PAGE)
+    server.xmit(large, timeout=0)
+    with pytest.raises(memenpsf.Full):
+        server.xmit(large + large, timeout=0)
+    with pytest.raises(memenpsf.Full):
+        server.xmit_many([large + large], timeout=0) or server.xmit(large + large, timeout=0)
+    assert client.recv(timeout=0) == large
+    server.xmit(large + large, timeout=0)
+    assert client.recv(timeout=0) == large + large
+
+
+def test_a_sender_that_waits_goes_on_when_its_peer_reads(counted, null):
+    server, client = counted(limit=6).connect(7)
+    with ThreadPoolExecutor(1) as pool:
+        sending = [pool.submit(server.xmit, bytes([n]), 30, [null]) for n in range(6)]
+        got = [client.recv(30) for _ in range(6)]
+        for each in sending:
+            each.result()
+    assert got == [bytes([n]) for n in range(6)]
+
+
+async def test_a_task_waits_for_room_and_goes_on(path, null):
+    options = {**MESSAGES, "max_descriptors_per_uid": 15}
+    async with await memenpsf.trio.listen(path, bytes, **options) as listener:
+        async with trio.open_nursery() as nursery:
+            pairs = []
+
+            async def connect():
+                pairs.append((await memenpsf.trio.connect(path, bytes, **MESSAGES),))
+
+            for _ in range(2):
+                nursery.start_soon(connect)
+                accepted = await listener.accept()
+                while not pairs or len(pairs[-1]) == 2:
+                    await trio.lowlevel.checkpoint()
+                pairs[-1] += (accepted,)
+        (his, one), (hers, two) = pairs
+        async with his, one, hers, two:
+            await his.xmit(b"1", fds=[null] * 4)
+            one._endpoint.turn()
+            await hers.xmit(b"2", fds=[null] * 4)
+            assert await two.recv(timeout=0) is None
+            async with trio.open_nursery() as nursery:
+                got = []
+
+                async def receive():
+                    got.append(await two.recv())
+
+                nursery.start_soon(receive)
+                await wait_all_tasks_blocked(0.001)
+                assert got == []
+                assert await one.recv() == b"1"
+            assert got == [b"2"]
+
+
+@pytest.mark.parametrize("claimed", [1, 17, 253])
+@pytest.mark.parametrize("spec", ["<Q", bytes])
+def test_of_too_many_descriptors_only_a_few_are_ever_open(
+    path, invented, spec, claimed, null, monkeypatch
+):
+    arrived = []
+    blank = fdpass.Fd.blank
+
+    def noted(count):
+        arrived.append(count)
+        return blank(count)
+
+    with contextlib.ExitStack() as stack:
+        reception = Reception(path, spec, capacity=PAGE)
+        stack.callback(reception.close)
+        sock = invented(path, 7)
+        opening = introduced(sock, spec, capacity=PAGE)
+        (endpoint,) = turns(reception)
+        server = stack.enter_context(memenpsf.Interface.of(endpoint))
+        stack.enter_context(memenpsf.Interface.of(opening.step()))
+        fdpass.send_fds(sock, [null] * 253, bytes((17, claimed)))
+        monkeypatch.setattr(fdpass.Fd, "blank", noted)
+        with pytest.raises(memenpsf.CorruptPeer, match="descriptors nobody asked for"):
+            server.recv(timeout=0)
+    assert max(arrived) <= min(claimed, 0 if spec == "<Q" else 17) + 2
+
+
+def test_of_too_many_descriptors_beside_hello_only_a_few_are_ever_open(path, null, monkeypatch):
+    arrived = []
+    own = fdpass.Fd.own
+
+    def noted(fds, numbers, *then):
+        numbers = list(numbers)
+        arrived.append(len(numbers))
+        own(fds, numbers, *then)
+
+    with contextlib.closing(Reception(path, "<Q", capacity=1)) as reception:
+        with connected(path) as sock:
+            fdpass.send_fds(sock, [null] * 253, HELLO)
+            monkeypatch.setattr(fdpass.Fd, "own", noted)
+            (error,) = turns(reception)
+    assert type(error) is memenpsf.CorruptPeer
+    assert 1 < max(arrived) < 20
 
 
 # -- when descriptors are short ---------------------------------------------------------------
