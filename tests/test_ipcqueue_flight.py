@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import socket
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import fdpass
+import ipcqueue
 from ipcqueue import Lease
 from ipcqueue._binding import direct
 from ipcqueue._flight import Flight
@@ -153,3 +155,25 @@ class TestWaryReading:
         into = []
         assert self.receive(there, into, most=5, wary=True) is None
         assert into[0][0] == b""
+
+
+def callers(names):
+    """Say which functions of ipcqueue call something of these names: (file, function)."""
+    found = set()
+    for path in Path(ipcqueue.__file__).parent.glob("*.py"):
+        for function in ast.walk(ast.parse(path.read_text())):
+            if isinstance(function, ast.FunctionDef):
+                for node in ast.walk(function):
+                    name = getattr(node, "attr", getattr(node, "id", None))
+                    if name in names and isinstance(node, ast.Name | ast.Attribute):
+                        found.add((path.name, function.name))
+    return found
+
+
+def test_descriptors_come_and_go_with_messages_in_one_place_each_which_asks_the_lease():
+    assert callers({"recvmsg"}) == {("_endpoint.py", "_receive")}
+    assert callers({"_receive"}) == {("_endpoint.py", "_read")}
+    assert callers({"_push_outside"}) == {("_frames.py", "try_send")}
+    # The second one sends none: it gives no list of them; nor do those of records.
+    pushing = {name for file, name in callers({"_push"}) if file == "_frames.py"}
+    assert pushing == {"try_send", "push_framed"}
