@@ -720,7 +720,6 @@ class Listener(trio.abc.Listener[Interface]):
     def __init__(self, reception: Reception) -> None:
         self._reception = reception
         reception.per_turn = _PER_TURN
-        reception.accepts_per_turn = _ACCEPTS_PER_TURN
         self._accepting = trio.Lock()
         self._waiting = trio.CancelScope()
 
@@ -795,10 +794,6 @@ class Listener(trio.abc.Listener[Interface]):
 # How many handshakes are begun, and helped on, before other tasks have their turn: each may cost half
 # a millisecond.
 _PER_TURN = 1
-
-# And how many clients are taken from the backlog: each costs some 20 µs, as nothing but its user id
-# is looked at.
-_ACCEPTS_PER_TURN = 8
 
 
 async def listen(address: str | os.PathLike[str], record: Any, **options: Any) -> Listener:

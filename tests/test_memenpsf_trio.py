@@ -1275,7 +1275,7 @@ def come_with_nonsense(path, count):
 
 @pytest.mark.parametrize(
     ("barren", "least", "most"),
-    [(come_and_go, 10 * _listener.PAUSE, 1), (come_with_nonsense, 100 * _listener.RESPITE, 10)],
+    [(come_and_go, 0, 1), (come_with_nonsense, 100 * _listener.RESPITE, 10)],
 )
 async def test_after_each_client_that_came_to_nothing_others_have_the_loop(
     tmp_path, autojump_clock, barren, least, most
