@@ -208,7 +208,7 @@ class Reception:
         self._max_pending = _limit("max_pending", max_pending)
         self._max_pending_per_uid = _limit("max_pending_per_uid", max_pending_per_uid)
         if max_descriptors_per_uid is not None:
-            _limit("max_descriptors_per_uid", max_descriptors_per_uid)
+            max_descriptors_per_uid = _limit("max_descriptors_per_uid", max_descriptors_per_uid)
         self.quota = Quota(
             max_connections_per_uid,
             _limit("max_bytes_per_uid", max_bytes_per_uid),
