@@ -8,7 +8,7 @@ Keeping needs no trust. A mapping is used again only for a descriptor that has p
 and then turned out to be of the very file that is mapped: by device and inode number as the
 kernel tells them, neither of which it gives to another file while the mapping holds this one.
 That file's seals and size are final, nobody can punch holes into it (FUTURE_WRITE), and all its
-pages were brought in when it was mapped.
+pages were brought in when it was mapped, and made to stay (Memfd.keep_pages()).
 """
 
 import os

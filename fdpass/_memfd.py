@@ -11,9 +11,10 @@ import sys
 from contextlib import suppress
 from typing import Self
 
-from ._errors import ClosedFd, NotReserved, WrongSeals, WrongSize, WrongType
+from ._errors import ClosedFd, WrongSeals, WrongSize, WrongType
 from ._fd import Fd
 from ._numbers import index_of
+from ._pages import can_be_proven, check_pages, keep_pages
 from ._untrusted import F_GET_SEALS, close_untrusted
 
 # From linux/memfd.h, linux/fcntl.h, asm-generic/mman-common.h: too new for Python's modules.
@@ -24,8 +25,6 @@ _MADV_POPULATE_WRITE = 23
 
 # Below this many bytes, looking at /proc/meminfo costs more than it tells. A guess.
 _WORTH_ASKING = 64 << 20
-
-_BLOCK = 512  # the unit of st_blocks, whatever the file system (stat(2))
 
 
 class Seal(enum.IntFlag):
@@ -43,6 +42,8 @@ class Memfd(Fd):
     """Takes the descriptor of a memory file: create() makes one, adopt() checks one."""
 
     _size: int = 0
+    _may_lose_pages = False
+    _seals_adopted = 0
     device_and_inode: tuple[int, int] | None = None
     """Which file it is, if it was adopted: the same numbers as long as it exists, nobody else's."""
 
@@ -77,15 +78,27 @@ class Memfd(Fd):
 
     @classmethod
     def adopt(
-        cls, fd: int | Fd, *, max_size: int, seals: Seal = Seal.SHRINK | Seal.GROW | Seal.SEAL
+        cls,
+        fd: int | Fd,
+        *,
+        max_size: int,
+        seals: Seal = Seal.SHRINK | Seal.GROW | Seal.SEAL,
+        keep_pages: bool = True,
     ) -> Self:
         """Take a descriptor from elsewhere, and close it unless it is safe to map.
 
         Safe: a readable memory file of ordinary pages that has at least `seals`, of 1 to
         `max_size` bytes (not necessarily whole pages), with all its memory reserved. Still its
-        maker may change the bytes at any time, unless they are sealed too; zero them by punching
-        holes unless WRITE or FUTURE_WRITE is among the seals; and hide holes below the end by
-        reserving memory beyond it, so `max_size` is the memory a hostile one can cost.
+        maker may change the bytes at any time, unless they are sealed too.
+
+        A file sealed WRITE or FUTURE_WRITE, and GROW, keeps its memory for ever, so that reading
+        it costs none here. (Linux >= 6.16; before, its maker can take back pages that nobody ever
+        wrote; before 6.5, any, so `max_size` is the memory that a hostile one can cost.) This
+        takes time in proportion to the size, 0.1 ms for 4 MiB; without `keep_pages` it is left to
+        keep_pages() or map(). The descriptor must be one for reading and writing.
+
+        Without these seals all who hold the file can punch holes into it at any time, which zeroes
+        the bytes, and who reads them pays for the memory.
 
         Raises WrongType, WrongSeals, WrongSize, NotReserved, all MemfdRefused; ClosedFd.
         """
@@ -95,6 +108,8 @@ class Memfd(Fd):
         self = cls.move(fd)
         try:
             self._check(max_size, seals)
+            if keep_pages:
+                self.keep_pages()
         except BaseException:
             close_untrusted([self])
             raise
@@ -117,11 +132,22 @@ class Memfd(Fd):
             raise WrongType("ordinary memory", f"a file on device {status.st_dev}")
         if mode & os.O_ACCMODE == os.O_WRONLY:
             raise WrongType("a readable descriptor", "a write-only one")
-        pages = -(-status.st_size // mmap.PAGESIZE)
-        if status.st_blocks * _BLOCK < pages * mmap.PAGESIZE:
-            raise NotReserved(pages * mmap.PAGESIZE, status.st_blocks * _BLOCK)
-        self._size = status.st_size
+        if can_be_proven(present) and mode & os.O_ACCMODE != os.O_RDWR:
+            raise WrongType("a descriptor for reading and writing", "a read-only one")
+        check_pages(self._number, status.st_size, present)
+        self._size, self._seals_adopted = status.st_size, present
+        self._may_lose_pages = True
         self.device_and_inode = status.st_dev, status.st_ino
+
+    def keep_pages(self) -> None:
+        """Have an adopted file keep its memory for ever, if its seals allow; see adopt().
+
+        Done again, or for a file made here, it does nothing.  Raises NotReserved; ClosedFd.
+        """
+        number = self.fileno()
+        if self._may_lose_pages:
+            keep_pages(number, self._size, self._seals_adopted)
+            self._may_lose_pages = False
 
     def _open_mode(self) -> int:
         try:
@@ -164,7 +190,9 @@ class Memfd(Fd):
         All pages are brought in now: a shortage of memory is an OSError here, not a SIGBUS later
         (on Linux < 5.14 only create() guards against it). OSError too, EPERM, if the seals
         forbid writing. Before Python 3.13 a mapping holds a duplicate of the descriptor.
+        NotReserved if it was adopted without keep_pages() and has lost memory since.
         """
+        self.keep_pages()
         # Linux < 6.7 refuses to share a file sealed WRITE, even for reading. A private mapping
         # of what cannot change shows the same bytes, in the same pages.
         private = not writable and Seal.WRITE in self.seals

@@ -141,7 +141,9 @@ class MemoryRegion(Closing):
         try:
             if not owned:
                 raise WrongDescriptors(1, 0)
-            memfd = Memfd.adopt(owned[0], max_size=max_size, seals=_SIZE_SEALS)
+            # Its pages are kept when it is mapped: not each time that a region comes again whose
+            # mapping is still here.
+            memfd = Memfd.adopt(owned[0], max_size=max_size, seals=_SIZE_SEALS, keep_pages=False)
             owned[0] = memfd
             mode = _mode_of(memfd.seals)
             wanted = 2 if mode == "lent" else 1
@@ -168,7 +170,8 @@ class MemoryRegion(Closing):
         Whatever was derived from it (a slice, a NumPy array) stays valid, keeps the memory
         mapped, keeps a `lent` region from coming home, and makes freeze() fail.
 
-        Raises ClosedRegion, OSError when memory is short.
+        Raises ClosedRegion, OSError when memory is short; NotReserved if it was adopted, and its
+        giver has taken memory back since.
         """
         with self._fresh_lock():
             self._check_open()

@@ -86,7 +86,7 @@ class Limits(NamedTuple):
     max_message: int = 64 << 20  # bytes
     fds: int = 0  # descriptors with one message
     regions: int = 8  # memory regions with one message
-    max_region: int = 4 << 30  # bytes; only for who receives
+    max_region: int = 256 << 20  # bytes; only for who receives; all its pages are read to map it
     shared: bool = False  # regions that the giver can go on writing, and we can write
     sockets: bool = False  # among the descriptors: they can form cycles only the kernel can free
 

@@ -52,13 +52,13 @@ class Connection:
 
         Options: `allow_uids`, the user ids admitted as a peer, as they are now (default: any; an
         empty collection admits nobody); `max_segment`, the
-        largest segment to accept from it, in bytes (4 GiB).  For messages of any length:
+        largest segment to accept from it, in bytes (128 MiB).  For messages of any length:
         `max_message`, the largest to accept, in bytes (64 MiB); `inline`, the bytes of ring that
         a message may take before it travels outside, in a memory region that is used again (a
         quarter of the capacity); `accept_fds` and `accept_regions`, how many of them to accept with a message
         (0 and 8); `accept_sockets`, whether there may be sockets among the descriptors;
         `accept_shared`, whether regions may stay writable for both; `max_region`, the largest
-        to accept, in bytes (4 GiB).
+        to accept, in bytes (256 MiB).
 
         How this side waits: `wait` is "spin" (look for what is about to come, then sleep), "busy"
         (never sleep) or "sleep" (at once); `spin` says for how many seconds to look, 0 to 0.001,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from fdpass import Fd, Memfd, MemfdRefused, NotReserved, Seal, WrongSize, index_of
@@ -18,13 +19,16 @@ from ._message import Limits
 from ._ring import FRAMES, MAX_SLOT_SIZE, Mapping, map_segment
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from ._record import AnyCodec
 
 # Nobody can change the size, write by a new mapping, or add seals of his own.
 SEALS = Seal.SHRINK | Seal.GROW | Seal.FUTURE_WRITE | Seal.SEAL
-MAX_SEGMENT = 4 << 30  # what a peer's segment may measure unless told otherwise; in bytes
+
+# What a peer's segment may measure unless told otherwise, in bytes.  To make sure that such a
+# segment keeps its pages takes 4 ms, and holds an event loop up for that long.
+MAX_SEGMENT = 128 << 20
 
 
 class Segment:
@@ -118,12 +122,8 @@ def adopt(
     judge(identity, size of the file) raises if not.  Raises SealsRefused or SizeRefused, too;
     OSError when memory is short.
     """
-    try:
-        memfd = Memfd.adopt(fd, max_size=max_segment, seals=SEALS)
-    except (WrongSize, NotReserved) as error:
-        raise SizeRefused(f"the peer's segment: {error}") from error
-    except MemfdRefused as error:
-        raise SealsRefused(f"the peer's segment: {error}") from error
+    with _refusing():
+        memfd = Memfd.adopt(fd, max_size=max_segment, seals=SEALS, keep_pages=False)
     try:
         if memfd.seals & Seal.WRITE:
             raise SealsRefused("the peer's segment: sealed so that even its owner cannot write")
@@ -133,9 +133,22 @@ def adopt(
             )
         identity = map_segment(memfd.fileno(), HEADER_SIZE, writable=False).read_identity()
         judge(identity, memfd.size)
+        with _refusing():
+            memfd.keep_pages()  # only now: it takes time in proportion to the size
         mirrored = identity.capacity if identity.shape == FRAMES else 0
         mapping = map_segment(memfd.fileno(), memfd.size, writable=False, mirrored=mirrored)
     except BaseException:
         memfd.close()
         raise
     return Segment(memfd, mapping, identity)
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Raise what Memfd says of a peer's segment as this package's errors."""
+    try:
+        yield
+    except (WrongSize, NotReserved) as error:
+        raise SizeRefused(f"the peer's segment: {error}") from error
+    except MemfdRefused as error:
+        raise SealsRefused(f"the peer's segment: {error}") from error

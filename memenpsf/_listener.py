@@ -202,7 +202,7 @@ class Reception:
         if max_pending_per_uid is None:
             max_pending_per_uid = MAX_PENDING_PER_UID
         if max_bytes_per_uid is None:
-            max_bytes_per_uid = 2 * max(self.terms.max_segment, self.terms.segment_size)
+            max_bytes_per_uid = max(64 * self.terms.max_segment, 2 * self.terms.segment_size)
         if max_connections_per_uid is not None:
             max_connections_per_uid = _limit("max_connections_per_uid", max_connections_per_uid)
         self._max_pending = _limit("max_pending", max_pending)
@@ -648,9 +648,9 @@ def listen(address: str | os.PathLike[str], record: Any, **options: Any) -> List
     What the clients of one user (by uid, this one and root too) may have at once:
     `max_connections_per_uid` (a sixth of the descriptors that this process may open, so 170 if
     those are 1024), handshakes under way among them included; `max_bytes_per_uid`, the memory of
-    all their segments and of this side's for them, without messages outside the rings (twice
-    `max_segment` or this side's segment, whichever is larger); `max_pending_per_uid`, handshakes
-    under way (32).  A client over a limit is told so (LimitRefused) before memory is made or
+    all their segments and of this side's for them, without messages outside the rings (64 times
+    `max_segment`, so 8 GiB, or twice this side's segment, whichever is larger);
+    `max_pending_per_uid`, handshakes under way (32).  A client over a limit is told so (LimitRefused) before memory is made or
     mapped for it, and counted as refused; only for its place in a handshake it waits, as long as
     `timeout` allows.
 

@@ -6,6 +6,7 @@ that it owns and the socket.
 """
 
 import contextlib
+import ctypes
 import gc
 import os
 import random
@@ -782,6 +783,28 @@ def outside_with_holes(it):
     outside(it, memfd)
 
 
+def hollow(it):
+    """Make a file whose memory is reserved beyond its end: what is within can be freed later."""
+    memfd = fdpass.Fd(os.memfd_create("hollow", os.MFD_ALLOW_SEALING))
+    it.made.append(memfd)
+    os.ftruncate(memfd.fileno(), 512)
+    reserve = ctypes.CDLL(None, use_errno=True).fallocate
+    keep_size = 1
+    assert not reserve(memfd.fileno(), keep_size, ctypes.c_long(8192), ctypes.c_long(8192))
+    assert os.fstat(memfd.fileno()).st_blocks * 512 == 8192
+    fdpass.Memfd.seal(memfd, LENT)
+    return memfd
+
+
+def outside_with_memory_beyond_its_end(it):
+    outside(it, hollow(it))
+
+
+def region_with_memory_beyond_its_end(it):
+    it.give(hollow(it))
+    it.frame(b"x", regions=1)
+
+
 def region_too_large(it):
     it.give(it.region(8193))
     it.frame(b"x", regions=1)
@@ -889,6 +912,8 @@ CORRUPTIONS = {
     outside_in_a_pipe: "kind of file",
     outside_in_a_device: "seals|kind of file",
     outside_with_holes: "memory reserved",
+    outside_with_memory_beyond_its_end: "memory reserved",
+    region_with_memory_beyond_its_end: "memory reserved",
     region_too_large: "size of the memory file",
     region_shared: "frozen or lent",
     region_that_is_a_pipe: "kind of file",
@@ -918,7 +943,13 @@ BEFORE = {
     again_nowhere: [512],
 }
 # Found out when it is opened, which is not done for a borrowing: that closes it unseen.
-OPENED = {region_too_large, region_shared, region_that_is_a_pipe, region_with_a_token_too_many}
+OPENED = {
+    region_too_large,
+    region_with_memory_beyond_its_end,
+    region_shared,
+    region_that_is_a_pipe,
+    region_with_a_token_too_many,
+}
 
 SOCKET = {
     descriptors_counted_wrong,

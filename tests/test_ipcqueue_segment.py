@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import fcntl
 import mmap
 import os
 import resource
@@ -12,12 +13,13 @@ import pytest
 from ipcqueue._core import ffi
 from test_ipcqueue_ring import push_packed, receiver_end, sender_end
 
-from fdpass import Fd, Memfd, Seal
+from fdpass import Fd, Memfd, NotReserved, Seal
 from ipcqueue import SealsRefused, SizeRefused, _segment
+from ipcqueue._handshake import HEADER_SIZE
 from ipcqueue._message import Limits
 from ipcqueue._record import codec_for
 from ipcqueue._ring import MAX_SLOT_SIZE, SLOTS, map_segment
-from ipcqueue._segment import MAX_SEGMENT, adopt, create, rounded_capacity
+from ipcqueue._segment import MAX_SEGMENT, adopt, create, needed, rounded_capacity
 
 SPEC = "<QH"
 SIZE = 10
@@ -351,6 +353,44 @@ class TestAdopt:
             adopt(memfd, MAX_SEGMENT)
         assert not Path(f"/proc/self/fd/{number}").exists()
         assert memfd.closed
+
+    def test_nobody_makes_a_receiver_read_gibibytes_unless_it_says_so(self):
+        assert (MAX_SEGMENT, Limits().max_region) == (128 << 20, 256 << 20)
+
+    def test_blocks_beyond_its_end_hide_no_holes(self):
+        size = needed(8, 4096)
+        number = os.memfd_create("hollow", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
+        os.ftruncate(number, size)
+        for offset, length in ((0, 4096), (size, size)):
+            keep_size = 1
+            reserve = ctypes.c_long(offset), ctypes.c_long(length)
+            assert not libc.fallocate(number, keep_size, *reserve)
+        fcntl.fcntl(number, fcntl.F_ADD_SEALS, int(_segment.SEALS))
+        with pytest.raises(SizeRefused, match=f"expected {size}, received 4096"):
+            adopt(Fd(number), MAX_SEGMENT)
+
+    def test_it_keeps_its_pages_from_before_it_is_mapped(self, own, monkeypatch):
+        done = []
+
+        def keep(memfd):
+            done.append("kept")
+
+        def map_it(fd, size, **options):
+            done.append(size)
+            return map_segment(fd, size, **options)
+
+        monkeypatch.setattr(Memfd, "keep_pages", keep)
+        monkeypatch.setattr(_segment, "map_segment", map_it)
+        adopt(duplicate(own), MAX_SEGMENT).close()
+        assert done == [HEADER_SIZE, "kept", own.memfd.size]
+
+    def test_one_that_loses_pages_before_it_is_mapped_is_refused(self, own, monkeypatch):
+        def lost(memfd):
+            raise NotReserved(8192, 4096)
+
+        monkeypatch.setattr(Memfd, "keep_pages", lost)
+        with pytest.raises(SizeRefused, match="expected 8192, received 4096"):
+            adopt(duplicate(own), MAX_SEGMENT)
 
     def present(self, segment):
         """Say of each page whether it is mapped."""

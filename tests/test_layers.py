@@ -328,3 +328,25 @@ def test_one_function_says_what_is_a_number(module):
         ("ipcqueue/_record.py", "_make_codec"),  # after codec_for
         ("ipcqueue/_slots.py", "__init__"),  # after codec_for
     }
+
+
+# Who takes a stranger's memory file without having it keep its pages at once, and why it may.
+KEEPS_PAGES_LATER = {
+    "fdpass/_region.py": "Memfd.map() does it, which is the only way to its bytes",
+    "ipcqueue/_segment.py": "after all that may refuse it; test_ipcqueue_segment.py says when",
+}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_strangers_memory_file_keeps_its_pages_before_it_is_mapped(module):
+    later = [
+        node.lineno
+        for node in ast.walk(parsed(module))
+        if isinstance(node, ast.Call) and "keep_pages" in {word.arg for word in node.keywords}
+    ]
+    assert len(later) == (module in KEEPS_PAGES_LATER)
+
+
+def test_a_strangers_memory_file_is_asked_for_its_pages_in_one_place():
+    asking = [module for module in MODULES if "st_blocks" in (REPOSITORY / module).read_text()]
+    assert asking == ["fdpass/_pages.py"]
