@@ -34,6 +34,7 @@ from ._forks import renewed_after_fork
 from ._mappings import Mappings
 from ._memfd import Memfd, Seal
 from ._numbers import Seconds, index_of, seconds_of, shown_seconds
+from ._owner import Owner, cannot_copy
 from ._region import MemoryRegion, Mode
 from ._rights import ANCILLARY_SPACE, MAX_FDS, RECEIVE_FLAGS, unpack
 from ._sendable import check_sendable, exported, is_masked
@@ -86,6 +87,7 @@ __all__ = [
     "MemoryRegistry",
     "Mode",
     "NotReserved",
+    "Owner",
     "RegionError",
     "RegionInUse",
     "RegistryStatistics",
@@ -102,6 +104,7 @@ __all__ = [
     "WrongSize",
     "WrongTag",
     "WrongType",
+    "cannot_copy",
     "check_sendable",
     "close_untrusted",
     "closing_all",

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
+from ._owner import Owner
 
-class Closing:
+
+class Closing(Owner):
     """Has the three ways to its close(); one that is forgotten says so in a ResourceWarning."""
 
     # On the class, so that an instance that was never finished is a closed one.

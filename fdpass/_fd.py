@@ -13,6 +13,7 @@ from typing import Protocol, Self
 
 from ._errors import ClosedFd
 from ._numbers import index_of
+from ._owner import Owner
 
 
 def closing_all(numbers: Iterable[int]) -> Iterator[object]:
@@ -32,11 +33,16 @@ class HasFileno(Protocol):
         """Return the number of the descriptor, which stays with its owner."""
 
 
-class Fd:
+class Fd(Owner):
     """Takes an open descriptor and closes it: at close(), or at the end of a with block.
 
     One that is forgotten is closed when it is collected, with a ResourceWarning.
     """
+
+    _instead = (
+        "duplicate the descriptor with Fd(os.dup(fd.fileno())), or send it to another process with "
+        "fdpass.send_fd()"
+    )
 
     # On the class, so that an instance without a number of its own is a closed one.
     _number: int = -1

@@ -19,6 +19,7 @@ from typing import Final, NamedTuple
 from ._clock import monotonic
 from ._memfd import Mapped, Memfd
 from ._numbers import Seconds, index_of, seconds_of
+from ._owner import Owner
 
 
 class _Kept(NamedTuple):
@@ -27,7 +28,7 @@ class _Kept(NamedTuple):
     since: float
 
 
-class Mappings:
+class Mappings(Owner):
     """Keeps a few mappings of lent memory, for MemoryRegion.adopt(); the caller closes it.
 
     What is kept is memory, also if the giver has freed it meanwhile: at most `most` files of
@@ -37,6 +38,8 @@ class Mappings:
     For one giver each, as a giver could otherwise drive out what belongs to the others. Any
     thread may use it.
     """
+
+    _instead = "make one for each connection"
 
     # There is no lock: a region may be closed by the garbage collector, in the middle of any of
     # this. Each operation on the list is atomic, and who removes a mapping has it for himself.

@@ -14,6 +14,7 @@ from typing import Self
 from ._errors import ClosedFd, WrongSeals, WrongSize, WrongType
 from ._fd import Fd
 from ._numbers import index_of
+from ._owner import Owner
 from ._pages import can_be_proven, check_pages, keep_pages
 from ._untrusted import F_GET_SEALS, close_untrusted
 
@@ -206,8 +207,10 @@ class Memfd(Fd):
         return mapping
 
 
-class Mapped(mmap.mmap):
+class Mapped(Owner, mmap.mmap):
     """A mapping that can keep something alive as long as there are views of it."""
+
+    _instead = "map the file once more, or copy its bytes with mapping[:]"
 
     token: object = None
 

@@ -69,6 +69,10 @@ class MemoryRegion(Closing):
     view is gone. Any thread may use it.
     """
 
+    _instead = (
+        "give its descriptors() to whoever is to have it, with fdpass.send_fds() or as an attachment "
+        "of a message, or copy its bytes with bytes(region.buffer)"
+    )
     _loan: int | None = None
 
     def __init__(

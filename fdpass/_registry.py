@@ -35,6 +35,7 @@ from ._fd import Fd
 from ._forks import renewed_after_fork
 from ._memfd import Mapped, Memfd
 from ._numbers import Seconds, index_of, seconds_of
+from ._owner import Owner
 from ._region import SEALS, Exporter, MemoryRegion, Token
 
 _T = TypeVar("_T")
@@ -90,6 +91,8 @@ class MemoryRegistry(Closing):
 
     Raises ValueError (keep), OSError when descriptors are short.
     """
+
+    _instead = "make one in each process, and send the regions that it lends"
 
     def __init__(
         self,
@@ -310,7 +313,7 @@ class MemoryRegistry(Closing):
         return f"<{type(self).__name__} {state}>"
 
 
-class _Memory:
+class _Memory(Owner):
     """What is lent again and again: a file, and the one writable mapping it can ever have."""
 
     def __init__(self, memfd: Memfd, mapping: Mapped, tag: Hashable) -> None:
@@ -347,7 +350,7 @@ class _Loan(NamedTuple):
     since: float
 
 
-class _Idle:
+class _Idle(Owner):
     """The regions at home: by tag and size, to find one; by time, to let the oldest go."""
 
     def __init__(self) -> None:

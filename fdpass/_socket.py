@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import NamedTuple, Protocol, Self
 
 from ._fd import Fd, HasFileno
+from ._owner import Owner
 from ._rights import (
     ANCILLARY_SPACE,
     MAX_FDS,
@@ -36,7 +37,7 @@ from ._untrusted import close_untrusted, keep_in_line
 # In between, and if anything raises, Inbox owns what came.
 
 
-class Inbox:
+class Inbox(Owner):
     """Owns what recvmsg() delivered until claim(); an exception closes all of it."""
 
     def __init__(self) -> None:

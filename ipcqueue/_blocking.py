@@ -20,7 +20,7 @@ import select
 import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fdpass import monotonic, shown_seconds
+from fdpass import Owner, monotonic, shown_seconds
 
 from ._endpoint import Event
 from ._errors import Closed, Full
@@ -67,7 +67,7 @@ def _milliseconds(seconds: float) -> int:
     return math.ceil(min(seconds, SLICE) * 1000)
 
 
-class Threads:
+class Threads(Owner):
     """The waiting verbs.  Each first tries, then spins a little, then sleeps."""
 
     def __init__(self, endpoint: Endpoint) -> None:

@@ -109,7 +109,7 @@ class Statistics(NamedTuple):
     # or one that sends control messages which nobody takes here
 
 
-class Endpoint:
+class Endpoint(fdpass.Owner):
     """One side of an open connection; see the module.  Made by Opening.
 
     Threads: everything here may be called from any.  `reading`, `waiting` and `followers` belong

@@ -83,7 +83,7 @@ MAX_ATTACHED: int = lib.IPCQ_MAX_ATTACHED
 extent: Callable[[int], int] = lib.ipcq_frame_extent
 
 
-class Parcel:
+class Parcel(fdpass.Owner):
     """One message ready to go: its frame, its bytes, and the descriptors beside it.
 
     Borrows the descriptors; has, until close(), a memory region to itself if the message travels
@@ -421,7 +421,7 @@ class FrameSender(SenderEnd):
         return extent(len(batch.data[start]))
 
 
-class _Lending:
+class _Lending(fdpass.Owner):
     """What is lent in one borrowing, and what happens when it is taken."""
 
     def __init__(self) -> None:

@@ -17,7 +17,7 @@ import contextlib
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
-from fdpass import index_of
+from fdpass import Owner, index_of
 
 from ._core import ffi, lib
 from ._errors import BadRecord, LoanError, TooLarge
@@ -41,7 +41,7 @@ class _Hold:
     __slots__ = ("__weakref__",)
 
 
-class Loan:
+class Loan(Owner):
     """Memory of the outgoing ring, to fill in a with block.  Made by Interface.loan().
 
     Leaving the block publishes it; an exception, or cancel(), gives it back.  `data` is a
@@ -52,6 +52,8 @@ class Loan:
     Publishing raises LoanError (views outlive the block; nothing is published), EndOfStream,
     PeerDied, CorruptPeer, Closed.
     """
+
+    _instead = "copy its data inside the block, as bytes or as an array"
 
     def __init__(
         self,
@@ -200,7 +202,7 @@ class Loan:
                 self._end(publish=False)
 
 
-class Borrowing:
+class Borrowing(Owner):
     """What waits in the incoming ring, to read in place in a with block.
 
     Made by Interface.borrow().  `data` is a list of Message with read-only memoryviews, or, of
@@ -208,6 +210,8 @@ class Borrowing:
     around; empty if nothing came in time.  The Borrowing itself is a sequence of the same.
     Leaving the block takes what it got; an exception, or cancel(), takes nothing.
     """
+
+    _instead = "copy its data inside the block, as bytes or as an array"
 
     def __init__(
         self,

@@ -6,9 +6,9 @@ the specs differ in is what of that the user sees.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, SupportsIndex
 
-from fdpass import Unsendable, exported, index_of
+from fdpass import Unsendable, cannot_copy, exported, index_of
 
 from ._errors import BadRecord, TooLarge, Unaccepted
 from ._layout import Layout
@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fdpass import Fd, MemoryRegion
+
+_NOT_WHOLE: Final = (
+    "take its .record, which is a value; its regions and descriptors go to another process as "
+    "attachments of a message"
+)
 
 MAX_TAG = 0xFFFFFFFF
 MAX_FLAGS = 0xFF  # the low byte of a frame's flags is the application's
@@ -45,6 +50,13 @@ class Received(NamedTuple):
     record: Any
     fds: list[Fd]
     regions: list[MemoryRegion]
+
+    def __reduce_ex__(self, protocol: SupportsIndex, /) -> str | tuple[Any, ...]:
+        """Refuse to be copied with what was attached; without, it is a value like any other."""
+        if self.fds or self.regions:
+            raise cannot_copy(self, _NOT_WHOLE)
+        # Not super(), which NamedTuple takes no methods with.
+        return tuple.__reduce_ex__(self, protocol)
 
     def close(self) -> None:
         """Close what was attached."""

@@ -240,7 +240,7 @@ class Terms:
 Terms.OPTIONS = frozenset(Terms.__init__.__kwdefaults__ or ())
 
 
-class Lease:
+class Lease(fdpass.Owner):
     """What a connection takes of a limit; who counts makes a subclass."""
 
     counts_descriptors = False
@@ -270,7 +270,7 @@ class Lease:
         """
 
 
-class Opening:
+class Opening(fdpass.Owner):
     """A connection in the making, in steps that do not wait.
 
     Takes the socket: it becomes non-blocking, and is closed when the opening fails.  Takes the

@@ -58,7 +58,7 @@ def region_size(size: int) -> int:
     return max(_LEAST, -(-size // step) * step)
 
 
-class Region:
+class Region(fdpass.Owner):
     """Memory that only this process writes, and the descriptor to give it with, once."""
 
     def __init__(self, size: int) -> None:
@@ -89,7 +89,7 @@ class Region:
                 copy_memory(self._mapping.at + done, buffer + done, count)
 
 
-class _Slot:
+class _Slot(fdpass.Owner):
     """The region of one number, if there is one; used by one message at a time."""
 
     def __init__(self, number: int) -> None:
@@ -134,7 +134,7 @@ class Load(NamedTuple):
     slot: _Slot | None  # None: it is for this message only
 
 
-class Outgoing:
+class Outgoing(fdpass.Owner):
     """The regions of a sender, at most one for each of SIZES.
 
     take() wants the lock of its end; the rest is for who has taken one.
@@ -178,7 +178,7 @@ def _drop(slot: _Slot) -> None:
     slot.region = None
 
 
-class Outside:
+class Outside(fdpass.Owner):
     """One message that travels outside the ring; close() it in the end, sent or not.
 
     Each step can be repeated.

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fdpass import Credentials, Fd
 
 
-class Process:
+class Process(fdpass.Owner):
     """A pidfd of the peer; it becomes readable when the peer has exited."""
 
     def __init__(self, pidfd: Fd) -> None:

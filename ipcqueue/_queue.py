@@ -23,12 +23,16 @@ if TYPE_CHECKING:
     from ._message import Received
 
 
-class Connection:
+class Connection(fdpass.Owner):
     """What both ends of any queue can do beside moving records.
 
     Any number of threads may use one.  A forked child may only close it (ForkedUse).
     """
 
+    _instead = (
+        "let the other process connect by itself: give it the address, or a connected socket from "
+        "which it makes its own; or give it received records, which are values"
+    )
     _role: ClassVar[Role]
 
     def __init__(

@@ -69,7 +69,7 @@ class Counts(NamedTuple):
     last_active_ns: int
 
 
-class Mapping:
+class Mapping(fdpass.Owner):
     """A segment in memory, unmapped when the last one that holds `at` lets go."""
 
     def __init__(self, at: Any = None, size: int = 0) -> None:
@@ -181,7 +181,7 @@ def allocate(kind: str, size: int, *kept: object) -> Any:
     return ffi.from_buffer(kind, memory)
 
 
-class _Memory(bytearray):
+class _Memory(fdpass.Owner, bytearray):
     kept: object = None
 
 
@@ -273,7 +273,7 @@ def offset_in(memory: Any, at: Any) -> int:
     return int(at - memory)
 
 
-class Views:
+class Views(fdpass.Owner):
     """Views of shared memory that were handed out, and must be gone before it is used again.
 
     A memoryview can be released, but not the slices and arrays made of it.  They all keep alive
@@ -304,7 +304,7 @@ class Views:
             )
 
 
-class End:
+class End(fdpass.Owner):
     """One end of a ring of either shape: the core's struct, who may use it now, and its views.
 
     While its memory is lent to the application, the ring is parked, and every other use fails: also

@@ -11,7 +11,7 @@ import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from fdpass import Fd, Memfd, MemfdRefused, NotReserved, Seal, WrongSize, index_of
+from fdpass import Fd, Memfd, MemfdRefused, NotReserved, Owner, Seal, WrongSize, index_of
 
 from ._errors import SealsRefused, SizeRefused
 from ._handshake import HEADER_SIZE, Identity
@@ -31,7 +31,7 @@ SEALS = Seal.SHRINK | Seal.GROW | Seal.FUTURE_WRITE | Seal.SEAL
 MAX_SEGMENT = 128 << 20
 
 
-class Segment:
+class Segment(Owner):
     """A file, its mapping and what it says about itself; owns both."""
 
     def __init__(self, memfd: Memfd, mapping: Mapping, identity: Identity) -> None:

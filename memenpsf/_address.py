@@ -26,7 +26,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from ipcqueue import checked_number, drop_socket, is_ambiguous_uid, monotonic
+from ipcqueue import Owner, checked_number, drop_socket, is_ambiguous_uid, monotonic
 
 from ._places import delays, lock_places, places
 
@@ -142,7 +142,7 @@ def checked_permissions(
     return Permissions(mode, group)
 
 
-class Bound:
+class Bound(Owner):
     """A listening socket, and the file that stands for it; owns both."""
 
     def __init__(

@@ -17,6 +17,7 @@ from ipcqueue import (
     Closed,
     LimitRefused,
     Opening,
+    Owner,
     PeerDied,
     QueueError,
     Terms,
@@ -143,11 +144,13 @@ class RefusalLog:
         self._untold = 0
 
 
-class Reception:
+class Reception(Owner):
     """A bound address and its clients until they have introduced themselves; it never waits.
 
     But to bind may wait, for other servers that start.
     """
+
+    _instead = "let the other process listen at an address of its own"
 
     OPTIONS: ClassVar[frozenset[str]]
     """The names of the options of _set_up() that are not of Terms as well."""
@@ -520,12 +523,14 @@ class Reception:
 Reception.OPTIONS = frozenset(Reception._set_up.__kwdefaults__ or ())  # noqa: SLF001 (one module)
 
 
-class Listener:
+class Listener(Owner):
     """A server's address: gives an Interface for each client.
 
     Clients introduce themselves side by side, so a slow or hostile one delays nobody.  Any
     number of threads may accept.  Made by listen().
     """
+
+    _instead = Reception._instead  # noqa: SLF001 (one module)
 
     def __init__(self, reception: Reception) -> None:
         self._reception = reception

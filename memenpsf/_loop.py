@@ -11,6 +11,7 @@ from ipcqueue import (
     Closed,
     CorruptPeer,
     EndOfStream,
+    Owner,
     PeerDied,
     QueueError,
     Refused,
@@ -94,7 +95,7 @@ def check_loop_options(options: Iterable[str]) -> None:
     check_interface_options("run", options, elsewhere=arguments)
 
 
-class _Loop:
+class _Loop(Owner):
     def __init__(self, interface: Interface, source: Source, sink: Sink) -> None:
         self._interface = interface
         self._source = source

@@ -16,7 +16,7 @@ import weakref
 from collections import deque
 from typing import TYPE_CHECKING
 
-from ipcqueue import Lease, LimitRefused
+from ipcqueue import Lease, LimitRefused, Owner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -81,7 +81,7 @@ class Share(Lease):
             self._quota.note_unserved(self.uid)
 
 
-class Quota:
+class Quota(Owner):
     """The shares of a listener."""
 
     def __init__(

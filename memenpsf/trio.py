@@ -39,6 +39,7 @@ from ipcqueue import (
     Endpoint,
     Event,
     Opening,
+    Owner,
     QueueError,
     Sending,
     Terms,
@@ -111,12 +112,14 @@ def _translated(error: QueueError) -> QueueError:
     return error if kind is None else kind(*error.args)
 
 
-class Interface(trio.abc.Channel[Any]):
+class Interface(Owner, trio.abc.Channel[Any]):
     """One side of a two-way connection that moves typed records through shared memory.
 
     The handshake takes place at the first call, or in `do_handshake`.  Any number of tasks may
     send and receive at once.  As a trio.abc.Channel: send, receive, iteration, aclose.
     """
+
+    _instead = ipcqueue.Connection._instead  # noqa: SLF001 (that of the other door)
 
     def __init__(
         self,
@@ -560,7 +563,7 @@ class Interface(trio.abc.Channel[Any]):
         return f"<memenpsf.trio.Interface {self.name!r}: {self._endpoint or 'no handshake yet'}>"
 
 
-class AsyncLoan:
+class AsyncLoan(Owner):
     """An ipcqueue.Loan for an async with block."""
 
     def __init__(
@@ -594,7 +597,7 @@ class AsyncLoan:
             _leave(self._loan, kind, error, traceback)
 
 
-class AsyncBorrowing:
+class AsyncBorrowing(Owner):
     """An ipcqueue.Borrowing for an async with block."""
 
     def __init__(self, interface: Interface, limit: int | None, timeout: Seconds) -> None:
@@ -711,11 +714,13 @@ async def connect(
     return interface
 
 
-class Listener(trio.abc.Listener[Interface]):
+class Listener(Owner, trio.abc.Listener[Interface]):
     """A server's address: gives an Interface for each client.  Made by listen().
 
     Clients introduce themselves side by side, so a slow or hostile one delays nobody.
     """
+
+    _instead = Reception._instead  # noqa: SLF001 (one package)
 
     def __init__(self, reception: Reception) -> None:
         self._reception = reception
@@ -873,7 +878,7 @@ async def run(
         return await _Loop(interface, recvr, sender).run()
 
 
-class _Loop:
+class _Loop(Owner):
     def __init__(
         self,
         interface: Interface,

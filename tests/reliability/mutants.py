@@ -400,6 +400,27 @@ MUTANTS = [
         "test_ipcqueue_segment.py::TestAdopt::test_it_keeps_its_pages_from_before_it_is_mapped",
     ),
     Mutant(
+        "a copy of what owns is made",
+        "fdpass/_fd.py",
+        "class Fd(Owner):",
+        "class Fd:",
+        "test_copies.py::test_what_is_open_stays_open_and_has_one_owner",
+    ),
+    Mutant(
+        "a class that owns may be copied",
+        "ipcqueue/_process.py",
+        "class Process(fdpass.Owner):",
+        "class Process:",
+        "test_copies.py::test_every_class_refuses_copies_or_is_known_to_own_nothing",
+    ),
+    Mutant(
+        "a message is copied with what it owns",
+        "ipcqueue/_message.py",
+        "        if self.fds or self.regions:\n            raise cannot_copy",
+        "        if False:\n            raise cannot_copy",
+        "test_copies.py::test_a_message_is_copied_only_without_what_it_owns",
+    ),
+    Mutant(
         "a file that is refused stays open",
         "fdpass/_memfd.py",
         "            self._check(max_size, seals)\n        except BaseException:\n            close_untrusted([self])\n            raise",
