@@ -6,14 +6,16 @@ Unix socket for all that in its queue.  So a thread closes it.  Who closes gives
 done, and none for a while after one took longer: only an attacker's does.
 
 There are never more than MOST_THREADS of these threads, and none when there is nothing to close.  If
-all of them wait, what is to be closed after that waits, open, for one of them.  Memory files and
-pipes, which wait for nobody, are closed on the spot.
+all of them wait, what is to be closed after that waits, open, for one of them.  A thread that could
+not begin, or died, takes no place: the next one closes what it left.  Memory files and pipes, which
+wait for nobody, are closed on the spot.
 """
 
 import _thread
 import fcntl
 import os
 import socket
+import weakref
 from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
@@ -23,6 +25,7 @@ from typing import Protocol
 from . import _interpreter
 from ._clock import monotonic
 from ._fd import Fd
+from ._owner import Owner
 
 PATIENCE = 0.005
 """Seconds. The 253 files of one message take a twentieth of it."""
@@ -44,7 +47,7 @@ _ADDITIONS = (socket.SO_PASSCRED, 34, 76)
 _LOOK = 1 << 16  # bytes
 
 _waiting: deque[Fd] = deque()  # for a thread, which takes the number when it closes it
-_threads: set[_thread.LockType] = set()  # each by a lock that it releases in the end
+_threads: "set[weakref.ref[_Place]]" = set()  # perhaps also of some that ended without a word
 _last_late = -IMPATIENCE  # the monotonic()
 
 
@@ -135,73 +138,122 @@ def _holds_descriptors(sock: socket.socket) -> bool:
 # who is interrupted on the way to one and tries again.
 
 
+class _Place(Owner):
+    """A thread's place among MOST_THREADS.
+
+    Only the arguments of the thread hold it, so it is gone when the thread is, however that ended:
+    one without memory for its first call runs no code of ours.
+    """
+
+    def __init__(self) -> None:
+        self.done = _thread.allocate_lock()  # released when all was closed
+        self.done.acquire()
+
+
 def _have_closed(fds: list[Fd]) -> None:
     """Have a thread close descriptors, and wait for it a moment.
 
     Raises MemoryError or RuntimeError when there is no thread to be had.
     """
     global _last_late  # noqa: PLW0603 (the process is what it belongs to)
-    done = None
-    if len(_threads) < MOST_THREADS:
-        done = _start(fds)
-    else:
+    started = None
+    if _all_taken():
         _waiting.extend(fds)
+    else:
+        started = _start(fds)
     if monotonic() - _last_late < IMPATIENCE:
         _start_more(len(fds))
-    elif done is not None and not done.acquire(timeout=PATIENCE):
+    elif started is not None:
+        done, place = started
+        if done.acquire(timeout=PATIENCE):
+            return
+        if place() is None:
+            raise MemoryError("the thread ended before its work was done")
         _last_late = monotonic()
         _start_more(len(_waiting))  # for what is behind the one that takes longer
 
 
-def _start(fds: list[Fd]) -> _thread.LockType:
-    """Start a thread, with more to be closed; return what it releases in the end."""
-    done = _thread.allocate_lock()
-    done.acquire()
+def _all_taken() -> bool:
+    """Say whether there is no place for another thread, once those of dead ones are given back."""
+    if len(_threads) >= MOST_THREADS:
+        for each in tuple(_threads):
+            if each() is None:
+                _threads.discard(each)
+    return len(_threads) >= MOST_THREADS
+
+
+def _start(fds: list[Fd]) -> "tuple[_thread.LockType, weakref.ref[_Place]]":
+    """Start a thread, with more to be closed; return what it releases in the end, and its place."""
+    place = _Place()
+    done, reference = place.done, weakref.ref(place)
     steps = (
         map(_waiting.extend, (fds,)),
-        map(_threads.add, (done,)),
-        map(_thread.start_new_thread, (_work,), ((done,),)),
+        map(_threads.add, (reference,)),
+        map(_thread.start_new_thread, (_work,), ((place,),)),
     )
     try:
         deque(chain(*steps), maxlen=0)  # one call of C code, or an interrupt could come between
-    except (MemoryError, RuntimeError):
-        _threads.discard(done)
+    except BaseException:
+        _threads.discard(reference)
         raise
-    return done
+    return done, reference
 
 
 def _start_more(count: int) -> None:
     """Start so many threads, as long as there is something for them and they are not too many."""
     for _ in range(count):
-        if not _waiting or len(_threads) >= MOST_THREADS:
+        if not _waiting or _all_taken():
             return
         _start([])
 
 
-def _work(done: _thread.LockType) -> None:
+# Where CPython 3.11 has no memory to enter an exception handler that stands behind the 256th
+# instruction of a function, it tries for ever, and lets no other thread run: hence short ones.
+
+
+def _work(place: _Place) -> None:
+    mine = weakref.ref(place)  # the one that there is already
     try:
         going = True
         while going:
-            _threads.add(done)
-            with suppress(IndexError):  # all are closed, or being closed
-                while True:
-                    _close(_waiting.popleft())
-            _threads.discard(done)
+            _threads.add(mine)
+            _close_waiting()
+            _threads.discard(mine)
             going = bool(_waiting)  # who has put that there may have found a thread too many
     finally:
-        _threads.discard(done)
-        done.release()
+        _threads.discard(mine)
+        place.done.release()
+
+
+def _close_waiting() -> None:
+    try:
+        while True:
+            fd = _waiting.popleft()
+            try:
+                _close(fd)
+            except BaseException:
+                _waiting.append(fd)  # for another thread, and behind what others wait for
+                raise
+    except IndexError:  # all are closed, or being closed
+        pass
 
 
 def _close(fd: Fd) -> None:
     # Exception: without memory, CPython 3.11 raises SystemError where a function is called.  The
     # number is taken first, as it must be this file that is told not to linger.
-    with suppress(Exception):
+    try:
         mine = Fd.blank(1)
         Fd.own(mine, map(dict.pop, (vars(fd),), ("_number",), (-1,)))
-        with suppress(Exception):
+        try:
             _forbid_linger(mine[0].fileno())
-        mine[0].close()
+        finally:
+            mine[0].close()
+    except Exception:  # noqa: BLE001, S110
+        pass
+    try:  # noqa: SIM105 (to make a suppress() takes memory)
+        fd.close()  # where there was no memory even to take the number
+    except Exception:  # noqa: BLE001, S110
+        pass
 
 
 def _forbid_linger(number: int) -> None:

@@ -6,6 +6,8 @@ import math
 import os
 import resource
 import socket
+import subprocess
+import sys
 import time
 import types
 
@@ -214,6 +216,137 @@ def test_a_forked_child_counts_no_thread_of_its_parent(slow, monkeypatch, forked
         assert not is_open(number)
 
     assert forked(child) == 0
+
+
+def without_beginning(*_):
+    """Start a thread that has no memory for its first call: what it was given is let go of."""
+    return 1
+
+
+def test_threads_that_could_not_begin_keep_no_place(thread_module, monkeypatch):
+    monkeypatch.setattr(_untrusted, "IMPATIENCE", math.inf)  # so nobody looks how it went
+    thread_module(start_new_thread=without_beginning)
+    fds = [null() for _ in range(_untrusted.MOST_THREADS + 10)]
+    numbers = [fd.fileno() for fd in fds]
+    for fd in fds:
+        fdpass.close_untrusted([fd])
+    assert all(map(is_open, numbers))
+    thread_module()
+    fdpass.close_untrusted([null()])
+    settle()
+    assert not any(map(is_open, numbers))
+    assert len(_untrusted._threads) < _untrusted.MOST_THREADS
+
+
+def test_what_a_thread_that_could_not_begin_leaves_is_closed_by_who_waits_for_it(thread_module):
+    thread_module(start_new_thread=without_beginning)
+    fds = [null(), null()]
+    numbers = [fd.fileno() for fd in fds]
+    fdpass.close_untrusted(fds)
+    assert not any(map(is_open, numbers))
+    assert _untrusted._last_late == -_untrusted.IMPATIENCE  # no file has taken long
+
+
+def test_a_thread_waits_where_another_could_not_begin(slow, thread_module, monkeypatch):
+    monkeypatch.setattr(_untrusted, "MOST_THREADS", 2)
+    fdpass.close_untrusted([slow.make()])  # takes long, so nobody is waited for from now on
+    thread_module(start_new_thread=without_beginning)
+    left = null()
+    fdpass.close_untrusted([left])
+    assert len(_untrusted._threads) == 2
+    thread_module()
+    fdpass.close_untrusted([null()])
+    until(lambda: left.closed)
+
+
+@pytest.mark.parametrize("error", [MemoryError, SystemExit])
+def test_a_thread_that_dies_leaves_its_place_and_the_rest_to_others(
+    error, monkeypatch, thread_module
+):
+    monkeypatch.setattr(_untrusted, "IMPATIENCE", math.inf)
+    close = _untrusted._close
+
+    def work(function, arguments):
+        with contextlib.suppress(error):
+            function(*arguments)
+        return 1
+
+    def dies(fd):
+        raise error
+
+    thread_module(start_new_thread=work)
+    monkeypatch.setattr(_untrusted, "_close", dies)
+    fds = [null(), null()]
+    numbers = [fd.fileno() for fd in fds]
+    fdpass.close_untrusted(fds)
+    assert not _untrusted._threads
+    assert all(map(is_open, numbers))
+    monkeypatch.setattr(_untrusted, "_close", close)
+    fdpass.close_untrusted([null()])
+    assert not any(map(is_open, numbers))
+
+
+@pytest.mark.parametrize("where", ["blank", "own"])
+@pytest.mark.parametrize("error", [MemoryError, SystemError])
+def test_a_thread_without_memory_to_prepare_closes_all_the_same(where, error, monkeypatch):
+    def fail(*_):
+        raise error
+
+    number = (fd := null()).fileno()
+    monkeypatch.setattr(Fd, where, fail)
+    fdpass.close_untrusted([fd])
+    settle()
+    assert not is_open(number)
+
+
+def test_an_interrupt_before_a_thread_begins_leaves_the_rest_to_the_next(thread_module):
+    def start(*_):
+        raise KeyboardInterrupt
+
+    thread_module(start_new_thread=start)
+    number = (fd := null()).fileno()
+    with pytest.raises(KeyboardInterrupt):
+        fdpass.close_untrusted([fd])
+    assert not _untrusted._threads
+    assert is_open(number)
+    thread_module()
+    fdpass.close_untrusted([null()])
+    settle()
+    assert not is_open(number)
+
+
+def test_a_forked_child_closes_what_still_waited_for_a_thread_of_its_parent(
+    slow, monkeypatch, forked
+):
+    monkeypatch.setattr(_untrusted, "MOST_THREADS", 1)
+    fdpass.close_untrusted([slow.make()])
+    number = (fd := null()).fileno()
+    fdpass.close_untrusted([fd])
+
+    def child():
+        assert is_open(number)
+        fdpass.close_untrusted([null()])
+        settle()
+        assert not is_open(number)
+
+    assert forked(child) == 0
+    assert is_open(number)
+
+
+def test_at_the_end_of_the_interpreter_it_closes_and_waits_for_nobody():
+    program = (
+        "import atexit, os, sys, fdpass\n"
+        "from fdpass import _untrusted\n"
+        "def last():\n"
+        "    fd = fdpass.Fd(os.open('/dev/null', os.O_RDONLY))\n"
+        "    fdpass.close_untrusted([fd])\n"
+        "    while not fd.closed: pass\n"
+        "    os.write(1, b'closed')\n"
+        "atexit.register(last)\n"
+    )
+    command = [sys.executable, "-W", "error", "-c", program]
+    run = subprocess.run(command, capture_output=True, check=True, timeout=60)
+    assert (run.stdout, run.stderr) == (b"closed", b"")
 
 
 def test_what_is_refused_is_closed_even_if_no_number_is_left(pair):

@@ -423,8 +423,8 @@ MUTANTS = [
     Mutant(
         "a file that is refused stays open",
         "fdpass/_memfd.py",
-        "            self._check(max_size, seals)\n        except BaseException:\n            close_untrusted([self])\n            raise",
-        "            self._check(max_size, seals)\n        except BaseException:\n            self.detach()\n            raise",
+        "                self.keep_pages()\n        except BaseException:\n            close_untrusted([self])\n            raise",
+        "                self.keep_pages()\n        except BaseException:\n            self.detach()\n            raise",
         "test_fdpass_memfd.py::TestAdopt::test_it_closes_the_descriptor_of_an_fd_it_refuses",
     ),
     Mutant(
@@ -472,8 +472,8 @@ MUTANTS = [
     Mutant(
         "who closes waits for a stranger's file",
         "fdpass/_untrusted.py",
-        "not done.acquire(timeout=PATIENCE)",
-        "not done.acquire()",
+        "if done.acquire(timeout=PATIENCE)",
+        "if done.acquire()",
         "test_fdpass_untrusted.py::test_who_closes_waits_for_no_file_and_for_no_second_one_a_moment",
     ),
     Mutant(
@@ -503,6 +503,25 @@ MUTANTS = [
         "(quick if THREADS_ABORT or _never_waits(fd) else doubtful)",
         "(quick if _never_waits(fd) else doubtful)",
         "test_interpreters.py::test_no_thread_that_closes_a_file_aborts_the_process_when_its_interpreter_ends",
+        "a thread that could not begin keeps its place",
+        "fdpass/_untrusted.py",
+        "            if each() is None:",
+        "            if False:",
+        "test_fdpass_untrusted.py::test_threads_that_could_not_begin_keep_no_place",
+    ),
+    Mutant(
+        "a thread that could not begin is waited for in vain",
+        "fdpass/_untrusted.py",
+        "        if place() is None:",
+        "        if False:",
+        "test_fdpass_untrusted.py::test_what_a_thread_that_could_not_begin_leaves_is_closed_by_who_waits_for_it",
+    ),
+    Mutant(
+        "what a thread was closing when it died is forgotten",
+        "fdpass/_untrusted.py",
+        "                _waiting.append(fd)",
+        "                pass",
+        "test_fdpass_untrusted.py::test_a_thread_that_dies_leaves_its_place_and_the_rest_to_others",
     ),
     Mutant(
         "what is refused is closed by who refuses it",
