@@ -264,9 +264,9 @@ class MemoryRegistry(Closing):
                 returned=self._returned,
                 freed=self._freed,
                 lent=len(self._loans),
-                lent_bytes=sum(loan.memory.size for loan in self._loans.values()),
+                lent_bytes=sum(loan.memory.size for loan in tuple(self._loans.values())),
                 idle=len(self._idle.since),
-                idle_bytes=sum(memory.size for memory in self._idle.since),
+                idle_bytes=sum(memory.size for memory in tuple(self._idle.since)),
             )
 
     @property
@@ -289,7 +289,7 @@ class MemoryRegistry(Closing):
             return
         self._closed = True
         self._freed += len(self._loans) + len(self._idle.since)
-        for loan in self._loans.values():
+        for loan in tuple(self._loans.values()):
             loan.watch.close()
             loan.memory.close()
         for memory in self._idle.remove_since(float("inf")):
@@ -378,7 +378,7 @@ class _Idle(Owner):
     def remove_since(self, until: float) -> list[_Memory]:
         """Remove those that came home at `until` or before."""
         old: list[_Memory] = []
-        for memory, since in self.since.items():
+        for memory, since in tuple(self.since.items()):
             if since > until:
                 break
             old.append(memory)

@@ -391,10 +391,10 @@ class Reception(Owner):
             self.pending.append(opening)
 
     def _count(self, uid: int) -> int:
-        return sum(opening.peer.uid == uid for opening in self.pending)
+        return sum(opening.peer.uid == uid for opening in tuple(self.pending))
 
     def _places(self) -> Places:
-        begun = ((opening.peer.uid, opening.begun) for opening in self.pending)
+        begun = ((opening.peer.uid, opening.begun) for opening in tuple(self.pending))
         return Places(self._max_pending, self._max_pending_per_uid, begun)
 
     def _next_place(self, guest: Guest, places: Places, now: float) -> float:
@@ -405,11 +405,13 @@ class Reception(Owner):
     def _due(self) -> list[Opening]:
         """Return the handshakes that can go on, or whose time is over: at most so many a turn."""
         poll = select.poll()
-        for opening in self.pending:
+        for opening in tuple(self.pending):
             poll.register(opening, opening.events)
         ready = {fd for fd, _ in poll.poll(0)}
         now = monotonic()
-        due = (each for each in self.pending if each.fileno() in ready or now >= each.deadline)
+        due = (
+            each for each in tuple(self.pending) if each.fileno() in ready or now >= each.deadline
+        )
         return list(islice(due, self.per_turn))
 
     def _attempt(self, opening: Opening) -> None:
@@ -480,7 +482,7 @@ class Reception(Owner):
         """Yield descriptors to poll and for what, before the next turn."""
         events = select.POLLIN if self._resume is None else 0  # 0: only that it is closed
         yield self.bound.sock.fileno(), events
-        for opening in self.pending:
+        for opening in tuple(self.pending):
             yield opening.fileno(), opening.events
         for guest in self._guests:
             if not guest.spoken:
@@ -489,7 +491,7 @@ class Reception(Owner):
     def next_deadline(self) -> float:
         """Return the monotonic() at which a turn is due even if nothing happens."""
         deadlines = [self._look_after_file, math.inf if self._resume is None else self._resume]
-        deadlines += [opening.deadline for opening in self.pending]
+        deadlines += [opening.deadline for opening in tuple(self.pending)]
         if self._guests:
             now, places = monotonic(), self._places()
             first = self._guests.next_of_each()
@@ -511,9 +513,9 @@ class Reception(Owner):
             else:
                 guest.sock.close()
             guest.share.close()
-        for opening in self.pending:
+        for opening in tuple(self.pending):
             opening.abandon()
-        for outcome in self._outcomes:
+        for outcome in tuple(self._outcomes):
             if not isinstance(outcome, Exception):
                 outcome.close()
         self.pending.clear()
