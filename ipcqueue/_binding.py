@@ -6,6 +6,7 @@ that of many tuples at a time (core/records.c), or None where the struct module 
 """
 
 import os
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -26,3 +27,18 @@ if _asked != "cffi":
 
 direct: Any = _direct_module
 records: Any = _records_module
+
+
+def _persist(step: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function that can be repeated until it has come to its end; see core/direct.c.
+
+    In Python only a second try is possible: the third strike may come before it.
+    """
+    try:
+        return step(*arguments)
+    except BaseException:
+        step(*arguments)
+        raise
+
+
+persist: Callable[..., Any] = _persist if direct is None else direct.persist

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from fdpass import Owner, monotonic, shown_seconds
 
+from ._binding import persist
 from ._endpoint import Event
 from ._errors import Closed, Full
 from ._loan import Borrowing, Loan
@@ -53,7 +54,7 @@ def open_endpoint(opening: Opening) -> Endpoint:
             poll.register(opening.fileno(), opening.events)
             poll.poll(_milliseconds(max(0.0, opening.deadline - monotonic())))
     except BaseException:
-        opening.abandon()  # Ctrl-C; harmless after a step that failed
+        persist(opening.abandon)  # Ctrl-C; harmless after a step that failed
         raise
     return endpoint
 
@@ -286,13 +287,9 @@ class Threads(Owner):
                 endpoint.reading = endpoint.dozing = False
             if counted:
                 endpoint.waiting[event] -= 1
-            try:
-                self._leave(event, follower, leading=leading)
-            except BaseException:
-                self._leave(event, follower, leading=leading)
-                raise
+            persist(self._leave, event, follower, leading)
 
-    def _leave(self, event: Event, follower: threading.Lock | None, *, leading: bool) -> None:
+    def _leave(self, event: Event, follower: threading.Lock | None, leading: bool) -> None:
         endpoint = self._endpoint
         with endpoint.mutex:
             if not endpoint.waiting[event]:

@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 import fdpass
 
 from . import _frames, _ring, _segment, _slots
-from ._binding import direct
+from ._binding import direct, persist
 from ._bounds import Budget
 from ._control import ControlParser, Opcode, application_message, err
 from ._errors import (
@@ -54,6 +54,7 @@ from ._errors import (
 from ._flight import Flight
 from ._frames import MAX_ATTACHED, FrameReceiver, FrameSender, close_received
 from ._message import MessageCodec, Received
+from ._record import in_place
 from ._ring import Place
 
 if TYPE_CHECKING:
@@ -303,20 +304,10 @@ class Endpoint(fdpass.Owner):
     def try_receive(self) -> Received | None:
         """Take a message with what is attached to it; see try_pop."""
         receiver = self.receiving()
-        if isinstance(receiver, FrameReceiver):
-            if not self._attached and receiver.has_records():
-                self.turn()  # who asks so expects descriptors, and an attempt without them costs more
-            return self.or_end(receiver.try_receive)
-        fds: list[fdpass.Fd] = []
-        regions: list[fdpass.MemoryRegion] = []
-        kept: list[Any] = [None]  # what the end of this may not ask for
-        record = self.try_pop()
-        try:
-            return None if record is None else Received(record, fds, regions)
-        except BaseException:  # Ctrl-C, or no memory
-            kept[0] = record
-            receiver.keep(kept)
-            raise
+        frames = isinstance(receiver, FrameReceiver)
+        if frames and not self._attached and receiver.has_records():
+            self.turn()  # who asks so expects descriptors, and an attempt without them costs more
+        return self.or_end(receiver.try_receive)
 
     def or_end(self, attempt: Callable[[], T | None]) -> T | None:
         """Call `attempt`; if it finds nothing and never will, raise how the connection ended."""
@@ -345,7 +336,7 @@ class Endpoint(fdpass.Owner):
         goes on sending would keep us here.
         """
         (left,) = self.with_socket(_bytes_that_came)
-        left += sum(len(data) for data, *_ in self._unread) + _waiting(self._room)
+        left += sum(len(data) for data, *_ in tuple(self._unread)) + _waiting(self._room)
         while self.receiving().lacking is not None:
             read = self.read_on()
             if read is None:
@@ -370,7 +361,7 @@ class Endpoint(fdpass.Owner):
         finally:
             if reading:
                 self.reading = False  # first, and not by a call: an exception may strike again
-                self.wake_followers()
+                persist(self.wake_followers)
 
     def most(self, limit: int | None) -> int:
         """Return how many records to take at once at most: `limit`, but no more than a ringful.
@@ -418,6 +409,11 @@ class Endpoint(fdpass.Owner):
     def check_message_size(self, size: int) -> None:
         """Raise TooLarge for a message that the peer does not take."""
         self._peer_limits.check_size(size)
+
+    @property
+    def shows_arrays(self) -> bool:
+        """Whether as_records() makes arrays."""
+        return not isinstance(self.codec, MessageCodec) and self.codec.view is not in_place
 
     def as_records(self, view: memoryview) -> Any:
         """Return memory as the application shall see records in it."""
@@ -472,21 +468,16 @@ class Endpoint(fdpass.Owner):
         end = self._end
         if self.closed:
             self.raise_end()
-        message = None
-        try:
-            with self.mutex:
-                if self._inbox:
-                    # Not pop(): an exception after the call would lose what it returned.
-                    message = self._inbox[0]
-                    del self._inbox[0]
-        except BaseException:
-            if message is not None:  # it struck while the mutex was released
-                with self.mutex:
-                    self._inbox.insert(0, message)
-            raise
-        if message is None and end is not None:
+        inbox = self._inbox
+        if inbox:
+            # No bytecode from here on can be interrupted: not pop(), as an exception after the call
+            # would lose what it returned, and no mutex, as it would after that is released.
+            message = inbox[0]
+            del inbox[0]
+            return message
+        if end is not None:
             self.raise_end()
-        return message
+        return None
 
     def try_send_message(self, message: bytes) -> bool:
         """Send a message to the peer's application; False if the socket is full."""
@@ -518,8 +509,7 @@ class Endpoint(fdpass.Owner):
                 # No bytecode here can be interrupted, and none needs memory: it is counted for sure.
                 self._users -= 1
                 if self.closed:
-                    with self.mutex:
-                        self._let_go()
+                    persist(self._let_go)
 
     def looked(self) -> None:
         """Have the receiving end know that the socket was read just now, and has not ended."""
@@ -531,9 +521,10 @@ class Endpoint(fdpass.Owner):
         return bool(self._unread) or _waiting(self._room) > 0
 
     def _let_go(self) -> None:
-        """Under the mutex, when the socket was in hand: the last one closes what is closed."""
-        if self.closed and not self._users and not self.dozing:
-            self._release()
+        """When the socket was in hand: the last one closes what is closed."""
+        with self.mutex:
+            if self.closed and not self._users and not self.dozing:
+                self._release()
 
     def turn(self) -> None:
         """Read the control messages that wait, unless somebody else is reading."""
@@ -547,21 +538,19 @@ class Endpoint(fdpass.Owner):
         finally:
             if reading:
                 self.reading = False  # first, and not by a call: an exception may strike again
-                try:
-                    self.wake_followers()
-                except BaseException:
-                    self.wake_followers()
-                    raise
+                persist(self.wake_followers)
 
     def wake_followers(self) -> None:
         """Have every sleeper look again at what concerns it; after reading, and not during."""
         with self.mutex:
             if self.followers:
-                for follower in self.followers:  # in steps that can be repeated after an exception
-                    if follower.locked():
+                # A copy, as a signal handler may wake them, or follow itself, at any place in here.
+                for follower in tuple(self.followers):
+                    with contextlib.suppress(RuntimeError):  # it is awake already
                         follower.release()
-                self.followers.clear()
-            self._let_go()
+                    self.followers.discard(follower)
+            if self.closed:
+                self._let_go()
 
     def service(self) -> int:
         """Read once from the socket, as `reading`: doorbells, messages, descriptors, the end.
@@ -611,7 +600,7 @@ class Endpoint(fdpass.Owner):
             if not self._held_back:  # else the end comes behind what waits in the socket
                 self.watch(epoll, 0)
         except BaseException:
-            epoll.close()
+            persist(epoll.close)
             raise
         return epoll
 
@@ -868,11 +857,7 @@ class Endpoint(fdpass.Owner):
 
     def _abandon(self, error: CorruptPeer) -> None:
         """End a connection whose peer cannot be believed: at once, and for both directions."""
-        try:
-            self._give_up(error)
-        except BaseException:  # Ctrl-C: finish what was begun
-            self._give_up(error)
-            raise
+        persist(self._give_up, error)  # Ctrl-C: finish what was begun
 
     def _give_up(self, error: CorruptPeer) -> None:
         self._note_end(error)
@@ -930,11 +915,7 @@ class Endpoint(fdpass.Owner):
             self.closed = True
             self._release()
             return
-        try:
-            self._close()
-        except BaseException:  # Ctrl-C: finish what was begun
-            self._close()
-            raise
+        persist(self._close)  # Ctrl-C: finish what was begun
 
     def _close(self) -> None:
         """Close; each step can be repeated."""
@@ -948,8 +929,7 @@ class Endpoint(fdpass.Owner):
                 ring.close()
         if not self._released:
             self._say_goodbye(self._sock)
-        with self.mutex:
-            self._let_go()  # unless somebody has it in hand
+        self._let_go()  # unless somebody has it in hand
 
     def _release(self) -> None:
         self._released = True

@@ -25,7 +25,12 @@ class Unaccepted(BadRecord):
 
 
 class DecodeFailed(QueueError, ValueError):
-    """A message was received and could not be decoded; the next one can be received."""
+    """A record or message was taken and could not be decoded; the next one can be received.
+
+    `__cause__` is what the record's class or the decoder has raised.  What is no Exception, or a
+    MemoryError, is raised as it is the first time, and the message stays; if it comes again, the
+    second call raises this.
+    """
 
 
 class LoanError(QueueError):

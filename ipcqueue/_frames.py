@@ -27,10 +27,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias, TypeVar
 
 import fdpass
 
-from ._binding import direct
+from ._binding import direct, persist
 from ._bounds import MOST_AT_ONCE, MOST_BUILT, Budget
 from ._core import ffi, lib
-from ._errors import BadRecord, DecodeFailed, Unaccepted
+from ._decoding import decode_failed
+from ._errors import BadRecord, Unaccepted
 from ._message import MAX_FLAGS, OUT_AGAIN, OUT_OF_LINE, OUTSIDE, Framed, Message, Received
 from ._outside import PLACE_SIZE, SIZES, Outgoing, Outside, find, with_copies
 from ._ring import (
@@ -44,8 +45,11 @@ from ._ring import (
     LARGE,
     MOST_AHEAD,
     MOST_BYTES,
+    OVER,
     STUCK,
     U64,
+    Call,
+    Hands,
     Lent,
     Mapping,
     Place,
@@ -472,17 +476,6 @@ class _Large:
         self.done = 0  # bytes
 
 
-class _Taken(list[_Built]):
-    """Messages in the hands of one call, and what puts all of them back without any memory."""
-
-    before: list[_Built] | None = None  # what was built, them included
-    after: list[_Built] | None = None  # what then was left of it: while it is, nothing came between
-    handed: int = 0  # before
-
-
-_NONE = _Taken()
-
-
 def _corrupt(message: str) -> TroubleError:
     return TroubleError(CORRUPT, message)
 
@@ -491,10 +484,10 @@ class FrameReceiver(ReceiverEnd):
     """The receiving end of a ring of frames.
 
     A message is first built (copied), then the ring is told that it is taken, then it is decoded
-    and handed on; until it moves into the hands of one call it stands in `_built`, and goes back
-    there if an exception strikes (Ctrl-C, between any two bytecodes).  Each step can be repeated.
-    Descriptors stand in `_attached` until their message is built, and what is to be closed in
-    `_spent` until it is.
+    and handed on.  Until a call takes it, it stands in `_built`, and until that call returns it in
+    `_hands` (see Call); if the call ends otherwise (Ctrl-C, between any two bytecodes), the next one
+    finds it there.  Each step can be repeated.  Descriptors stand in `_attached` until their
+    message is built, and what is to be closed in `_spent` until it is.
     """
 
     def __init__(
@@ -540,20 +533,34 @@ class FrameReceiver(ReceiverEnd):
 
     def held(self) -> int:
         """Return how many descriptors are here that nobody has been handed yet; from any thread."""
-        built = self._built[:]
+        built = list(chain(self._built, *(taken for _, taken in self._hands)))
         # A region has up to two.
         attached = sum(len(each.fds) + 2 * len(each.regions) for each in built)
         return sum(map(len, self._attached)) + attached + len(self._spent)
 
     def holds(self) -> bool:
         """Whether messages wait in this process already."""
-        return bool(self.ahead or self._built)
+        return bool(self.ahead or self._built or self._left_over()[1])
 
     def _reclaim(self) -> None:
-        """Keep what the short way has taken and nobody has fetched: behind what is built already.
+        """Have `_built` begin with what nobody holds any more, and end with what stands ahead.
 
-        Their frames are free already, so that they end here is as good as true.
+        The frames of those are free already, so that they end here is as good as true.
         """
+        while self._hands:
+            hands, free, rest = self._left_over()
+            if not free:
+                break
+            before, handed = self._built, self._handed
+            built = [*chain(*free), *before]
+            number = handed - (len(built) - len(before))
+            if (
+                self._hands is hands and self._built is before and self._handed == handed
+            ):  # else a signal handler has used this end meanwhile
+                # No bytecode between these can be interrupted.
+                self._built = built
+                self._handed = number
+                self._hands = rest
         while ahead := self.ahead:
             place, built, handed, end = self.place, self._built, self._handed, self._next
             first = handed - (len(ahead) - place)
@@ -608,104 +615,110 @@ class FrameReceiver(ReceiverEnd):
     def _take(  # noqa: C901 (one order of steps)
         self, limit: int, *, strip: bool, budget: Budget | None = None
     ) -> list[Any]:
-        taken, failure = _Taken(), None
+        call = Call()
+        call.over = False
+        failure: BaseException | None = None
         try:
             with self._lock:
                 self._build(limit, budget)
-                self._hand_on(limit, taken)
+                taken, hands = self._hand_on(limit, call)
+            if not taken and not self._spent:
+                return taken
             # Without the lock, as it is the application's code: others can receive meanwhile.
             records, failure = self._decoded(taken, budget)
-            if failure is not None or len(records) < len(taken):
-                self._put_back(taken, len(records) or 1)
-            attached = any(built.fds or built.regions for built in taken)
-            unwanted = attached and (strip or not records)
-            if unwanted or self._spent:
+            done = len(records) or (failure is not None)
+            given = taken[:done]
+            strips = (strip or failure is not None) and any(b.fds or b.regions for b in given)
+            if strips or self._spent:
                 with self._lock:
-                    if unwanted:
-                        self._strip(taken)
+                    if strips:
+                        taken = self._strip(call, taken, done)
                     try:  # noqa: SIM105 (which needs memory)
                         self._close_spent()
                     except MemoryError:
                         pass  # the next call does
-            if failure is not None and not records:
-                taken = _NONE
-                raise failure
-            if strip:
+            if not strip:
+                records = [
+                    Received(record, built.fds, built.regions)
+                    for record, built in zip(records, given, strict=failure is None)
+                ]
+            pieces = ((OVER, taken[done:]),) if done < len(taken) else ()
+            rest = hands[:-1]
+            if self._hands is hands and not pieces and failure is None and self._suspect is None:
+                # As at most times.  No bytecode between these can be interrupted.
+                self._hands = rest
                 return records
-            pairs = zip(records, taken, strict=True)
-            return [Received(record, built.fds, built.regions) for record, built in pairs]
+            while True:
+                hands, rest = self._without(call, *pieces)
+                if self._hands is hands:
+                    # No bytecode between these can be interrupted.
+                    self._hands = rest
+                    if failure is not None or (done and not pieces):
+                        self._suspect = None
+                    if failure is not None:
+                        raise failure
+                    return records
         except TroubleError as error:
             trouble = error.args
-        except BaseException:
-            try:
-                if taken:
-                    self._put_back(taken, 0)
-            except MemoryError:
-                if not taken or taken.before is None or self._built is not taken.after:
-                    raise
-                # No bytecode between these can be interrupted, so it takes no lock, which needs
-                # memory, too.
-                self._built = taken.before
-                self._handed = taken.handed
-            raise
         finally:
+            call.over = True  # first of all; see Call
             failure = None  # a cycle with this frame, which has the memory of the ring
         self._trouble(*trouble)
 
     def _decoded(
         self, taken: list[_Built], budget: Budget | None
-    ) -> tuple[list[Any], DecodeFailed | None]:
-        """Return the records of messages, and why the next one has none.
+    ) -> tuple[list[Any], BaseException | None]:
+        """Return the records of messages, or else why the first of them is given up.
 
-        Of fewer messages, without a reason, where there is no time for more.
+        What comes behind one that cannot be decoded, or for which there is no time, is for the next
+        call, with that one first.
         """
         records: list[Any] = []
         timed = budget is not None and not self._plain and self._decode is not Message
         for built in taken:
-            data, tag, flags = built.raw
+            raw = built.raw
+            data, tag, flags = raw
             try:
                 try:
                     record = self._decode(data, tag, flags & MAX_FLAGS)
                 except MemoryError:  # perhaps not the message's fault, but a shortage that is over
                     record = self._decode(data, tag, flags & MAX_FLAGS)
-            except Exception as failure:  # whatever a function of the user
-                if self._decode is Message and isinstance(failure, MemoryError):
+            except BaseException as error:
+                if self._decode is Message:
                     raise  # a message without a decoder of the application's is never at fault
-                error = DecodeFailed(
-                    f"message {built.number} ({len(data)} bytes, tag {tag}) could not be decoded: "
-                    f"{type(failure).__name__}: {failure}"
-                )
-                error.__cause__ = failure
-                try:
-                    return records, error
-                finally:
-                    del error  # a cycle with this frame, as in _take
+                if records and isinstance(error, Exception):
+                    return records, None
+                again = partial(self._decode, data, tag, flags & MAX_FLAGS)
+                if not self._gives_up(raw, error, again):
+                    raise
+                if records:
+                    return records, None
+                if isinstance(error, KeyboardInterrupt):
+                    return records, error  # a Ctrl-C never becomes anything else
+                what = f"message {built.number} ({len(data)} bytes, tag {tag})"
+                return records, decode_failed(what, error)
             records.append(record)
             if timed and budget is not None and not budget.has_time():
                 break
         return records, None
 
-    def _put_back(self, taken: _Taken, start: int) -> None:
-        """Let the messages from number `start` on be received later."""
-        with self._lock:
-            untouched = self._built is taken.after
-            built, handed = taken[start:] + self._built, self._handed - (len(taken) - start)
-            # No bytecode between these can be interrupted, and only the first may need memory.
-            del taken[start:]
-            self._built = built
-            self._handed = handed
-            taken.after = built if untouched else None
+    def _strip(self, call: Call, taken: list[_Built], count: int) -> list[_Built]:
+        """Give up what is attached to the first messages in the hands of a call.
 
-    def _strip(self, taken: _Taken) -> None:
-        """Give up what is attached to messages that go to who has not asked for it."""
-        spent = _attachments(taken)
-        bare = [built._replace(fds=[], regions=[]) for built in taken]
-        spent, dropped = self._spent + spent, self.dropped + len(spent)
-        # No bytecode between these can be interrupted, and only the first may need memory.
-        taken[:] = bare
-        self._spent = spent
-        self.dropped = dropped
-        taken.after = None
+        For who has not asked for it.  Return the messages as they are then.
+        """
+        gone = _attachments(taken[:count])
+        bare = [each._replace(fds=[], regions=[]) for each in taken[:count]] + taken[count:]
+        while True:
+            hands, new = self._without(call, (call, bare))
+            before, dropped = self._spent, self.dropped
+            spent, dropped = before + gone, dropped + len(gone)
+            if self._hands is hands and self._spent is before:
+                # No bytecode between these can be interrupted.
+                self._hands = new
+                self._spent = spent
+                self.dropped = dropped
+                return bare
 
     def _close_spent(self) -> None:
         spent = self._spent
@@ -819,7 +832,7 @@ class FrameReceiver(ReceiverEnd):
             ring, lending = self._parked, self._lending
             try:
                 if take:
-                    self._views.check()
+                    self._views.check("nothing was taken, and the same messages come again")
                 if take and ring is None:
                     code = CLOSED
                 elif take and lending is not None:
@@ -868,7 +881,9 @@ class FrameReceiver(ReceiverEnd):
         built, at, used, wanted = list(before), start, 0, 0
         kept = {**self._kept}
         attached = self._attached[:]
-        carrying, again = sum(map(_carries, built)), sum(map(_is_there, built))
+        carrying = again = 0
+        if built:
+            carrying, again = sum(map(_carries, built)), sum(map(_is_there, built))
         spent: list[Spent] = []
         frame, position = scratch = self._scratch.pop() if self._scratch else _new_scratch()
         failure: Exception | None = None
@@ -909,10 +924,10 @@ class FrameReceiver(ReceiverEnd):
             if one is not None and (not built or built[-1] is not one):
                 close_received(one.regions)
         except BaseException:
-            _close_regions(built[len(before) :])
+            persist(_close_regions, built[len(before) :])
             raise
         if self._ring is not ring or self._built is not before or self._next != start:
-            _close_regions(built[len(before) :])
+            persist(_close_regions, built[len(before) :])
             return False
         try:
             # No bytecode between these can be interrupted, and only the first two need memory.
@@ -928,7 +943,7 @@ class FrameReceiver(ReceiverEnd):
             self._kept = kept
             self._spent = spent
         except MemoryError:
-            _close_regions(built[len(before) :])
+            persist(_close_regions, built[len(before) :])
             raise
         if failure is not None and not built:
             try:
@@ -1015,7 +1030,7 @@ class FrameReceiver(ReceiverEnd):
             end = (at + extent(size)) & U64
             return _Built(end, number, Framed(data, tag, flags), fds, regions)
         except BaseException:
-            close_received(regions)
+            persist(close_received, regions)
             raise
 
     def _copied(self, large: _Large) -> bytes | None:
@@ -1050,20 +1065,24 @@ class FrameReceiver(ReceiverEnd):
         )
         return with_copies(descriptors, adopt)
 
-    def _hand_on(self, limit: int, taken: _Taken) -> None:
-        """Move what is built to `taken`, and free its frames."""
+    def _hand_on(self, limit: int, call: Call) -> tuple[list[_Built], Hands]:
+        """Move what is built to the hands of a call, and free its frames.
+
+        Return it, and `_hands` as they are then, with this at their end.
+        """
         while (built := self._built) and (ring := self._ring) is not None:
-            count = min(limit, len(built))
-            before = self._handed
-            now, later, handed = built[:count], built[count:], before + count
-            taken.before, taken.after, taken.handed = built, later, before
-            if self._built is built and self._ring is ring:  # else a signal handler came between
-                # No bytecode between these can be interrupted; and the first alone needs memory.
-                taken += now
+            now, later, hands = built[:limit], built[limit:], self._hands
+            handed, new = self._handed + len(now), [*hands, (call, now)]
+            end = now[-1].end
+            # else a signal handler came between
+            if self._built is built and self._ring is ring and self._hands is hands:
+                # No bytecode between these can be interrupted.
+                self._hands = new
                 self._built = later
                 self._handed = handed
-                _free(ring, now[-1].end)
-                return
+                _free(ring, end)
+                return now, new
+        return [], []
 
     def drop_strays(self) -> None:
         """Close the descriptors of a message that its sender did not live to publish."""
@@ -1079,7 +1098,7 @@ class FrameReceiver(ReceiverEnd):
         self._mappings.close()
         self._kept = {}
         self._large = None
-        for built in self._built:
+        for built in chain(self._built[:], *self._left_over()[1]):
             close_received(built.fds)
             close_received(built.regions)
         close_received(self._spent)

@@ -121,7 +121,8 @@ class Loan(Owner):
         elif self._run < self._size:
             memory, offset = ffi.new("char[]", nbytes), 0
             self._aside = memory
-        view = self._sender.view(memory, offset, nbytes)
+        arrays = self._endpoint.shows_arrays
+        view = self._sender.view(memory, offset, nbytes, arrays=arrays)
         self._view = view
         self._hold = hold
         self.data = self._endpoint.as_records(view)
@@ -253,7 +254,8 @@ class Borrowing(Owner):
         if lent is None:
             return None
         self._hold = hold
-        views = [self._receiver.view(p.memory, p.offset, p.size).toreadonly() for p in lent]
+        view, arrays = self._receiver.view, self._endpoint.shows_arrays
+        views = [view(p.memory, p.offset, p.size, arrays=arrays).toreadonly() for p in lent]
         self._views = views
         if isinstance(self._receiver, FrameReceiver):
             pieces = zip(views, lent, strict=True)

@@ -76,7 +76,8 @@ class Encoded(_Encoded):
 
     decode(data: bytes) gets exactly what encode(object) gave, from a peer that may be hostile:
     pickle.loads would run whatever the peer likes, so use it only between programs that trust
-    each other entirely.  It must not give None.  The other side may state `bytes`, or another Encoded.
+    each other entirely.  It must not give None.  Where it raises, receiving raises DecodeFailed;
+    it may be called again for the same bytes.  The other side may state `bytes`, or another Encoded.
     """
 
     __slots__ = ()

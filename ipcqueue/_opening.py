@@ -19,6 +19,7 @@ import fdpass
 from fdpass import Seconds, index_of, monotonic, seconds_of, shown_seconds
 
 from . import _ring, _segment
+from ._binding import persist
 from ._control import HELLO, err
 from ._endpoint import Endpoint, tell
 from ._errors import CorruptPeer, CredentialsRefused, HandshakeTimeout, PeerDied, QueueError
@@ -312,7 +313,7 @@ class Opening(fdpass.Owner):
                 _segment.create(terms.codec, terms.capacity, terms.name, terms.limits)
             )
         except BaseException as error:
-            self.abandon(error)
+            persist(self.abandon, error)
             raise
 
     def fileno(self) -> int:
@@ -348,7 +349,7 @@ class Opening(fdpass.Owner):
             self.process = process_behind(self.sock, sender, self.peer, pid)
             return Endpoint(self, self._segments[0], segment)
         except BaseException as error:
-            self.abandon(error)
+            persist(self.abandon, error)
             raise
 
     def _say_hello(self) -> None:

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import fdpass
 
+from ._binding import persist
 from ._core import ffi
 from ._ring import CORRUPT, MOST_BYTES, U64, Mapping, TroubleError, copy_memory, map_segment
 
@@ -70,7 +71,7 @@ class Region(fdpass.Owner):
             self._mapping = map_segment(self.memfd.fileno(), size, writable=True)
             self.memfd.seal(_SEALS)
         except BaseException:
-            self.memfd.close()
+            persist(self.memfd.close)
             raise
 
     @property
@@ -310,7 +311,7 @@ def with_copies(descriptors: Sequence[fdpass.Fd], use: Callable[[list[fdpass.Fd]
         fdpass.Fd.own(copies, map(os.dup, [fd.fileno() for fd in descriptors]))
         return use(copies)
     except BaseException as error:
-        fdpass.close_untrusted(copies)
+        persist(fdpass.close_untrusted, copies)
         if isinstance(error, fdpass.FdPassError):
             message = f"the peer sent a memory region that is none: {error}"
             raise TroubleError(CORRUPT, message) from error

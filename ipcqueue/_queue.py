@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import fdpass
 
+from ._binding import persist
 from ._blocking import Threads, open_endpoint
 from ._errors import EndOfStream, HandshakeTimeout
 from ._handshake import Role
@@ -80,7 +81,7 @@ class Connection(fdpass.Owner):
             options |= {"capacity": capacity, "name": name, "timeout": timeout}
             terms = Terms(record, self._role, **options)
         except BaseException:
-            fdpass.drop_socket(sock)
+            persist(fdpass.drop_socket, sock)
             raise
         self._join(open_endpoint(Opening(sock, terms)))
 
@@ -260,8 +261,9 @@ class Receiver(Connection):
 
         Raises, once everything published is taken, EndOfStream (the sender closed) or PeerDied;
         CorruptPeer, Refused, Closed, ForkedUse; ConcurrentUse and LoanError beside a borrowing.
-        Of messages: DecodeFailed (that message is taken, the next can be received),
-        DescriptorsLost, OSError (no memory or descriptors for what came: it can be tried again).
+        DecodeFailed (what came is refused by the record's class, or by `decode`; it is taken, the
+        next can be received).  Of messages: DescriptorsLost, OSError (no memory or descriptors for
+        what came: it can be tried again).
         """
         for record in self._ready if timeout is None or timeout else self._endpoint.ready:
             return record

@@ -573,7 +573,10 @@ def _dataclass_codec(dataclasses: Any, cls: Any) -> Codec:
         return make(*unpack(view))
 
     def decode_many(data: BytesLike, count: int) -> list[Any]:
-        return list(starmap(make, split(_window(data, size * count))))
+        records = list(starmap(make, split(_window(data, size * count))))
+        if len(records) != count:  # which ends any loop in C, and so would lose all that follow
+            raise RuntimeError(f"making a {cls.__name__} raised StopIteration")
+        return records
 
     encode_many = _packing_many(packer, in_c, (cls,), encode, values_of)
     return Codec(

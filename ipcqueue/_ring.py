@@ -10,7 +10,7 @@ end.
 
 Exceptions between bytecodes (Ctrl-C): what the core does is complete when it returns, wake-up
 included, so an interrupted push has happened or has not.  A pop is more delicate, since the
-record lives only in this process from then on; see SlotReceiver and FrameReceiver.
+record lives only in this process from then on; see Call.
 
 The file is long because both ends of both shapes are described here once, with what they share.
 """
@@ -22,7 +22,7 @@ import mmap
 import os
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol, TypeAlias
 
 import fdpass
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from ._bounds import Budget
+    from ._message import Received
     from ._process import Process
 
 DONE: int = lib.IPCQ_DONE
@@ -282,6 +283,8 @@ class Views(fdpass.Owner):
 
     def __init__(self) -> None:
         self._exporters: list[weakref.ref[Any]] = []
+        self.arrays = False
+        """Whether numpy arrays were handed out: memory of an array cannot be released by a call."""
 
     def new(self, memory: Any, offset: int, size: int) -> memoryview:
         """Return a writable view of a part of memory, which it keeps alive."""
@@ -295,12 +298,20 @@ class Views(fdpass.Owner):
             self._exporters = [each for each in self._exporters if each() is not None]
         return len(self._exporters)
 
-    def check(self) -> None:
-        """Raise LoanError if there are any."""
+    def check(self, outcome: str) -> None:
+        """Raise LoanError if there are any; `outcome` says what that meant for the records."""
         if count := self.left():
+            pieces = "one view" if count == 1 else f"views of {count} messages"
+            how = (
+                "the array that was handed out, or one made of it (a slice, a field, a reshaped one): "
+                "`del` every name and every container that holds one, inside the block"
+                if self.arrays
+                else "a slice or a cast of the memoryview that was handed out, or a numpy array made "
+                "of it: release() the memoryview, `del` the array, inside the block"
+            )
             raise LoanError(
-                f"{count} views of borrowed or lent memory outlive their block: delete slices and "
-                "arrays made of them first"
+                f"{outcome}: {pieces} of lent memory outlived the block, and this end refuses to work "
+                f"until that is gone. It is {how}; to keep the values, copy them (bytes(), .copy())"
             )
 
 
@@ -345,7 +356,7 @@ class End(fdpass.Owner):
             if self._borrower() is not None:
                 raise ConcurrentUse("another loan or borrowing is open at this end")
             self._forget()
-        self._views.check()
+        self._views.check("this call has done nothing")
         if self._parked is not None:  # else a signal handler has done it meanwhile
             self._ring, self._parked = self._parked, None
         return self._ring
@@ -359,8 +370,9 @@ class End(fdpass.Owner):
         if self._parked is ring:  # else a signal handler has closed it
             self._ring, self._parked, self._borrower = ring, None, None
 
-    def view(self, memory: Any, offset: int, size: int) -> memoryview:
-        """Return a writable view of a part of lent memory."""
+    def view(self, memory: Any, offset: int, size: int, *, arrays: bool = False) -> memoryview:
+        """Return a writable view of a part of lent memory, perhaps to make an array of."""
+        self._views.arrays = arrays
         return self._views.new(memory, offset, size)
 
     def _indices(self) -> tuple[int, int]:
@@ -389,6 +401,29 @@ class End(fdpass.Owner):
             ring = self._parked if self._ring is None else self._ring
             self._ring = self._parked = self._memory = None
         return ring
+
+
+class Call:
+    """One call that receives: what it has taken stands in `_hands` of its end, under its name.
+
+    It stays there while it is decoded, and until the very step in which it is returned: a store
+    and a return, with nothing between at which CPython looks for signals.  So an exception of a
+    signal handler (Ctrl-C) finds it there wherever it strikes, and there is nothing to recover.  How
+    a call ends is a single store, `over`, by which its handler of exceptions begins: no second one
+    can strike before it: from then on what still stands under its name is anybody's, and the next
+    call that receives gets it.
+    """
+
+    __slots__ = ("over",)  # so that no store needs memory
+
+    over: bool  # set to False by its maker, which is faster than a constructor
+
+
+OVER = Call()
+OVER.over = True
+"""What stands under its name in `_hands` is anybody's."""
+
+Hands: TypeAlias = list[tuple[Call, Any]]
 
 
 class SenderEnd(End):
@@ -484,7 +519,7 @@ class SenderEnd(End):
             ring = self._parked
             try:
                 if commit is not None:
-                    self._views.check()
+                    self._views.check("nothing was published of this loan")
                     code = CLOSED if ring is None else commit(ring)
             finally:
                 self._forget()
@@ -543,6 +578,59 @@ class ReceiverEnd(End):
         self._keeps = not patience.yields
         lib.ipcq_receiver_patience(ring, *patience)
         super().__init__(place, ring, peer, trouble)
+        self._hands: Hands = []  # replaced as a whole, never changed
+        self._suspect: Any = None
+
+    def _without(self, call: Call, *instead: tuple[Call, Any]) -> tuple[Hands, Hands]:
+        """Return `_hands`, and what becomes of them when a call lets go of what it has.
+
+        `instead` takes its place.  For the caller to store, if `_hands` are still the same: else a
+        signal handler or another thread has changed them meanwhile.
+        """
+        hands, new = self._hands, []
+        for each in hands:
+            if each[0] is not call:
+                new.append(each)
+            else:
+                new += instead
+        return hands, new
+
+    def _left_over(self) -> tuple[Hands, list[Any], Hands]:
+        """Return `_hands`, what of them nobody holds any more, in order, and the rest."""
+        hands, free, rest = self._hands, [], []
+        for each in hands:
+            if each[0].over:
+                free.append(each[1])
+            else:
+                rest.append(each)
+        return hands, free, rest
+
+    def _gives_up(self, data: Any, error: BaseException, again: Callable[[], object]) -> bool:
+        """Whether a record is given up that could not be decoded, because of `error`.
+
+        `data` is what it is made of, and `again()` decodes it once more: an error that does not
+        come again was that of a signal handler, and not the record's.  What is no Exception may be a
+        Ctrl-C or the end of a program, and memory may be there later: that is raised as it is the
+        first time, and the record stays.  The second time nothing else can be received until it is
+        given up.
+        """
+        mild = isinstance(error, Exception) and not isinstance(error, MemoryError)
+        if not mild and not self._is_suspect(data):
+            self._suspect = data
+            return False
+        try:
+            again()
+        except Exception as second:  # noqa: BLE001 (whatever a function of the user)
+            return not (mild and isinstance(second, MemoryError))
+        except BaseException as second:
+            if type(second) is type(error):
+                return True
+            raise
+        return False
+
+    def _is_suspect(self, data: Any) -> bool:
+        """Whether decoding it, or a batch that it was in, has ended in no mere Exception before."""
+        return bool(self._suspect == data)
 
     dropped = 0
     """How many attachments were closed because nobody took them."""
@@ -575,8 +663,8 @@ class ReceiverEnd(End):
         """Take up to `limit` records and no more than a ringful; None if there are none."""
         raise NotImplementedError
 
-    def keep(self, records: list[Any]) -> None:
-        """Take back records that were handed on last; they are received next."""
+    def try_receive(self) -> Received | None:
+        """Take one record as a message, with what is attached to it; None if there is none."""
         raise NotImplementedError
 
     ahead: list[Any] | None = None

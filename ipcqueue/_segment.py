@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from fdpass import Fd, Memfd, MemfdRefused, NotReserved, Owner, Seal, WrongSize, index_of
 
+from ._binding import persist
 from ._errors import SealsRefused, SizeRefused
 from ._handshake import HEADER_SIZE, Identity
 from ._message import Limits
@@ -98,7 +99,7 @@ def create(
         mapping.write_identity(identity)
         memfd.seal(SEALS)
     except BaseException:
-        memfd.close()
+        persist(memfd.close)
         raise
     return Segment(memfd, mapping, identity)
 
@@ -138,7 +139,7 @@ def adopt(
         mirrored = identity.capacity if identity.shape == FRAMES else 0
         mapping = map_segment(memfd.fileno(), memfd.size, writable=False, mirrored=mirrored)
     except BaseException:
-        memfd.close()
+        persist(memfd.close)
         raise
     return Segment(memfd, mapping, identity)
 

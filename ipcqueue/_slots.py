@@ -6,13 +6,17 @@ ways of core/direct.c on top, which rely on its order of steps.
 
 from __future__ import annotations
 
+import reprlib
 import weakref
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from ._binding import direct
 from ._bounds import MOST_AT_ONCE, MOST_VALUES, Pace
 from ._core import ffi, lib
+from ._decoding import decode_failed
 from ._errors import Unaccepted
+from ._message import Received
 from ._record import in_place
 from ._ring import (
     AGAIN,
@@ -23,7 +27,10 @@ from ._ring import (
     FULL,
     MOST_AHEAD,
     MOST_BYTES,
+    OVER,
     U64,
+    Call,
+    Hands,
     Lent,
     Mapping,
     Place,
@@ -196,19 +203,21 @@ class SlotReceiver(ReceiverEnd):
 
     A record that the core has copied out is gone from the ring, so from there on no exception
     between two bytecodes (Ctrl-C) may lose it, and no signal handler that uses this end in
-    between may disturb it.  Hence three places before the caller, served in reverse order:
+    between may disturb it.  Hence three places before the caller, all of them of this end, and all
+    with raw records:
 
     - `_buffer`: what the core copied out.  `_delivered` counts what has left it; where that stays
       behind the core's own count, the next call finds out (AGAIN) and moves the rest to
-    - `_stash`: raw records, which were taken and not handed on; and
-    - `_kept`: decoded records, which were about to be handed on when an exception struck.
+    - `_stash`: records that were taken and not handed on; and
+    - `_hands`: those that calls are just decoding; see Call.
 
-    Moves are made of bytecodes between which CPython looks for no signal (it does after calls, at
-    the start of functions and when jumping back), right after a test that nobody else has moved
-    anything meanwhile.
+    A record is decoded where it stands, and leaves its place in the step that returns it.  Moves are
+    made of bytecodes between which CPython looks for no signal (it does after calls, at the start
+    of functions and when jumping back), right after a test that nobody else has moved anything
+    meanwhile.
 
-    A record put back wakes nobody: a thread that sleeps already finds it when the next doorbell
-    rings, or after its slice of time.
+    A record that an exception has left there wakes nobody: a thread that sleeps already finds it
+    when the next doorbell rings, or after its slice of time.
     """
 
     def __init__(
@@ -233,8 +242,8 @@ class SlotReceiver(ReceiverEnd):
         self._most_at_once = max(1, min(most, MOST_BYTES // self._size))
         self._count = ffi.new("uint64_t *")
         self._delivered = place.start
-        self._stash: Any = b""  # bytes; a bytearray where there was no memory for more
-        self._kept: list[Any] = []
+        self._stash: Any = b""
+        self._raw: bytes | None = None  # see core/direct.c
         self._lent_to: int | None = None  # None: the first bytes of the stash are lent
         self._lent_data = b""
         self._new_buffer(1)
@@ -242,7 +251,7 @@ class SlotReceiver(ReceiverEnd):
     def holds(self) -> bool:
         """Whether records wait in this process already."""
         ring = self._ring
-        return bool(self.ahead or self._kept or self._stash) or (
+        return bool(self.ahead or self._stash or self._left_over()[1]) or (
             ring is not None and bool(lib.ipcq_undelivered(ring, self._delivered))
         )
 
@@ -300,7 +309,7 @@ class SlotReceiver(ReceiverEnd):
             ring, to, held = self._parked, self._lent_to, len(self._lent_data)
             try:
                 if take:
-                    self._views.check()
+                    self._views.check("nothing was taken, and the same records come again")
                     if ring is None:
                         code = CLOSED
                     elif to is None:
@@ -323,115 +332,124 @@ class SlotReceiver(ReceiverEnd):
 
     def try_pop(self) -> Any:
         """Take one record; None if there is none."""
-        record = None
+        return self._take_one(None)
+
+    def try_receive(self) -> Received | None:
+        """Take one record as a message to which nothing is attached; None if there is none."""
+        return self._take_one(Received)  # type: ignore[no-any-return]
+
+    def _take_one(  # noqa: C901 (its ways out)
+        self, wrapped: Callable[[Any, list[Any], list[Any]], Any] | None
+    ) -> Any:
+        """Take one record, perhaps wrapped: it is taken exactly if this returns."""
         try:
-            with self._lock:
-                record = self._next()
+            while True:
+                with self._lock:
+                    if not self._fill():
+                        return None
+                    stash = self._stash
+                if not stash:
+                    continue
+                first, rest = stash[: self._size], stash[self._size :]
+                failure: BaseException | None = None
+                try:
+                    record = self._decode(first)
+                except BaseException as error:
+                    if not self._gives_up(first, error, partial(self._decode, first)):
+                        raise
+                    failure = self._failure(first, error)
+                else:
+                    if wrapped is not None:
+                        record = wrapped(record, [], [])
+                if self._is_first(stash):
+                    # No bytecode between these can be interrupted.
+                    self._stash = rest
+                    self._suspect = None
+                    if failure is not None:
+                        raise failure
+                    return record
         except TroubleError as trouble:
             code = trouble.code
-        except BaseException:
-            if record is not None:  # it struck while the lock was released
-                self.keep([record])
-            raise
-        else:
-            return record
+        finally:
+            failure = None  # a cycle with this frame
         self._trouble(code)
 
-    def keep(self, records: list[Any]) -> None:
-        """Take back records that were handed on last; they are received next."""
-        try:
-            with self._lock:
-                self._kept = records + self._kept
-        except MemoryError:
-            # No bytecode between these can be interrupted, so it takes no lock, which needs memory.
-            if self._kept:
-                raise
-            self._kept = records
+    def _is_first(self, stash: bytes) -> bool:
+        """Whether what stands in the stash is the same, and nothing older is anybody's."""
+        for call, _ in self._hands:
+            if call.over:
+                return False
+        return self._stash is stash
 
-    def _next(self) -> Any:  # noqa: C901, PLR0912 (three places, one loop)
-        """Take one record under the lock: it is taken exactly if this returns."""
+    def _failure(self, data: bytes, error: BaseException) -> BaseException:
+        """Return what is raised for a record that is given up."""
+        if isinstance(error, KeyboardInterrupt):
+            return error  # a Ctrl-C never becomes anything else
+        return decode_failed(f"a record ({reprlib.repr(data)})", error)
+
+    def _fill(self) -> bool:
+        """Have a record stand in the stash, under the lock; False if there is none."""
         if self._ring is None and self._usable() is None:
             raise TroubleError(CLOSED)
         while True:
             self._reclaim()
-            if self._kept:
-                record = self._kept[0]
-                del self._kept[0]
-                return record
             if self._stash:
-                stash = self._stash
-                record = self._decode_stashed(stash)
-                if self._stash is stash:
-                    self._stash = stash[self._size :]
-                    return record
-                continue
+                return True
             ring, before = self._ring, self._delivered
             if ring is None:
                 if self._usable() is None:
                     raise TroubleError(CLOSED)
                 continue
-            if self.ahead or self._stash or self._kept:
-                # Taken the short way by another thread or a handler: older than what is taken here.
+            if self.ahead or self._stash:
+                # Taken by another thread or a handler meanwhile: older than what is taken here.
                 continue
             code = _pop(ring, self._buffer, 1, before, self._count)
             if code == EMPTY:
-                return None
+                return False
             if code:
                 self._recover(code, before)
                 continue
-            try:
-                record = self._decode(self._one)
-            except Exception:
-                # What fails again will never give anything but its error; else it was not its
-                # fault, but that of a signal handler.
-                if self._fails(self._one) and self._delivered == before:
-                    self._delivered = (before + 1) & U64
-                raise
-            if self._delivered == before:
-                self._delivered = (before + 1) & U64
-                return record
+            data, after = bytes(self._one), (before + 1) & U64
+            if self._delivered == before and not self._stash:
+                # No bytecode between these can be interrupted, and none needs memory.
+                self._stash = data
+                self._delivered = after
+                return True
 
     def _reclaim(self) -> None:
-        """Keep what the short way has taken and nobody has fetched: behind what is kept already."""
-        while type(stash := self._stash) is bytearray:  # there was no memory for more
-            raw = bytes(stash)
-            if self._stash is stash:
-                self._stash = raw
-        while ahead := self.ahead:
-            place, kept, stash = self.place, self._kept, self._stash
-            records = ahead[place:]
-            raw = b"".join(bytes(self._codec.encode(each)) for each in records) if stash else b""
+        """Have the stash begin with what nobody holds any more, and end with what stands ahead."""
+        while self._hands or self.ahead:
+            hands, free, rest = self._left_over()
+            ahead = self.ahead
+            if not free and not ahead:
+                break
+            place, raw, stash = self.place, self._raw, self._stash
+            more = (
+                b"" if not ahead else raw[place * self._size :] if raw else b"".join(ahead[place:])
+            )
+            all_of_it = b"".join([*free, stash, more])
             if (
-                self.ahead is ahead
+                self._hands is hands
+                and self.ahead is ahead
                 and self.place == place
-                and self._kept is kept
                 and self._stash is stash
             ):  # else a signal handler has used this end meanwhile
                 # No bytecode between these can be interrupted.
-                if stash:
-                    self._stash = stash + raw
-                else:
-                    self._kept = kept + records
+                self._stash = all_of_it
+                self._hands = rest
                 self.ahead = None
                 self.place = 0
-        if (self._kept or self._stash) and fork_generation() != self._generation:
+        if self._stash and fork_generation() != self._generation:
             raise TroubleError(FORKED)  # the parent has the same, and hands it on
 
-    def _decode_stashed(self, stash: bytes) -> Any:
-        first = stash[: self._size]
-        try:
-            return self._decode(first)
-        except Exception:
-            if self._fails(first) and self._stash is stash:
-                self._stash = stash[self._size :]
-            raise
+    def _is_suspect(self, data: Any) -> bool:
+        suspect = self._suspect  # a batch, perhaps
+        return suspect is not None and bytes(data) in suspect
 
-    def _fails(self, data: bytes | memoryview) -> bool:
-        """Whether a record cannot be decoded: a shortage of memory is not its fault."""
+    def _fails(self, data: bytes) -> bool:
+        """Whether a record cannot be decoded just now."""
         try:
             self._decode(data)
-        except MemoryError:
-            return False
         except Exception:  # noqa: BLE001 (whatever a user's class may raise)
             return True
         return False
@@ -441,9 +459,12 @@ class SlotReceiver(ReceiverEnd):
         if code != AGAIN:
             raise TroubleError(code)
         count = int(self._count[0])
-        data = bytes(self._view[: count * self._size])
-        if self._delivered == before:
-            self._stash, self._delivered = self._stash + data, (before + count) & U64
+        stash, after = self._stash, (before + count) & U64
+        data = stash + self._view[: count * self._size]
+        if self._delivered == before and self._stash is stash:
+            # No bytecode between these can be interrupted, and none needs memory.
+            self._stash = data
+            self._delivered = after
 
     def _recover_all(self, ring: Any) -> None:
         before = self._delivered
@@ -451,77 +472,94 @@ class SlotReceiver(ReceiverEnd):
         if code == AGAIN:
             self._recover(code, before)
         self._reclaim()
-        if self._kept:  # as raw records, which is what can be lent
-            kept = b"".join(bytes(self._codec.encode(record)) for record in self._kept)
-            self._stash, self._kept = kept + self._stash, []
 
     def try_pop_many(self, limit: int, budget: Budget | None = None) -> Any:  # noqa: ARG002 (as frames)
         """Take up to `limit` records and no more than a ringful; None if there are none."""
         return self._pop_many(min(limit, self.capacity), short=False)
 
-    def _pop_many(self, limit: int, *, short: bool) -> Any:  # noqa: C901 (its ways out)
+    def _pop_many(self, limit: int, *, short: bool) -> Any:  # noqa: C901, PLR0912 (its ways out)
         """Do so; `short`: None also if it takes more than one call of C."""
-        size = self._size
-        kept: list[Any] = []
-        data = bytearray()  # what to put back if an exception strikes
+        hands: Hands = []
+        size, call = self._size, Call()
+        call.over = False
+        pieces: tuple[tuple[Call, Any], ...] = ()
+        failure: BaseException | None = None
+        records: Any = None
         try:
-            if not self.fetch(data, limit):
+            data = self.fetch(hands, call, limit)
+            if data is None:
                 if short:
                     return None
+                data = bytearray()
                 with self._lock:
-                    self._gather(kept, data, limit)
-                if kept:
-                    return self._as_batch(kept)
-                if not data:
-                    return None
-            try:
-                return self._adopt_many(data, len(data) // size)
-            except Exception:
-                good = self._good(data)
-                if good == len(data):  # no record's fault
-                    raise
-                if good == 0:  # only the first is lost: there is nothing else to say of it
-                    data = data[size:]
-                    raise
-                with self._lock:
-                    self._stash, data = bytes(data[good:]) + self._stash, data[:good]
-                return self._adopt_many(data, good // size)
+                    self._gather(call, data, limit)
+            if data:
+                try:
+                    records = self._adopt_many(data, len(data) // size)
+                    if self._hands is hands:
+                        # As at most times.  No bytecode between these can be interrupted.
+                        self._hands = []
+                        return records
+                except BaseException as error:
+                    if not isinstance(error, Exception) and self._suspect is None:
+                        self._suspect = bytes(data)
+                        raise
+                    good, failure = self._good(data, error)
+                    if failure is None:
+                        pieces = ((OVER, bytes(data[good:])),)
+                        records = self._adopt_many(data[:good], good // size)
+                    else:
+                        pieces = ((OVER, bytes(data[size:])),)
+            while True:
+                hands, rest = self._without(call, *pieces)
+                if self._hands is hands:
+                    # No bytecode between these can be interrupted.
+                    self._hands = rest
+                    if not pieces or failure is not None:
+                        self._suspect = None
+                    if failure is not None:
+                        raise failure
+                    return records
         except TroubleError as trouble:
+            call.over = True
             code = trouble.code
         except BaseException:
-            self.keep(kept)
-            try:
-                with self._lock:
-                    self._stash = bytes(data) + self._stash
-            except MemoryError:
-                if not self._stash:  # as in keep(); _reclaim() makes bytes of it
-                    self._stash = data
+            call.over = True  # first of all; see Call
+            failure = None  # a cycle with this frame
             raise
         self._trouble(code)
 
-    def _as_batch(self, records: list[Any]) -> Any:
-        """Return decoded records in the form of a batch."""
-        if isinstance(self._codec.decode_many(b"", 0), list):
-            return records
-        buffer, count = self._codec.encode_many(records)
-        return self._codec.decode_many(buffer, count)
+    def _good(self, data: bytearray, error: BaseException) -> tuple[int, BaseException | None]:
+        """Find the first record of a batch that cannot be decoded, because of `error`.
 
-    def _gather(self, kept: list[Any], data: bytearray, limit: int) -> None:
-        """Move up to `limit` records to `kept`, if there are decoded ones, else to `data`."""
+        Return how many bytes stand before it; and, where it is the very first, what is raised.  Raise
+        `error` if it is no record's fault, or not yet.
+        """
+        at = 0
+        while at < len(data):
+            one = bytes(data[at : at + self._size])
+            try:
+                self._decode(one)
+            except BaseException as own:
+                if at and isinstance(own, Exception):
+                    return at, None  # its turn comes when it is the first
+                if not self._gives_up(one, own, partial(self._decode, one)):
+                    raise
+                return at, None if at else self._failure(one, own)
+            at += self._size
+        raise error
+
+    def _gather(self, call: Call, data: bytearray, limit: int) -> None:
+        """Move up to `limit` records to `data`, which stands in the hands of a call."""
         if self._ring is None and self._usable() is None:
             raise TroubleError(CLOSED)
         self._reclaim()
-        if self._kept:
-            now, later = self._kept[:limit], self._kept[limit:]
-            # No bytecode between these can be interrupted.
-            kept += now
-            self._kept = later
-        else:
-            self._collect(data, limit)
+        self._hands = [*self._hands, (call, data)]  # before anything is in it
+        self._collect(data, limit)
 
-    def fetch(self, into: bytearray, limit: int) -> bool:  # noqa: ARG002 (as in core/direct.c)
-        """Move up to `limit` records into an empty bytearray, if that is simple; whether it did."""
-        return False
+    def fetch(self, hands: Hands, call: Call, limit: int) -> bytearray | None:  # noqa: ARG002 (as in core/direct.c)
+        """Move up to `limit` records to the hands of a call, if that is simple; see core/direct.c."""
+        return None
 
     def _collect(self, data: bytearray, limit: int) -> None:  # noqa: C901 (one loop, and its ways out)
         """Append the bytes of up to `limit` records to `data`, which owns them from then on."""
@@ -532,15 +570,15 @@ class SlotReceiver(ReceiverEnd):
         while len(data) < limit * size:
             missing = limit * size - len(data)
             before = self._delivered  # ahead of the looks at older ones, which it covers
-            if self.ahead:  # as in _next()
-                ring = self._ring
-                if data or ring is None:
+            if self.ahead or self._left_over()[1]:  # as in _fill()
+                if data:
                     return
-                self._recover_all(ring)
+                self._reclaim()
                 continue
             if self._stash:
                 stash = self._stash
                 taken, rest = stash[:missing], stash[missing:]
+                # No bytecode between these can be interrupted.
                 data += taken
                 self._stash = rest
                 continue
@@ -570,13 +608,6 @@ class SlotReceiver(ReceiverEnd):
             return
         self._recover_all(self._ring)
         self._new_buffer(wanted)
-
-    def _good(self, data: bytearray) -> int:
-        """Return how many bytes of records stand before the first that cannot be decoded."""
-        at = 0
-        while at < len(data) and not self._fails(bytes(data[at : at + self._size])):
-            at += self._size
-        return at
 
 
 def _values_of(codec: Codec) -> int:

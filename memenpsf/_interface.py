@@ -145,8 +145,9 @@ class Interface(Connection):
 
         Raises, once everything published is taken, EndOfStream (the peer closed) or PeerDied;
         CorruptPeer, Refused, Closed, ForkedUse; ConcurrentUse and LoanError beside a borrowing.
-        Of messages: DecodeFailed (that message is taken, the next can be received),
-        DescriptorsLost, OSError (no memory or descriptors for what came: it can be tried again).
+        DecodeFailed (what came is refused by the record's class, or by `decode`; it is taken, the
+        next can be received).  Of messages: DescriptorsLost, OSError (no memory or descriptors for
+        what came: it can be tried again).
         """
         for record in self._ready if timeout is None or timeout else self._endpoint.ready:
             return record

@@ -269,7 +269,7 @@ class Interface(Owner, trio.abc.Channel[Any]):
             try:
                 sent = endpoint.try_push(record)
             except QueueError as error:
-                raise _translated(error) from None
+                raise _translated(error) from error.__cause__
             if sent:
                 await cancel_shielded_checkpoint()
                 return
@@ -303,7 +303,7 @@ class Interface(Owner, trio.abc.Channel[Any]):
                         await wait_writable(endpoint.fileno())
                 endpoint.turn()
         except QueueError as error:
-            raise _translated(error) from None
+            raise _translated(error) from error.__cause__
         except trio.ClosedResourceError:
             raise Closed("this side has closed the connection") from None
 
@@ -318,7 +318,7 @@ class Interface(Owner, trio.abc.Channel[Any]):
             if endpoint.try_push(record):
                 return
         except QueueError as error:
-            raise _translated(error) from None
+            raise _translated(error) from error.__cause__
         raise Full("no space for a record just now")
 
     @enable_ki_protection
@@ -436,7 +436,7 @@ class Interface(Owner, trio.abc.Channel[Any]):
                 await cancel_shielded_checkpoint()
                 return
         except QueueError as error:
-            raise _translated(error) from None
+            raise _translated(error) from error.__cause__
         except trio.ClosedResourceError:
             raise Closed("this side has closed the connection") from None
         raise Full(f"no room for a control message within {shown_seconds(timeout)}")
@@ -494,7 +494,7 @@ class Interface(Owner, trio.abc.Channel[Any]):
                 await checkpoint()
             return result
         except QueueError as error:
-            raise _translated(error) from None
+            raise _translated(error) from error.__cause__
 
     async def _sleep(self, endpoint: Endpoint, event: Event, units: int) -> None:
         """Sleep until `event` may have come; a checkpoint in any case."""
@@ -531,6 +531,7 @@ class Interface(Owner, trio.abc.Channel[Any]):
             with end:
                 await wait_readable(end)
 
+    @enable_ki_protection
     def finish(self) -> None:
         """End in good order, as close() does; what has arrived can still be received, then Closed.
 
@@ -538,6 +539,7 @@ class Interface(Owner, trio.abc.Channel[Any]):
         """
         self._open_endpoint().finish()
 
+    @enable_ki_protection
     def close(self) -> None:
         """End in good order, without waiting; tasks that wait here get Closed.  Idempotent."""
         if self._opening is not None:
@@ -551,6 +553,7 @@ class Interface(Owner, trio.abc.Channel[Any]):
             self._endpoint.close()
             self._followers.unpark_all()
 
+    @enable_ki_protection
     async def aclose(self) -> None:
         """End in good order: the peer drains what was published, then gets EndOfStream.
 
@@ -576,6 +579,7 @@ class AsyncLoan(Owner):
         # At once if that is possible, so that a mistake is raised where it is made.
         self._loan: ipcqueue.Loan | None = self._make(endpoint) if endpoint else None
 
+    @enable_ki_protection
     async def __aenter__(self) -> ipcqueue.Loan:
         interface = self._interface
         endpoint = interface._endpoint or await interface._opened()  # noqa: SLF001
@@ -587,6 +591,7 @@ class AsyncLoan(Owner):
             raise Full(f"no space for a loan within {shown_seconds(self._timeout)}")
         return loan
 
+    @enable_ki_protection
     async def __aexit__(
         self,
         kind: type[BaseException] | None,
@@ -607,6 +612,7 @@ class AsyncBorrowing(Owner):
         endpoint = interface._endpoint  # noqa: SLF001 (one module)
         self._borrowing: ipcqueue.Borrowing | None = self._make(endpoint) if endpoint else None
 
+    @enable_ki_protection
     async def __aenter__(self) -> ipcqueue.Borrowing:
         interface = self._interface
         endpoint = interface._endpoint or await interface._opened()  # noqa: SLF001
@@ -616,6 +622,7 @@ class AsyncBorrowing(Owner):
         )
         return borrowing
 
+    @enable_ki_protection
     async def __aexit__(
         self,
         kind: type[BaseException] | None,
@@ -644,7 +651,7 @@ def _translating() -> Iterator[None]:
     try:
         yield
     except QueueError as error:
-        raise _translated(error) from None
+        raise _translated(error) from error.__cause__
 
 
 def _left(until: float) -> float | None:
@@ -753,7 +760,7 @@ class Listener(Owner, trio.abc.Listener[Interface]):
                     await self._rest()
                     await self._wait()
             except QueueError as error:
-                raise _translated(error) from None
+                raise _translated(error) from error.__cause__
         await cancel_shielded_checkpoint()
         return Interface._of(endpoint, self._reception.terms, self._reception.role)  # noqa: SLF001 (one module)
 

@@ -39,12 +39,15 @@ class Places:
     It is only noted there, by C code in one bytecode; when its handler runs is up to CPython: as
     it does for any signal, after the next call of something written in C, at the next beginning
     of a function, or at the next jump backwards.  Places in files of `apart` do not count.
+
+    With `second`, another signal arrives at that place after the first has struck: in the code
+    that recovers from it.
     """
 
     AFTER = ("CALL", "RESUME", "JUMP_BACKWARD", "POP_JUMP_BACKWARD")
 
-    def __init__(self, nth, action, apart=()):
-        self.left, self.action, self.arrived = nth, action, []
+    def __init__(self, nth, action, apart=(), second=None):
+        self.left, self.action, self.arrived, self.second = nth, action, [], second
         self.apart = (TESTS, *apart)
 
     def __call__(self, frame, event, arg):
@@ -59,7 +62,10 @@ class Places:
         return self
 
     def handle(self, *_):
-        sys.settrace(None)
+        if self.second is None:
+            sys.settrace(None)
+        else:
+            self.left, self.second = self.second, None
         self.action()
 
     def run(self, call):
@@ -74,12 +80,16 @@ class Places:
             signal.signal(signal.SIGUSR1, previous)
 
 
-def at_every_place(prepare, call, action, check, first=0, step=1, apart=()):
-    """Run `call` once for each place, with `action` there; return how many places there are."""
+def _check_tracer():
     if sys.gettrace() is not None:
         pytest.skip("another tracer, of coverage perhaps, is at work")
     if sys.version_info >= (3, 12):
         pytest.skip("settrace() misses opcodes from CPython 3.12 on")
+
+
+def at_every_place(prepare, call, action, check, first=0, step=1, apart=()):
+    """Run `call` once for each place, with `action` there; return how many places there are."""
+    _check_tracer()
     for nth in range(first % step, 10_000, step):
         prepare()
         places = Places(nth, action, apart)
@@ -89,4 +99,28 @@ def at_every_place(prepare, call, action, check, first=0, step=1, apart=()):
         check(result)
         if not places.arrived:
             return nth
+    raise AssertionError("the call does not end")
+
+
+def at_every_pair(prepare, call, action, check, first=0, step=1, apart=()):
+    """Run `call` with `action` at each place, and again at each place after that until it ends.
+
+    Return how many pairs of places there are: `action` raises, so the second is in the code that
+    cleans up.
+    """
+    _check_tracer()
+    pairs = 0
+    for nth in range(first % step, 10_000, step):
+        for second in range(10_000):
+            prepare()
+            places = Places(nth, action, apart, second)
+            result = None
+            with contextlib.suppress(Interrupt, Mishap):
+                result = places.run(call)
+            check(result)
+            if len(places.arrived) < 2:
+                break
+            pairs += 1
+        if not places.arrived:
+            return pairs
     raise AssertionError("the call does not end")

@@ -9,6 +9,7 @@ from places import Interrupt, at_every_place, interrupt
 
 import ipcqueue
 import memenpsf
+from ipcqueue import _ring
 from ipcqueue._binding import direct
 
 np = pytest.importorskip("numpy")
@@ -415,10 +416,14 @@ class TestArrays:
     def test_a_batch_is_copied_once_and_then_its_own(self, sides):
         one, other = sides
         one.xmit_many(as_array(range(4)))
-        receiver, into = other._endpoint.receiver, bytearray()
-        assert receiver.fetch(into, 3)
+        receiver, hands, call = other._endpoint.receiver, [], _ring.Call()
+        into = receiver.fetch(hands, call, 3)
+        assert receiver._hands is hands
+        assert hands == [(call, into)]
         assert np.frombuffer(into, DTYPE)["number"].tolist() == [0, 1, 2]
-        assert not receiver.fetch(into, 3)  # which is not empty
+        assert receiver.fetch([], call, 3) is None  # there is something older
+        receiver._hands = []
+        assert receiver.fetch([None], call, 3) is None  # no empty list
         assert other._endpoint.codec.adopt_many(into, 3).base is into
 
     @only_direct
@@ -502,12 +507,12 @@ def test_what_the_calls_of_c_refuse():
         assert sender.push_packed(bytes(24), 1) == 2
         assert sender.push_packed(bytes(24), 3) == sender.push_packed(bytes(24), 9) == 0
         assert sender.push_packed(bytes(24), -1) == 0
-        assert not receiver.fetch(bytearray(), 0)
-        assert not receiver.fetch(bytearray(), -1)
+        assert receiver.fetch([], None, 0) is None
+        assert receiver.fetch([], None, -1) is None
         with pytest.raises(TypeError):
-            receiver.fetch(b"", 1)
+            receiver.fetch((), None, 1)
         assert len(other.recv_vectored()) == 3
-        assert not receiver.fetch(bytearray(), 1)
+        assert receiver.fetch([], None, 1) is None
 
 
 @only_direct
@@ -515,8 +520,7 @@ def test_no_more_comes_at_once_than_was_there():
     one, other = memenpsf.pair("<Q", capacity=1 << 14)
     with one, other:
         one.xmit_many([(n,) for n in range(10_000)])  # 80 kB: in pieces
-        into = bytearray()
-        assert other._endpoint.receiver.fetch(into, 9_999)
+        into = other._endpoint.receiver.fetch([], None, 9_999)
         assert into == b"".join(n.to_bytes(8, "little") for n in range(9_999))
         assert one.indices() == (10_000, 9_999)
 
@@ -541,8 +545,9 @@ def test_an_undecodable_record_is_lost_alone():
         receiver._decode, receiver._adopt_many = picky, picky_many
         one.xmit_many([(n,) for n in range(5)])
         assert other.recv_vectored() == [(0,), (1,)]
-        with pytest.raises(Odd):
+        with pytest.raises(ipcqueue.DecodeFailed) as caught:
             other.recv_vectored()
+        assert isinstance(caught.value.__cause__, Odd)
         assert other.recv_vectored() == [(3,), (4,)]
 
 

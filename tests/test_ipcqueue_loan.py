@@ -445,7 +445,9 @@ LEFT = [slice_of, array_of, array_of_a_slice]
 @pytest.mark.parametrize("derive", LEFT)
 def test_a_view_that_outlives_a_loan_keeps_it_from_being_published(any_pair, derive):
     one, other, said = any_pair
-    with pytest.raises(LoanError, match="outlive their block: delete slices and arrays"):
+    with pytest.raises(
+        LoanError, match=r"nothing was published of this loan: .*outlived the block"
+    ):
         with one.loan(3) as loan:
             fill(loan)
             left = derive(loan.data)
@@ -455,7 +457,7 @@ def test_a_view_that_outlives_a_loan_keeps_it_from_being_published(any_pair, der
         lambda: one.xmit_many([said[0]], timeout=0),
         lambda: one.loan(1, timeout=0).__enter__(),
     ):
-        with pytest.raises(LoanError, match="outlive their block"):
+        with pytest.raises(LoanError, match="outlived the block"):
             use()
     left[0] = left[0]  # still memory that nobody else uses
     del left
@@ -471,7 +473,7 @@ def test_a_view_that_outlives_a_borrowing_keeps_it_from_being_taken(any_pair, de
     for each in said:
         one.xmit(each)
     frames = isinstance(other.borrow(0).data, list)
-    with pytest.raises(LoanError, match="outlive their block"), other.borrow() as lent:
+    with pytest.raises(LoanError, match="outlived the block"), other.borrow() as lent:
         left = derive(lent[0].data if frames else lent.data)
     for use in (
         lambda: other.recv(timeout=0),
@@ -479,12 +481,36 @@ def test_a_view_that_outlives_a_borrowing_keeps_it_from_being_taken(any_pair, de
         lambda: other.recv_message(timeout=0),
         lambda: other.borrow(timeout=0).__enter__(),
     ):
-        with pytest.raises(LoanError, match="outlive their block"):
+        with pytest.raises(LoanError, match="outlived the block"):
             use()
     one.xmit(said[0])  # into memory that is not lent
     assert bytes(left) in b"".join(said)
     del left
     assert everything(other) == [*said, said[0]]
+
+
+def test_what_a_view_that_is_left_means_and_how_to_be_rid_of_it_is_told(any_pair):
+    one, other, said = any_pair
+    with pytest.raises(LoanError) as caught, one.loan(3) as loan:
+        fill(loan)
+        array = isinstance(loan.data, np.ndarray)
+        left = loan.data[:2]
+    assert str(caught.value).startswith(
+        "nothing was published of this loan: one view of lent memory"
+    )
+    assert ("`del` every name" if array else "release() the memoryview") in str(caught.value)
+    with pytest.raises(LoanError, match=r"^this call has done nothing: one view"):
+        one.xmit(said[0])
+    del left
+    one.xmit(said[0])
+    with pytest.raises(LoanError) as caught, other.borrow() as lent:
+        left = lent[:1] if not isinstance(lent.data, list) else lent[0].data[:1]
+    assert "nothing was taken, and the same " in str(caught.value)
+    assert ("`del` every name" if array else "release() the memoryview") in str(caught.value)
+    with pytest.raises(LoanError, match=r"^this call has done nothing"):
+        other.recv(timeout=0)
+    del left, lent
+    assert everything(other) == said[:1]
 
 
 def test_views_made_of_messages_outside_the_ring_outlive_their_block_as_well(pair):

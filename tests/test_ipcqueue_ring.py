@@ -20,7 +20,7 @@ from ipcqueue._core import ffi, lib
 from places import Interrupt, at_every_place, interrupt, mishap
 
 from fdpass import Fd
-from ipcqueue import BadRecord, _segment, _slots
+from ipcqueue import BadRecord, DecodeFailed, _segment, _slots
 from ipcqueue._record import codec_for
 from ipcqueue._ring import CLOSED, CORRUPT, FORKED, GONE, Place
 from ipcqueue._segment import MAX_SEGMENT
@@ -853,8 +853,9 @@ class TestUndecodable:
         while True:
             try:
                 got = take()
-            except Bad as error:
-                outcomes.append(f"bad {error}")
+            except DecodeFailed as error:
+                assert isinstance(error.__cause__, Bad)
+                outcomes.append(f"bad {error.__cause__}")
                 continue
             if got is None or len(got) == 0:
                 return outcomes

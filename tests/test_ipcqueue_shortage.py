@@ -196,9 +196,10 @@ def copied_out(receiver):
     if hasattr(receiver, "_built"):
         receiver.prepare(3)
     else:
-        data = bytearray()
-        receiver._collect(data, 3)
-        receiver._stash = bytes(data)
+        call = _ring.Call()
+        call.over = False
+        receiver._gather(call, bytearray(), 3)
+        call.over = True
 
 
 @only_direct
@@ -207,15 +208,16 @@ def test_a_batch_for_which_there_is_no_memory_stays(spec, short_of_memory):
     def prepare():
         one, other = memenpsf.pair(spec, capacity=64)
         one.xmit_many([bytes([n] * 8) if spec == 8 else (n,) for n in range(3)])
-        return one, other, other._endpoint.receiver, bytearray()
+        return one, other, other._endpoint.receiver, []
 
-    def check(result, one, other, receiver, data):
+    def check(result, one, other, receiver, hands):
         with one, other:
-            assert len(data) == (0 if result is MemoryError else 16)
+            assert (receiver._hands is hands) == (result is not MemoryError)
+            receiver._hands = []
             assert len(rest(other)) == (3 if result is MemoryError else 1)
 
-    def receive(one, other, receiver, data):
-        receiver.fetch(data, 2)
+    def receive(one, other, receiver, hands):
+        receiver.fetch(hands, None, 2)
 
     assert short_of_memory(prepare, receive, check, 10) > 0
 
@@ -597,7 +599,7 @@ def test_nonsense_in_what_both_ways_share_leaves_it_to_python(spec):
     with one, other:
         receiver = other._endpoint.receiver
         one.xmit(b"12345678")
-        for attribute in ("_kept", "_stash") if spec == 8 else ("_built",):
+        for attribute in ("_hands", "_stash") if spec == 8 else ("_hands", "_built"):
             right = getattr(receiver, attribute)
             for nonsense in (None, (), "text"):
                 setattr(receiver, attribute, nonsense)
@@ -632,7 +634,7 @@ def test_a_decoder_that_leaves_nonsense_and_fails_has_taken_nothing():
 
 
 @only_direct
-@pytest.mark.parametrize("what", ["a tuple", "stash", "kept", "more", "an error", "an interrupt"])
+@pytest.mark.parametrize("what", ["a tuple", "stash", "hands", "more", "an error", "an interrupt"])
 def test_whatever_a_decoder_of_many_does_nothing_is_lost(what):
     one, other = memenpsf.pair("<Q")
     with one, other:
@@ -646,8 +648,8 @@ def test_whatever_a_decoder_of_many_does_nothing_is_lost(what):
                     return tuple(records)
                 case "stash":
                     receiver._stash = bytes(bytearray(receiver._stash))  # equal, and another
-                case "kept":
-                    receiver.keep([(0,)])
+                case "hands":
+                    receiver._hands = [(_ring.OVER, bytearray(8))]
                 case "more":
                     if not before:
                         before.append(other.recv(timeout=0))

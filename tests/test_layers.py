@@ -350,3 +350,62 @@ def test_a_strangers_memory_file_keeps_its_pages_before_it_is_mapped(module):
 def test_a_strangers_memory_file_is_asked_for_its_pages_in_one_place():
     asking = [module for module in MODULES if "st_blocks" in (REPOSITORY / module).read_text()]
     assert asking == ["fdpass/_pages.py"]
+
+
+# Attributes that a loop may be over as they are, because nothing changes them: they are made once,
+# replaced as a whole, or an iterator of C.  All else may be changed in the middle of a loop, by a
+# signal handler that uses the same object (the locks are re-entrant), or by the garbage collector.
+FIXED = {
+    "_exporters",  # replaced as a whole
+    "_fds",  # of one transfer
+    "_hands",  # replaced as a whole
+    "_ready",  # an iterator of C
+    "_segments",  # of a handshake, which one caller drives
+    "_slots",  # replaced as a whole
+    "_source",  # a channel of Trio
+    "fds",  # of a message that the application has
+    "ready",  # as _ready
+    "regions",  # as fds
+}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_loop_is_over_what_a_signal_handler_may_change(module):
+    """A copy made by one call of C (tuple(), list(), a slice) is what a loop is over."""
+    for node in ast.walk(parsed(module)):
+        if not isinstance(node, ast.For | ast.AsyncFor | ast.comprehension):
+            continue
+        over = node.iter
+        if (
+            isinstance(over, ast.Call)
+            and isinstance(over.func, ast.Attribute)
+            and over.func.attr in {"items", "keys", "values"}
+        ):
+            over = over.func.value
+        of_self = isinstance(over, ast.Attribute) and getattr(over.value, "id", None) == "self"
+        assert not of_self or over.attr in FIXED, (
+            f"{module}:{over.lineno} loops over self.{over.attr}"
+        )
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("ipcqueue/")])
+def test_what_must_be_done_after_an_exception_is_persisted_in(module):
+    """A second exception of a signal handler may strike in each call that cleans up after a first.
+
+    So such a call is made by persist(), which begins again; or it need not be made, where what an
+    exception has left is found and put right by the next call (_forget, _unpark, _close_spent).
+    """
+    needless = {"_forget", "_unpark", "_close_spent"}
+    for node in ast.walk(parsed(module)):
+        bodies = []
+        if isinstance(node, ast.ExceptHandler) and getattr(node.type, "id", "") == "BaseException":
+            bodies = [node.body]
+        elif isinstance(node, ast.Try):
+            bodies = [node.finalbody]
+        for statement in [
+            each for body in bodies for each in body if module != "ipcqueue/_binding.py"
+        ]:
+            if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call):
+                called = statement.value.func
+                name = getattr(called, "id", getattr(called, "attr", None))
+                assert name in {"persist", *needless}, f"{module}:{statement.lineno} calls {name}()"

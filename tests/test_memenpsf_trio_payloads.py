@@ -1,6 +1,7 @@
 """Messages of any length, loans, regions and descriptors under Trio, and what cancelling does."""
 
 import contextlib
+import dataclasses
 import functools
 import json
 import random
@@ -515,14 +516,14 @@ async def test_misuse_gets_the_same_errors_and_the_interface_goes_on():
 
 async def test_views_that_outlive_their_block_are_a_loan_error():
     async with connected(capacity=4096) as (one, other):
-        with pytest.raises(memenpsf.LoanError, match="outlive"):
+        with pytest.raises(memenpsf.LoanError, match="nothing was published of this loan"):
             async with one.loan(5) as loan:
                 left = loan.data[1:]
         with pytest.raises(memenpsf.LoanError, match="outlive"):
             await one.xmit(b"x", timeout=0)
         del left
         await one.xmit(b"x" * 9)
-        with pytest.raises(memenpsf.LoanError, match="outlive"):
+        with pytest.raises(memenpsf.LoanError, match="nothing was taken, and the same messages"):
             async with other.borrow() as messages:
                 left = np.frombuffer(messages[0].data, "u1")
         with pytest.raises(memenpsf.LoanError, match="outlive"):
@@ -934,3 +935,21 @@ async def test_a_cancelled_task_that_was_reading_hands_on_to_the_others():
         with numbers(1) as files:
             await one.xmit(b"x", fds=files)
     assert got == [b"x"]
+
+
+async def test_a_record_that_its_class_refuses_is_taken_and_the_next_one_comes():
+    @dataclasses.dataclass
+    class Refusing:
+        number: memenpsf.u64
+
+        def __post_init__(self):
+            if self.number == 13:
+                raise ValueError
+
+    async with connected("<Q", other={"record": Refusing}) as (one, other):
+        for receive in (other.recv, other.recv_vectored, other.__anext__, other.recv_message):
+            await one.xmit_many([(13,), (1,)])
+            with pytest.raises(memenpsf.DecodeFailed) as caught:
+                await receive()
+            assert isinstance(caught.value.__cause__, ValueError)
+            assert await other.recv() == Refusing(1)

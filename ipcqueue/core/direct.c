@@ -12,8 +12,8 @@
  * A record is handed over to a for statement: after a call CPython looks for signals, and an exception
  * of a handler (Ctrl-C) would lose what the call has returned; between a step of a loop and its variable
  * it does not.  Several records stand in `ahead` until the caller fetches them, in two bytecodes
- * between which it does not either.  Older than those is what Python has put back: `_kept` and
- * `_stash`, or `_built`.
+ * between which it does not either.  Older than those is what stands in `_stash` or `_built`, and
+ * what calls of Python are just decoding, in `_hands` (see Call in _ring.py).
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -298,8 +298,11 @@ typedef struct {
     PyObject *ring, *known; /* as above */
     PyObject *ahead;  /* a list, from `place` on of records that were taken and not fetched; or None */
     Py_ssize_t place;
+    PyObject *raw;    /* slots: the bytes of all records that `ahead` was made with; or None */
     PyObject *held;   /* slots: `_stash`, bytes; frames: `_built`, a list: served first */
-    PyObject *kept;   /* slots: `_kept`, a list: served first of all */
+    PyObject *hands;  /* `_hands`, a list of what calls of Python have taken and not returned yet */
+    PyObject *suspect; /* slots: records one of which a decoder has left with what is no Exception:
+                          Python decides about them; or None */
     PyObject *decode; /* unless `plain`: a function from bytes (of a message, and its tag and flags) */
     PyObject *decode_many; /* slots: one to a list of records; None: there is none */
     ipcq_receiver *at;
@@ -322,7 +325,9 @@ static int receiver_traverse(Receiver *self, visitproc visit, void *arg)
     Py_VISIT(self->ring);
     Py_VISIT(self->ahead);
     Py_VISIT(self->held);
-    Py_VISIT(self->kept);
+    Py_VISIT(self->raw);
+    Py_VISIT(self->hands);
+    Py_VISIT(self->suspect);
     Py_VISIT(self->decode);
     Py_VISIT(self->decode_many);
     return 0;
@@ -333,7 +338,9 @@ static int receiver_clear(Receiver *self)
     Py_CLEAR(self->ring);
     Py_CLEAR(self->ahead);
     Py_CLEAR(self->held);
-    Py_CLEAR(self->kept);
+    Py_CLEAR(self->raw);
+    Py_CLEAR(self->hands);
+    Py_CLEAR(self->suspect);
     Py_CLEAR(self->decode);
     Py_CLEAR(self->decode_many);
     return 0;
@@ -383,12 +390,12 @@ static int empty_bytes(const PyObject *bytes)
     return bytes != NULL && PyBytes_CheckExact(bytes) && PyBytes_GET_SIZE(bytes) == 0;
 }
 
-/* Whether the ring can be used, and nothing older than what it holds was put back by Python. */
+/* Whether the ring can be used, and Python has nothing older than what it holds. */
 static int in_order(const Receiver *self)
 {
     return usable(self->ring, self->known) && !ipcq_is_forked(self->at) &&
-           (self->frames ? empty_list(self->held)
-                         : empty_list(self->kept) && empty_bytes(self->held));
+           (self->frames ? empty_list(self->held) : empty_bytes(self->held)) &&
+           empty_list(self->hands);
 }
 
 static int has_ahead(const Receiver *self)
@@ -405,6 +412,7 @@ static PyObject *first_ahead(Receiver *self)
     if (++self->place == PyList_GET_SIZE(self->ahead)) {
         self->place = 0;
         Py_CLEAR(self->ahead); /* of None only, so nothing runs */
+        Py_CLEAR(self->raw);
     }
     return record;
 }
@@ -416,11 +424,36 @@ static int still(const Receiver *self, unsigned long long next)
     return next == self->next && !has_ahead(self) && in_order(self);
 }
 
+/* Whether what a decoder has raised is to be raised as it is: no Exception; or one that does not come
+ * again, so that of a signal handler and not the record's fault.  Else it is forgotten: the long way
+ * meets it again, and knows what to do. */
+static int is_raised(PyObject *function, PyObject *const *args, size_t n)
+{
+    if (!PyErr_ExceptionMatches(PyExc_Exception))
+        return 1;
+    PyObject *type, *error, *traceback;
+    int short_of_memory = PyErr_ExceptionMatches(PyExc_MemoryError);
+    PyErr_Fetch(&type, &error, &traceback);
+    PyObject *result = short_of_memory ? NULL : PyObject_Vectorcall(function, args, n, NULL);
+    if (result != NULL) {
+        Py_DECREF(result);
+        PyErr_Restore(type, error, traceback);
+        return 1;
+    }
+    Py_XDECREF(type);
+    Py_XDECREF(error);
+    Py_XDECREF(traceback);
+    if (!short_of_memory && !PyErr_ExceptionMatches(PyExc_Exception))
+        return 1;
+    PyErr_Clear();
+    return 0;
+}
+
 /* What a decoder has made of the record at index `next`, which nobody has taken yet: where it fails,
  * or something came in between, the long way meets the record again.  NULL as below. */
 static PyObject *decoded(Receiver *self, PyObject *record, unsigned long long next)
 {
-    if (record == NULL && PyErr_ExceptionMatches(PyExc_Exception))
+    if (record == NULL && PyErr_Occurred() && PyErr_ExceptionMatches(PyExc_Exception))
         PyErr_Clear();
     if (record != NULL && !still(self, next))
         Py_CLEAR(record);
@@ -439,7 +472,16 @@ static PyObject *take_slot(Receiver *self)
         return NULL;
     if (!self->plain) {
         unsigned long long next = self->next;
-        PyObject *record = call(self->decode, data);
+        PyObject *record = NULL, *decode = Py_NewRef(self->decode);
+        if (!ready(self->suspect) && (record = PyObject_CallOneArg(decode, data)) == NULL &&
+            is_raised(decode, &data, 1)) {
+            if (!PyErr_ExceptionMatches(PyExc_Exception))
+                Py_XSETREF(self->suspect, Py_NewRef(data));
+            Py_DECREF(decode);
+            Py_DECREF(data);
+            return NULL;
+        }
+        Py_DECREF(decode);
         Py_DECREF(data);
         data = decoded(self, record, next);
         if (data == NULL)
@@ -588,13 +630,14 @@ static Py_ssize_t take_ahead(Receiver *self, Py_ssize_t most, Py_ssize_t *bytes)
         Py_ssize_t n = gather(self, most, bytes, list);
         if (n > 0) {
             self->place = 0;
+            Py_CLEAR(self->raw); /* they are their bytes */
             Py_XSETREF(self->ahead, Py_NewRef(list));
         }
         Py_DECREF(list);
         return n;
     }
     Py_DECREF(list);
-    if (self->frames || !ready(self->decode_many))
+    if (self->frames || !ready(self->decode_many) || ready(self->suspect))
         return 0;
     if (most > *bytes / self->size)
         most = *bytes / self->size;
@@ -615,21 +658,28 @@ static Py_ssize_t take_ahead(Receiver *self, Py_ssize_t most, Py_ssize_t *bytes)
     self->next += count; /* all that was asked for */
     Py_XSETREF(self->held, Py_NewRef(data));
     PyObject *decode_many = Py_NewRef(self->decode_many); /* see call() */
-    PyObject *records = PyObject_CallFunction(decode_many, "OK", data, (unsigned long long)count);
-    Py_DECREF(decode_many);
+    PyObject *number = PyLong_FromUnsignedLongLong((unsigned long long)count);
+    PyObject *args[] = {data, number};
+    PyObject *records = number == NULL ? NULL : PyObject_Vectorcall(decode_many, args, 2, NULL);
     Py_ssize_t n = 0;
-    if (records == NULL) {
-        if (!PyErr_ExceptionMatches(PyExc_Exception))
+    if (records == NULL && number == NULL) {
+        PyErr_Clear(); /* no memory: the slow way takes them out of `held` */
+    } else if (records == NULL) {
+        if (is_raised(decode_many, args, 2)) {
+            if (!PyErr_ExceptionMatches(PyExc_Exception))
+                Py_XSETREF(self->suspect, Py_NewRef(data));
             n = -1;
-        else
-            PyErr_Clear(); /* the slow way meets it again, and knows what to do */
-    } else if (PyList_CheckExact(records) && self->held == data && empty_list(self->kept) &&
-               !has_ahead(self)) {
+        }
+    } else if (PyList_CheckExact(records) && self->held == data && empty_list(self->hands) &&
+               !has_ahead(self) && (uint64_t)PyList_GET_SIZE(records) == count) {
         Py_XSETREF(self->held, PyBytes_FromStringAndSize(NULL, 0)); /* which needs no memory */
         self->place = 0;
+        Py_XSETREF(self->raw, Py_NewRef(data));
         Py_XSETREF(self->ahead, Py_NewRef(records));
         n = PyList_GET_SIZE(records);
     }
+    Py_DECREF(decode_many);
+    Py_XDECREF(number);
     Py_XDECREF(records);
     Py_DECREF(data);
     return n;
@@ -679,13 +729,15 @@ static PyObject *records_all(Receiver *self, PyObject *args);
 
 #define RECEIVER_MEMBERS                                                                          \
     {"_ring", T_OBJECT, offsetof(Receiver, ring), 0, NULL},                                       \
+    {"_hands", T_OBJECT_EX, offsetof(Receiver, hands), 0, NULL},                                     \
     {"ahead", T_OBJECT, offsetof(Receiver, ahead), 0, "What take_many() has taken; or None."},    \
     {"place", T_PYSSIZET, offsetof(Receiver, place), 0, "Where in `ahead` the next one is."}
 
 static PyMemberDef slot_receiver_members[] = {
     RECEIVER_MEMBERS,
     {"_stash", T_OBJECT, offsetof(Receiver, held), 0, NULL},
-    {"_kept", T_OBJECT, offsetof(Receiver, kept), 0, NULL},
+    {"_raw", T_OBJECT, offsetof(Receiver, raw), 0, NULL},
+    {"_suspect", T_OBJECT, offsetof(Receiver, suspect), 0, NULL},
     {"_delivered", T_ULONGLONG, offsetof(Receiver, next), 0, NULL},
     {NULL},
 };
@@ -717,13 +769,13 @@ static PyMemberDef frame_receiver_members[] = {
     {"shorten", (PyCFunction)function, METH_VARARGS,                                              \
      "shorten(address, size, ahead, keeps, plain, decode, decode_many): use the short way."}
 
-static PyObject *slots_fetch(Receiver *self, PyObject *args);
+static PyObject *slots_fetch(Receiver *self, PyObject *const *args, Py_ssize_t n);
 
 static PyMethodDef slot_receiver_methods[] = {
     SHORTEN_TOO(slots_shorten),
-    {"fetch", (PyCFunction)slots_fetch, METH_VARARGS,
-     "fetch(into, limit): move up to so many records, raw, into an empty bytearray; False if that is "
-     "not as simple."},
+    {"fetch", (PyCFunction)(void (*)(void))slots_fetch, METH_FASTCALL,
+     "fetch(hands, call, limit): move up to so many records, raw, to a bytearray, which is returned and "
+     "stands under the name of the call in an empty list, now `_hands`; None if that is not simple."},
     RECEIVER_METHODS,
     {NULL},
 };
@@ -912,38 +964,54 @@ static PyObject *slots_push_packed(Sender *self, PyObject *args)
     return PyLong_FromSsize_t(done);
 }
 
-/* Move records from the ring into a bytearray, which has them even if an exception strikes after
- * the call.  No more than was there in the beginning; in pieces, so that the sender can go on. */
-static PyObject *slots_fetch(Receiver *self, PyObject *args)
+/* Move records from the ring into a bytearray, and that to the hands of a call: in one step, so that
+ * they stand there, however many exceptions strike after it.  No more than was there in the
+ * beginning; in pieces, so that the sender can go on. */
+static PyObject *slots_fetch(Receiver *self, PyObject *const *args, Py_ssize_t n)
 {
-    PyObject *into;
-    Py_ssize_t limit;
-    if (!PyArg_ParseTuple(args, "O!n:fetch", &PyByteArray_Type, &into, &limit))
+    if (n != 3 || !PyList_CheckExact(args[0]))
+        return PyErr_Format(PyExc_TypeError, "fetch() takes a list, a call and a limit");
+    PyObject *hands = args[0], *call = args[1];
+    Py_ssize_t limit = PyLong_AsSsize_t(args[2]);
+    if (limit == -1 && PyErr_Occurred())
         return NULL;
-    if (limit <= 0 || has_ahead(self) || !in_order(self) || PyByteArray_GET_SIZE(into) != 0)
-        Py_RETURN_FALSE;
+    if (limit <= 0 || ready(self->suspect) || has_ahead(self) || !in_order(self))
+        Py_RETURN_NONE;
     const char *at;
     uint64_t run;
     if (ipcq_seen(self->at, self->next) != 0)
         ipcq_see(self->at); /* else to look is what ipcq_look does */
     if (ipcq_look(self->at, self->next, &at, &run) != IPCQ_DONE)
-        Py_RETURN_FALSE;
+        Py_RETURN_NONE;
     uint64_t there = ipcq_seen(self->at, self->next);
     Py_ssize_t count = there < (uint64_t)limit ? (Py_ssize_t)there : limit;
-    if (PyByteArray_Resize(into, count * self->size) < 0)
+    /* All that needs memory; the garbage collector, which may run anything, only before the test. */
+    PyObject *into = PyByteArray_FromStringAndSize(NULL, count * self->size);
+    PyObject *held = into == NULL ? NULL : PyTuple_Pack(2, call, into);
+    if (held == NULL || PyList_Append(hands, held) < 0) {
+        Py_XDECREF(into);
+        Py_XDECREF(held);
         return NULL;
+    }
+    Py_DECREF(held);
+    if (has_ahead(self) || !in_order(self) || PyList_GET_SIZE(hands) != 1 ||
+        ipcq_seen(self->at, self->next) < (uint64_t)count) {
+        Py_DECREF(into);
+        Py_RETURN_NONE;
+    }
     Py_ssize_t got = 0, most = self->size < PIECE ? PIECE / self->size : 1;
     while (got < count) {
-        uint64_t n, wanted = (uint64_t)(count - got < most ? count - got : most);
+        uint64_t more, wanted = (uint64_t)(count - got < most ? count - got : most);
         char *to = PyByteArray_AS_STRING(into) + got * self->size;
-        if (ipcq_pop(self->at, to, wanted, self->next, &n) != IPCQ_DONE)
+        if (ipcq_pop(self->at, to, wanted, self->next, &more) != IPCQ_DONE)
             break; /* cannot be, as they were there: GCOV_EXCL_LINE */
-        self->next += n;
-        got += (Py_ssize_t)n;
+        self->next += more;
+        got += (Py_ssize_t)more;
     }
     if (got < count && PyByteArray_Resize(into, got * self->size) < 0)
-        return NULL; /* nor this: GCOV_EXCL_LINE */
-    return PyBool_FromLong(got > 0);
+        PyErr_Clear(); /* cannot be: GCOV_EXCL_LINE */
+    Py_XSETREF(self->hands, Py_NewRef(hands)); /* instead of an empty one, so nothing runs */
+    return into;
 }
 
 /* -- loops over what is received ---------------------------------------------------------- */
@@ -982,6 +1050,27 @@ static void iteration_dealloc(Iteration *self)
     Py_DECREF(type);
 }
 
+/* A StopIteration would end the loop as if the stream had ended: RuntimeError, as of a generator. */
+static PyObject *not_stopped(PyObject *record)
+{
+    if (record != NULL || !PyErr_Occurred() || !PyErr_ExceptionMatches(PyExc_StopIteration))
+        return record;
+    PyObject *type, *cause, *traceback, *error;
+    PyErr_Fetch(&type, &cause, &traceback);
+    PyErr_NormalizeException(&type, &cause, &traceback);
+    if (traceback != NULL)
+        PyException_SetTraceback(cause, traceback);
+    PyErr_SetString(PyExc_RuntimeError, "receiving raised StopIteration");
+    Py_XDECREF(type);
+    Py_XDECREF(traceback);
+    PyErr_Fetch(&type, &error, &traceback);
+    PyErr_NormalizeException(&type, &error, &traceback);
+    PyException_SetContext(error, Py_NewRef(cause));
+    PyException_SetCause(error, cause); /* takes it */
+    PyErr_Restore(type, error, traceback);
+    return NULL;
+}
+
 static PyObject *iteration_next(Iteration *self)
 {
     Receiver *receiver = self->receiver;
@@ -992,7 +1081,7 @@ static PyObject *iteration_next(Iteration *self)
         record = take(receiver);
         if (record == NULL && self->patient && !PyErr_Occurred() && look_for_some(receiver))
             record = take(receiver);
-        return record;
+        return not_stopped(record);
     }
     /* Only when all that was taken ahead has been handed out, more is. */
     Py_ssize_t bytes = AHEAD_BYTES;
@@ -1003,7 +1092,36 @@ static PyObject *iteration_next(Iteration *self)
     record = PyObject_CallNoArgs(self->receive);
     if (record == NULL && PyErr_ExceptionMatches(self->end))
         PyErr_Clear();
-    return record;
+    return not_stopped(record);
+}
+
+/* -- what must be done -------------------------------------------------------------------- */
+
+/* Exceptions of signal handlers that may strike, one after the other, in what must be done; a step
+ * that fails so often fails for a reason of its own. */
+enum { MOST_STRIKES = 100 };
+
+/* Call a function that can be repeated until it has come to its end; then raise the first exception
+ * that struck.  Between its calls CPython looks for no signal, as it would in a loop of Python. */
+static PyObject *persist(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t n)
+{
+    PyObject *result, *type = NULL, *error = NULL, *traceback = NULL;
+    if (n < 1)
+        return PyErr_Format(PyExc_TypeError, "persist() takes a function and its arguments");
+    for (int strikes = 0;;) {
+        result = PyObject_Vectorcall(args[0], args + 1, (size_t)(n - 1), NULL);
+        if (result != NULL || ++strikes == MOST_STRIKES)
+            break;
+        if (type == NULL)
+            PyErr_Fetch(&type, &error, &traceback);
+        else
+            PyErr_Clear();
+    }
+    if (type == NULL)
+        return result;
+    Py_XDECREF(result);
+    PyErr_Restore(type, error, traceback);
+    return NULL;
 }
 
 /* -- the socket --------------------------------------------------------------------------- */
@@ -1202,6 +1320,8 @@ static PyMethodDef functions[] = {
      "else; or, if wary, a number below 0 if descriptors come next."},
     {"waiting", waiting, METH_O,
      "waiting(room): how many bytes stand there, as memory was too short to append them."},
+    {"persist", (PyCFunction)(void (*)(void))persist, METH_FASTCALL,
+     "persist(step, *arguments): call it until it has come to its end, whatever strikes meanwhile."},
     {"drop", drop, METH_O, "drop(room): forget them, and close the descriptors that came with them."},
     {NULL},
 };
