@@ -53,8 +53,8 @@ class Guests:
         return sum(map(len, self._queues.values()))
 
     def __iter__(self) -> Iterator[Guest]:
-        for queue in self._queues.values():
-            yield from queue
+        for queue in tuple(self._queues.values()):
+            yield from tuple(queue)
 
     def of(self, uid: int) -> Collection[Guest]:
         """Return those of a user, in the order in which they came."""
@@ -85,7 +85,7 @@ class Guests:
 
     def next_of_each(self) -> list[Guest]:
         """Return the client of each user that is to begin first; whose turn it is comes first."""
-        return [_first(queue, spoken=True) for queue in self._queues.values()]
+        return [_first(queue, spoken=True) for queue in tuple(self._queues.values())]
 
     def take(self, may_begin: Callable[[Guest], bool]) -> Guest | None:
         """Take out the client that begins next; None if none may.  Its user is the last then."""

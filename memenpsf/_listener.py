@@ -329,7 +329,7 @@ class Reception(Owner):
 
     def _hear_guests(self) -> None:
         """See which of the silent guests have said something, and which have left."""
-        silent = {guest.sock.fileno(): guest for guest in self._guests if not guest.spoken}
+        silent = {guest.sock.fileno(): guest for guest in tuple(self._guests) if not guest.spoken}
         if not silent:
             return
         poll = select.poll()
@@ -484,7 +484,7 @@ class Reception(Owner):
         yield self.bound.sock.fileno(), events
         for opening in tuple(self.pending):
             yield opening.fileno(), opening.events
-        for guest in self._guests:
+        for guest in tuple(self._guests):
             if not guest.spoken:
                 yield guest.sock.fileno(), select.POLLIN
 
@@ -496,7 +496,7 @@ class Reception(Owner):
             now, places = monotonic(), self._places()
             first = self._guests.next_of_each()
             deadlines += [self._next_place(guest, places, now) for guest in first]
-            deadlines += [guest.deadline for guest in self._guests]
+            deadlines += [guest.deadline for guest in tuple(self._guests)]
         return min(deadlines)
 
     def close(self) -> None:

@@ -199,6 +199,9 @@ VIEWS = {
     ("fdpass/_region.py", "_view_of"): "memory made here",
     ("fdpass/_registry.py", "_export"): "memory made here",
     ("ipcqueue/_frames.py", "push_framed"): "what _message.py has encoded",
+    ("ipcqueue/_frames.py", "_push_large"): "what _message.py has encoded",
+    ("ipcqueue/_frames.py", "__init__"): "bytes made here",
+    ("ipcqueue/_outside.py", "fill"): "what _message.py has encoded",
     ("ipcqueue/_frames.py", "try_send"): "what _message.py has encoded",
     ("ipcqueue/_frames.py", "try_push_many"): "headers made here",
     ("ipcqueue/_frames.py", "_lend_built"): "what was received",
@@ -359,6 +362,7 @@ FIXED = {
     "_exporters",  # replaced as a whole
     "_fds",  # of one transfer
     "_hands",  # replaced as a whole
+    "_looked",  # of one search for a server
     "_ready",  # an iterator of C
     "_segments",  # of a handshake, which one caller drives
     "_slots",  # replaced as a whole
