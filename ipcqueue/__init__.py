@@ -66,6 +66,7 @@ from ._opening import (
     deadline_of,
     refuse,
 )
+from ._origin import interface_of, tag_error, tag_unless_given
 from ._queue import Connection, Receiver, Sender, open_pair, pair
 from ._record import char, f32, f64, i8, i16, i32, i64, u8, u16, u32, u64
 from ._sending import BatchSending, Sending
@@ -128,6 +129,7 @@ __all__ = [
     "i16",
     "i32",
     "i64",
+    "interface_of",
     "is_ambiguous_uid",
     "monotonic",
     "open_endpoint",
@@ -137,6 +139,8 @@ __all__ = [
     "refuse",
     "seconds_of",
     "shown_seconds",
+    "tag_error",
+    "tag_unless_given",
     "u8",
     "u16",
     "u32",

@@ -133,6 +133,7 @@ class Endpoint(fdpass.Owner):
         self.peer: Credentials = opening.peer
         self.capacity = own.identity.capacity or peer.identity.capacity
         self.closed = False
+        self.owner: Callable[[], object] = _nobody  # a weak reference: whose errors those here are
         self.mutex = threading.RLock()
         self.reading = False
         self.waiting = [0] * len(Event)
@@ -978,6 +979,10 @@ _drop: Callable[[bytearray], None] = bytearray.clear if direct is None else dire
 # Enough reads of 4096 bytes to empty the largest socket buffer a two-byte message can fill.
 _TURNS_TO_THE_END = 64
 GOODBYE = bytes((Opcode.WRITE, 0, Opcode.READ, 0))
+
+
+def _nobody() -> None:
+    """Stand for the interface of an endpoint that has none yet."""
 
 
 def _bytes_that_came(sock: socket.socket) -> tuple[int]:

@@ -7,9 +7,18 @@ and the peer do not fit together; the message shows both views).
 
 from __future__ import annotations
 
+from typing import Any
+
+from ._origin import interface_of
+
 
 class QueueError(Exception):
     """Base of every error that this package defines."""
+
+    @property
+    def interface(self) -> Any:
+        """The connection whose verb raised it, or None; weakly held.  See interface_of."""
+        return interface_of(self)
 
 
 class BadRecord(QueueError, TypeError, ValueError):

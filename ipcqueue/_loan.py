@@ -23,6 +23,7 @@ from ._core import ffi, lib
 from ._errors import BadRecord, LoanError, TooLarge
 from ._frames import HEADER, MAX_ATTACHED, MAX_EXTENT, FrameReceiver, FrameSender, extent
 from ._message import MAX_FLAGS, MAX_TAG, Message, checked_tag
+from ._origin import tag_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -134,17 +135,27 @@ class Loan(Owner):
 
     def shrink(self, size: int) -> None:
         """Publish only the first `size` bytes (or records) of it."""
-        self._check_open()
-        size = _checked_size(size)
-        least = 0 if self._frames else 1
-        if not least <= size <= self._size:
-            raise LoanError(f"a loan of {self._size} can shrink to {least} or more, not to {size}")
-        self._size = size
+        try:
+            self._check_open()
+            size = _checked_size(size)
+            least = 0 if self._frames else 1
+            if not least <= size <= self._size:
+                raise LoanError(
+                    f"a loan of {self._size} can shrink to {least} or more, not to {size}"
+                )
+            self._size = size
+        except Exception as error:
+            tag_error(error, self._endpoint.owner())
+            raise
 
     def cancel(self) -> None:
         """Give it back now, without publishing it."""
-        self._check_open()
-        self._end(publish=False)
+        try:
+            self._check_open()
+            self._end(publish=False)
+        except Exception as error:
+            tag_error(error, self._endpoint.owner())
+            raise
 
     def publish(self, *, wake: bool = True) -> None:
         """Publish it now; with wake=False without waking a peer that sleeps.
@@ -152,9 +163,13 @@ class Loan(Owner):
         Such a peer sees it at the next message that does ring, or when it looks for itself: once
         a second at the latest, which its statistics() count as a rescue.
         """
-        self._check_open()
-        self._wake = wake
-        self._end(publish=True)
+        try:
+            self._check_open()
+            self._wake = wake
+            self._end(publish=True)
+        except Exception as error:
+            tag_error(error, self._endpoint.owner())
+            raise
 
     def _end(self, *, publish: bool) -> None:
         # Held until this function is done with it, however it ends.
@@ -185,10 +200,14 @@ class Loan(Owner):
         return commit
 
     def __enter__(self) -> Self:
-        if self._wait is None:
-            raise TypeError("a loan under Trio needs async with")
-        self._wait(self)
-        return self
+        try:
+            if self._wait is None:
+                raise TypeError("a loan under Trio needs async with")
+            self._wait(self)
+            return self
+        except Exception as error:
+            tag_error(error, self._endpoint.owner())
+            raise
 
     def __exit__(
         self,
@@ -196,11 +215,15 @@ class Loan(Owner):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._hold is not None and kind is None:
-            self._end(publish=True)
-        elif self._hold is not None:
-            with contextlib.suppress(LoanError):  # the exception is what its block has to say
-                self._end(publish=False)
+        try:
+            if self._hold is not None and kind is None:
+                self._end(publish=True)
+            elif self._hold is not None:
+                with contextlib.suppress(LoanError):  # the exception is what its block has to say
+                    self._end(publish=False)
+        except Exception as failure:
+            tag_error(failure, self._endpoint.owner())
+            raise
 
 
 class Borrowing(Owner):
@@ -275,11 +298,15 @@ class Borrowing(Owner):
 
     def cancel(self) -> None:
         """Take nothing, and leave what waits for the next call that receives."""
-        if not self._inside:
-            raise LoanError("the borrowing is not open")
-        if self._hold is not None:
-            self._end(take=False)
-        self._inside = False
+        try:
+            if not self._inside:
+                raise LoanError("the borrowing is not open")
+            if self._hold is not None:
+                self._end(take=False)
+            self._inside = False
+        except Exception as error:
+            tag_error(error, self._endpoint.owner())
+            raise
 
     def _end(self, *, take: bool) -> None:
         _held, self._hold, self._inside = self._hold, None, False  # held as in Loan
@@ -289,10 +316,14 @@ class Borrowing(Owner):
         self._receiver.end_borrowing(take=take)
 
     def __enter__(self) -> Self:
-        if self._wait is None:
-            raise TypeError("a borrowing under Trio needs async with")
-        self._wait(self)
-        return self
+        try:
+            if self._wait is None:
+                raise TypeError("a borrowing under Trio needs async with")
+            self._wait(self)
+            return self
+        except Exception as error:
+            tag_error(error, self._endpoint.owner())
+            raise
 
     def __exit__(
         self,
@@ -300,12 +331,16 @@ class Borrowing(Owner):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._hold is not None and kind is None:
-            self._end(take=True)
-        elif self._hold is not None:
-            with contextlib.suppress(LoanError):  # the exception is what its block has to say
-                self._end(take=False)
-        self._inside = False
+        try:
+            if self._hold is not None and kind is None:
+                self._end(take=True)
+            elif self._hold is not None:
+                with contextlib.suppress(LoanError):  # the exception is what its block has to say
+                    self._end(take=False)
+            self._inside = False
+        except Exception as failure:
+            tag_error(failure, self._endpoint.owner())
+            raise
 
 
 def _checked_size(size: int) -> int:

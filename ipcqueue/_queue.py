@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import weakref
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import fdpass
@@ -13,6 +14,7 @@ from ._blocking import Threads, open_endpoint
 from ._errors import EndOfStream, HandshakeTimeout
 from ._handshake import Role
 from ._opening import Opening, Terms, check_options, checked_socket
+from ._origin import tag_error, tag_unless_given
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -87,6 +89,7 @@ class Connection(fdpass.Owner):
 
     def _join(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
+        endpoint.owner = weakref.ref(self)
         self._threads = Threads(endpoint)
 
     @classmethod
@@ -128,7 +131,11 @@ class Connection(fdpass.Owner):
 
     def statistics(self) -> Statistics:
         """Return the counters of this side; see Statistics."""
-        return self._endpoint.statistics()
+        try:
+            return self._endpoint.statistics()
+        except Exception as error:
+            tag_error(error, self)
+            raise
 
     def send_ctrl_msg(self, message: bytes, timeout: Seconds = None) -> None:
         """Send two bytes to the peer's application, the first from 128 to 255.
@@ -136,18 +143,30 @@ class Connection(fdpass.Owner):
         Delivered in order, apart from the records and never dropped.  Raises ValueError, Full
         (no room in time), EndOfStream, PeerDied, CorruptPeer, Refused, Closed; OSError (no memory).
         """
-        self._threads.send_message(message, timeout)
+        try:
+            self._threads.send_message(message, timeout)
+        except Exception as error:
+            tag_error(error, self)
+            raise
 
     def recv_ctrl_msg(self, timeout: Seconds = 0) -> bytes | None:
         """Return the next two bytes from the peer's application; None if none came in time.
 
         Raises EndOfStream, PeerDied, CorruptPeer, Refused, once all are taken; Closed.
         """
-        return self._threads.take_message(timeout)
+        try:
+            return self._threads.take_message(timeout)
+        except Exception as error:
+            tag_error(error, self)
+            raise
 
     def fileno(self) -> int:
         """Return the socket's descriptor, to watch; see arm().  Raises Closed."""
-        return self._endpoint.fileno()
+        try:
+            return self._endpoint.fileno()
+        except Exception as error:
+            tag_error(error, self)
+            raise
 
     def peer_pidfd(self) -> int | None:
         """Return a pidfd of the peer, to watch beside fileno(); None where the kernel has none.
@@ -155,21 +174,33 @@ class Connection(fdpass.Owner):
         It becomes readable when the peer's process has exited, which the socket does not tell as
         long as a child of the peer's holds it open.  Borrowed; Linux 6.5.  Raises Closed.
         """
-        return self._endpoint.peer_pidfd()
+        try:
+            return self._endpoint.peer_pidfd()
+        except Exception as error:
+            tag_error(error, self)
+            raise
 
     def finish(self) -> None:
         """End in good order, as close() does; what has arrived can still be received, then Closed.
 
         The peer drains what was published, then gets EndOfStream.  Call close() afterwards.
         """
-        self._endpoint.finish()
+        try:
+            self._endpoint.finish()
+        except Exception as error:
+            tag_error(error, self)
+            raise
 
     def close(self) -> None:
         """End in good order: the peer drains what was published, then gets EndOfStream.
 
         Idempotent; threads that wait here get Closed.  Records not yet received are dropped.
         """
-        self._endpoint.close()
+        try:
+            self._endpoint.close()
+        except Exception as error:
+            tag_error(error, self)
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -206,10 +237,14 @@ class Sender(Connection):
         Raises BadRecord (TooLarge, Unaccepted), Full (no space in time; not sent), EndOfStream
         or PeerDied (nobody is left to take it), CorruptPeer, Refused, Closed, ForkedUse.
         """
-        if fds is not None or regions is not None:
-            self._threads.push(record, timeout, fds, regions)
-        elif not self._try_push(record):
-            self._threads.push(record, timeout)
+        try:
+            if fds is not None or regions is not None:
+                self._threads.push(record, timeout, fds, regions)
+            elif not self._try_push(record):
+                self._threads.push(record, timeout)
+        except Exception as error:
+            tag_error(error, self)
+            raise
 
     def push_many(self, records: Iterable[Any], timeout: Seconds = None) -> int:
         """Publish records in order; return how many, which is fewer only if time ran out.
@@ -217,7 +252,11 @@ class Sender(Connection):
         All are encoded first: BadRecord means that none was sent.  Otherwise as push, except
         that Full is not raised.
         """
-        return self._threads.push_many(records, timeout)
+        try:
+            return self._threads.push_many(records, timeout)
+        except Exception as error:
+            tag_unless_given(error, self)
+            raise
 
     def loan(self, size: int, *, timeout: Seconds = None, tag: int = 0, flags: int = 0) -> Loan:
         """Return memory of the ring to fill in a with block, which publishes it; see Loan.
@@ -226,7 +265,11 @@ class Sender(Connection):
         send raise ConcurrentUse, in other threads too.  Raises TooLarge, BadRecord; on entry Full,
         and what push raises.
         """
-        return self._threads.loan(size, timeout, tag, flags)
+        try:
+            return self._threads.loan(size, timeout, tag, flags)
+        except Exception as error:
+            tag_error(error, self)
+            raise
 
     def arm(self) -> bool:
         """Ask that fileno() become readable when there is space; False if there is already.
@@ -235,7 +278,11 @@ class Sender(Connection):
         other call in between, as that might read the doorbell.  Without arm() none comes.  Not
         while a thread waits on the same connection (ConcurrentUse).
         """
-        return self._endpoint.arm(records=False, space=True)
+        try:
+            return self._endpoint.arm(records=False, space=True)
+        except Exception as error:
+            tag_error(error, self)
+            raise
 
     def indices(self) -> tuple[int, int]:
         """Return (head, tail): records published, and those the receiver has taken.
@@ -243,7 +290,11 @@ class Sender(Connection):
         With messages of any length, bytes of the ring: each takes its own and 16 more, rounded up
         to 16; those of one outside the ring are 32 in all.
         """
-        return self._endpoint.indices()
+        try:
+            return self._endpoint.indices()
+        except Exception as error:
+            tag_error(error, self)
+            raise
 
 
 class Receiver(Connection):
@@ -265,11 +316,15 @@ class Receiver(Connection):
         next can be received).  Of messages: DescriptorsLost, OSError (no memory or descriptors for
         what came: it can be tried again).
         """
-        for record in self._ready if timeout is None or timeout else self._endpoint.ready:
-            return record
-        if timeout == 0 and self._receiver.is_quiet():
-            return None
-        return self._threads.pop(timeout)
+        try:
+            for record in self._ready if timeout is None or timeout else self._endpoint.ready:
+                return record
+            if timeout == 0 and self._receiver.is_quiet():
+                return None
+            return self._threads.pop(timeout)
+        except Exception as error:
+            tag_error(error, self)
+            raise
 
     def pop_many(self, limit: int | None = None, timeout: Seconds = None) -> Any:
         """Wait for one record, then return all that are there: `limit` or a ringful at most.
@@ -281,14 +336,22 @@ class Receiver(Connection):
         ring are bounded so, to 8 MiB, or one more message.  A list; an array of
         shape (n,) for a numpy spec; empty if none came in time.  Raises as pop does.
         """
-        return self._threads.pop_many(limit, timeout)
+        try:
+            return self._threads.pop_many(limit, timeout)
+        except Exception as error:
+            tag_error(error, self)
+            raise
 
     def recv_message(self, timeout: Seconds = None) -> Received | None:
         """Return the next message with the descriptors and regions that came with it.
 
         The caller owns those.  None if none came in time; raises as pop does.
         """
-        return self._threads.receive(timeout)
+        try:
+            return self._threads.receive(timeout)
+        except Exception as error:
+            tag_error(error, self)
+            raise
 
     def borrow(self, limit: int | None = None, *, timeout: Seconds = None) -> Borrowing:
         """Return what waits, to read in place in a with block, which takes it; see Borrowing.
@@ -298,7 +361,11 @@ class Receiver(Connection):
         receive raise ConcurrentUse, in other threads too.  Raises on entry what pop raises; at the
         end LoanError if views outlive the block.
         """
-        return self._threads.borrow(limit, timeout)
+        try:
+            return self._threads.borrow(limit, timeout)
+        except Exception as error:
+            tag_error(error, self)
+            raise
 
     def __iter__(self) -> Iterator[Any]:
         """Yield records until the sender ends the stream; PeerDied and the like are raised.
@@ -316,14 +383,22 @@ class Receiver(Connection):
         other call in between, as that might read the doorbell.  Without arm() none comes.  Not
         while a thread waits on the same connection (ConcurrentUse).
         """
-        return self._endpoint.arm(records=True, space=False)
+        try:
+            return self._endpoint.arm(records=True, space=False)
+        except Exception as error:
+            tag_error(error, self)
+            raise
 
     def indices(self) -> tuple[int, int]:
         """Return (head, tail): records the sender has published, and those taken here.
 
         Bytes of the ring with messages of any length; see Sender.indices.
         """
-        return self._endpoint.indices()
+        try:
+            return self._endpoint.indices()
+        except Exception as error:
+            tag_error(error, self)
+            raise
 
 
 def pair(record: Any, capacity: int | None = None, **options: Any) -> tuple[Sender, Receiver]:

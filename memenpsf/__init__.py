@@ -51,6 +51,7 @@ from ipcqueue import (
     i16,
     i32,
     i64,
+    interface_of,
     u8,
     u16,
     u32,
@@ -82,6 +83,7 @@ else:
 
 __all__ = [  # noqa: RUF022 (classes and functions first)
     "Interface", "connect", "listen", "Listener", "pair", "run", "Ended", "Statistics",
+    "interface_of",
     "Message", "Encoded", "Received", "Loan", "Borrowing", "Credentials",
     "QueueError", "BadRecord", "TooLarge", "Unaccepted", "DecodeFailed", "LoanError",
     "DescriptorsLost", "Full", "Closed", "EndOfStream", "PeerDied", "CorruptPeer",

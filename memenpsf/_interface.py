@@ -17,6 +17,8 @@ from ipcqueue import (
     drop_socket,
     open_endpoint,
     open_pair,
+    tag_error,
+    tag_unless_given,
 )
 
 if TYPE_CHECKING:
@@ -120,17 +122,25 @@ class Interface(Connection):
         ConcurrentUse and LoanError beside a loan; OSError (no memory for what travels outside the
         ring).
         """
-        if fds is not None or regions is not None:
-            self._threads.push(record, timeout, fds, regions)
-        elif not self._try_push(record):
-            self._threads.push(record, timeout)
+        try:
+            if fds is not None or regions is not None:
+                self._threads.push(record, timeout, fds, regions)
+            elif not self._try_push(record):
+                self._threads.push(record, timeout)
+        except Exception as error:
+            tag_error(error, self)
+            raise
 
     def await_space(self) -> None:
         """Wait until the next xmit, by this thread alone, will not wait.
 
         For who takes records from elsewhere only when they can be sent.  Raises as xmit does.
         """
-        self._threads.await_space()
+        try:
+            self._threads.await_space()
+        except Exception as error:
+            tag_error(error, self)
+            raise
 
     def xmit_many(self, records: Iterable[Any], timeout: Seconds = None) -> int:
         """Publish records in order; return how many, which is fewer only if time ran out.
@@ -138,7 +148,11 @@ class Interface(Connection):
         All are encoded first: BadRecord means that none was sent.  A numpy array of the record's
         dtype is sent as it is.  Otherwise as xmit, except that Full is not raised.
         """
-        return self._threads.push_many(records, timeout)
+        try:
+            return self._threads.push_many(records, timeout)
+        except Exception as error:
+            tag_unless_given(error, self)
+            raise
 
     def recv(self, timeout: Seconds = None) -> Any:
         """Return the next record; None if none came within `timeout` seconds.
@@ -149,11 +163,15 @@ class Interface(Connection):
         next can be received).  Of messages: DescriptorsLost, OSError (no memory or descriptors for
         what came: it can be tried again).
         """
-        for record in self._ready if timeout is None or timeout else self._endpoint.ready:
-            return record
-        if timeout == 0 and self._receiver.is_quiet():
-            return None
-        return self._threads.pop(timeout)
+        try:
+            for record in self._ready if timeout is None or timeout else self._endpoint.ready:
+                return record
+            if timeout == 0 and self._receiver.is_quiet():
+                return None
+            return self._threads.pop(timeout)
+        except Exception as error:
+            tag_error(error, self)
+            raise
 
     def recv_vectored(self, limit: int | None = None, timeout: Seconds = None) -> Any:
         """Wait for one record, then return all that are there: `limit` or a ringful at most.
@@ -165,14 +183,22 @@ class Interface(Connection):
         ring are bounded so, to 8 MiB, or one more message.  A list; an array of
         shape (n,) for a numpy spec; empty if none came in time.  Raises as recv does.
         """
-        return self._threads.pop_many(limit, timeout)
+        try:
+            return self._threads.pop_many(limit, timeout)
+        except Exception as error:
+            tag_error(error, self)
+            raise
 
     def recv_message(self, timeout: Seconds = None) -> Received | None:
         """Return the next message with the descriptors and regions that came with it.
 
         The caller owns those.  None if none came in time; raises as recv does.
         """
-        return self._threads.receive(timeout)
+        try:
+            return self._threads.receive(timeout)
+        except Exception as error:
+            tag_error(error, self)
+            raise
 
     def loan(self, size: int, *, timeout: Seconds = None, tag: int = 0, flags: int = 0) -> Loan:
         """Return memory of the ring to fill in a with block, which publishes it; see Loan.
@@ -181,7 +207,11 @@ class Interface(Connection):
         send raise ConcurrentUse, in other threads too.  Raises TooLarge, BadRecord; on entry Full,
         and what xmit raises.
         """
-        return self._threads.loan(size, timeout, tag, flags)
+        try:
+            return self._threads.loan(size, timeout, tag, flags)
+        except Exception as error:
+            tag_error(error, self)
+            raise
 
     def borrow(self, limit: int | None = None, *, timeout: Seconds = None) -> Borrowing:
         """Return what waits, to read in place in a with block, which takes it; see Borrowing.
@@ -191,7 +221,11 @@ class Interface(Connection):
         receive raise ConcurrentUse, in other threads too.  Raises on entry what recv raises; at
         the end LoanError if views outlive the block.
         """
-        return self._threads.borrow(limit, timeout)
+        try:
+            return self._threads.borrow(limit, timeout)
+        except Exception as error:
+            tag_error(error, self)
+            raise
 
     def __iter__(self) -> Iterator[Any]:
         """Yield records until the peer ends the stream; PeerDied and the like are raised.
@@ -210,7 +244,11 @@ class Interface(Connection):
         might read the doorbell; without arm() none comes.  ConcurrentUse while a thread waits on
         the same connection.
         """
-        return self._endpoint.arm(records=records, space=space)
+        try:
+            return self._endpoint.arm(records=records, space=space)
+        except Exception as error:
+            tag_error(error, self)
+            raise
 
     def indices(self) -> tuple[int, int]:
         """Return (head, tail) of the outgoing queue: records published, records taken of them.
@@ -218,7 +256,11 @@ class Interface(Connection):
         With messages of any length, bytes of the ring: each takes its own and 16 more, rounded up
         to 16; those of one outside the ring are 32 in all.
         """
-        return self._endpoint.indices()
+        try:
+            return self._endpoint.indices()
+        except Exception as error:
+            tag_error(error, self)
+            raise
 
 
 def connect(

@@ -18,6 +18,7 @@ import contextlib
 import math
 import select
 import socket
+import weakref
 from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -46,9 +47,12 @@ from ipcqueue import (
     check_options,
     checked_socket,
     deadline_of,
+    interface_of,
     monotonic,
     seconds_of,
     shown_seconds,
+    tag_error,
+    tag_unless_given,
 )
 
 from ._address import resolve
@@ -59,7 +63,7 @@ from ._seeking import connecting
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator
+    from collections.abc import Awaitable, Callable, Generator, Iterable
     from types import TracebackType
 
     from ipcqueue import Credentials, Fd, MemoryRegion, Received, Seconds, Statistics
@@ -107,9 +111,23 @@ def _in_steps(endpoint: T) -> T:
     return endpoint
 
 
-def _translated(error: QueueError) -> QueueError:
+def _translated(error: Exception) -> Exception:
     kind = _OURS.get(type(error))
-    return error if kind is None else kind(*error.args)
+    if kind is None:
+        return error
+    ours = kind(*error.args)
+    tag_error(ours, interface_of(error))
+    return ours
+
+
+def _ours(error: Exception, interface: Interface, *, given: bool = False) -> Exception:
+    """Return what a verb raises, in Trio's words, as of this interface: every verb ends with it.
+
+    Unless the code of the caller raised it, if the verb was `given` records that code makes.
+    """
+    tag = tag_unless_given if given else tag_error
+    tag(error, interface)
+    return _translated(error)
 
 
 class Interface(Owner, trio.abc.Channel[Any]):
@@ -176,6 +194,7 @@ class Interface(Owner, trio.abc.Channel[Any]):
         self._opening = None
         self._set_up(terms, endpoint.peer)
         self._endpoint = _in_steps(endpoint)
+        endpoint.owner = weakref.ref(self)
         return self
 
     @property
@@ -205,13 +224,17 @@ class Interface(Owner, trio.abc.Channel[Any]):
 
     def statistics(self) -> Statistics:
         """Return the counters of this side.  Raises Closed before the handshake."""
-        with _translating():
+        try:
             return self._open_endpoint().statistics()
+        except Exception as error:
+            raise _ours(error, self) from error.__cause__
 
     def indices(self) -> tuple[int, int]:
         """Return (head, tail) of the outgoing queue; see memenpsf.Interface.indices."""
-        with _translating():
+        try:
             return self._open_endpoint().indices()
+        except Exception as error:
+            raise _ours(error, self) from error.__cause__
 
     def _open_endpoint(self) -> Endpoint:
         if self._endpoint is None:
@@ -224,8 +247,11 @@ class Interface(Owner, trio.abc.Channel[Any]):
         Raises Refused, CorruptPeer, PeerDied, HandshakeTimeout, Closed, OSError; again at each
         call.
         """
-        await checkpoint()
-        await self._opened()
+        try:
+            await checkpoint()
+            await self._opened()
+        except Exception as error:
+            raise _ours(error, self) from error.__cause__
 
     @enable_ki_protection
     async def _opened(self) -> Endpoint:
@@ -239,10 +265,12 @@ class Interface(Owner, trio.abc.Channel[Any]):
                 try:
                     self._endpoint = _in_steps(opening.step())
                 except (QueueError, OSError) as error:
-                    self._failure = _translated(error) if isinstance(error, QueueError) else error
+                    self._failure = error
                 else:
                     if self._endpoint is None:
                         await _opening_can_go_on(opening)
+                    else:
+                        self._endpoint.owner = weakref.ref(self)
         self._opening = None
         return self._endpoint
 
@@ -263,22 +291,21 @@ class Interface(Owner, trio.abc.Channel[Any]):
         (nobody is left to take it), CorruptPeer, Refused, Closed, ForkedUse; ConcurrentUse and
         LoanError beside a loan; OSError (no memory for what travels outside the ring).
         """
-        endpoint = self._endpoint or await self._opened()
-        if timeout is None and fds is None and regions is None:
-            await checkpoint_if_cancelled()
-            try:
-                sent = endpoint.try_push(record)
-            except QueueError as error:
-                raise _translated(error) from error.__cause__
-            if sent:
-                await cancel_shielded_checkpoint()
-                return
-        seconds = seconds_of(timeout)
-        sender = endpoint.sending()
-        until = trio.current_time() + seconds
-        with sender.parcel(record, fds, regions) as parcel:
-            if not await self._send(endpoint, Sending(sender, parcel), until):
-                raise Full(f"no space for a record within {shown_seconds(timeout)}")
+        try:
+            endpoint = self._endpoint or await self._opened()
+            if timeout is None and fds is None and regions is None:
+                await checkpoint_if_cancelled()
+                if endpoint.try_push(record):
+                    await cancel_shielded_checkpoint()
+                    return
+            seconds = seconds_of(timeout)
+            sender = endpoint.sending()
+            until = trio.current_time() + seconds
+            with sender.parcel(record, fds, regions) as parcel:
+                if not await self._send(endpoint, Sending(sender, parcel), until):
+                    raise Full(f"no space for a record within {shown_seconds(timeout)}")
+        except Exception as error:
+            raise _ours(error, self) from error.__cause__
 
     async def _send(self, endpoint: Endpoint, sending: Sending, until: float) -> bool:
         while True:
@@ -302,8 +329,6 @@ class Interface(Owner, trio.abc.Channel[Any]):
                     else:
                         await wait_writable(endpoint.fileno())
                 endpoint.turn()
-        except QueueError as error:
-            raise _translated(error) from error.__cause__
         except trio.ClosedResourceError:
             raise Closed("this side has closed the connection") from None
 
@@ -313,13 +338,11 @@ class Interface(Owner, trio.abc.Channel[Any]):
 
         Raises as xmit does, and Closed before the handshake.
         """
-        endpoint = self._open_endpoint()
         try:
-            if endpoint.try_push(record):
-                return
-        except QueueError as error:
-            raise _translated(error) from error.__cause__
-        raise Full("no space for a record just now")
+            if not self._open_endpoint().try_push(record):
+                raise Full("no space for a record just now")
+        except Exception as error:
+            raise _ours(error, self) from error.__cause__
 
     @enable_ki_protection
     async def xmit_many(self, records: Iterable[Any], timeout: Seconds = None) -> int:
@@ -329,26 +352,29 @@ class Interface(Owner, trio.abc.Channel[Any]):
         that Full is not raised.  When it is cancelled, the first records may have been sent:
         indices() tells.
         """
-        seconds = seconds_of(timeout)
-        endpoint = self._endpoint or await self._opened()
-        sender = endpoint.sending()
-        sending = BatchSending(sender, sender.batch(records))
-        until = trio.current_time() + seconds
-        if not sending.left:
-            await checkpoint()
-        while sending.left:
-            alone = sending.alone()
-            sent: int | None
-            if alone is None:
-                left = _left(until)
-                sent = await self._until(sending.attempt, Event.SPACE, left, sending.units)
-            else:
-                with alone as parcel:
-                    sent = await self._send(endpoint, Sending(sender, parcel), until)
-            if not sent:
-                break
-            sending.done += sent
-        return sending.done
+        try:
+            seconds = seconds_of(timeout)
+            endpoint = self._endpoint or await self._opened()
+            sender = endpoint.sending()
+            sending = BatchSending(sender, sender.batch(records))
+            until = trio.current_time() + seconds
+            if not sending.left:
+                await checkpoint()
+            while sending.left:
+                alone = sending.alone()
+                sent: int | None
+                if alone is None:
+                    left = _left(until)
+                    sent = await self._until(sending.attempt, Event.SPACE, left, sending.units)
+                else:
+                    with alone as parcel:
+                        sent = await self._send(endpoint, Sending(sender, parcel), until)
+                if not sent:
+                    break
+                sending.done += sent
+            return sending.done
+        except Exception as error:
+            raise _ours(error, self, given=True) from error.__cause__
 
     @enable_ki_protection
     async def await_space(self) -> None:
@@ -356,8 +382,11 @@ class Interface(Owner, trio.abc.Channel[Any]):
 
         For who takes records from elsewhere only when they can be sent.  Raises as xmit does.
         """
-        endpoint = self._endpoint or await self._opened()
-        await self._until(endpoint.has_space, Event.SPACE, None, endpoint.enough)
+        try:
+            endpoint = self._endpoint or await self._opened()
+            await self._until(endpoint.has_space, Event.SPACE, None, endpoint.enough)
+        except Exception as error:
+            raise _ours(error, self) from error.__cause__
 
     @enable_ki_protection
     async def recv(self, timeout: Seconds = None) -> Any:
@@ -366,14 +395,17 @@ class Interface(Owner, trio.abc.Channel[Any]):
         Raises, once everything published is taken, EndOfStream (the peer closed) or PeerDied;
         and what else memenpsf.Interface.recv raises.
         """
-        endpoint = self._endpoint or await self._opened()
-        if timeout is None:
-            # What is there already takes the shortest way that is a checkpoint still.
-            await checkpoint_if_cancelled()
-            for record in endpoint.ready:
-                await cancel_shielded_checkpoint()
-                return record
-        return await self._until(endpoint.try_pop, Event.RECORDS, timeout)
+        try:
+            endpoint = self._endpoint or await self._opened()
+            if timeout is None:
+                # What is there already takes the shortest way that is a checkpoint still.
+                await checkpoint_if_cancelled()
+                for record in endpoint.ready:
+                    await cancel_shielded_checkpoint()
+                    return record
+            return await self._until(endpoint.try_pop, Event.RECORDS, timeout)
+        except Exception as error:
+            raise _ours(error, self) from error.__cause__
 
     @enable_ki_protection
     async def recv_vectored(self, limit: int | None = None, timeout: Seconds = None) -> Any:
@@ -386,16 +418,19 @@ class Interface(Owner, trio.abc.Channel[Any]):
         ring are bounded so, to 8 MiB, or one more message.  A list; an array of
         shape (n,) for a numpy spec; empty if none came in time.  Raises as recv does.
         """
-        endpoint = self._endpoint or await self._opened()
-        seconds_of(timeout)
-        most, bounded = endpoint.most(limit), limit is None
-        if most == 0:
-            await checkpoint()
-            return endpoint.codec.decode_many(b"", 0)
-        records = await self._until(
-            lambda: endpoint.try_pop_many(most, bounded=bounded), Event.RECORDS, timeout
-        )
-        return endpoint.codec.decode_many(b"", 0) if records is None else records
+        try:
+            endpoint = self._endpoint or await self._opened()
+            seconds_of(timeout)
+            most, bounded = endpoint.most(limit), limit is None
+            if most == 0:
+                await checkpoint()
+                return endpoint.codec.decode_many(b"", 0)
+            records = await self._until(
+                lambda: endpoint.try_pop_many(most, bounded=bounded), Event.RECORDS, timeout
+            )
+            return endpoint.codec.decode_many(b"", 0) if records is None else records
+        except Exception as error:
+            raise _ours(error, self) from error.__cause__
 
     @enable_ki_protection
     async def recv_message(self, timeout: Seconds = None) -> Received | None:
@@ -403,18 +438,27 @@ class Interface(Owner, trio.abc.Channel[Any]):
 
         The caller owns those.  None if none came in time; raises as recv does.
         """
-        endpoint = self._endpoint or await self._opened()
-        return await self._until(endpoint.try_receive, Event.RECORDS, timeout)
+        try:
+            endpoint = self._endpoint or await self._opened()
+            return await self._until(endpoint.try_receive, Event.RECORDS, timeout)
+        except Exception as error:
+            raise _ours(error, self) from error.__cause__
 
     def loan(
         self, size: int, *, timeout: Seconds = None, tag: int = 0, flags: int = 0
     ) -> AsyncLoan:
         """Return memory of the ring to fill in an async with block; see memenpsf.Interface.loan."""
-        return AsyncLoan(self, size, timeout, tag, flags)
+        try:
+            return AsyncLoan(self, size, timeout, tag, flags)
+        except Exception as error:
+            raise _ours(error, self) from error.__cause__
 
     def borrow(self, limit: int | None = None, *, timeout: Seconds = None) -> AsyncBorrowing:
         """Return what waits, to read in place; see memenpsf.Interface.borrow."""
-        return AsyncBorrowing(self, limit, timeout)
+        try:
+            return AsyncBorrowing(self, limit, timeout)
+        except Exception as error:
+            raise _ours(error, self) from error.__cause__
 
     @enable_ki_protection
     async def send_ctrl_msg(self, message: bytes, timeout: Seconds = None) -> None:
@@ -423,23 +467,20 @@ class Interface(Owner, trio.abc.Channel[Any]):
         Delivered in order, apart from the records and never dropped.  Raises ValueError, Full
         (no room in time), EndOfStream, PeerDied, CorruptPeer, Refused, Closed.
         """
-        endpoint = self._endpoint or await self._opened()
-        seconds = seconds_of(timeout)
-        await checkpoint_if_cancelled()
         try:
+            endpoint = self._endpoint or await self._opened()
+            seconds = seconds_of(timeout)
+            await checkpoint_if_cancelled()
             sent = endpoint.try_send_message(message)
             with trio.move_on_after(seconds):
                 while not sent:
                     await self._await_room(endpoint, math.inf)
                     sent = endpoint.try_send_message(message)
-            if sent:
-                await cancel_shielded_checkpoint()
-                return
-        except QueueError as error:
-            raise _translated(error) from error.__cause__
-        except trio.ClosedResourceError:
-            raise Closed("this side has closed the connection") from None
-        raise Full(f"no room for a control message within {shown_seconds(timeout)}")
+            if not sent:
+                raise Full(f"no room for a control message within {shown_seconds(timeout)}")
+            await cancel_shielded_checkpoint()
+        except Exception as error:
+            raise _ours(error, self) from error.__cause__
 
     @enable_ki_protection
     async def recv_ctrl_msg(self, timeout: Seconds = 0) -> bytes | None:
@@ -447,8 +488,11 @@ class Interface(Owner, trio.abc.Channel[Any]):
 
         Raises EndOfStream, PeerDied, CorruptPeer, Refused, once all are taken; Closed.
         """
-        endpoint = self._endpoint or await self._opened()
-        return await self._until(endpoint.try_take_message, Event.MESSAGE, timeout)
+        try:
+            endpoint = self._endpoint or await self._opened()
+            return await self._until(endpoint.try_take_message, Event.MESSAGE, timeout)
+        except Exception as error:
+            raise _ours(error, self) from error.__cause__
 
     async def send(self, value: Any) -> None:
         """Send a record, as xmit does (trio.abc.SendChannel)."""
@@ -473,28 +517,25 @@ class Interface(Owner, trio.abc.Channel[Any]):
         seconds = seconds_of(timeout)
         await checkpoint_if_cancelled()
         endpoint = self._open_endpoint()
-        try:
+        result = attempt()
+        while result is None and endpoint.unfinished():  # a large message: see copy_in_steps
+            await checkpoint()
             result = attempt()
-            while result is None and endpoint.unfinished():  # a large message: see copy_in_steps
-                await checkpoint()
-                result = attempt()
-            if result is None and not seconds:
-                endpoint.turn()  # or the end of the connection would never be seen
-                result = attempt()
-            if result is not None or not seconds:
-                await cancel_shielded_checkpoint()
-                return result
-            with trio.move_on_after(seconds):
-                while True:
-                    await self._sleep(endpoint, event, units())
-                    if (result := attempt()) is not None:
-                        return result
-            endpoint.turn()  # a short timeout may have left no time to read
-            while (result := attempt()) is None and endpoint.unfinished():
-                await checkpoint()
+        if result is None and not seconds:
+            endpoint.turn()  # or the end of the connection would never be seen
+            result = attempt()
+        if result is not None or not seconds:
+            await cancel_shielded_checkpoint()
             return result
-        except QueueError as error:
-            raise _translated(error) from error.__cause__
+        with trio.move_on_after(seconds):
+            while True:
+                await self._sleep(endpoint, event, units())
+                if (result := attempt()) is not None:
+                    return result
+        endpoint.turn()  # a short timeout may have left no time to read
+        while (result := attempt()) is None and endpoint.unfinished():
+            await checkpoint()
+        return result
 
     async def _sleep(self, endpoint: Endpoint, event: Event, units: int) -> None:
         """Sleep until `event` may have come; a checkpoint in any case."""
@@ -537,21 +578,27 @@ class Interface(Owner, trio.abc.Channel[Any]):
 
         The peer drains what was published, then gets EndOfStream.  Call aclose() afterwards.
         """
-        self._open_endpoint().finish()
+        try:
+            self._open_endpoint().finish()
+        except Exception as error:
+            raise _ours(error, self) from error.__cause__
 
     @enable_ki_protection
     def close(self) -> None:
         """End in good order, without waiting; tasks that wait here get Closed.  Idempotent."""
-        if self._opening is not None:
-            notify_closing(self._opening.sock)
-            self._opening.abandon()
-            self._opening = None
-        elif self._endpoint is not None and not self._endpoint.closed:
-            for number in self._endpoint.awaited():
-                notify_closing(number)
-            self._napping.cancel()
-            self._endpoint.close()
-            self._followers.unpark_all()
+        try:
+            if self._opening is not None:
+                notify_closing(self._opening.sock)
+                self._opening.abandon()
+                self._opening = None
+            elif self._endpoint is not None and not self._endpoint.closed:
+                for number in self._endpoint.awaited():
+                    notify_closing(number)
+                self._napping.cancel()
+                self._endpoint.close()
+                self._followers.unpark_all()
+        except Exception as error:
+            raise _ours(error, self) from error.__cause__
 
     @enable_ki_protection
     async def aclose(self) -> None:
@@ -581,15 +628,18 @@ class AsyncLoan(Owner):
 
     @enable_ki_protection
     async def __aenter__(self) -> ipcqueue.Loan:
-        interface = self._interface
-        endpoint = interface._endpoint or await interface._opened()  # noqa: SLF001
-        loan = self._loan = self._loan or self._make(endpoint)
-        opened = await interface._until(  # noqa: SLF001
-            loan.try_open, Event.SPACE, self._timeout, lambda: loan.units
-        )
-        if opened is None:
-            raise Full(f"no space for a loan within {shown_seconds(self._timeout)}")
-        return loan
+        try:
+            interface = self._interface
+            endpoint = interface._endpoint or await interface._opened()  # noqa: SLF001
+            loan = self._loan = self._loan or self._make(endpoint)
+            opened = await interface._until(  # noqa: SLF001
+                loan.try_open, Event.SPACE, self._timeout, lambda: loan.units
+            )
+            if opened is None:
+                raise Full(f"no space for a loan within {shown_seconds(self._timeout)}")
+            return loan
+        except Exception as error:
+            raise _ours(error, self._interface) from error.__cause__
 
     @enable_ki_protection
     async def __aexit__(
@@ -598,8 +648,10 @@ class AsyncLoan(Owner):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        with _translating():
-            _leave(self._loan, kind, error, traceback)
+        try:
+            _leave(self._interface, self._loan, kind, error, traceback)
+        except Exception as failure:
+            raise _ours(failure, self._interface) from failure.__cause__
 
 
 class AsyncBorrowing(Owner):
@@ -614,13 +666,16 @@ class AsyncBorrowing(Owner):
 
     @enable_ki_protection
     async def __aenter__(self) -> ipcqueue.Borrowing:
-        interface = self._interface
-        endpoint = interface._endpoint or await interface._opened()  # noqa: SLF001
-        borrowing = self._borrowing = self._borrowing or self._make(endpoint)
-        await interface._until(  # noqa: SLF001
-            lambda: endpoint.or_end(borrowing.try_open), Event.RECORDS, self._timeout
-        )
-        return borrowing
+        try:
+            interface = self._interface
+            endpoint = interface._endpoint or await interface._opened()  # noqa: SLF001
+            borrowing = self._borrowing = self._borrowing or self._make(endpoint)
+            await interface._until(  # noqa: SLF001
+                lambda: endpoint.or_end(borrowing.try_open), Event.RECORDS, self._timeout
+            )
+            return borrowing
+        except Exception as error:
+            raise _ours(error, self._interface) from error.__cause__
 
     @enable_ki_protection
     async def __aexit__(
@@ -629,11 +684,14 @@ class AsyncBorrowing(Owner):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        with _translating():
-            _leave(self._borrowing, kind, error, traceback)
+        try:
+            _leave(self._interface, self._borrowing, kind, error, traceback)
+        except Exception as failure:
+            raise _ours(failure, self._interface) from failure.__cause__
 
 
 def _leave(
+    interface: Interface,
     block: ipcqueue.Loan | ipcqueue.Borrowing | None,
     kind: type[BaseException] | None,
     error: BaseException | None,
@@ -642,16 +700,9 @@ def _leave(
     """End a block; raise in Trio's words what publish() or cancel() raised inside it."""
     if block is not None:
         block.__exit__(kind, error, traceback)
-    if isinstance(error, QueueError) and type(error) in _OURS:
+    # Not what another connection has raised there, one of plain threads for example.
+    if isinstance(error, QueueError) and type(error) in _OURS and error.interface is interface:
         raise error
-
-
-@contextlib.contextmanager
-def _translating() -> Iterator[None]:
-    try:
-        yield
-    except QueueError as error:
-        raise _translated(error) from error.__cause__
 
 
 def _left(until: float) -> float | None:
@@ -724,7 +775,9 @@ async def connect(
 class Listener(Owner, trio.abc.Listener[Interface]):
     """A server's address: gives an Interface for each client.  Made by listen().
 
-    Clients introduce themselves side by side, so a slow or hostile one delays nobody.
+    Clients introduce themselves side by side, so a slow or hostile one delays nobody.  A loop over
+    it passes over clients that do not get in; accept() raises why, which ends
+    trio.serve_listeners: use memenpsf.trio.serve instead.
     """
 
     _instead = Reception._instead  # noqa: SLF001 (one package)
@@ -762,7 +815,11 @@ class Listener(Owner, trio.abc.Listener[Interface]):
             except QueueError as error:
                 raise _translated(error) from error.__cause__
         await cancel_shielded_checkpoint()
-        return Interface._of(endpoint, self._reception.terms, self._reception.role)  # noqa: SLF001 (one module)
+        try:
+            return Interface._of(endpoint, self._reception.terms, self._reception.role)  # noqa: SLF001 (one module)
+        except BaseException:  # no memory
+            endpoint.close()
+            raise
 
     async def _rest(self) -> None:
         seconds = self._reception.respite()
@@ -916,7 +973,7 @@ class _Loop(Owner):
     async def _task(self, body: Callable[[], Awaitable[QueueError]]) -> None:
         try:
             self._ended.cause = await body()
-        except Exception as error:  # noqa: BLE001 (raised by run, not in a group)
+        except Exception as error:
             self._error = error
             self._scope.cancel()
 

@@ -491,7 +491,8 @@ def test_a_loop_that_runs_out_of_memory_loses_nothing(name):
             while (after := other.recv(timeout=0)) is not None:
                 got.append(after)
             assert got == sent
-    assert failures > 0 or name != "tuples"  # else the long way does it again
+    # Mostly the long way does it again: it is a verb, and says whose its exceptions are.
+    assert failures < 30
 
 
 def test_a_decoder_that_deletes_what_waits_and_fails_does_no_harm():

@@ -1,0 +1,83 @@
+"""Which connection an exception came from.
+
+Every verb of a connection tags what it raises (QueueError, but also OSError, MemoryError and what a
+decoder raises), so that a server can tell the end of one client from its own failure, and from the
+end of another connection that the same code uses.
+
+The tag is weak: it keeps no connection alive.  It does not travel: an exception that is pickled
+(concurrent.futures, multiprocessing) arrives without it.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+_KEY = "_ipcqueue_interface"
+
+# Modules and packages whose frames stand between a verb and the code that its caller gave it.
+_OURS = frozenset(("fdpass", "ipcqueue", "memenpsf", "contextlib", "threading", "weakref"))
+
+
+class _Tag(weakref.ref[Any]):
+    """A weak reference that copies as it is, and pickles as None."""
+
+    __slots__ = ()
+
+    def __copy__(self) -> _Tag:
+        return self
+
+    def __deepcopy__(self, memo: object) -> _Tag:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()
+
+
+def interface_of(error: BaseException) -> Any:
+    """Return the connection whose verb raised an exception; None if there is none, or it is gone.
+
+    That is a memenpsf.Interface or memenpsf.trio.Interface, a Sender or a Receiver; of any kind of
+    exception, OSError and MemoryError too.  In a group each exception has its own.
+    """
+    try:
+        tag = object.__getattribute__(error, _KEY)
+    except AttributeError:
+        return None
+    return tag() if isinstance(tag, _Tag) else None
+
+
+def tag_error(error: BaseException, interface: object) -> None:
+    """Note of which connection an exception is: of the one whose verb raised it last.
+
+    Last, as a decoder may raise one and the same object for every connection.  It never raises:
+    with no memory left there is no tag.
+    """
+    try:
+        if interface is not None:
+            # Past a __setattr__ of its class, which may refuse (a frozen dataclass does).
+            object.__setattr__(error, _KEY, _Tag(interface))
+    except (MemoryError, AttributeError):
+        pass
+
+
+def tag_unless_given(error: BaseException, interface: object) -> None:
+    """Do as tag_error, unless the code of the caller raised it: what makes the records to send.
+
+    Where that takes them from another connection, the end of that one passes through here.
+    """
+    if not _comes_from_caller(error.__traceback__):
+        tag_error(error, interface)
+
+
+def _comes_from_caller(traceback: TracebackType | None) -> bool:
+    """Whether a traceback, from the verb on, leads out of these packages."""
+    while traceback is not None:
+        name = traceback.tb_frame.f_globals.get("__name__")
+        if not isinstance(name, str) or name.partition(".")[0] not in _OURS:
+            return True
+        traceback = traceback.tb_next
+    return False
