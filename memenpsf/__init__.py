@@ -63,6 +63,7 @@ from ._interface import Interface, connect, pair
 if typing.TYPE_CHECKING:
     from ._listener import Listener, listen
     from ._loop import Ended, run
+    from ._serve import serve
 else:
 
     def __getattr__(name: str) -> object:
@@ -75,6 +76,10 @@ else:
             from . import _loop  # noqa: PLC0415
 
             return getattr(_loop, name)
+        if name == "serve":
+            from . import _serve  # noqa: PLC0415
+
+            return _serve.serve
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
     def __dir__() -> list[str]:
@@ -82,8 +87,8 @@ else:
 
 
 __all__ = [  # noqa: RUF022 (classes and functions first)
-    "Interface", "connect", "listen", "Listener", "pair", "run", "Ended", "Statistics",
-    "interface_of",
+    "Interface", "connect", "listen", "Listener", "pair", "run", "Ended", "serve",
+    "Statistics", "interface_of",
     "Message", "Encoded", "Received", "Loan", "Borrowing", "Credentials",
     "QueueError", "BadRecord", "TooLarge", "Unaccepted", "DecodeFailed", "LoanError",
     "DescriptorsLost", "Full", "Closed", "EndOfStream", "PeerDied", "CorruptPeer",

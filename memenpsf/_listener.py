@@ -70,6 +70,7 @@ BACK_OFF = 0.05
 # So many lines say, within so many seconds, why clients were not served; of more, only how many.
 LOG_LINES = 20
 LOG_SECONDS = 10.0
+_MOST_CHARACTERS = 500  # of what an exception says, which may quote what a client sent
 
 # How long a user rests, in seconds, whose client began a handshake that came to nothing (and longer
 # from the second on: see Conduct).  Such handshakes cost half a millisecond each.  Fifty of them a
@@ -94,6 +95,9 @@ _MOST = 1 << 62  # of anything
 
 _SLICE = 3600.0  # seconds; poll() cannot wait much longer at once
 
+# What one client can cause on its way in; it is refused, or not served, and the others are.
+CAUSED_BY_ONE = (QueueError, OSError, MemoryError)
+
 _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)  # of this process, of the system
 
 
@@ -115,33 +119,69 @@ def _spare() -> socket.socket | None:
         return None
 
 
-class RefusalLog:
-    """Says why clients were not served; a storm of them does not fill the log."""
+def one_line(error: BaseException) -> str:
+    """Return what an exception says, or its name, on one line that is not too long."""
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 (whatever the class of a user does)
+        text = ""
+    text = text or type(error).__name__
+    if len(text) > _MOST_CHARACTERS:
+        text = text[:_MOST_CHARACTERS] + "…"
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
-    def __init__(self, address: object) -> None:
+
+class LimitedLog:
+    """Lines of one kind that clients can cause: a storm of them does not fill the log."""
+
+    def __init__(self, address: object, level: int, others: str) -> None:
+        """`others` says what those are that were only counted, as in "3 more clients ended"."""
         self._address = address
+        self._level = level
+        self._others = others
+        self._lock = threading.Lock()
         self._since = -math.inf
         self._lines = 0
         self._untold = 0
 
-    def add(self, error: QueueError | OSError) -> None:
-        """Tell it, or only count it."""
+    def tell(self, text: str, error: BaseException | None = None) -> None:
+        """Log a line, with the traceback of an error if one is given; or only count it."""
         now = monotonic()
-        if now - self._since >= LOG_SECONDS:
-            self.close()
-            self._since, self._lines = now, 0
-        if self._lines == LOG_LINES:
-            self._untold += 1
-            return
-        self._lines += 1
-        what = "refused" if isinstance(error, QueueError) else "not served"
-        logger.warning("%s: client %s: %s", self._address, what, error)
+        untold = 0
+        with self._lock:
+            if now - self._since >= LOG_SECONDS:
+                untold, self._untold = self._untold, 0
+                self._since, self._lines = now, 0
+            told = self._lines < LOG_LINES
+            if told:
+                self._lines += 1
+            else:
+                self._untold += 1
+        self._tell_number(untold)
+        if told:
+            logger.log(self._level, "%s: %s", self._address, text, exc_info=error)
 
     def close(self) -> None:
-        """Tell how many were only counted."""
-        if self._untold:
-            logger.warning("%s: %d more clients refused or not served", self._address, self._untold)
-        self._untold = 0
+        """Log how many were only counted."""
+        with self._lock:
+            untold, self._untold = self._untold, 0
+        self._tell_number(untold)
+
+    def _tell_number(self, untold: int) -> None:
+        if untold:
+            logger.log(self._level, "%s: %d more %s", self._address, untold, self._others)
+
+
+class RefusalLog(LimitedLog):
+    """Says why clients were not served."""
+
+    def __init__(self, address: object) -> None:
+        super().__init__(address, logging.WARNING, "clients refused or not served")
+
+    def add(self, error: Exception) -> None:
+        """Log it, or only count it."""
+        what = "refused" if isinstance(error, QueueError) else "not served"
+        self.tell(f"client {what}: {one_line(error)}")
 
 
 class Reception(Owner):
@@ -299,7 +339,7 @@ class Reception(Owner):
         self._resume = None
         try:
             share = self.quota.open(peer_credentials(sock).uid)
-        except (QueueError, OSError) as error:
+        except CAUSED_BY_ONE as error:
             refuse(sock, error)
             self._turned_away += 1
             self._came_to_nothing(error)
@@ -384,7 +424,7 @@ class Reception(Owner):
     def _begin(self, guest: Guest) -> None:
         try:
             opening = Opening(guest.sock, self.terms, guest.share)
-        except (QueueError, OSError) as error:
+        except CAUSED_BY_ONE as error:
             self._came_to_nothing(error, guest.share.uid)
         else:
             opening.deadline = guest.deadline
@@ -419,7 +459,7 @@ class Reception(Owner):
             endpoint = opening.step()
         except PeerDied:
             self._came_to_nothing(None, opening.peer.uid)
-        except (QueueError, OSError) as error:
+        except CAUSED_BY_ONE as error:
             self._came_to_nothing(error, opening.peer.uid)
         else:
             if endpoint is None:
@@ -567,8 +607,12 @@ class Listener(Owner):
                 self._wait(deadline)
         finally:
             self._lock.release()
-        interface = Interface.of(endpoint)
-        interface.role = self._reception.role
+        try:
+            interface = Interface.of(endpoint)
+            interface.role = self._reception.role
+        except BaseException:  # no memory, or Ctrl-C
+            endpoint.close()
+            raise
         return interface
 
     def _rest(self, deadline: float) -> None:
@@ -593,15 +637,15 @@ class Listener(Owner):
     def __iter__(self) -> Iterator[Interface]:
         """Yield clients until the listener is closed.
 
-        Those refused, or not served because a resource is short, are logged and passed over; of a
-        storm of them, the first 20 within 10 s, and the number of the others.
+        Those refused, or not served because a resource is short, are logged and passed over, so
+        that no client ends the loop; of a storm of them, the first 20 within 10 s, and the number of the others.
         """
         while True:
             try:
                 interface = self.accept()
             except Closed:
                 return
-            except (QueueError, OSError) as error:
+            except CAUSED_BY_ONE as error:
                 self._reception.log.add(error)
             else:
                 yield interface

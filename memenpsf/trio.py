@@ -57,8 +57,9 @@ from ipcqueue import (
 
 from ._address import resolve
 from ._interface import BOTH_WAYS, check_interface_options, checked_role
-from ._listener import BACK_OFF, Reception, logger
+from ._listener import BACK_OFF, CAUSED_BY_ONE, Reception
 from ._loop import Ended, check_loop_options
+from ._policy import OnError, Policy, checked_handler, checked_on_error
 from ._seeking import connecting
 
 if TYPE_CHECKING:
@@ -848,6 +849,24 @@ class Listener(Owner, trio.abc.Listener[Interface]):
                     epoll.register(fd, events)
                 await wait_readable(epoll)
 
+    def __aiter__(self) -> Listener:
+        """Yield clients until the listener is closed.
+
+        Those refused, or not served because a resource is short, are logged and passed over, so
+        that no client ends the loop; of a storm of them, the first 20 within 10 s, and the number
+        of the others.
+        """
+        return self
+
+    async def __anext__(self) -> Interface:
+        while True:
+            try:
+                return await self.accept()
+            except Closed:
+                raise StopAsyncIteration from None
+            except CAUSED_BY_ONE as error:
+                self._reception.log.add(error)
+
     async def aclose(self) -> None:
         """Stop listening and remove the socket file; the connections accepted live on."""
         if not self._reception.closed:
@@ -881,38 +900,57 @@ async def serve(
     address: str | os.PathLike[str],
     record: Any,
     *,
+    on_error: OnError = "log",
     task_status: trio.TaskStatus[Listener] = trio.TASK_STATUS_IGNORED,
     **options: Any,
 ) -> None:
     """Serve many clients: a task that runs handler(interface) for each.
 
     `await nursery.start(serve, …)` gives the Listener; closing it ends this once the handlers
-    are done.  The interface is closed when its handler is.  A client that is refused, or whose
-    end is more than the handler expected, is logged and harms nobody else; other exceptions of a
-    handler propagate, as in trio.serve_listeners.
+    are done.  The interface of a client is closed when its handler is done.
+
+    No client ends the server.  Whatever a verb of a client's interface raises ends that client
+    alone, and is logged in one line; a client that is refused is logged, too.  Of a storm the
+    first 20 lines in 10 s are logged, then their number.
+
+    `on_error` says what to do about an exception of a handler's own, of another interface that it
+    uses, for example: "log" it with its traceback (and serve on); "raise" it, as
+    trio.serve_listeners does, which ends all clients; or a plain function
+    on_error(interface, error), which may raise.  In a group, only what is not of the client's
+    interface counts.  Cancelled, KeyboardInterrupt and the like always propagate.
+
+    Raises TypeError and ValueError before anything is opened, and what listen raises.
     """
+    checked_handler(handler)
+    checked_on_error(on_error)
     check_options("serve", options, Reception.OPTIONS)
-    async with await listen(address, record, **options) as listener, trio.open_nursery() as nursery:
-        task_status.started(listener)
-        while True:
-            try:
-                interface = await listener.accept()
-            except Closed:
-                return
-            except (QueueError, OSError) as error:
-                listener._reception.log.add(error)  # noqa: SLF001 (one module)
-            else:
-                nursery.start_soon(_handle, handler, interface)
-
-
-async def _handle(handler: Callable[[Interface], Awaitable[object]], interface: Interface) -> None:
-    async with interface:
+    async with await listen(address, record, **options) as listener:
+        policy = Policy(on_error, listener.address)
         try:
+            async with trio.open_nursery() as nursery:
+                task_status.started(listener)
+                async for interface in listener:
+                    try:
+                        nursery.start_soon(_handle, handler, interface, policy)
+                    except MemoryError as error:
+                        interface.close()
+                        listener._reception.log.add(error)  # noqa: SLF001 (one module)
+        finally:
+            policy.close()
+
+
+async def _handle(
+    handler: Callable[[Interface], Awaitable[object]], interface: Interface, policy: Policy
+) -> None:
+    try:
+        async with interface:
             await handler(interface)
-        except* (EndOfStream, PeerDied, CorruptPeer, DescriptorsLost) as group:
-            logger.info("client %r: %s", interface.peer_name, group.exceptions[0])
-        except* (ipcqueue.DecodeFailed, ipcqueue.Refused) as group:
-            logger.info("client %r: %s", interface.peer_name, group.exceptions[0])
+    except BaseException as error:
+        rest = policy.settle(interface, error)
+        if rest is error:
+            raise
+        if rest is not None:
+            raise rest from None
 
 
 async def run(

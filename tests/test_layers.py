@@ -134,6 +134,7 @@ def test_importing_a_package_loads_nothing_that_is_slow_to_import(package):
         ("fdpass", "MemoryRegistry", "fdpass._registry"),
         ("memenpsf", "listen", "memenpsf._listener"),
         ("memenpsf", "Ended", "memenpsf._loop"),
+        ("memenpsf", "serve", "memenpsf._serve"),
     ],
 )
 def test_what_not_every_program_uses_is_imported_on_first_use(package, name, module):

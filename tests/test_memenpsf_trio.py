@@ -1487,7 +1487,7 @@ async def test_what_a_handler_raises_of_its_own_ends_serving(tmp_path):
         raise Broken
 
     async with trio.open_nursery() as nursery:
-        serving = Call(nursery, serve, handle, tmp_path / "s", "<Q")
+        serving = Call(nursery, partial(serve, on_error="raise"), handle, tmp_path / "s", "<Q")
         await wait_all_tasks_blocked()
         async with await connect(tmp_path / "s", "<Q") as client:
             with its_own("EndOfStream"):

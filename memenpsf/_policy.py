@@ -1,0 +1,157 @@
+"""What becomes of a server when the handler of one client raises: one policy for every door.
+
+Three kinds of exception, also inside groups:
+
+- of this client's interface (see interface_of): whatever it is, it ends this client and nobody
+  else.  A peer can cause most of them: it leaves, breaks the protocol, takes only short messages,
+  sends what cannot be decoded, reads nothing, uses up descriptors.
+- of the handler's own, those of any other interface among them: `on_error` decides.
+- not an Exception (Cancelled, KeyboardInterrupt, SystemExit): it always propagates.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from ipcqueue import (
+    BadRecord,
+    ConcurrentUse,
+    ForkedUse,
+    LoanError,
+    QueueError,
+    TooLarge,
+    Unaccepted,
+    interface_of,
+)
+
+from ._listener import LimitedLog, one_line
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+OnError = Literal["log", "raise"] | Callable[[Any, Exception], object]
+
+# How a connection ends, or what a peer cannot or will not take: one line says enough.
+_EXPECTED = (QueueError, OSError, MemoryError)
+# Of those, what is more likely a mistake of the handler's: where it was made is worth a traceback.
+_MISTAKES = (BadRecord, ConcurrentUse, ForkedUse, LoanError)
+_THE_PEERS = (TooLarge, Unaccepted)  # though they are BadRecord
+
+
+def checked_on_error(on_error: OnError) -> OnError:
+    """Return it; raise TypeError or ValueError for what is none."""
+    if isinstance(on_error, str):
+        if on_error not in ("log", "raise"):
+            raise ValueError(f'on_error is "log", "raise" or a function, not {on_error!r}')
+    elif not callable(on_error):
+        raise TypeError(f'on_error is "log", "raise" or a function, not {on_error!r}')
+    elif inspect.iscoroutinefunction(on_error):
+        raise TypeError(f"on_error is a plain function, not an async one: {on_error!r}")
+    return on_error
+
+
+def checked_handler(handler: Any) -> Any:
+    """Return it; raise TypeError for what cannot be called."""
+    if not callable(handler):
+        raise TypeError(f"expected a handler to call with each interface, got {handler!r}")
+    return handler
+
+
+class Sorted(NamedTuple):
+    """The parts of what a handler has raised."""
+
+    clients: BaseException | None
+    own: Exception | None
+    passing: BaseException | None  # what is not an Exception
+
+
+def sort_out(error: BaseException, interface: object) -> Sorted:
+    """Take apart what the handler of a client has raised."""
+    if interface_of(error) is interface:
+        return Sorted(error, None, None)
+    if not isinstance(error, BaseExceptionGroup):
+        if isinstance(error, Exception):
+            return Sorted(None, error, None)
+        return Sorted(None, None, error)
+    clients, rest = error.split(lambda each: interface_of(each) is interface)
+    own, passing = (None, None) if rest is None else rest.split(_is_ordinary)
+    return Sorted(clients, own, passing)  # type: ignore[arg-type]  # a group of Exceptions is one
+
+
+def _is_ordinary(error: BaseException) -> bool:
+    # Not of groups, or one that only ends with an Exception would pass as a whole.
+    return isinstance(error, Exception) and not isinstance(error, BaseExceptionGroup)
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for each in error.exceptions:
+            yield from _leaves(each)
+    else:
+        yield error
+
+
+def _is_mistake(error: BaseException) -> bool:
+    if isinstance(error, _THE_PEERS):
+        return False
+    return isinstance(error, _MISTAKES) or not isinstance(error, _EXPECTED)
+
+
+class Policy:
+    """What to do about exceptions of handlers, for one server."""
+
+    def __init__(self, on_error: OnError, address: object) -> None:
+        self._on_error = checked_on_error(on_error)
+        self._ends = LimitedLog(address, logging.INFO, "clients ended")
+        self._mistakes = LimitedLog(address, logging.ERROR, "clients ended by such an error")
+        self._failures = LimitedLog(address, logging.ERROR, "handlers failed")
+
+    def settle(self, interface: Any, error: BaseException) -> BaseException | None:
+        """Do about it what is to be done; return what must propagate, None if nothing."""
+        clients, own, passing = sort_out(error, interface)
+        if clients is not None:
+            self._tell_end(interface, clients)
+        if own is None:
+            return passing
+        if self._on_error == "raise":
+            return _together(own, passing, error if clients is None else None)
+        if self._on_error == "log":
+            self._failures.tell(f"the handler of client {interface.peer_name!r} failed:", own)
+            return passing
+        try:
+            self._on_error(interface, own)
+        except BaseException as failure:  # noqa: BLE001 (the door raises it)
+            return _together(failure, passing)
+        return passing
+
+    def _tell_end(self, interface: Any, error: BaseException) -> None:
+        """Log one line for a client, however many of its calls have ended with it."""
+        ends = list(_leaves(error))
+        for end in ends:
+            if _is_mistake(end):
+                self._mistakes.tell(f"client {interface.peer_name!r}: ended by:", end)
+                return
+        self._ends.tell(f"client {interface.peer_name!r}: {one_line(ends[0])}")
+
+    def tell(self, failure: BaseException) -> None:
+        """Log an exception that cannot be raised, because another one is raised already."""
+        self._failures.tell("the handler of another client failed, too:", failure)
+
+    def close(self) -> None:
+        """Log how many were only counted."""
+        for log in (self._ends, self._mistakes, self._failures):
+            log.close()
+
+
+def _together(
+    error: BaseException, passing: BaseException | None, whole: BaseException | None = None
+) -> BaseException:
+    """Return both as one exception; as `whole`, if they were one."""
+    if passing is None:
+        return error
+    if whole is not None:
+        return whole
+    return BaseExceptionGroup("the handler of a client", [error, passing])

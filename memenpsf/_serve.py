@@ -1,0 +1,147 @@
+"""serve: a thread for each client, for programs without an event loop."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from typing import TYPE_CHECKING, Any
+
+from ipcqueue import check_options
+
+from ._listener import Listener, Reception
+from ._policy import OnError, Policy, checked_handler, checked_on_error
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable
+
+    from ._interface import Interface
+
+
+def serve(
+    handler: Callable[[Interface], object],
+    address: str | os.PathLike[str],
+    record: Any,
+    *,
+    on_error: OnError = "log",
+    started: Callable[[Listener], object] | None = None,
+    **options: Any,
+) -> None:
+    """Serve many clients: a thread that runs handler(interface) for each, until it is stopped.
+
+    Listens as memenpsf.listen, with its options.  `started` is called with the Listener once
+    clients can connect.  Listener.close(), from any thread or signal handler, stops it: it returns
+    when the handlers are done.  Ctrl-C closes every interface (a handler that uses one gets
+    Closed) and is raised when the handlers are done; a second Ctrl-C does not wait for them.  The
+    interface of a client is closed when its handler is done.
+
+    No client ends the server.  Whatever a verb of a client's interface raises ends that client
+    alone, and is logged in one line: it has left, takes only short messages, sends what cannot be
+    decoded, reads nothing in time, and so on.  A client that is refused, or that cannot have a
+    thread, is logged, too.  Of a storm the first 20 lines in 10 s are logged, then their number.
+
+    `on_error` says what to do about an exception of a handler's own, of another interface that it
+    uses, for example: "log" it with its traceback (and serve on); "raise" it from here, which ends
+    all clients; or a function on_error(interface, error), which may raise.  Only Ctrl-C,
+    SystemExit and other exceptions that are no Exception are always raised.
+
+    Raises TypeError and ValueError before anything is opened, and what memenpsf.listen raises.
+    """
+    checked_handler(handler)
+    checked_on_error(on_error)
+    if started is not None and not callable(started):
+        raise TypeError(f"started is a function or None, not {started!r}")
+    check_options("serve", options, Reception.OPTIONS)
+    with Listener(Reception(address, record, **options)) as listener:
+        _Server(handler, listener, Policy(on_error, listener.address)).run(started)
+
+
+class _Server:
+    def __init__(
+        self, handler: Callable[[Interface], object], listener: Listener, policy: Policy
+    ) -> None:
+        self._handler = handler
+        self._listener = listener
+        self._policy = policy
+        self._changed = threading.Condition()  # guards all of the following
+        self._clients: dict[Interface, threading.Thread] = {}
+        self._done: list[threading.Thread] = []  # whose clients are gone; to be joined
+        self._failure: BaseException | None = None
+
+    def run(self, started: Callable[[Listener], object] | None) -> None:
+        try:
+            if started is not None:
+                started(self._listener)
+            for interface in self._listener:
+                self._attend(interface)
+                self._join()
+            with self._changed:
+                self._changed.wait_for(lambda: self._failure or not self._clients)
+        finally:
+            self._listener.close()
+            clients = self._snapshot()
+            for interface in clients:  # all before any is waited for: one may wait for another
+                # No memory, for example: then its handler closes it.
+                with contextlib.suppress(Exception):
+                    interface.close()
+            for thread in clients.values():
+                # It was not started, if Ctrl-C came in between.
+                with contextlib.suppress(RuntimeError):
+                    thread.join()
+            self._join()
+            self._policy.close()
+        if self._failure is not None:
+            raise self._failure
+
+    def _snapshot(self) -> dict[Interface, threading.Thread]:
+        with self._changed:
+            return dict(self._clients)
+
+    def _join(self) -> None:
+        with self._changed:
+            done, self._done = self._done, []
+        for thread in done:
+            thread.join()
+
+    def _attend(self, interface: Interface) -> None:
+        try:
+            # A daemon, or the program would wait for it after a second Ctrl-C.
+            thread = threading.Thread(
+                target=self._run, args=(interface,), name="memenpsf serve", daemon=True
+            )
+            with self._changed:
+                self._clients[interface] = thread
+            thread.start()
+        except (RuntimeError, MemoryError) as error:  # there is no thread to be had
+            with self._changed:
+                self._clients.pop(interface, None)
+            with contextlib.suppress(Exception):
+                interface.close()
+            self._listener._reception.log.add(error)  # noqa: SLF001 (of one package)
+
+    def _run(self, interface: Interface) -> None:
+        try:
+            try:
+                with interface:
+                    self._handler(interface)
+            except BaseException as error:  # noqa: BLE001 (raised by serve, if at all)
+                failure = self._policy.settle(interface, error)
+                if failure is not None:
+                    self._fail(failure)
+        finally:
+            with self._changed:
+                thread = self._clients.pop(interface)
+                self._changed.notify_all()
+                self._done.append(thread)
+
+    def _fail(self, failure: BaseException) -> None:
+        """Have serve raise an exception: the first of several; the others are logged."""
+        with self._changed:
+            first = self._failure is None
+            if first:
+                self._failure = failure
+                self._changed.notify_all()
+        if first:
+            self._listener.close()  # wakes who accepts
+        else:
+            self._policy.tell(failure)
