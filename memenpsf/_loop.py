@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ipcqueue import (
+    BadRecord,
     Closed,
     CorruptPeer,
+    DescriptorsLost,
     EndOfStream,
     Owner,
     PeerDied,
-    QueueError,
     Refused,
+    TooLarge,
+    Unaccepted,
     checked_socket,
     drop_socket,
+    interface_of,
 )
 
 from ._interface import Interface, check_interface_options
@@ -42,17 +47,42 @@ class Sink(Protocol):
 
 @dataclass
 class Ended:
-    """How a run loop ended, when it ended well enough not to raise."""
+    """How a run loop ended, when it ended well enough not to raise.
 
-    cause: QueueError  # EndOfStream, PeerDied, or Closed when the source said stop
-    unsent: list[Any] = field(default_factory=list)  # taken from the source, and never published
+    `cause` is EndOfStream or PeerDied; Closed when the source said stop; or what the peer's limits,
+    its records or a shortage made a call raise: TooLarge, Unaccepted, DecodeFailed, OSError,
+    MemoryError.  `unsent` is what was taken from the source and never published; for TooLarge
+    it is the message that the peer does not take.
+    """
+
+    cause: Exception
+    unsent: list[Any] = field(default_factory=list)
 
 
 # How long the sending thread may take to notice that the peer has ended, in seconds: a
 # queue.Queue can only be waited for, not interrupted.
 _LOOK_UP = 0.1
 
-_ENDS = (EndOfStream, PeerDied, Refused, CorruptPeer, Closed)
+# How a connection ends for both directions: the receiving side meets it, too, after draining.
+_ENDS = (EndOfStream, PeerDied, Refused, CorruptPeer, DescriptorsLost, Closed)
+
+# What is no end of a peer's that a program goes on after.
+_RAISED = (Refused, CorruptPeer, DescriptorsLost, BadRecord)
+_THE_PEERS_LIMITS = (TooLarge, Unaccepted)  # though they are BadRecord
+
+
+def is_a_cause(error: Exception, interface: object) -> bool:
+    """Whether a run loop ends with this, without raising it: it is not the program's doing."""
+    if interface_of(error) is not interface:
+        return False  # the source's or the sink's
+    return isinstance(error, _THE_PEERS_LIMITS) or not isinstance(error, _RAISED)
+
+
+def hand_back(error: BaseException, unsent: list[Any]) -> None:
+    """Have what a run loop raises say what it took from the source and did not publish."""
+    with contextlib.suppress(AttributeError):
+        error.unsent = unsent  # type: ignore[attr-defined]
+
 
 # queue.ShutDown came with Python 3.13.
 _SHUT_DOWN: tuple[type[Exception], ...] = (queue.ShutDown,) if hasattr(queue, "ShutDown") else ()
@@ -75,8 +105,11 @@ def run(
     after everything before it is sent and what has arrived is delivered.  `cap` is the capacity
     of each direction, `typ` is 0 for a client and anything else for a server.  Takes the stream.
 
-    Returns how it ended.  Raises CorruptPeer, what Interface raises, BadRecord for what was put
-    into `recvr`, and whatever the queues raise.
+    Returns how it ended; see Ended for what the peer's doing is.  Raises CorruptPeer, Refused,
+    DescriptorsLost, what Interface raises, BadRecord for what was put into `recvr`, and whatever
+    the queues raise.  What was taken from `recvr` and not published is in Ended.unsent, or in the
+    attribute `unsent` of the exception; what came from the peer is in `sender`, up to what could
+    not be decoded.
     """
     role = "client" if typ == 0 else "server"
     checked_socket(stream)
@@ -102,28 +135,36 @@ class _Loop(Owner):
         self._sink = sink
         self._over = threading.Event()
         self._unsent: list[Any] = []
+        self._cause: Exception | None = None  # of the end of sending, if receiving does not meet it
         self._error: BaseException | None = None
 
     def run(self) -> Ended:
         thread = threading.Thread(target=self._send, name="memenpsf run: sending", daemon=True)
         thread.start()
         try:
-            cause = self._receive()
-        finally:
-            self._over.set()
-            self._interface.close()
-            thread.join()
-        if self._error is not None:
-            raise self._error
-        return Ended(cause, self._unsent)
+            try:
+                cause = self._receive()
+            finally:
+                self._over.set()
+                self._interface.close()
+                thread.join()
+            if self._error is not None:
+                raise self._error
+        except BaseException as error:
+            hand_back(error, self._unsent)
+            raise
+        return Ended(self._cause or cause, self._unsent)
 
-    def _receive(self) -> QueueError:
-        try:
-            while True:
-                for record in self._interface.recv_vectored():
-                    self._sink.put(record)
-        except (EndOfStream, PeerDied, Closed) as end:
-            return end
+    def _receive(self) -> Exception:
+        while True:
+            try:
+                records = self._interface.recv_vectored()
+            except Exception as error:
+                if is_a_cause(error, self._interface):
+                    return error
+                raise
+            for record in records:
+                self._sink.put(record)
 
     def _send(self) -> None:
         """Run as a thread; ends by itself or soon after `_over` is set."""
@@ -142,11 +183,14 @@ class _Loop(Owner):
                     break
                 try:
                     self._interface.xmit(record)
-                except _ENDS:
+                except BaseException:  # it was not sent
                     self._unsent.append(record)
                     raise
-        except _ENDS:
-            return  # the receiving side meets the same end, after draining
         except BaseException as error:  # noqa: BLE001 (raised by run)
-            self._error = error
+            if isinstance(error, _ENDS) and interface_of(error) is self._interface:
+                return  # the receiving side meets the same end, after draining
+            if isinstance(error, Exception) and is_a_cause(error, self._interface):
+                self._cause = error
+            else:
+                self._error = error
         self._interface.finish()

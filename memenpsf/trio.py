@@ -58,7 +58,7 @@ from ipcqueue import (
 from ._address import resolve
 from ._interface import BOTH_WAYS, check_interface_options, checked_role
 from ._listener import BACK_OFF, CAUSED_BY_ONE, Reception
-from ._loop import Ended, check_loop_options
+from ._loop import Ended, check_loop_options, hand_back, is_a_cause
 from ._policy import OnError, Policy, checked_handler, checked_on_error
 from ._seeking import connecting
 
@@ -994,42 +994,50 @@ class _Loop(Owner):
         self._sending = trio.CancelScope()
         self._arrived: deque[Any] = deque()
         self._ended = Ended(Closed("the source of records has ended"))
+        self._cause: Exception | None = None  # of the end of sending, if receiving does not meet it
         self._error: Exception | None = None
 
     async def run(self) -> Ended:
-        with self._scope:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._task, self._send)
-                nursery.start_soon(self._task, self._receive)
-        if self._error is not None:
-            # What was taken from the ring is delivered all the same, if the sink still takes it.
-            with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-                await self._deliver()
-            raise self._error
+        try:
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._task, self._send)
+                    nursery.start_soon(self._task, self._receive)
+            if self._error is not None:
+                # What was taken from the ring is delivered all the same, if the sink still takes it.
+                with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                    await self._deliver()
+                raise self._error
+        except BaseException as error:
+            hand_back(error, self._ended.unsent)
+            raise
+        self._ended.cause = self._cause or self._ended.cause
         return self._ended
 
-    async def _task(self, body: Callable[[], Awaitable[QueueError]]) -> None:
+    async def _task(self, body: Callable[[], Awaitable[Exception]]) -> None:
         try:
             self._ended.cause = await body()
         except Exception as error:
             self._error = error
             self._scope.cancel()
 
-    async def _receive(self) -> QueueError:
-        try:
-            while True:
+    async def _receive(self) -> Exception:
+        while True:
+            try:
                 self._arrived.extend(await self._interface.recv_vectored())
-                await self._deliver()
-        except (EndOfStream, PeerDied, Closed) as end:
-            self._sending.cancel()
-            return end
+            except Exception as error:
+                if not is_a_cause(error, self._interface):
+                    raise
+                self._sending.cancel()
+                return error
+            await self._deliver()
 
     async def _deliver(self) -> None:
         while self._arrived:
             await self._sink.send(self._arrived[0])
             self._arrived.popleft()
 
-    async def _send(self) -> QueueError:
+    async def _send(self) -> Exception:
         try:
             with self._sending:
                 # Space first: what is taken from the source can then be sent at once, so nothing
@@ -1040,8 +1048,12 @@ class _Loop(Owner):
                         break
                     await self._xmit(record)
                     await self._interface.await_space()
-        except (EndOfStream, PeerDied) as end:
-            return end  # the receiving side meets the same end, after draining
+        except Exception as error:
+            if not is_a_cause(error, self._interface):
+                raise
+            if isinstance(error, (EndOfStream, PeerDied)):
+                return error  # the receiving side meets the same end, after draining
+            self._cause = error
         if not self._sending.cancelled_caught:
             self._interface.finish()
         return self._ended.cause
@@ -1053,6 +1065,6 @@ class _Loop(Owner):
             except Full:
                 # There is space, but it travels outside the ring, and too many others do.
                 await self._interface.xmit(record)
-        except (EndOfStream, PeerDied):
+        except BaseException:  # it was not sent
             self._ended.unsent.append(record)
             raise

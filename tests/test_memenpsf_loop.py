@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import json
 import math
 import os
 import queue
@@ -297,6 +299,136 @@ def test_a_full_ring_is_waited_for_and_drops_nothing(pool, door):
         until(lambda: peer._endpoint.receiver.indices() == (CAPACITY, 0))
         assert taken_by(peer) == numbers(100)
         assert loop.result().unsent == loop.left == []
+
+
+# -- what the peer does is not this side's failure, and loses nothing --------------------------------
+
+
+@contextlib.contextmanager
+def messages_and_peer(pool, door, items=(), record=bytes, **limits):
+    here, there = socket.socketpair()
+    loop = door(pool, here, items, record=record)
+    with Interface(there, bytes, **limits) as peer:
+        yield loop, peer
+
+
+@doors
+def test_a_message_that_the_peer_does_not_take_ends_the_loop_and_is_handed_back(pool, door):
+    many = [b"short"] * 1000  # more than the ring holds
+    items = [*many, bytes(20), b"later"]
+    with messages_and_peer(pool, door, items, max_message=10) as (loop, peer):
+        peer.xmit(b"arrived")
+        assert taken_by(peer) == many
+        ended = loop.result()
+    assert isinstance(ended.cause, memenpsf.TooLarge)
+    assert ended.cause.interface is not None
+    assert ended.unsent == [bytes(20)]
+    assert loop.left == [b"later"]
+    assert loop.delivered == [b"arrived"]
+
+
+@doors
+@pytest.mark.parametrize("before", [0, 3])
+def test_a_message_that_cannot_be_decoded_ends_the_loop_after_those_before_it(pool, door, before):
+    spec = memenpsf.Encoded(lambda value: json.dumps(value).encode(), json.loads)
+    with messages_and_peer(pool, door, ["x" * 1000] * 100, spec) as (loop, peer):
+        peer.xmit_many([b'"fine"'] * before + [b"{no json"])
+        ended = loop.result()
+        assert isinstance(ended.cause, memenpsf.DecodeFailed)
+        assert loop.delivered == ["fine"] * before
+        sent = taken_by(peer)
+    assert len(sent) + len(ended.unsent) + len(loop.left) == 100
+
+
+@dataclasses.dataclass
+class Picky:
+    number: memenpsf.u8
+
+    def __post_init__(self):
+        if self.number > 3:
+            raise ValueError("above three")
+
+
+@doors
+def test_so_does_a_record_that_its_class_refuses(pool, door):
+    here, there = socket.socketpair()
+    loop = door(pool, here, [Picky(1)] * 10, record=Picky)
+    with Interface(there, "<B") as peer:
+        peer.xmit_many([(1,), (2,), (9,)])
+        ended = loop.result()
+        assert "above three" in str(ended.cause)
+        assert loop.delivered == [Picky(1), Picky(2)]
+        assert len(taken_by(peer)) + len(ended.unsent) + len(loop.left) == 10
+
+
+@doors
+@pytest.mark.parametrize("verb", ["recv_vectored", "await_space"])
+@pytest.mark.parametrize("error", [OSError(24, "short"), MemoryError()])
+def test_a_shortage_ends_the_loop_and_hands_back_what_it_took(pool, door, monkeypatch, verb, error):
+    def fails(*_):
+        raise error
+
+    name = {"recv_vectored": "try_pop_many", "await_space": "has_space"}[verb]
+    with loop_and_peer(pool, door, numbers(100)) as (loop, peer):
+        assert peer.recv() == (0,)
+        until(lambda: peer._endpoint.receiver.indices() == (1 + CAPACITY, 1))
+        monkeypatch.setattr(type(peer._endpoint), name, fails)
+        monkeypatch.setattr("ipcqueue._slots.receiver.pop_ready", lambda *_: None)
+        peer.xmit((7,))  # wakes it
+        sent = [(0,), *peer]
+        ended = loop.result()
+    assert ended.cause is error
+    assert sent + ended.unsent + loop.left == numbers(100)
+
+
+@doors
+def test_a_peer_that_breaks_the_protocol_is_raised_with_what_was_not_sent(pool, door):
+    with loop_and_peer(pool, door, numbers(100)) as (loop, peer):
+        assert peer.recv() == (0,)
+        until(lambda: peer._endpoint.receiver.indices() == (1 + CAPACITY, 1))
+        os.write(peer.fileno(), b"\x4d\x00")
+        with pytest.raises(memenpsf.CorruptPeer) as caught:
+            loop.result()
+    assert caught.value.unsent + loop.left == numbers(1 + CAPACITY, 100)
+
+
+@doors
+def test_what_does_not_fit_is_handed_back_by_what_is_raised(pool, door):
+    with loop_and_peer(pool, door, [(1,), "bad", (3,)]) as (loop, peer):
+        with pytest.raises(memenpsf.BadRecord) as caught:
+            loop.result()
+        assert taken_by(peer) == [(1,)]
+    assert caught.value.unsent + loop.left == ["bad", (3,)]
+
+
+@doors
+def test_the_end_of_another_connection_is_no_end_of_this_one(pool, door, monkeypatch):
+    """A source that takes from a connection of its own may meet the end of that one."""
+    upstream, source = memenpsf.pair("<Q")
+    source.close()
+
+    class Source(queue.Queue):
+        def get(self, block=True, timeout=None):
+            return upstream.recv()
+
+        async def receive(self):
+            return upstream.recv()
+
+        def __aiter__(self):
+            return self
+
+        __anext__ = receive
+
+    here, there = socket.socketpair()
+    with upstream:
+        if door is ThreadLoop:
+            loop = pool.submit(memenpsf.run, "", 4, 0, here, Source(), queue.Queue(), "<Q")
+        else:
+            _, sink = trio.open_memory_channel(0)[::-1]
+            loop = pool.submit(trio.run, memenpsf.trio.run, "", 4, 0, here, Source(), sink, "<Q")
+        with Interface(there, "<Q"), pytest.raises(memenpsf.EndOfStream) as caught:
+            loop.result()
+        assert memenpsf.interface_of(caught.value) is upstream
 
 
 # -- what it raises -------------------------------------------------------------------------------
