@@ -34,7 +34,7 @@ from source import Feed, Live, Replay, Source
 
 import memenpsf
 import memenpsf.trio
-from memenpsf import Closed, CorruptPeer, EndOfStream, PeerDied, Refused
+from memenpsf import EndOfStream, QueueError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,8 +45,8 @@ STOP = (signal.SIGINT, signal.SIGTERM)
 SERVING = "serving %s at %s"
 ALL_SENT = "has been sent all there is"
 
-# How the connection to a client ends, sooner or later.
-ENDS = (EndOfStream, PeerDied, CorruptPeer, Refused, Closed)
+# How the connection to a client ends, sooner or later; a client may use up descriptors and memory.
+ENDS = (QueueError, OSError, MemoryError)
 
 
 def farewell(end: Exception) -> str:
@@ -68,7 +68,7 @@ class ThreadServer:
         self._feeds: dict[memenpsf.Interface, Feed] = {}
         self._numbers = itertools.count(1)
         self._threads: list[threading.Thread] = []
-        self._ended: str | OSError | None = None
+        self._ended: str | None = None
 
     def run(self, address: str, **options: Any) -> None:
         """Serve until SIGINT or SIGTERM."""
@@ -84,8 +84,6 @@ class ThreadServer:
             finally:
                 listener.close()
                 self._close()
-        if isinstance(self._ended, OSError):
-            raise self._ended
         log.info(self._ended)
 
     def _turn(self) -> None:
@@ -101,17 +99,15 @@ class ThreadServer:
 
     def _start(self, task: Callable[..., None], *arguments: Any) -> None:
         self._threads = [thread for thread in self._threads if thread.is_alive()]
-        self._threads.append(threading.Thread(target=task, args=arguments))
-        self._threads[-1].start()
+        thread = threading.Thread(target=task, args=arguments)
+        thread.start()
+        self._threads.append(thread)
 
     # In threads of their own
 
     def _accept(self, listener: memenpsf.Listener) -> None:
-        try:
-            for interface in listener:
-                self._post(self._join, interface)
-        except OSError as error:  # such as: too many open files
-            self._post(self._end, error)
+        for interface in listener:  # which passes over clients that do not get in
+            self._post(self._join, interface)
 
     def _attend(self, interface: memenpsf.Interface) -> None:
         started = time.monotonic()
@@ -141,7 +137,10 @@ class ThreadServer:
             return
         self._feeds[interface] = feed = Feed(next(self._numbers), interface.peer.pid)
         self._send(interface, feed, self._source.greeting())
-        self._start(self._attend, interface)
+        try:
+            self._start(self._attend, interface)
+        except (RuntimeError, MemoryError) as error:  # no thread can be had
+            self._leave(interface, f"not served: {error}")
 
     def _obey(self, interface: memenpsf.Interface, message: bytes) -> None:
         self._broadcast(self._feeds[interface].command(self._source, message))
@@ -161,7 +160,7 @@ class ThreadServer:
         if self._ended is None:
             feed.log(word)
 
-    def _end(self, why: str | OSError) -> None:
+    def _end(self, why: str) -> None:
         self._ended = self._ended or why
 
     def _close(self) -> None:

@@ -4,6 +4,7 @@ import functools
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -268,6 +269,22 @@ def test_a_producer_in_a_series_can_be_interrupted(start_producer, address, prod
             here.send_signal(signal.SIGINT)
             assert ended(here) == (130, "", "")
             assert [record["number"] for record in interface] == [0, 1, 2, 3]  # orderly
+
+
+@kinds_of_consumer
+def test_who_does_not_get_in_does_not_end_a_consumer(
+    start_producer, start_consumer, address, consumer_kind
+):
+    consumer = start_consumer(*consumer_kind)
+    with socket.socket(socket.AF_UNIX) as mad:
+        mad.connect(str(address))
+        mad.sendall(b"nonsense")
+        assert mad.recv(100) != b""  # it was told why, or at least hello
+    with pytest.raises(memenpsf.RecordRefused):
+        memenpsf.connect(address, "<Q")
+    producer = start_producer("--frames", "3", "--copy")
+    assert ended(producer)[0] == 0
+    assert ended(consumer)[0] == 0
 
 
 @pytest.mark.parametrize("way", Way, ids=str)

@@ -575,6 +575,24 @@ def test_the_client_writes_what_the_server_reads(
 
 
 @kinds_of_server
+def test_a_client_that_takes_only_short_messages_ends_nobody_else(
+    server, client, address, tmp_path, server_kind
+):
+    outfile = tmp_path / "written"
+    serving = server(PCAP, *server_kind)
+    with (
+        memenpsf.connect(address, memenpsf.Message, max_message=10) as short,
+        pytest.raises(memenpsf.EndOfStream),
+    ):
+        short.recv()
+    assert whole(client(outfile), outfile, len(by_hand(PCAP)))
+    status, heard, errors = stop(serving)
+    assert (status, errors) == (0, "")
+    assert re.search("client 1 lost after 0 packets: .* takes at most 10\n", heard)
+    assert heard.endswith("ended by SIGTERM\n")
+
+
+@kinds_of_server
 def test_clients_of_both_kinds_at_once_get_a_large_capture(server, client, tmp_path, server_kind):
     packets = list(many_packets(20_000))
     file = tmp_path / "large"

@@ -37,7 +37,7 @@ def consume(address: str) -> list[Series]:
     done: list[Series] = []
     with memenpsf.listen(address, FRAME, name=NAME, capacity=1) as listener:
         print(f"waiting for a producer at {listener.address}", flush=True)
-        with listener.accept() as interface:
+        with next(iter(listener)) as interface:
             while True:
                 try:
                     series = Series(announced(interface.recv_ctrl_msg(timeout=None)))
@@ -58,7 +58,7 @@ async def consume_trio(address: str) -> list[Series]:
     done: list[Series] = []
     async with await memenpsf.trio.listen(address, FRAME, name=NAME, capacity=1) as listener:
         print(f"waiting for a producer at {listener.address}", flush=True)
-        async with await listener.accept() as interface:
+        async with await anext(listener) as interface:
             while True:
                 try:
                     series = Series(announced(await interface.recv_ctrl_msg(timeout=None)))

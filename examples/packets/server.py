@@ -8,7 +8,8 @@ its beginning, in the pace in which the packets were captured, or faster, or as 
 takes it (--speed).  What is sent is said in wire.py.  Needs Scapy: `pip install scapy`.
 
 What it shows of the library: messages of any length with tag and flags, batches, a sender that
-waits for its receiver, waiting that notices when the other side leaves, and ending in good order.
+waits for its receiver, waiting that notices when the other side leaves, serve() for many clients,
+of whom none can end the others, and ending in good order.
 It is the same program on plain threads and on Trio.
 """
 
@@ -22,7 +23,6 @@ import logging
 import math
 import signal
 import sys
-import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -32,7 +32,7 @@ from wire import NAME, End, Interface, Packet, encode
 
 import memenpsf
 import memenpsf.trio
-from memenpsf import Closed, CorruptPeer, EndOfStream, Message, PeerDied, Refused
+from memenpsf import Closed, EndOfStream, Message, QueueError
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -41,8 +41,8 @@ log = logging.getLogger("server")
 
 STOP = (signal.SIGINT, signal.SIGTERM)
 
-# How the connection to a client ends, sooner or later.
-ENDS = (EndOfStream, PeerDied, CorruptPeer, Refused, Closed)
+# How the connection to a client ends, sooner or later; a client may use up descriptors and memory.
+ENDS = (QueueError, OSError, MemoryError)
 
 BATCH = 256  # messages sent at once: some hundred kilobytes, a part of what the ring holds
 GRAIN = 0.001  # seconds; packets as close as that are sent together
@@ -104,7 +104,9 @@ class Stream:
         match end:
             case EndOfStream():
                 self._verdict = f"left after {self._sent} packets"
-            case PeerDied() | CorruptPeer() | Refused():
+            case Closed():  # by this side: it was cut short
+                pass
+            case _:
                 self._verdict = f"lost after {self._sent} packets: {end}"
 
     def verdict(self) -> str:
@@ -112,58 +114,42 @@ class Stream:
         return self._verdict or f"was cut short after {self._sent} packets"
 
 
+class Stopped(BaseException):
+    """SIGINT or SIGTERM came.  Not an Exception, so that nobody takes it for a failure."""
+
+
+def stop(number: int, _: object) -> None:
+    """Handle the first signal; a second one changes nothing."""
+    for each in STOP:
+        signal.signal(each, signal.SIG_IGN)
+    raise Stopped(number)
+
+
 class ThreadServer:
-    """The server on plain threads: one accepts clients, and there is one for each of them."""
+    """The server on plain threads: one for each client."""
 
     def __init__(self, path: str, speed: float) -> None:
         self._new_stream = functools.partial(Stream, path, speed)
         self._numbers = itertools.count(1)
-        self._lock = threading.Lock()
-        self._clients: dict[memenpsf.Interface, threading.Thread] = {}
-        self._failure: OSError | None = None
-        self._ending = False
 
     def run(self, address: str, path: str) -> None:
         """Serve until SIGINT or SIGTERM."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOP)  # of every thread: sigwait gets them
-        with memenpsf.listen(address, Message, name="packets server") as listener:
+
+        def started(listener: memenpsf.Listener) -> None:
             log.info(SERVING, path, listener.address)
-            acceptor = threading.Thread(target=self._accept, args=(listener,))
-            acceptor.start()
-            number = signal.sigwait(STOP)
-        with self._lock:
-            self._ending = True
-            clients = dict(self._clients)
-        for interface in clients:
-            interface.finish()  # wakes its thread
-        for thread in (acceptor, *clients.values()):
-            thread.join()
-        if self._failure is not None:
-            raise self._failure
-        log.info(ENDED, signal.Signals(number).name)
 
-    def _accept(self, listener: memenpsf.Listener) -> None:
         try:
-            for interface in listener:
-                self._join(interface)
-        except OSError as error:  # such as: too many open files
-            self._failure = error
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
-
-    def _join(self, interface: memenpsf.Interface) -> None:
-        with self._lock:
-            if self._ending:
-                interface.close()
-                return
-            thread = threading.Thread(target=self._serve, args=(interface,))
-            self._clients[interface] = thread
-            thread.start()
+            for each in STOP:
+                signal.signal(each, stop)
+            memenpsf.serve(self._serve, address, Message, name="packets server", started=started)
+        except Stopped as stopped:  # after every connection has ended in good order
+            log.info(ENDED, signal.Signals(stopped.args[0]).name)
 
     def _serve(self, interface: memenpsf.Interface) -> None:
         number, stream = next(self._numbers), self._new_stream()
         log.info(COMING, number, interface.peer.pid)
         try:
-            with interface, contextlib.closing(stream.batches()) as batches:
+            with contextlib.closing(stream.batches()) as batches:
                 for due, batch in batches:
                     while (left := due - time.monotonic()) > 0:
                         interface.recv(left)  # clients say nothing; but they may leave
@@ -172,8 +158,6 @@ class ThreadServer:
             stream.ended_by(end)
         finally:
             log.info(LEAVING, number, stream.verdict())
-            with self._lock:
-                del self._clients[interface]
 
 
 class TrioServer:
