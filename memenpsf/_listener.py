@@ -412,7 +412,9 @@ class Reception(Owner):
 
     def _displace(self, uid: int | None) -> None:
         """End the oldest handshake of a user, for one of another user."""
-        opening = next(each for each in self.pending if each.peer.uid == uid)
+        opening = next((each for each in tuple(self.pending) if each.peer.uid == uid), None)
+        if opening is None:
+            return  # it has ended meanwhile, in a signal handler that accepts
         error = LimitRefused(
             f"uid {uid} has {self._count(opening.peer.uid)} of {len(self.pending)} handshakes "
             "under way here, and gives a place to another user"

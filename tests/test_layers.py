@@ -363,6 +363,7 @@ FIXED = {
     "_exporters",  # replaced as a whole
     "_fds",  # of one transfer
     "_hands",  # replaced as a whole
+    "_listener",  # of clients, by accept()
     "_looked",  # of one search for a server
     "_ready",  # an iterator of C
     "_segments",  # of a handshake, which one caller drives
