@@ -15,6 +15,8 @@ import struct
 import termios
 from typing import TYPE_CHECKING
 
+import fdpass
+
 if TYPE_CHECKING:
     from ._opening import Lease
 
@@ -39,7 +41,7 @@ def _memory_of_one() -> int:
         return max(1, _unread_memory(here))
 
 
-class Flight:
+class Flight(fdpass.Owner):
     """What was sent through one socket, and how much of it is on its way.
 
     admit() and settle() want the lock of the sending end; count() can be called at any time.

@@ -459,7 +459,7 @@ class _Built(NamedTuple):
     regions: list[fdpass.MemoryRegion]
 
 
-class _Large:
+class _Large(fdpass.Owner):
     """A message above LARGE bytes, which is copied in pieces: in one call, or in several.
 
     Its frame stands in the ring meanwhile.  It says what it was then; the peer may change it.

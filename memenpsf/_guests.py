@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from ipcqueue import Owner
 
 if TYPE_CHECKING:
     import socket
@@ -31,17 +32,19 @@ FORGIVEN_AFTER = 1.0
 MOST_REMEMBERED = 1024
 
 
-@dataclass(eq=False, slots=True)
-class Guest:
+class Guest(Owner):
     """A client that has been let in, and for which nothing else has been done yet."""
 
-    sock: socket.socket
-    share: Share
-    deadline: float  # a monotonic()
-    spoken: bool = False  # whether something can be read from it
+    def __init__(self, sock: socket.socket, share: Share, deadline: float) -> None:
+        """Take the socket and the share; `deadline` is a monotonic()."""
+        self.sock = sock
+        self.share = share
+        self.deadline = deadline
+        self.spoken = False
+        """Whether something can be read from it."""
 
 
-class Guests:
+class Guests(Owner):
     """The clients that wait for a handshake, by user."""
 
     def __init__(self, most: int) -> None:

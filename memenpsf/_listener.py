@@ -131,7 +131,7 @@ def one_line(error: BaseException) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
-class LimitedLog:
+class LimitedLog(Owner):
     """Lines of one kind that clients can cause: a storm of them does not fill the log."""
 
     def __init__(self, address: object, level: int, others: str) -> None:

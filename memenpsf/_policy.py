@@ -21,6 +21,7 @@ from ipcqueue import (
     ConcurrentUse,
     ForkedUse,
     LoanError,
+    Owner,
     QueueError,
     TooLarge,
     Unaccepted,
@@ -100,7 +101,7 @@ def _is_mistake(error: BaseException) -> bool:
     return isinstance(error, _MISTAKES) or not isinstance(error, _EXPECTED)
 
 
-class Policy:
+class Policy(Owner):
     """What to do about exceptions of handlers, for one server."""
 
     def __init__(self, on_error: OnError, address: object) -> None:

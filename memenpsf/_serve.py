@@ -6,7 +6,7 @@ import contextlib
 import threading
 from typing import TYPE_CHECKING, Any
 
-from ipcqueue import check_options
+from ipcqueue import Owner, check_options
 
 from ._listener import Listener, Reception
 from ._policy import OnError, Policy, checked_handler, checked_on_error
@@ -56,7 +56,7 @@ def serve(
         _Server(handler, listener, Policy(on_error, listener.address)).run(started)
 
 
-class _Server:
+class _Server(Owner):
     def __init__(
         self, handler: Callable[[Interface], object], listener: Listener, policy: Policy
     ) -> None:

@@ -12,7 +12,9 @@ from memenpsf._guests import Conduct, Guest, Guests, Places
 
 
 def guest(uid, *, spoken=False, deadline=math.inf):
-    return Guest(None, SimpleNamespace(uid=uid), deadline, spoken)
+    made = Guest(None, SimpleNamespace(uid=uid), deadline)
+    made.spoken = spoken
+    return made
 
 
 def anybody(_):
