@@ -72,7 +72,8 @@ class _Server(Owner):
         try:
             if started is not None:
                 started(self._listener)
-            for interface in self._listener:
+            listener = self._listener
+            for interface in listener:
                 self._attend(interface)
                 self._join()
             with self._changed:

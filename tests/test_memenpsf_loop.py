@@ -365,7 +365,7 @@ def test_so_does_a_record_that_its_class_refuses(pool, door):
 @pytest.mark.parametrize("verb", ["recv_vectored", "await_space"])
 @pytest.mark.parametrize("error", [OSError(24, "short"), MemoryError()])
 def test_a_shortage_ends_the_loop_and_hands_back_what_it_took(pool, door, monkeypatch, verb, error):
-    def fails(*_):
+    def fails(*_, **__):
         raise error
 
     name = {"recv_vectored": "try_pop_many", "await_space": "has_space"}[verb]
@@ -373,7 +373,7 @@ def test_a_shortage_ends_the_loop_and_hands_back_what_it_took(pool, door, monkey
         assert peer.recv() == (0,)
         until(lambda: peer._endpoint.receiver.indices() == (1 + CAPACITY, 1))
         monkeypatch.setattr(type(peer._endpoint), name, fails)
-        monkeypatch.setattr("ipcqueue._slots.receiver.pop_ready", lambda *_: None)
+        monkeypatch.setattr("ipcqueue._slots.receiver.pop_ready", lambda *_, **__: None)
         peer.xmit((7,))  # wakes it
         sent = [(0,), *peer]
         ended = loop.result()

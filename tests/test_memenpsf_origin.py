@@ -162,7 +162,7 @@ def test_so_does_any_other_exception_that_comes_out_of_receiving(monkeypatch, ve
     interface, peer = opened(bytes)
     with interface, peer:
 
-        def fails(*_):
+        def fails(*_, **__):
             raise kind("short")
 
         monkeypatch.setattr("ipcqueue._blocking.SLICE", 0.01)  # recv looks only after one
@@ -602,7 +602,7 @@ def test_a_shortage_under_trio(monkeypatch):
     async def main():
         interface, peer = await trio_pair()
 
-        def fails(*_):
+        def fails(*_, **__):
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
         for name in ("try_pop", "try_pop_many", "try_receive", "or_end"):

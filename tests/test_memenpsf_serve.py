@@ -268,7 +268,7 @@ def test_a_shortage_in_receiving_ends_one_client(
     async def evil(interface):
         assert await call(interface.recv) == b"first"
 
-        def fails(*_):
+        def fails(*_, **__):
             raise error
 
         monkeypatch.setattr("ipcqueue._blocking.SLICE", 0.01)  # recv looks only after one

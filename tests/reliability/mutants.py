@@ -38,8 +38,12 @@ MUTANTS = [
     Mutant(
         "Trio hears no cause",
         "memenpsf/trio.py",
-        "            return attempt()\n        except QueueError as error:\n            raise _translated(error) from error.__cause__",
-        "            return attempt()\n        except QueueError as error:\n            raise _translated(error) from None",
+        "timeout)\n        except Exception as error:\n"
+        "            raise _ours(error, self) from error.__cause__\n\n    @enable_ki_protection\n"
+        "    async def recv_vectored",
+        "timeout)\n        except Exception as error:\n"
+        "            raise _ours(error, self) from None\n\n    @enable_ki_protection\n"
+        "    async def recv_vectored",
         "test_memenpsf_trio_payloads.py::test_a_record_that_its_class_refuses_is_taken_and_the_next_one_comes",
     ),
     Mutant(
@@ -587,6 +591,8 @@ MUTANTS = [
         "(quick if THREADS_ABORT or _never_waits(fd) else doubtful)",
         "(quick if _never_waits(fd) else doubtful)",
         "test_interpreters.py::test_no_thread_that_closes_a_file_aborts_the_process_when_its_interpreter_ends",
+    ),
+    Mutant(
         "a thread that could not begin keeps its place",
         "fdpass/_untrusted.py",
         "            if each() is None:",
@@ -1029,6 +1035,8 @@ MUTANTS = [
         "    if interface_of(error) is not interface:\n",
         "    if False:\n",
         "test_memenpsf_loop.py::test_the_end_of_another_connection_is_no_end_of_this_one",
+    ),
+    Mutant(
         "what a masked array hides is sent",
         "fdpass/_sendable.py",
         "return _refuse_masked if masked is not None and issubclass(kind, masked) else None",
