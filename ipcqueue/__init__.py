@@ -66,7 +66,7 @@ from ._opening import (
     deadline_of,
     refuse,
 )
-from ._origin import interface_of, tag_error, tag_unless_given
+from ._origin import interface_of, tag_error, tag_unless_given, tagged
 from ._queue import Connection, Receiver, Sender, open_pair, pair
 from ._record import char, f32, f64, i8, i16, i32, i64, u8, u16, u32, u64
 from ._sending import BatchSending, Sending
@@ -141,6 +141,7 @@ __all__ = [
     "shown_seconds",
     "tag_error",
     "tag_unless_given",
+    "tagged",
     "u8",
     "u16",
     "u32",

@@ -23,7 +23,7 @@ from ._core import ffi, lib
 from ._errors import BadRecord, LoanError, TooLarge
 from ._frames import HEADER, MAX_ATTACHED, MAX_EXTENT, FrameReceiver, FrameSender, extent
 from ._message import MAX_FLAGS, MAX_TAG, Message, checked_tag
-from ._origin import tag_error
+from ._origin import tagged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -133,43 +133,32 @@ class Loan(Owner):
         if self._hold is None:
             raise LoanError("the loan is not open: " + ("it is over" if self._done else "use with"))
 
+    @tagged
     def shrink(self, size: int) -> None:
         """Publish only the first `size` bytes (or records) of it."""
-        try:
-            self._check_open()
-            size = _checked_size(size)
-            least = 0 if self._frames else 1
-            if not least <= size <= self._size:
-                raise LoanError(
-                    f"a loan of {self._size} can shrink to {least} or more, not to {size}"
-                )
-            self._size = size
-        except Exception as error:
-            tag_error(error, self._endpoint.owner())
-            raise
+        self._check_open()
+        size = _checked_size(size)
+        least = 0 if self._frames else 1
+        if not least <= size <= self._size:
+            raise LoanError(f"a loan of {self._size} can shrink to {least} or more, not to {size}")
+        self._size = size
 
+    @tagged
     def cancel(self) -> None:
         """Give it back now, without publishing it."""
-        try:
-            self._check_open()
-            self._end(publish=False)
-        except Exception as error:
-            tag_error(error, self._endpoint.owner())
-            raise
+        self._check_open()
+        self._end(publish=False)
 
+    @tagged
     def publish(self, *, wake: bool = True) -> None:
         """Publish it now; with wake=False without waking a peer that sleeps.
 
         Such a peer sees it at the next message that does ring, or when it looks for itself: once
         a second at the latest, which its statistics() count as a rescue.
         """
-        try:
-            self._check_open()
-            self._wake = wake
-            self._end(publish=True)
-        except Exception as error:
-            tag_error(error, self._endpoint.owner())
-            raise
+        self._check_open()
+        self._wake = wake
+        self._end(publish=True)
 
     def _end(self, *, publish: bool) -> None:
         # Held until this function is done with it, however it ends.
@@ -199,31 +188,25 @@ class Loan(Owner):
 
         return commit
 
+    @tagged
     def __enter__(self) -> Self:
-        try:
-            if self._wait is None:
-                raise TypeError("a loan under Trio needs async with")
-            self._wait(self)
-            return self
-        except Exception as error:
-            tag_error(error, self._endpoint.owner())
-            raise
+        if self._wait is None:
+            raise TypeError("a loan under Trio needs async with")
+        self._wait(self)
+        return self
 
+    @tagged
     def __exit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        try:
-            if self._hold is not None and kind is None:
-                self._end(publish=True)
-            elif self._hold is not None:
-                with contextlib.suppress(LoanError):  # the exception is what its block has to say
-                    self._end(publish=False)
-        except Exception as failure:
-            tag_error(failure, self._endpoint.owner())
-            raise
+        if self._hold is not None and kind is None:
+            self._end(publish=True)
+        elif self._hold is not None:
+            with contextlib.suppress(LoanError):  # the exception is what its block has to say
+                self._end(publish=False)
 
 
 class Borrowing(Owner):
@@ -296,17 +279,14 @@ class Borrowing(Owner):
     def __getitem__(self, index: Any) -> Any:
         return self.data[index]
 
+    @tagged
     def cancel(self) -> None:
         """Take nothing, and leave what waits for the next call that receives."""
-        try:
-            if not self._inside:
-                raise LoanError("the borrowing is not open")
-            if self._hold is not None:
-                self._end(take=False)
-            self._inside = False
-        except Exception as error:
-            tag_error(error, self._endpoint.owner())
-            raise
+        if not self._inside:
+            raise LoanError("the borrowing is not open")
+        if self._hold is not None:
+            self._end(take=False)
+        self._inside = False
 
     def _end(self, *, take: bool) -> None:
         _held, self._hold, self._inside = self._hold, None, False  # held as in Loan
@@ -315,32 +295,26 @@ class Borrowing(Owner):
             _release(views.pop())
         self._receiver.end_borrowing(take=take)
 
+    @tagged
     def __enter__(self) -> Self:
-        try:
-            if self._wait is None:
-                raise TypeError("a borrowing under Trio needs async with")
-            self._wait(self)
-            return self
-        except Exception as error:
-            tag_error(error, self._endpoint.owner())
-            raise
+        if self._wait is None:
+            raise TypeError("a borrowing under Trio needs async with")
+        self._wait(self)
+        return self
 
+    @tagged
     def __exit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        try:
-            if self._hold is not None and kind is None:
-                self._end(take=True)
-            elif self._hold is not None:
-                with contextlib.suppress(LoanError):  # the exception is what its block has to say
-                    self._end(take=False)
-            self._inside = False
-        except Exception as failure:
-            tag_error(failure, self._endpoint.owner())
-            raise
+        if self._hold is not None and kind is None:
+            self._end(take=True)
+        elif self._hold is not None:
+            with contextlib.suppress(LoanError):  # the exception is what its block has to say
+                self._end(take=False)
+        self._inside = False
 
 
 def _checked_size(size: int) -> int:

@@ -14,7 +14,7 @@ from ._blocking import Threads, open_endpoint
 from ._errors import EndOfStream, HandshakeTimeout
 from ._handshake import Role
 from ._opening import Opening, Terms, check_options, checked_socket
-from ._origin import tag_error, tag_unless_given
+from ._origin import tag_error, tag_unless_given, tagged
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -129,78 +129,57 @@ class Connection(fdpass.Owner):
         """Whether this side has closed it."""
         return self._endpoint.closed
 
+    @tagged
     def statistics(self) -> Statistics:
         """Return the counters of this side; see Statistics."""
-        try:
-            return self._endpoint.statistics()
-        except Exception as error:
-            tag_error(error, self)
-            raise
+        return self._endpoint.statistics()
 
+    @tagged
     def send_ctrl_msg(self, message: bytes, timeout: Seconds = None) -> None:
         """Send two bytes to the peer's application, the first from 128 to 255.
 
         Delivered in order, apart from the records and never dropped.  Raises ValueError, Full
         (no room in time), EndOfStream, PeerDied, CorruptPeer, Refused, Closed; OSError (no memory).
         """
-        try:
-            self._threads.send_message(message, timeout)
-        except Exception as error:
-            tag_error(error, self)
-            raise
+        self._threads.send_message(message, timeout)
 
+    @tagged
     def recv_ctrl_msg(self, timeout: Seconds = 0) -> bytes | None:
         """Return the next two bytes from the peer's application; None if none came in time.
 
         Raises EndOfStream, PeerDied, CorruptPeer, Refused, once all are taken; Closed.
         """
-        try:
-            return self._threads.take_message(timeout)
-        except Exception as error:
-            tag_error(error, self)
-            raise
+        return self._threads.take_message(timeout)
 
+    @tagged
     def fileno(self) -> int:
         """Return the socket's descriptor, to watch; see arm().  Raises Closed."""
-        try:
-            return self._endpoint.fileno()
-        except Exception as error:
-            tag_error(error, self)
-            raise
+        return self._endpoint.fileno()
 
+    @tagged
     def peer_pidfd(self) -> int | None:
         """Return a pidfd of the peer, to watch beside fileno(); None where the kernel has none.
 
         It becomes readable when the peer's process has exited, which the socket does not tell as
         long as a child of the peer's holds it open.  Borrowed; Linux 6.5.  Raises Closed.
         """
-        try:
-            return self._endpoint.peer_pidfd()
-        except Exception as error:
-            tag_error(error, self)
-            raise
+        return self._endpoint.peer_pidfd()
 
+    @tagged
     def finish(self) -> None:
         """End in good order, as close() does; what has arrived can still be received, then Closed.
 
         The peer drains what was published, then gets EndOfStream.  Call close() afterwards.
         """
-        try:
-            self._endpoint.finish()
-        except Exception as error:
-            tag_error(error, self)
-            raise
+        self._endpoint.finish()
 
+    @tagged
     def close(self) -> None:
         """End in good order: the peer drains what was published, then gets EndOfStream.
 
         Idempotent; threads that wait here get Closed.  Records not yet received are dropped.
         """
-        try:
-            self._endpoint.close()
-        except Exception as error:
-            tag_error(error, self)
-            raise
+        self._endpoint.close()
 
     def __enter__(self) -> Self:
         return self
@@ -258,6 +237,7 @@ class Sender(Connection):
             tag_unless_given(error, self)
             raise
 
+    @tagged
     def loan(self, size: int, *, timeout: Seconds = None, tag: int = 0, flags: int = 0) -> Loan:
         """Return memory of the ring to fill in a with block, which publishes it; see Loan.
 
@@ -265,12 +245,9 @@ class Sender(Connection):
         send raise ConcurrentUse, in other threads too.  Raises TooLarge, BadRecord; on entry Full,
         and what push raises.
         """
-        try:
-            return self._threads.loan(size, timeout, tag, flags)
-        except Exception as error:
-            tag_error(error, self)
-            raise
+        return self._threads.loan(size, timeout, tag, flags)
 
+    @tagged
     def arm(self) -> bool:
         """Ask that fileno() become readable when there is space; False if there is already.
 
@@ -278,23 +255,16 @@ class Sender(Connection):
         other call in between, as that might read the doorbell.  Without arm() none comes.  Not
         while a thread waits on the same connection (ConcurrentUse).
         """
-        try:
-            return self._endpoint.arm(records=False, space=True)
-        except Exception as error:
-            tag_error(error, self)
-            raise
+        return self._endpoint.arm(records=False, space=True)
 
+    @tagged
     def indices(self) -> tuple[int, int]:
         """Return (head, tail): records published, and those the receiver has taken.
 
         With messages of any length, bytes of the ring: each takes its own and 16 more, rounded up
         to 16; those of one outside the ring are 32 in all.
         """
-        try:
-            return self._endpoint.indices()
-        except Exception as error:
-            tag_error(error, self)
-            raise
+        return self._endpoint.indices()
 
 
 class Receiver(Connection):
@@ -342,17 +312,15 @@ class Receiver(Connection):
             tag_error(error, self)
             raise
 
+    @tagged
     def recv_message(self, timeout: Seconds = None) -> Received | None:
         """Return the next message with the descriptors and regions that came with it.
 
         The caller owns those.  None if none came in time; raises as pop does.
         """
-        try:
-            return self._threads.receive(timeout)
-        except Exception as error:
-            tag_error(error, self)
-            raise
+        return self._threads.receive(timeout)
 
+    @tagged
     def borrow(self, limit: int | None = None, *, timeout: Seconds = None) -> Borrowing:
         """Return what waits, to read in place in a with block, which takes it; see Borrowing.
 
@@ -361,11 +329,7 @@ class Receiver(Connection):
         receive raise ConcurrentUse, in other threads too.  Raises on entry what pop raises; at the
         end LoanError if views outlive the block.
         """
-        try:
-            return self._threads.borrow(limit, timeout)
-        except Exception as error:
-            tag_error(error, self)
-            raise
+        return self._threads.borrow(limit, timeout)
 
     def __iter__(self) -> Iterator[Any]:
         """Yield records until the sender ends the stream; PeerDied and the like are raised.
@@ -376,6 +340,7 @@ class Receiver(Connection):
         """
         return self._receiver.all(self.pop, EndOfStream)
 
+    @tagged
     def arm(self) -> bool:
         """Ask that fileno() become readable at the next record; False if one is there already.
 
@@ -383,22 +348,15 @@ class Receiver(Connection):
         other call in between, as that might read the doorbell.  Without arm() none comes.  Not
         while a thread waits on the same connection (ConcurrentUse).
         """
-        try:
-            return self._endpoint.arm(records=True, space=False)
-        except Exception as error:
-            tag_error(error, self)
-            raise
+        return self._endpoint.arm(records=True, space=False)
 
+    @tagged
     def indices(self) -> tuple[int, int]:
         """Return (head, tail): records the sender has published, and those taken here.
 
         Bytes of the ring with messages of any length; see Sender.indices.
         """
-        try:
-            return self._endpoint.indices()
-        except Exception as error:
-            tag_error(error, self)
-            raise
+        return self._endpoint.indices()
 
 
 def pair(record: Any, capacity: int | None = None, **options: Any) -> tuple[Sender, Receiver]:

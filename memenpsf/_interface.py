@@ -19,6 +19,7 @@ from ipcqueue import (
     open_pair,
     tag_error,
     tag_unless_given,
+    tagged,
 )
 
 if TYPE_CHECKING:
@@ -131,16 +132,13 @@ class Interface(Connection):
             tag_error(error, self)
             raise
 
+    @tagged
     def await_space(self) -> None:
         """Wait until the next xmit, by this thread alone, will not wait.
 
         For who takes records from elsewhere only when they can be sent.  Raises as xmit does.
         """
-        try:
-            self._threads.await_space()
-        except Exception as error:
-            tag_error(error, self)
-            raise
+        self._threads.await_space()
 
     def xmit_many(self, records: Iterable[Any], timeout: Seconds = None) -> int:
         """Publish records in order; return how many, which is fewer only if time ran out.
@@ -189,17 +187,15 @@ class Interface(Connection):
             tag_error(error, self)
             raise
 
+    @tagged
     def recv_message(self, timeout: Seconds = None) -> Received | None:
         """Return the next message with the descriptors and regions that came with it.
 
         The caller owns those.  None if none came in time; raises as recv does.
         """
-        try:
-            return self._threads.receive(timeout)
-        except Exception as error:
-            tag_error(error, self)
-            raise
+        return self._threads.receive(timeout)
 
+    @tagged
     def loan(self, size: int, *, timeout: Seconds = None, tag: int = 0, flags: int = 0) -> Loan:
         """Return memory of the ring to fill in a with block, which publishes it; see Loan.
 
@@ -207,12 +203,9 @@ class Interface(Connection):
         send raise ConcurrentUse, in other threads too.  Raises TooLarge, BadRecord; on entry Full,
         and what xmit raises.
         """
-        try:
-            return self._threads.loan(size, timeout, tag, flags)
-        except Exception as error:
-            tag_error(error, self)
-            raise
+        return self._threads.loan(size, timeout, tag, flags)
 
+    @tagged
     def borrow(self, limit: int | None = None, *, timeout: Seconds = None) -> Borrowing:
         """Return what waits, to read in place in a with block, which takes it; see Borrowing.
 
@@ -221,11 +214,7 @@ class Interface(Connection):
         receive raise ConcurrentUse, in other threads too.  Raises on entry what recv raises; at
         the end LoanError if views outlive the block.
         """
-        try:
-            return self._threads.borrow(limit, timeout)
-        except Exception as error:
-            tag_error(error, self)
-            raise
+        return self._threads.borrow(limit, timeout)
 
     def __iter__(self) -> Iterator[Any]:
         """Yield records until the peer ends the stream; PeerDied and the like are raised.
@@ -236,6 +225,7 @@ class Interface(Connection):
         """
         return self._receiver.all(self.recv, EndOfStream)  # type: ignore[no-any-return]
 
+    @tagged
     def arm(self, *, records: bool = True, space: bool = False) -> bool:
         """Ask that fileno() become readable at the next record (or when there is space).
 
@@ -244,23 +234,16 @@ class Interface(Connection):
         might read the doorbell; without arm() none comes.  ConcurrentUse while a thread waits on
         the same connection.
         """
-        try:
-            return self._endpoint.arm(records=records, space=space)
-        except Exception as error:
-            tag_error(error, self)
-            raise
+        return self._endpoint.arm(records=records, space=space)
 
+    @tagged
     def indices(self) -> tuple[int, int]:
         """Return (head, tail) of the outgoing queue: records published, records taken of them.
 
         With messages of any length, bytes of the ring: each takes its own and 16 more, rounded up
         to 16; those of one outside the ring are 32 in all.
         """
-        try:
-            return self._endpoint.indices()
-        except Exception as error:
-            tag_error(error, self)
-            raise
+        return self._endpoint.indices()
 
 
 def connect(

@@ -62,7 +62,9 @@ def body_of(node):
 
 
 def is_guarded(node):
-    """Whether all it does stands in a try that tags every Exception."""
+    """Whether all it does stands in a try that tags every Exception, or in that of tagged()."""
+    if "tagged" in map(ast.unparse, node.decorator_list):
+        return True
     body = body_of(node)
     if len(body) != 1 or not isinstance(body[0], ast.Try):
         return False
