@@ -1086,9 +1086,9 @@ static PyObject *iteration_next(Iteration *self)
     /* Only when all that was taken ahead has been handed out, more is. */
     Py_ssize_t bytes = AHEAD_BYTES;
     if (!has_ahead(receiver) && take_ahead(receiver, receiver->most, &bytes) < 0) {
-        if (!PyErr_ExceptionMatches(PyExc_Exception))
-            return NULL;
-        PyErr_Clear(); /* no memory: the slow way meets it again, and says of which connection it is */
+        if (!PyErr_ExceptionMatches(PyExc_MemoryError))
+            return not_stopped(NULL); /* of a signal handler, see is_raised() */
+        PyErr_Clear(); /* the slow way meets it again, and says of which connection it is */
     }
     if (has_ahead(receiver) && in_order(receiver) && (record = first_ahead(receiver)) != NULL)
         return record;
