@@ -90,7 +90,11 @@ S = TypeVar("S", bound=HasEndpoint)
 
 
 def tagged(verb: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], T]:
-    """Have a verb tag what it raises.  The fastest verbs do the same by themselves."""
+    """Have a verb tag what it raises; the fastest verbs do the same by themselves.
+
+    So must all verbs that take something: between the return of the verb and that of its wrapper,
+    an exception of a signal handler would lose it.
+    """
 
     @functools.wraps(verb)
     def tagging(self: S, /, *arguments: P.args, **named: P.kwargs) -> T:

@@ -134,22 +134,28 @@ class Connection(fdpass.Owner):
         """Return the counters of this side; see Statistics."""
         return self._endpoint.statistics()
 
-    @tagged
     def send_ctrl_msg(self, message: bytes, timeout: Seconds = None) -> None:
         """Send two bytes to the peer's application, the first from 128 to 255.
 
         Delivered in order, apart from the records and never dropped.  Raises ValueError, Full
         (no room in time), EndOfStream, PeerDied, CorruptPeer, Refused, Closed; OSError (no memory).
         """
-        self._threads.send_message(message, timeout)
+        try:
+            self._threads.send_message(message, timeout)
+        except Exception as error:
+            tag_error(error, self)
+            raise
 
-    @tagged
     def recv_ctrl_msg(self, timeout: Seconds = 0) -> bytes | None:
         """Return the next two bytes from the peer's application; None if none came in time.
 
         Raises EndOfStream, PeerDied, CorruptPeer, Refused, once all are taken; Closed.
         """
-        return self._threads.take_message(timeout)
+        try:
+            return self._threads.take_message(timeout)
+        except Exception as error:
+            tag_error(error, self)
+            raise
 
     @tagged
     def fileno(self) -> int:
@@ -312,13 +318,16 @@ class Receiver(Connection):
             tag_error(error, self)
             raise
 
-    @tagged
     def recv_message(self, timeout: Seconds = None) -> Received | None:
         """Return the next message with the descriptors and regions that came with it.
 
         The caller owns those.  None if none came in time; raises as pop does.
         """
-        return self._threads.receive(timeout)
+        try:
+            return self._threads.receive(timeout)
+        except Exception as error:
+            tag_error(error, self)
+            raise
 
     @tagged
     def borrow(self, limit: int | None = None, *, timeout: Seconds = None) -> Borrowing:

@@ -187,13 +187,16 @@ class Interface(Connection):
             tag_error(error, self)
             raise
 
-    @tagged
     def recv_message(self, timeout: Seconds = None) -> Received | None:
         """Return the next message with the descriptors and regions that came with it.
 
         The caller owns those.  None if none came in time; raises as recv does.
         """
-        return self._threads.receive(timeout)
+        try:
+            return self._threads.receive(timeout)
+        except Exception as error:
+            tag_error(error, self)
+            raise
 
     @tagged
     def loan(self, size: int, *, timeout: Seconds = None, tag: int = 0, flags: int = 0) -> Loan:

@@ -180,9 +180,9 @@ class TestTimeouts:
         first, second = sides
         first.fill()
         first.fill_socket()
-        with pytest.raises(Full, match=f"within {timeout} s"):
+        with pytest.raises(Full, match=f"within {timeout:g} s"):
             first.push((9,), timeout)
-        with pytest.raises(Full, match=f"within {timeout} s"):
+        with pytest.raises(Full, match=f"within {timeout:g} s"):
             first.send_message(b"\xff\xff", timeout)
         assert first.push_many([(9,), (9,)], timeout) == 0
         assert second.pop_many(None, 0) == [(0,)] * 4
