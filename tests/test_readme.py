@@ -1,15 +1,22 @@
-"""Every Python snippet of the README runs, and prints what its comments say it prints."""
+"""Every Python snippet of the README and of docs/ runs, and prints what its comments say."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-README = Path(__file__).parent.parent / "README.md"
-SNIPPETS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-SERVERS = [s for s in SNIPPETS if s.startswith("# server.py")]
-(CLIENT,) = [s for s in SNIPPETS if s.startswith("# client.py")]
-ALONE = [s for s in SNIPPETS if not s.startswith("# ")]
+REPOSITORY = Path(__file__).parent.parent
+README = REPOSITORY / "README.md"
+PAGES = [README, *sorted((REPOSITORY / "docs").glob("*.md"))]
+
+
+def snippets(page):
+    return re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+SERVERS = [s for s in snippets(README) if s.startswith("# server.py")]
+(CLIENT,) = [s for s in snippets(README) if s.startswith("# client.py")]
+ALONE = [(page, s) for page in PAGES for s in snippets(page) if not s.startswith("# ")]
 
 
 def promised(snippet):
@@ -18,7 +25,14 @@ def promised(snippet):
 
 def test_there_are_snippets_of_each_kind():
     assert len(SERVERS) == 2
-    assert len(ALONE) == 3
+    assert [page.stem for page, _ in ALONE] == ["messages", "records", "reference", "servers"]
+
+
+def test_the_readme_is_short_and_its_links_lead_somewhere():
+    assert len(README.read_text().splitlines()) <= 150
+    for page in PAGES:
+        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
 
 
 def until_it_connects(client):
@@ -50,7 +64,7 @@ def test_both_ends_exchange_what_they_say(program, tmp_path, monkeypatch, server
         assert started.wait(timeout=30) == 0
 
 
-@pytest.mark.parametrize("snippet", ALONE, ids=["records", "messages", "run"])
-def test_a_snippet_prints_what_it_says(capsys, snippet):
-    exec(compile(snippet, str(README), "exec"), {"__name__": "__main__"})
+@pytest.mark.parametrize(("page", "snippet"), ALONE, ids=[page.stem for page, _ in ALONE])
+def test_a_snippet_prints_what_it_says(capsys, page, snippet):
+    exec(compile(snippet, str(page), "exec"), {"__name__": "__main__"})
     assert capsys.readouterr().out.splitlines() == promised(snippet)
