@@ -65,7 +65,7 @@ struct patience {
     uint64_t most; /* nanoseconds */
     int adaptive;
     int yields;
-    _Atomic int alone;           /* on one processor, when last read */
+    _Atomic uint32_t alone;           /* on one processor, when last read */
     _Atomic uint64_t alone_seen; /* nanoseconds: when that was; 0: never */
     _Atomic uint32_t penalty, skip; /* atomic, as several threads may wait; each is a guess */
     _Atomic uint64_t rung;          /* doorbells sent when this was last asked */
