@@ -60,10 +60,10 @@ static int is_alone(struct patience *p)
     if (seen == 0 || now - seen >= AFFINITY_NS) {
         cpu_set_t set; /* with over 1,024 processors the call fails, and there is more than one */
         int alone = sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) == 1;
-        atomic_store_explicit(&p->alone, alone, memory_order_relaxed);
+        atomic_store_explicit(&p->alone, alone != 0, memory_order_relaxed);
         atomic_store_explicit(&p->alone_seen, now, memory_order_relaxed);
     }
-    return atomic_load_explicit(&p->alone, memory_order_relaxed);
+    return atomic_load_explicit(&p->alone, memory_order_relaxed) != 0;
 }
 
 static int yields(struct patience *p)

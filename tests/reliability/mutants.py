@@ -658,8 +658,8 @@ MUTANTS = [
     Mutant(
         "the end overtakes the last records",
         "ipcqueue/_endpoint.py",
-        "        if result is None and end is not None:\n            receiver.drop_strays()",
-        "        if result is None and self._end is not None:\n            receiver.drop_strays()",
+        "        if result is None and end is not None and not",
+        "        if result is None and self._end is not None and not",
         "test_ipcqueue_endpoint.py::TestPeersEnd::test_what_is_published_last_is_not_overtaken_by_the_end",
     ),
     Mutant(
@@ -968,9 +968,8 @@ MUTANTS = [
     Mutant(
         "a shortage in a loop in C comes out of no verb",
         "ipcqueue/core/direct.c",
-        "        if (!PyErr_ExceptionMatches(PyExc_Exception))\n            return NULL;\n"
-        "        PyErr_Clear(); /* no memory",
-        "        return NULL;\n        PyErr_Clear(); /* no memory",
+        "        PyErr_Clear(); /* the slow way meets it again, and says",
+        "        return NULL; /* the slow way meets it again, and says",
         "test_memenpsf_origin.py::test_so_does_a_shortage_while_a_loop_looks_for_more",
     ),
     Mutant(
@@ -1133,6 +1132,20 @@ MUTANTS = [
         "terms = Terms(record, BOTH_WAYS, timeout=timeout, **options)",
         "terms = Terms(record, BOTH_WAYS, timeout=deadline - monotonic(), **options)",
         "test_arguments.py::test_connecting_says_the_time_that_was_given",
+    ),
+    Mutant(
+        "a loop drops what a signal handler raises while it takes ahead",
+        "ipcqueue/core/direct.c",
+        "        if (!PyErr_ExceptionMatches(PyExc_MemoryError))\n            return not_stopped",
+        "        if (!PyErr_ExceptionMatches(PyExc_Exception))\n            return not_stopped",
+        "test_ipcqueue_strikes.py::test_a_stop_iteration_of_a_handler_ends_no_loop_in_silence",
+    ),
+    Mutant(
+        "a control message is taken through a wrapper",
+        "ipcqueue/_queue.py",
+        "    def recv_ctrl_msg(self",
+        "    @tagged\n    def recv_ctrl_msg(self",
+        "test_memenpsf_origin.py::test_no_verb_that_takes_is_wrapped",
     ),
 ]
 
