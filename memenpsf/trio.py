@@ -943,7 +943,8 @@ async def _handle(
     handler: Callable[[Interface], Awaitable[object]], interface: Interface, policy: Policy
 ) -> None:
     try:
-        async with interface:
+        # Not aclose(): its checkpoint may raise Cancelled in place of what the handler raises.
+        with contextlib.closing(interface):
             await handler(interface)
     except BaseException as error:
         rest = policy.settle(interface, error)

@@ -747,6 +747,27 @@ def test_serving_that_is_cancelled_stays_cancelled(tmp_path, on_error):
     trio.run(main)
 
 
+def test_what_a_handler_raises_as_it_is_cancelled_is_logged(tmp_path, log):
+    async def fails(interface):
+        try:
+            await interface.recv()
+        finally:
+            raise RuntimeError("on the way out")
+
+    async def main():
+        async with trio.open_nursery() as nursery:
+            await nursery.start(
+                lambda **kw: memenpsf.trio.serve(fails, tmp_path / "s", bytes, **kw)
+            )
+            async with await memenpsf.trio.connect(tmp_path / "s", bytes, name="evil"):
+                await trio.testing.wait_all_tasks_blocked()
+                nursery.cancel_scope.cancel()
+
+    trio.run(main)
+    (line,) = lines(log, "evil")
+    assert "on the way out" in str(line.exc_info[1])
+
+
 # -- on the way in --------------------------------------------------------------------------------
 
 
