@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,8 @@ def serve(
     Raises TypeError and ValueError before anything is opened, and what memenpsf.listen raises.
     """
     checked_handler(handler)
+    if inspect.iscoroutinefunction(handler):
+        raise TypeError(f"the handler is a plain function; for {handler!r} use memenpsf.trio.serve")
     checked_on_error(on_error)
     if started is not None and not callable(started):
         raise TypeError(f"started is a function or None, not {started!r}")

@@ -517,6 +517,12 @@ def test_the_handler_is_checked_before_anything_is_opened(tmp_path, door):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_async_handler_is_for_the_other_door(tmp_path):
+    with pytest.raises(TypeError, match=r"plain function; .*echo.* memenpsf\.trio\.serve"):
+        memenpsf.serve(echo, tmp_path / "s", bytes)
+    assert list(tmp_path.iterdir()) == []
+
+
 # -- of which of two connections ------------------------------------------------------------------
 
 
