@@ -134,7 +134,8 @@ class _Server(Owner):
                     self._fail(failure)
         finally:
             with self._changed:
-                thread = self._clients.pop(interface)
+                # It may be gone: start() can raise for lack of memory though the thread runs.
+                thread = self._clients.pop(interface, threading.current_thread())
                 self._changed.notify_all()
                 self._done.append(thread)
 

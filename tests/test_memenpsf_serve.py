@@ -857,6 +857,25 @@ def test_a_client_that_cannot_have_a_thread_is_not_served_and_the_others_are(
     assert "client not served: can't start new thread" in log.text
 
 
+def test_a_thread_that_runs_though_it_did_not_start_ends_quietly(pool, tmp_path, monkeypatch):
+    server = ThreadServer(pool, echo, tmp_path / "s")
+    start = threading.Thread.start
+
+    def half(self):
+        monkeypatch.setattr(threading.Thread, "start", start)
+        start(self)
+        raise MemoryError
+
+    monkeypatch.setattr(threading.Thread, "start", half)
+    with memenpsf.connect(tmp_path / "s", bytes) as unlucky:
+        with pytest.raises(memenpsf.EndOfStream):
+            unlucky.recv(20)
+    with memenpsf.connect(tmp_path / "s", bytes) as later:
+        assert is_served(later)
+    server.stop()
+    assert not any(thread.name == "memenpsf serve" for thread in threading.enumerate())
+
+
 def test_closing_the_listener_ends_serving_after_the_handlers(pool, tmp_path):
     server = ThreadServer(pool, echo, tmp_path / "s")
     with memenpsf.connect(tmp_path / "s", bytes) as client:
