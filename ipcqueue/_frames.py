@@ -431,7 +431,7 @@ class _Lending(fdpass.Owner):
     def __init__(self) -> None:
         self.to = 0  # where the last frame ends
         self.messages = 0
-        self.built = 0  # how many of them were copied already
+        self.built: list[_Built] = []  # they, if they were copied already
         self.attached = 0  # how many of the others have any descriptors
         self.dropped = 0  # attachments of the application
         self.spent: list[Spent] = []
@@ -772,7 +772,7 @@ class FrameReceiver(ReceiverEnd):
         if fork_generation() != self._generation:
             raise TroubleError(FORKED)
         now = self._built[:limit]
-        lending.to, lending.messages, lending.built = now[-1].end, len(now), len(now)
+        lending.to, lending.messages, lending.built = now[-1].end, len(now), now
         lending.spent = _attachments(now)
         lending.dropped = len(lending.spent)
         return [
@@ -836,21 +836,7 @@ class FrameReceiver(ReceiverEnd):
                 if take and ring is None:
                     code = CLOSED
                 elif take and lending is not None:
-                    # No bytecode between these can be interrupted; what needs memory comes first.
-                    built, spent = self._built[lending.built :], self._spent + lending.spent
-                    handed = self._handed + lending.messages
-                    dropped = self.dropped + lending.dropped
-                    del self._attached[: lending.attached]
-                    self._built = built
-                    if not lending.built:
-                        self._next = lending.to
-                        self._kept = lending.kept
-                    self._handed = handed
-                    self.dropped = dropped
-                    self._spent = spent
-                    self._wanted = 0
-                    self._large = None
-                    code = _free(ring, lending.to)
+                    code = self._take_lent(ring, lending)
             finally:
                 self._forget()
                 with contextlib.suppress(MemoryError):
@@ -858,6 +844,33 @@ class FrameReceiver(ReceiverEnd):
             self._usable()
         if code:
             self._trouble(code)
+
+    def _take_lent(self, ring: Any, lending: _Lending) -> int:
+        """Take what was lent, and free its frames; return the core's result.
+
+        Other calls cannot receive meanwhile, but they may have put back what is older: it stands in
+        `_built` now, before what was lent of that.
+        """
+        lent = set(map(id, lending.built))
+        while True:
+            before = self._built
+            built = [each for each in before if id(each) not in lent]
+            spent = self._spent + lending.spent
+            handed = self._handed + lending.messages
+            dropped = self.dropped + lending.dropped
+            if self._built is before:  # else a signal handler has put something back
+                # No bytecode between these can be interrupted, and none needs memory.
+                del self._attached[: lending.attached]
+                self._built = built
+                if not lending.built:
+                    self._next = lending.to
+                    self._kept = lending.kept
+                self._handed = handed
+                self.dropped = dropped
+                self._spent = spent
+                self._wanted = 0
+                self._large = None
+                return int(_free(ring, lending.to))
 
     def _build(self, limit: int, budget: Budget | None) -> None:
         """Copy up to `limit` messages; the ring still holds them."""

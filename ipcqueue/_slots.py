@@ -375,11 +375,11 @@ class SlotReceiver(ReceiverEnd):
         self._trouble(code)
 
     def _is_first(self, stash: bytes) -> bool:
-        """Whether what stands in the stash is the same, and nothing older is anybody's."""
+        """Whether what stands in the stash is the same and not lent, and nothing older is anybody's."""
         for call, _ in self._hands:
             if call.over:
                 return False
-        return self._stash is stash
+        return self._stash is stash and self._parked is None
 
     def _failure(self, data: bytes, error: BaseException) -> BaseException:
         """Return what is raised for a record that is given up."""

@@ -717,3 +717,87 @@ def test_a_handler_may_use_a_connection_on_which_others_wait():
             thread.join()
 
     assert at_every_place(prepare, lambda: made[1]._endpoint.turn(), handler, check, 0, 2) > 3  # noqa: PLW0108 (each time another)
+
+
+# -- borrowings in the middle of another call -------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", ["recv", "recv_message", "recv_vectored", "loop"])
+@pytest.mark.parametrize("kind", ["dataclass", "Encoded"])
+@pytest.mark.parametrize("left", [False, True], ids=["all_in_the_ring", "some_left_by_a_loop"])
+def test_what_is_borrowed_in_the_middle_of_a_call_is_taken_once(left, kind, verb):
+    """By a decoder, here; another thread can do the same.  The block ends after the call."""
+    armed, borrowings = [], []
+
+    def borrow():
+        if armed:
+            del armed[:]
+            borrowings.append(other.borrow(1, timeout=0))
+            borrowings[0].__enter__()
+
+    @dataclasses.dataclass
+    class Borrowing:
+        number: memenpsf.u64
+
+        def __post_init__(self):
+            borrow()
+
+    def decode(data):
+        borrow()
+        return int.from_bytes(data, "little")
+
+    made = Borrowing if kind == "dataclass" else int
+    one, other = memenpsf.pair(
+        Borrowing if kind == "dataclass" else Encoded(number_codec.encode, decode)
+    )
+    with one, other:
+        one.xmit_many([made(n) for n in range(10)])
+        seen = [next(iter(other))] if left else []
+        armed.append(True)
+        with contextlib.suppress(ipcqueue.ConcurrentUse):
+            match verb:
+                case "recv":
+                    seen.append(other.recv(0))
+                case "recv_message":
+                    seen.append(other.recv_message(0).record)
+                case "recv_vectored":
+                    seen += other.recv_vectored(2)
+                case "loop":
+                    seen.append(next(iter(other)))
+        for borrowing in borrowings:  # else all of this was decoded already
+            lent = bytes(borrowing.data[:8] if made is Borrowing else borrowing.data[0].data)
+            seen.append(made(int.from_bytes(lent, "little")))
+            borrowing.__exit__(None, None, None)
+        seen += other.recv_vectored()
+        numbers = [record.number if made is Borrowing else record for record in seen]
+        assert sorted(numbers) == list(range(10)), numbers
+
+
+def test_what_is_put_back_beside_a_borrowing_is_not_taken_with_it():
+    """It stands before what was lent, and is older."""
+    strikes = [None, interrupt, lambda: borrow_and(interrupt)]
+
+    def decode(data):
+        if strikes and (strike := strikes.pop(0)) is not None:
+            strike()
+        return int.from_bytes(data, "little")
+
+    def borrow_and(strike):
+        borrowing = other.borrow(1, timeout=0)
+        borrowings.append(borrowing.__enter__())
+        strike()
+
+    borrowings = []
+    one, other = memenpsf.pair(Encoded(number_codec.encode, decode))
+    with one, other:
+        one.xmit_many(range(6))
+        with pytest.raises(Interrupt):
+            other.recv_vectored(4)  # which puts four back
+        with pytest.raises(Interrupt):
+            other.recv(0)  # takes the first, borrows the second, and puts the first back
+        with pytest.raises(ipcqueue.ConcurrentUse):
+            other.recv(0)
+        (borrowing,) = borrowings
+        assert bytes(borrowing.data[0].data) == number_codec.encode(1)
+        borrowing.__exit__(None, None, None)
+        assert other.recv_vectored() == [0, 2, 3, 4, 5]

@@ -671,6 +671,7 @@ static Py_ssize_t take_ahead(Receiver *self, Py_ssize_t most, Py_ssize_t *bytes)
             n = -1;
         }
     } else if (PyList_CheckExact(records) && self->held == data && empty_list(self->hands) &&
+               usable(self->ring, self->known) && /* else `held` may be lent */
                !has_ahead(self) && (uint64_t)PyList_GET_SIZE(records) == count) {
         Py_XSETREF(self->held, PyBytes_FromStringAndSize(NULL, 0)); /* which needs no memory */
         self->place = 0;

@@ -61,6 +61,27 @@ MUTANTS = [
         "test_ipcqueue_strikes.py::test_two_exceptions_anywhere_in_receiving_neither_lose_nor_double[None-recv-Encoded]",
     ),
     Mutant(
+        "a call takes a record that is lent",
+        "ipcqueue/_slots.py",
+        "self._stash is stash and self._parked is None",
+        "self._stash is stash",
+        "test_ipcqueue_strikes.py::test_what_is_borrowed_in_the_middle_of_a_call_is_taken_once[some_left_by_a_loop-dataclass-recv_message]",
+    ),
+    Mutant(
+        "a loop takes records that are lent",
+        "ipcqueue/core/direct.c",
+        "usable(self->ring, self->known) && /* else `held` may be lent */",
+        "",
+        "test_ipcqueue_strikes.py::test_what_is_borrowed_in_the_middle_of_a_call_is_taken_once[all_in_the_ring-dataclass-loop]",
+    ),
+    Mutant(
+        "a borrowing takes as many as it lent, whichever they are",
+        "ipcqueue/_frames.py",
+        "[each for each in before if id(each) not in lent]",
+        "before[len(lent) :]",
+        "test_ipcqueue_strikes.py::test_what_is_put_back_beside_a_borrowing_is_not_taken_with_it",
+    ),
+    Mutant(
         "a call that was interrupted keeps what it had",
         "ipcqueue/_frames.py",
         "            call.over = True  # first of all; see Call",
