@@ -446,14 +446,6 @@ class SlotReceiver(ReceiverEnd):
         suspect = self._suspect  # a batch, perhaps
         return suspect is not None and bytes(data) in suspect
 
-    def _fails(self, data: bytes) -> bool:
-        """Whether a record cannot be decoded just now."""
-        try:
-            self._decode(data)
-        except Exception:  # noqa: BLE001 (whatever a user's class may raise)
-            return True
-        return False
-
     def _recover(self, code: int, before: int) -> None:
         """Stash what the core has copied out and nobody was given; any other code is trouble."""
         if code != AGAIN:
