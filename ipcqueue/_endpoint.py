@@ -403,9 +403,12 @@ class Endpoint(fdpass.Owner):
         if self.receiver is not None:
             self.receiver.in_steps = True
 
-    def unfinished(self) -> bool:
-        """Whether the last attempt has copied such a piece: the next one need not wait."""
-        return self.receiver is not None and self.receiver.unfinished
+    def unfinished(self, event: Event) -> bool:
+        """Whether who waits for `event` need not, as the last attempt has copied such a piece.
+
+        Only who receives goes on with that: others would look for what they want for ever.
+        """
+        return event is Event.RECORDS and self.receiver is not None and self.receiver.unfinished
 
     def check_message_size(self, size: int) -> None:
         """Raise TooLarge for a message that the peer does not take."""

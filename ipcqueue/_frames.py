@@ -528,8 +528,9 @@ class FrameReceiver(ReceiverEnd):
 
     @property
     def unfinished(self) -> bool:
-        """Whether a large message is copied in part."""
-        return self._large is not None
+        """Whether the next message is a large one, copied in part."""
+        large = self._large  # the peer may have made it a small one, which was taken the short way
+        return large is not None and large.at == self._next
 
     def held(self) -> int:
         """Return how many descriptors are here that nobody has been handed yet; from any thread."""
@@ -875,7 +876,7 @@ class FrameReceiver(ReceiverEnd):
     def _build(self, limit: int, budget: Budget | None) -> None:
         """Copy up to `limit` messages; the ring still holds them."""
         self._reclaim()
-        if budget is not None and budget.spent and self._built:
+        if budget is not None and budget.spent and (self._built or self.unfinished):
             return
         while not self._build_once(limit, budget):
             self._reclaim()  # a handler or another thread has used this end, or closed it, meanwhile
@@ -916,6 +917,8 @@ class FrameReceiver(ReceiverEnd):
                 number = self._handed + len(built)
                 one = self._build_one(at, frame, position[0], number, descriptors, kept)
                 if one is None:
+                    if budget is not None:
+                        budget.spent = True  # by a piece of it
                     break
                 more, there = spent + descriptors[len(one.fds) :], _is_there(one)
                 built.append(one)

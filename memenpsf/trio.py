@@ -519,7 +519,7 @@ class Interface(Owner, trio.abc.Channel[Any]):
         await checkpoint_if_cancelled()
         endpoint = self._open_endpoint()
         result = attempt()
-        while result is None and endpoint.unfinished():  # a large message: see copy_in_steps
+        while result is None and endpoint.unfinished(event):  # a large message: see copy_in_steps
             await checkpoint()
             result = attempt()
         if result is None and not seconds:
@@ -534,7 +534,7 @@ class Interface(Owner, trio.abc.Channel[Any]):
                 if (result := attempt()) is not None:
                     return result
         endpoint.turn()  # a short timeout may have left no time to read
-        while (result := attempt()) is None and endpoint.unfinished():
+        while (result := attempt()) is None and endpoint.unfinished(event):
             await checkpoint()
         return result
 

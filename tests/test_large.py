@@ -1,16 +1,18 @@
 """Large messages: copied in pieces, while other threads run, and between steps of an event loop."""
 
 import contextlib
+import mmap
 import os
 import threading
 
 import pytest
 import trio
+from ipcqueue._core import ffi
 from places import Interrupt, at_every_place, interrupt
 
 import memenpsf
 import memenpsf.trio
-from ipcqueue import Message, Role, Terms, _frames, _outside
+from ipcqueue import Message, Role, Terms, _binding, _frames, _outside
 from ipcqueue._ring import LARGE, MOST_BYTES
 
 SIZE = 2 * MOST_BYTES + 12345  # three pieces
@@ -229,6 +231,60 @@ def test_under_trio_others_run_between_the_pieces(monkeypatch):
         await ours.aclose()
 
     trio.run(main)
+
+
+def test_under_trio_who_waits_for_something_else_waits_beside_a_piece(monkeypatch):
+    """Beside a message of which a piece was copied, and which nobody receives any more."""
+
+    async def main():
+        one, other = memenpsf.pair(bytes)
+        sent = content(1)
+        one.xmit(sent)
+        ours = memenpsf.trio.Interface._of(other._endpoint, Terms(bytes, BOTH), "client")
+        async with trio.open_nursery() as nursery:
+            copies(monkeypatch, lambda _: nursery.cancel_scope.cancel())
+            await ours.recv()
+        assert other._endpoint.receiver.unfinished
+        assert await ours.recv_ctrl_msg(timeout=0) is None
+        assert await ours.recv_ctrl_msg(timeout=0.001) is None
+        one.send_ctrl_msg(b"\x80\x01")
+        assert await ours.recv_ctrl_msg() == b"\x80\x01"
+        with pytest.raises(memenpsf.Full):
+            while True:
+                await ours.xmit(bytes(1 << 17), timeout=0.001)
+        assert await ours.recv() == sent
+        one.close()
+        await ours.aclose()
+
+    trio.run(main)
+
+
+def test_an_attempt_copies_one_piece(pair, monkeypatch):
+    one, other = pair
+    endpoint, sent = other._endpoint, content(1)
+    pieces = copies(monkeypatch, lambda _: None)
+    one.xmit(sent)
+    del pieces[:]  # of the sender, inside
+    endpoint.copy_in_steps()
+    for number in range(1, 3):
+        assert endpoint.try_pop_many(5, bounded=True) is None
+        assert len(pieces) == number
+    assert endpoint.try_pop_many(5, bounded=True) == [sent]
+
+
+@pytest.mark.skipif(_binding.direct is None, reason="without the short way it is copied again")
+def test_a_message_that_the_peer_makes_small_in_the_middle_is_not_unfinished_for_ever():
+    one, other = memenpsf.pair(bytes, **INSIDE)
+    with one, other:
+        endpoint = other._endpoint
+        one.xmit(bytes(SIZE))
+        endpoint.copy_in_steps()
+        assert endpoint.try_pop() is None
+        assert endpoint.receiver.unfinished
+        frame = one._endpoint._own.mapping.at + mmap.PAGESIZE  # of which the peer is the owner
+        ffi.cast("uint32_t *", frame)[0] = 8
+        assert other.recv() == bytes(8)
+        assert not endpoint.receiver.unfinished
 
 
 def test_a_batch_is_sent_some_megabytes_at_a_time():

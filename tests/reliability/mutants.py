@@ -215,6 +215,20 @@ MUTANTS = [
         "test_large.py::test_under_trio_others_run_between_the_pieces",
     ),
     Mutant(
+        "who waits for a control message looks for it for ever beside a large message",
+        "ipcqueue/_endpoint.py",
+        "return event is Event.RECORDS and self.receiver is not None",
+        "return self.receiver is not None",
+        "test_large.py::test_under_trio_who_waits_for_something_else_waits_beside_a_piece",
+    ),
+    Mutant(
+        "an attempt copies two pieces",
+        "ipcqueue/_frames.py",
+        "budget.spent = True  # by a piece of it",
+        "pass",
+        "test_large.py::test_an_attempt_copies_one_piece",
+    ),
+    Mutant(
         "a message that is copied in part is forgotten at the end",
         "ipcqueue/_endpoint.py",
         "if result is None and end is not None and not receiver.unfinished:",
