@@ -156,6 +156,16 @@ class TestWaryReading:
         assert self.receive(there, into, most=5, wary=True) is None
         assert into[0][0] == b""
 
+    def test_what_the_look_meets_is_raised_and_nothing_is_read(self, pair):
+        """As what comes by then may bring descriptors, which nobody has asked for room."""
+        here, there = pair
+        there.send(b"unread")
+        here.close()
+        into = []
+        with pytest.raises(ConnectionResetError):
+            self.receive(there, into, most=5, wary=True)
+        assert into == []
+
 
 def callers(names):
     """Say which functions of ipcqueue call something of these names: (file, function)."""

@@ -1261,10 +1261,12 @@ static PyObject *receive(PyObject *Py_UNUSED(module), PyObject *args)
         size_t size = sizeof room->data;
         if (wary) {
             ssize_t there = peek_into(room, fd, &carries);
+            if (there < 0)
+                return PyErr_SetFromErrno(PyExc_OSError); /* what comes by now may bring some */
             if (there > 0 && carries)
                 return PyLong_FromLong(-1L - (unsigned char)room->data[there - 1]);
             if (there > 0)
-                size = (size_t)there; /* what comes behind may bring some */
+                size = (size_t)there; /* what comes behind, too */
         }
         if (read_into(room, fd, flags, size, most) < 0)
             return PyErr_SetFromErrno(PyExc_OSError);
