@@ -218,13 +218,11 @@ class Endpoint(fdpass.Owner):
         Those of the connection itself are not among them.  From any thread.
         """
         receiver, flight = self.receiver, self._flight
-        held = receiver.held() if isinstance(receiver, FrameReceiver) else 0
-        return (
-            held
-            + self._incoming
-            + sum(map(len, self._unwelcome))
-            + (0 if flight is None else flight.count())
-        )
+        count = self._incoming  # first: see FrameReceiver.held
+        count += sum(map(len, self._unwelcome))
+        if isinstance(receiver, FrameReceiver):
+            count += receiver.held()
+        return count + (0 if flight is None else flight.count())
 
     def fileno(self) -> int:
         """Return the socket's descriptor; raise Closed."""

@@ -534,10 +534,12 @@ class FrameReceiver(ReceiverEnd):
 
     def held(self) -> int:
         """Return how many descriptors are here that nobody has been handed yet; from any thread."""
-        built = list(chain(self._built, *(taken for _, taken in self._hands)))
-        # A region has up to two.
-        attached = sum(len(each.fds) + 2 * len(each.regions) for each in built)
-        return sum(map(len, self._attached)) + attached + len(self._spent)
+        # In the order of their way: what another thread moves meanwhile counts twice, but counts.
+        count = sum(map(len, self._attached))
+        for messages in (self._built, *(taken for _, taken in self._hands)):
+            # A region has up to two.
+            count += sum(len(each.fds) + 2 * len(each.regions) for each in messages)
+        return count + len(self._spent)
 
     def holds(self) -> bool:
         """Whether messages wait in this process already."""

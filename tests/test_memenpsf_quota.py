@@ -848,6 +848,27 @@ def test_a_message_whose_descriptors_wait_is_no_broken_promise(counted, null):
     assert not other._endpoint.cries_wolf()
 
 
+def test_what_is_moved_while_it_is_counted_counts(counted, null):
+    """By another thread, from one place to the next; which one, the order of the looks must not miss."""
+    server, client = counted(limit=10).connect(7)
+    endpoint = server._endpoint
+
+    class Moving(list):
+        def __iter__(self):
+            endpoint._incoming = 0
+            for fds in endpoint._attached:
+                fdpass.close_untrusted(fds)
+            del endpoint._attached[:]
+            return super().__iter__()
+
+    client.xmit(b"1", fds=[null] * 4)
+    endpoint.turn()
+    endpoint._incoming = 2
+    endpoint.receiver._hands = Moving()
+    assert held(server) == 6
+    endpoint.receiver._hands = []
+
+
 def test_who_waits_for_room_looks_ever_less_often_and_not_at_the_end(counted, null):
     server, client = counted(limit=5).connect(7)
     endpoint = server._endpoint
