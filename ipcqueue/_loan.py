@@ -253,9 +253,9 @@ class Borrowing(Owner):
             # Some of what waits was left out, as its descriptors are in the socket still.
             lent = None
             receiver.end_borrowing(take=False)
-            read = self._endpoint.read_missing()
+            came = self._endpoint.read_missing() and receiver.lacking is None
             lent = lend()
-            if not read:
+            if not came:
                 break
         if lent is None:
             return None

@@ -869,6 +869,30 @@ def test_what_is_moved_while_it_is_counted_counts(counted, null):
     endpoint.receiver._hands = []
 
 
+def test_a_borrowing_lends_what_is_there_once_more_and_not_for_ever(counted, null, monkeypatch):
+    """While descriptors of the next message have no room: each time takes as long as all of it."""
+    server = counted(limit=15)
+    (one, his), (two, hers) = server.connect(7), server.connect(7)
+    his.xmit(b"1", fds=[null] * 4)
+    one._endpoint.turn()
+    hers.xmit(b"plain")
+    hers.xmit(b"2", fds=[null] * 4)
+    receiver, times = two._endpoint.receiver, []
+    lend = receiver.lend_records
+
+    def lend_records(*arguments, **named):
+        times.append(arguments)
+        return lend(*arguments, **named)
+
+    monkeypatch.setattr(receiver, "lend_records", lend_records)
+    with two.borrow(timeout=0) as lent:
+        assert [bytes(message.data) for message in lent] == [b"plain"]
+    assert len(times) == 2
+    one.recv(timeout=0)
+    with two.borrow(timeout=0) as lent:
+        assert [bytes(message.data) for message in lent] == [b"2"]
+
+
 def test_who_waits_for_room_looks_ever_less_often_and_not_at_the_end(counted, null):
     server, client = counted(limit=5).connect(7)
     endpoint = server._endpoint
