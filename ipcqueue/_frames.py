@@ -469,7 +469,8 @@ class _Large(fdpass.Owner):
         self, at: int, frame: tuple[int, ...], memory: Any, size: int, kept: dict[int, Mapping]
     ) -> None:
         self.at, self.frame = at, frame
-        self.memory, self.size = memory, size  # which keeps itself alive
+        # Of a region, which keeps itself alive; or of the ring, which each attempt looks at first.
+        self.memory, self.size = memory, size
         self.kept = kept  # regions of the peer, from this message on
         self.data: bytes = _blank(size)  # nobody else has it before it is whole
         self.to = ffi.from_buffer(self.data)
@@ -890,9 +891,7 @@ class FrameReceiver(ReceiverEnd):
         if self._built and fork_generation() != self._generation:
             raise TroubleError(FORKED)
         before, start = self._built, self._next
-        if (
-            self.ahead
-        ):  # taken since the last _reclaim(), the short way, and older than what follows
+        if self.ahead:  # taken the short way since the last _reclaim(), and older than what follows
             return False
         built, at, used, wanted = list(before), start, 0, 0
         kept = {**self._kept}

@@ -58,12 +58,12 @@ class Connection(fdpass.Owner):
         is a number, bools excepted.
 
         Options: `allow_uids`, the user ids admitted as a peer, as they are now (default: any; an
-        empty collection admits nobody); `max_segment`, the
-        largest segment to accept from it, in bytes (128 MiB).  For messages of any length:
+        empty collection admits nobody); `max_segment`, the largest segment to accept from it, in
+        bytes (128 MiB).  For messages of any length:
         `max_message`, the largest to accept, in bytes (64 MiB); `inline`, the bytes of ring that
         a message may take before it travels outside, in a memory region that is used again (a
-        quarter of the capacity); `accept_fds` and `accept_regions`, how many of them to accept with a message
-        (0 and 8); `accept_sockets`, whether there may be sockets among the descriptors;
+        quarter of the capacity); `accept_fds` and `accept_regions`, how many of them to accept with
+        a message (0 and 8); `accept_sockets`, whether there may be sockets among the descriptors;
         `accept_shared`, whether regions may stay writable for both; `max_region`, the largest
         to accept, in bytes (256 MiB).
 
@@ -333,10 +333,10 @@ class Receiver(Connection):
     def borrow(self, limit: int | None = None, *, timeout: Seconds = None) -> Borrowing:
         """Return what waits, to read in place in a with block, which takes it; see Borrowing.
 
-        At most `limit` records or messages; without a limit bounded as pop_many; read-only memory.  Descriptors and regions that came
-        with messages are closed when these are taken.  Until the block ends, other calls that
-        receive raise ConcurrentUse, in other threads too.  Raises on entry what pop raises; at the
-        end LoanError if views outlive the block.
+        At most `limit` records or messages; without a limit bounded as pop_many; read-only memory.
+        Descriptors and regions that came with messages are closed when these are taken.  Until the
+        block ends, other calls that receive raise ConcurrentUse, in other threads too.  Raises on
+        entry what pop raises; at the end LoanError if views outlive the block.
         """
         return self._threads.borrow(limit, timeout)
 

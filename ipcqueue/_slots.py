@@ -375,7 +375,7 @@ class SlotReceiver(ReceiverEnd):
         self._trouble(code)
 
     def _is_first(self, stash: bytes) -> bool:
-        """Whether what stands in the stash is the same and not lent, and nothing older is anybody's."""
+        """Whether the stash is the same, nobody has lent it, and nothing older is anybody's."""
         for call, _ in self._hands:
             if call.over:
                 return False

@@ -280,8 +280,9 @@ void ipcq_receiving_counts(const void *segment, struct ipcq_counts *into);
  * and keeps the interpreter, as asking for it back takes longer than the call. */
 
 /* Map `size` bytes of `fd`, all pages present (for reading, the first 16 MiB of them), over a
- * mapping of `size` + `mirrored` bytes that stands at `at` already; -1 and errno on failure.  A writable mapping must be made before
- * F_SEAL_FUTURE_WRITE.  Borrows the descriptor: it may be closed afterwards.
+ * mapping of `size` + `mirrored` bytes that stands at `at` already; -1 and errno on failure.  A
+ * writable mapping must be made before F_SEAL_FUTURE_WRITE.  Borrows the descriptor: it may be
+ * closed afterwards.
  *
  * The last `mirrored` bytes (whole pages; 0 for slots) are mapped a second time behind the end:
  * with a ring that fills them, a frame that wraps around goes on there, in one piece. */
