@@ -266,7 +266,7 @@ MUTANTS = [
     Mutant(
         "a budget that is spent is spent again",
         "ipcqueue/_frames.py",
-        "if budget is not None and budget.spent and self._built:",
+        "if budget is not None and budget.spent and (self._built or self.unfinished):",
         "if False:",
         "test_bounds.py::TestByBytes::test_messages_in_the_ring",
     ),
