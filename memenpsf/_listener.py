@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from ipcqueue import (
     Closed,
+    ConcurrentUse,
     LimitRefused,
     Opening,
     Owner,
@@ -139,7 +140,7 @@ class LimitedLog(Owner):
         self._address = address
         self._level = level
         self._others = others
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # close() may be called by a signal handler in tell()
         self._since = -math.inf
         self._lines = 0
         self._untold = 0
@@ -457,17 +458,21 @@ class Reception(Owner):
         return list(islice(due, self.per_turn))
 
     def _attempt(self, opening: Opening) -> None:
+        over = True  # also if a signal handler raises: it may be closed, or have become an endpoint
         try:
             endpoint = opening.step()
+            if endpoint is None:
+                over = False
+            else:
+                self._outcomes.append(endpoint)
         except PeerDied:
             self._came_to_nothing(None, opening.peer.uid)
         except CAUSED_BY_ONE as error:
             self._came_to_nothing(error, opening.peer.uid)
-        else:
-            if endpoint is None:
-                return
-            self._outcomes.append(endpoint)
-        self.pending.remove(opening)
+        finally:
+            # Nothing that can be interrupted comes first: one that is over must not stay.
+            if over:
+                self.pending.remove(opening)
 
     def _came_to_nothing(self, error: Exception | None = None, uid: int | None = None) -> None:
         """Count a client that did not get in; `uid` had a handshake for it, and rests now."""
@@ -579,6 +584,9 @@ class Listener(Owner):
     def __init__(self, reception: Reception) -> None:
         self._reception = reception
         self._lock = threading.RLock()
+        # Whether who has the lock is in the middle of something: then a signal handler, which has
+        # it as well, leaves all as it is.
+        self._busy = False
 
     @property
     def address(self) -> str:
@@ -595,12 +603,21 @@ class Listener(Owner):
 
         Raises Refused, CorruptPeer or HandshakeTimeout for a client that did not get in, OSError
         when a resource is short: the listener stays usable.  Closed, once it is closed.
+        ConcurrentUse in a signal handler that has interrupted accept() of this very listener; if it
+        only waited, the handler can accept.
         """
         deadline = deadline_of(timeout)
         patience = -1 if timeout is None else min(seconds_of(timeout), threading.TIMEOUT_MAX)
         if not self._lock.acquire(timeout=patience):
             raise TimeoutError(f"no client within {shown_seconds(timeout)}")
+        if self._busy:
+            self._lock.release()
+            raise ConcurrentUse(
+                "this signal handler has interrupted accept() of the same listener: return from it, "
+                "and accept afterwards"
+            )
         try:
+            self._busy = True
             self._rest(deadline)
             while (endpoint := self._reception.turn()) is None:
                 if monotonic() >= deadline:
@@ -608,7 +625,12 @@ class Listener(Owner):
                 self._rest(deadline)
                 self._wait(deadline)
         finally:
-            self._lock.release()
+            self._busy = False
+            try:
+                if self._reception.closed:  # by a signal handler, perhaps, which could not go on
+                    self._reception.close()
+            finally:
+                self._lock.release()
         try:
             interface = Interface.of(endpoint)
             interface.role = self._reception.role
@@ -633,8 +655,12 @@ class Listener(Owner):
         poll = select.poll()
         for fd, events in interests:
             poll.register(fd, events)
-        left = deadline - monotonic()
-        poll.poll(max(0, math.ceil(min(left, _SLICE) * 1000)))
+        left = max(0, math.ceil(min(deadline - monotonic(), _SLICE) * 1000))
+        try:
+            self._busy = False
+            poll.poll(left)
+        finally:
+            self._busy = True
 
     def __iter__(self) -> Iterator[Interface]:
         """Yield clients until the listener is closed.
@@ -647,6 +673,8 @@ class Listener(Owner):
                 interface = self.accept()
             except Closed:
                 return
+            except ConcurrentUse:  # by this loop, in a signal handler: it would go on for ever
+                raise
             except CAUSED_BY_ONE as error:
                 self._reception.log.add(error)
             else:
@@ -667,7 +695,9 @@ class Listener(Owner):
         with contextlib.suppress(OSError):
             reception.bound.sock.shutdown(socket.SHUT_RDWR)  # wakes who accepts
         with self._lock:
-            reception.close()
+            # This may be a signal handler in the middle of accept(), which then does it in the end.
+            if not self._busy:
+                reception.close()
 
     def __enter__(self) -> Self:
         return self
