@@ -162,10 +162,11 @@ def recv_fds_and_pidfd(
     that either; nor at the limit of open descriptors.  Of more descriptors than `max_fds`, only a
     few are ever open here.
     """
+    incoming = expect_some(max_fds, max_data)
     security = sock.getsockopt(socket.SOL_SOCKET, _SO_PASSSEC)
-    space = ANCILLARY_SPACE if security else ancillary_space(max_fds)
+    space = ANCILLARY_SPACE if security else ancillary_space(incoming.fds)
     with Inbox() as inbox:
-        _receive(sock, expect_some(max_fds, max_data), inbox, space)
+        _receive(sock, incoming, inbox, space)
         data = joined(inbox.messages)
         fds, pidfds = inbox.claim_all()
     last = pidfds.pop() if pidfds else None

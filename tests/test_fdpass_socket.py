@@ -597,3 +597,11 @@ def test_a_byte_out_of_band_comes_in_its_place_with_its_descriptor(pair, null):
     with fdpass.recv_fd(right, b"x") as fd:
         assert os.path.sameopenfile(fd.fileno(), null.fileno())
     assert right.recv(2) == b"y"
+
+
+@pytest.mark.parametrize("receive", [fdpass.recv_fds, fdpass.recv_fds_and_pidfd])
+@pytest.mark.parametrize("wrong", [-5, -1, 254, 1 << 40])
+def test_how_many_descriptors_to_expect_is_checked_first(receive, wrong):
+    first, second = socket.socketpair()
+    with first, second, pytest.raises(ValueError, match=f"max_fds of 0 to 253, received {wrong}"):
+        receive(first, wrong)
