@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import operator
 import os
 import socket
 import stat
@@ -129,7 +130,13 @@ def checked_permissions(
         return None
     if mode is None:
         mode = 0o600 if group is None else 0o660
-    mode = checked_number("mode", mode, 0o777)
+    try:
+        mode = checked_number("mode", mode, 0o777)
+    except ValueError:  # in the notation in which modes are written
+        given = operator.index(mode)
+        raise ValueError(
+            f"mode is from 0 to 0o777, such as 0o660, not {given:#o} ({given})"
+        ) from None
     if isinstance(group, str):
         import grp  # noqa: PLC0415 (few need it)
 

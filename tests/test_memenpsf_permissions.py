@@ -192,7 +192,8 @@ def test_a_group_that_this_process_is_not_in_is_refused_in_words(public, forked)
 # -- what is checked before anything is bound -------------------------------------------------
 
 WRONG = [
-    ({"mode": 0o1777}, ValueError, "mode is from 0"),
+    ({"mode": 0o1777}, ValueError, r"mode is from 0 to 0o777, such as 0o660, not 0o1777 \(1023\)"),
+    ({"mode": 660}, ValueError, r"such as 0o660, not 0o1224 \(660\)"),
     ({"mode": -1}, ValueError, "mode is from 0"),
     ({"mode": "rw"}, TypeError, "mode is a number"),
     ({"mode": True}, TypeError, "mode is a number"),
