@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
     from ipcqueue import Borrowing, Endpoint, Fd, Loan, MemoryRegion, Received, Seconds
 
+    from ._address import Address
+
 BOTH_WAYS = Role(sends=True, receives=True)
 ROLES = ("client", "server")
 
@@ -249,6 +251,20 @@ class Interface(Connection):
         return self._endpoint.indices()
 
 
+def prepare_to_connect(
+    address: str | os.PathLike[str], record: Any, timeout: Seconds, options: dict[str, Any]
+) -> tuple[Address, Terms, str]:
+    """Check what connect() was given, before anything is opened; return the role as well."""
+    from ._address import resolve  # noqa: PLC0415 (slow to import, and not needed by pair())
+
+    check_interface_options("connect", options, ("role",))
+    role = checked_role(options.pop("role", "client"))
+    where = resolve(address)
+    if "allow_uids" not in options and (uids := where.default_uids) is not None:
+        options["allow_uids"] = uids
+    return where, Terms(record, BOTH_WAYS, timeout=timeout, **options), role
+
+
 def connect(
     address: str | os.PathLike[str], record: Any, *, timeout: Seconds = 5.0, **options: Any
 ) -> Interface:
@@ -264,17 +280,11 @@ def connect(
     HandshakeTimeout, and what Interface raises.
     """
     # Slow to import, and not needed by programs that bring their own sockets.
-    from ._address import resolve  # noqa: PLC0415
     from ._places import drive  # noqa: PLC0415
     from ._seeking import connecting  # noqa: PLC0415
 
     deadline = deadline_of(timeout)
-    check_interface_options("connect", options, ("role",))
-    role = checked_role(options.pop("role", "client"))
-    where = resolve(address)
-    if "allow_uids" not in options and (uids := where.default_uids) is not None:
-        options["allow_uids"] = uids
-    terms = Terms(record, BOTH_WAYS, timeout=timeout, **options)  # before anything is opened
+    where, terms, role = prepare_to_connect(address, record, timeout, options)
     opening = Opening(drive(connecting(where, timeout)), terms)
     opening.deadline = deadline
     interface = Interface.of(open_endpoint(opening))

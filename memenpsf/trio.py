@@ -55,8 +55,7 @@ from ipcqueue import (
     tag_unless_given,
 )
 
-from ._address import resolve
-from ._interface import BOTH_WAYS, check_interface_options, checked_role
+from ._interface import BOTH_WAYS, check_interface_options, checked_role, prepare_to_connect
 from ._listener import BACK_OFF, CAUSED_BY_ONE, Reception
 from ._loop import Ended, check_loop_options, hand_back, is_a_cause
 from ._policy import OnError, Policy, checked_handler, checked_on_error
@@ -757,12 +756,7 @@ async def connect(
     Interface raises.
     """
     deadline = deadline_of(timeout)
-    check_interface_options("connect", options, ("role",))
-    role = checked_role(options.pop("role", "client"))
-    where = resolve(address)
-    if "allow_uids" not in options and (uids := where.default_uids) is not None:
-        options["allow_uids"] = uids
-    terms = Terms(record, BOTH_WAYS, timeout=timeout, **options)  # before anything is opened
+    where, terms, role = prepare_to_connect(address, record, timeout, options)
     await checkpoint()
     with contextlib.ExitStack() as undo:
         sock = undo.enter_context(await _drive(connecting(where, timeout)))
