@@ -68,6 +68,12 @@ if TYPE_CHECKING:
 
     from ipcqueue import Credentials, Fd, MemoryRegion, Received, Seconds, Statistics
 
+__all__ = [  # noqa: RUF022 (classes and functions first)
+    "Interface", "connect", "listen", "Listener", "serve", "run", "Ended",
+    "AsyncLoan", "AsyncBorrowing",
+    "DescriptorsLost", "Full", "Closed", "EndOfStream", "PeerDied", "CorruptPeer",
+]  # fmt: skip
+
 T = TypeVar("T")
 
 
