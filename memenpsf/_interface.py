@@ -63,8 +63,8 @@ class Interface(Connection):
     """One side of a two-way connection that moves typed records through shared memory.
 
     `capacity` records, or bytes of messages, can be under way from this side to the peer; the peer
-    chooses the other direction.  `role` ("client" or "server") is a label: both sides can do the same.  Any number
-    of threads may send and receive at once.  For the rest see Connection.
+    chooses the other direction.  `role` ("client" or "server") is a label: both sides can do the
+    same.  Any number of threads may send and receive at once.  For the rest see Connection.
     """
 
     _role = BOTH_WAYS
@@ -214,10 +214,10 @@ class Interface(Connection):
     def borrow(self, limit: int | None = None, *, timeout: Seconds = None) -> Borrowing:
         """Return what waits, to read in place in a with block, which takes it; see Borrowing.
 
-        At most `limit` records or messages; without a limit bounded as recv_vectored; read-only memory.  Descriptors and regions that came
-        with messages are closed when these are taken.  Until the block ends, other calls that
-        receive raise ConcurrentUse, in other threads too.  Raises on entry what recv raises; at
-        the end LoanError if views outlive the block.
+        At most `limit` records or messages; without a limit bounded as recv_vectored; read-only
+        memory.  Descriptors and regions that came with messages are closed when these are taken.
+        Until the block ends, other calls that receive raise ConcurrentUse, in other threads too.
+        Raises on entry what recv raises; at the end LoanError if views outlive the block.
         """
         return self._threads.borrow(limit, timeout)
 

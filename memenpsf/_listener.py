@@ -50,8 +50,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("memenpsf")
 
 # How many clients may be introducing themselves at once, and how many of them of one user; further
-# ones wait in their user's queue.  A guess, against clients that connect and say nothing: each costs
-# this side a segment meanwhile.
+# ones wait in their user's queue.  A guess, against clients that connect and say nothing: each
+# costs this side a segment meanwhile.
 MAX_PENDING = 64
 MAX_PENDING_PER_UID = 32
 
@@ -80,9 +80,9 @@ _MOST_CHARACTERS = 500  # of what an exception says, which may quote what a clie
 RESPITE = 0.02
 
 # How many clients a turn takes from the backlog, and how long the listener pauses, in seconds, for
-# each that was turned away before a handshake: some 25 µs of work each.  Many at once and then a long
-# pause delay one round trip of a thousand by a millisecond; a few at a time would delay most of them.
-# At full speed, a backlog of 128 is gone within 0.1 s.
+# each that was turned away before a handshake: some 25 µs of work each.  Many at once and then a
+# long pause delay one round trip of a thousand by a millisecond; a few at a time would delay most of
+# them.  At full speed, a backlog of 128 is gone within 0.1 s.
 ACCEPTS_PER_TURN = 32
 PAUSE = 0.0006
 
@@ -613,8 +613,8 @@ class Listener(Owner):
         if self._busy:
             self._lock.release()
             raise ConcurrentUse(
-                "this signal handler has interrupted accept() of the same listener: return from it, "
-                "and accept afterwards"
+                "this signal handler has interrupted accept() of the same listener: return from "
+                "it, and accept afterwards"
             )
         try:
             self._busy = True
@@ -666,7 +666,8 @@ class Listener(Owner):
         """Yield clients until the listener is closed.
 
         Those refused, or not served because a resource is short, are logged and passed over, so
-        that no client ends the loop; of a storm of them, the first 20 within 10 s, and the number of the others.
+        that no client ends the loop; of a storm of them, the first 20 within 10 s, and the number
+        of the others.
         """
         while True:
             try:
@@ -733,9 +734,9 @@ def listen(address: str | os.PathLike[str], record: Any, **options: Any) -> List
     those are 1024), handshakes under way among them included; `max_bytes_per_uid`, the memory of
     all their segments and of this side's for them, without messages outside the rings (64 times
     `max_segment`, so 8 GiB, or twice this side's segment, whichever is larger);
-    `max_pending_per_uid`, handshakes under way (32).  A client over a limit is told so (LimitRefused) before memory is made or
-    mapped for it, and counted as refused; only for its place in a handshake it waits, as long as
-    `timeout` allows.
+    `max_pending_per_uid`, handshakes under way (32).  A client over a limit is told so
+    (LimitRefused) before memory is made or mapped for it, and counted as refused; only for its
+    place in a handshake it waits, as long as `timeout` allows.
 
     `max_descriptors_per_uid` (seven eighths of those that this process may open): 5 for each
     connection, those that came with messages and wait to be received, and those that were sent and

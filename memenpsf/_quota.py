@@ -21,7 +21,7 @@ from ipcqueue import Lease, LimitRefused, Owner
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-# The rest of the descriptors is for what comes and goes with messages, other users, and other things.
+# The rest of the descriptors is for what comes and goes with messages, other users, other things.
 _PART_FOR_CONNECTIONS = 6
 
 # Of each connection: the socket, both segments and a pidfd; and an epoll under Trio.

@@ -158,8 +158,9 @@ class Interface(Owner, trio.abc.Channel[Any]):
     ) -> None:
         """Take a connected AF_UNIX SOCK_STREAM socket, also when this fails.
 
-        Parameters are those of memenpsf.Interface; a Trio program never spins, whatever `wait` says.  Raises TypeError or ValueError; what the
-        handshake may raise comes from do_handshake, or the first call.
+        Parameters are those of memenpsf.Interface; a Trio program never spins, whatever `wait`
+        says.  Raises TypeError or ValueError; what the handshake may raise comes from do_handshake,
+        or the first call.
         """
         sock = _plain_socket(stream)
         try:
@@ -518,7 +519,8 @@ class Interface(Owner, trio.abc.Channel[Any]):
     ) -> T | None:
         """Call `attempt` until it gives something, sleeping for `event` in between.
 
-        For SPACE, `units` says how much of it there must be.  Nothing is taken before a point at which this can be cancelled.
+        For SPACE, `units` says how much of it there must be.  Nothing is taken before a point at
+        which this can be cancelled.
         """
         seconds = seconds_of(timeout)
         await checkpoint_if_cancelled()
@@ -879,8 +881,8 @@ class Listener(Owner, trio.abc.Listener[Interface]):
         return f"<memenpsf.trio.Listener {self.address}: {state}>"
 
 
-# How many handshakes are begun, and helped on, before other tasks have their turn: each may cost half
-# a millisecond.
+# How many handshakes are begun, and helped on, before other tasks have their turn: each may cost
+# half a millisecond.
 _PER_TURN = 1
 
 
@@ -1005,7 +1007,7 @@ class _Loop(Owner):
                     nursery.start_soon(self._task, self._send)
                     nursery.start_soon(self._task, self._receive)
             if self._error is not None:
-                # What was taken from the ring is delivered all the same, if the sink still takes it.
+                # What was taken from the ring is delivered all the same, if the sink takes it.
                 with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                     await self._deliver()
                 raise self._error
