@@ -182,7 +182,8 @@ class RefusalLog(LimitedLog):
     def add(self, error: Exception) -> None:
         """Log it, or only count it."""
         what = "refused" if isinstance(error, QueueError) else "not served"
-        self.tell(f"client {what}: {one_line(error)}")
+        with contextlib.suppress(MemoryError):  # which is what it may be about
+            self.tell(f"client {what}: {one_line(error)}")
 
 
 class Reception(Owner):
@@ -215,9 +216,13 @@ class Reception(Owner):
     def binding(self) -> Generator[float, None, None]:
         """Bind the address: a plan, which yields for how many seconds to wait."""
         self.bound = yield from starting(self._where, self._permissions)
-        self.log = RefusalLog(self.bound.address)
-        self._look_after_file = monotonic() + LOOK_AFTER_FILE
-        self._reserve = _spare()
+        try:
+            self.log = RefusalLog(self.bound.address)
+            self._look_after_file = monotonic() + LOOK_AFTER_FILE
+            self._reserve = _spare()
+        except BaseException:  # no memory, or Ctrl-C
+            self.bound.close()
+            raise
 
     def _set_up(
         self,

@@ -11,6 +11,7 @@ Three kinds of exception, also inside groups:
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
 from collections.abc import Callable
@@ -114,13 +115,16 @@ class Policy(Owner):
         """Do about it what is to be done; return what must propagate, None if nothing."""
         clients, own, passing = sort_out(error, interface)
         if clients is not None:
-            self._tell_end(interface, clients)
+            # Of what went wrong, no memory is the likeliest: then there is a line less.
+            with contextlib.suppress(MemoryError):
+                self._tell_end(interface, clients)
         if own is None:
             return passing
         if self._on_error == "raise":
             return _together(own, passing, error if clients is None else None)
         if self._on_error == "log":
-            self._failures.tell(f"the handler of client {interface.peer_name!r} failed:", own)
+            with contextlib.suppress(MemoryError):
+                self._failures.tell(f"the handler of client {interface.peer_name!r} failed:", own)
             return passing
         try:
             self._on_error(interface, own)

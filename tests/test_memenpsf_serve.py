@@ -831,6 +831,51 @@ def test_a_shortage_on_the_way_in_ends_one_client(
     assert "client not served: " in log.text
 
 
+@doors
+def test_without_memory_for_the_log_the_server_goes_on(pool, tmp_path, log, monkeypatch, door):
+    short = []
+
+    class Logger:
+        def log(self, *_, **__):
+            short.append(True)
+            raise MemoryError
+
+    async def fails(interface):
+        record = await call(interface.recv)
+        if record == b"own":
+            raise RuntimeError
+        await call(interface.xmit, record)
+        await call(interface.recv)
+
+    server = door(pool, fails, tmp_path / "s")
+    monkeypatch.setattr(_listener, "logger", Logger())
+    with memenpsf.connect(tmp_path / "s", bytes) as evil:
+        evil.xmit(b"own")
+        with pytest.raises(memenpsf.EndOfStream):
+            evil.recv(20)
+    memenpsf.connect(tmp_path / "s", bytes).close()
+    with pytest.raises(memenpsf.RecordRefused):
+        memenpsf.connect(tmp_path / "s", "<Q")
+    with memenpsf.connect(tmp_path / "s", bytes) as steady:
+        assert is_served(steady)
+    server.stop()
+    assert len(short) >= 3
+
+
+@doors
+def test_without_memory_for_the_rest_nothing_stays_bound(tmp_path, monkeypatch, door):
+    def spare():
+        raise MemoryError
+
+    monkeypatch.setattr(_listener, "_spare", spare)
+    with pytest.raises(MemoryError):
+        if door is ThreadServer:
+            memenpsf.listen(tmp_path / "s", bytes)
+        else:
+            trio.run(memenpsf.trio.listen, tmp_path / "s", bytes)
+    assert list(tmp_path.iterdir()) == []
+
+
 # -- of the door for threads ----------------------------------------------------------------------
 
 
