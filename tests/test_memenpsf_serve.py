@@ -501,7 +501,7 @@ async def async_function(interface, error):
 def test_on_error_is_checked_before_anything_is_opened(tmp_path, door, wrong, kind):
     with pytest.raises(kind):
         if door is ThreadServer:
-            memenpsf.serve(echo, tmp_path / "s", bytes, **wrong)
+            memenpsf.serve(print, tmp_path / "s", bytes, **wrong)
         else:
             trio.run(lambda: memenpsf.trio.serve(echo, tmp_path / "s", bytes, **wrong))
     assert list(tmp_path.iterdir()) == []
