@@ -59,6 +59,10 @@ def serve(
         _Server(handler, listener, Policy(on_error, listener.address)).run(started)
 
 
+# How long a thread whose start() was interrupted may take to run, in seconds; some 0.1 ms usually.
+_STARTING = 0.5
+
+
 class _Server(Owner):
     def __init__(
         self, handler: Callable[[Interface], object], listener: Listener, policy: Policy
@@ -88,10 +92,8 @@ class _Server(Owner):
                 # No memory, for example: then its handler closes it.
                 with contextlib.suppress(Exception):
                     interface.close()
-            for thread in clients.values():
-                # It was not started, if Ctrl-C came in between.
-                with contextlib.suppress(RuntimeError):
-                    thread.join()
+            for interface, thread in clients.items():
+                self._await(interface, thread)
             self._join()
             self._policy.close()
         if self._failure is not None:
@@ -101,11 +103,19 @@ class _Server(Owner):
         with self._changed:
             return dict(self._clients)
 
+    def _await(self, interface: Interface, thread: threading.Thread) -> None:
+        """Wait until a thread is done, also if Ctrl-C came as it was started."""
+        for _ in range(2):
+            with contextlib.suppress(RuntimeError):  # it does not run yet, or never will
+                thread.join()
+                return
+            with self._changed:
+                self._changed.wait_for(lambda: interface not in self._clients, _STARTING)
+
     def _join(self) -> None:
-        with self._changed:
-            done, self._done = self._done, []
-        for thread in done:
-            thread.join()
+        while self._done:
+            self._done[0].join()  # before it is forgotten, as Ctrl-C may come
+            del self._done[0]
 
     def _attend(self, interface: Interface) -> None:
         try:

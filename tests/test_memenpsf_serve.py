@@ -11,6 +11,7 @@ import logging
 import queue
 import signal
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -18,7 +19,7 @@ import trio
 
 import memenpsf
 import memenpsf.trio
-from memenpsf import _listener, _policy
+from memenpsf import _listener, _policy, _serve
 
 
 class Stopped(BaseException):
@@ -1042,6 +1043,38 @@ def test_ctrl_c_closes_every_connection_and_waits_for_the_handlers(tmp_path, pro
     assert server.stdout.read() == "told True\n" * 3 + "threads 1\n"
     assert server.wait() == 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_as_a_thread_starts_waits_for_its_handler(pool, tmp_path, monkeypatch):
+    start, join = threading.Thread.start, threading.Thread.join
+    not_yet = threading.Event()
+    done = []
+
+    def interrupted(self):
+        monkeypatch.setattr(threading.Thread, "start", start)
+        pool.submit(lambda: not_yet.wait(20) and start(self))
+        raise KeyboardInterrupt
+
+    def looking(self, *arguments):
+        try:
+            join(self, *arguments)
+        except RuntimeError:
+            not_yet.set()
+            raise
+
+    async def handler(_):
+        time.sleep(0.1)  # noqa: ASYNC251 (whoever does not wait for it is faster)
+        done.append(True)
+
+    server = ThreadServer(pool, handler, tmp_path / "s")
+    monkeypatch.setattr(_serve, "_STARTING", 20.0)
+    monkeypatch.setattr(threading.Thread, "join", looking)
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with memenpsf.connect(tmp_path / "s", bytes):
+        with pytest.raises(KeyboardInterrupt):
+            server.result()
+    assert done
+    assert not any(thread.name == "memenpsf serve" for thread in threading.enumerate())
 
 
 def test_the_policy_knows_no_event_loop():
