@@ -43,8 +43,9 @@ def serve(
 
     `on_error` says what to do about an exception of a handler's own, of another interface that it
     uses, for example: "log" it with its traceback (and serve on); "raise" it from here, which ends
-    all clients; or a function on_error(interface, error), which may raise.  Only Ctrl-C,
-    SystemExit and other exceptions that are no Exception are always raised.
+    all clients; or a function on_error(interface, error), which may raise.  It is called in the
+    client's thread, so perhaps by several at once, and the interface is closed by then.  Only
+    Ctrl-C, SystemExit and other exceptions that are no Exception are always raised.
 
     Raises TypeError and ValueError before anything is opened, and what memenpsf.listen raises.
     """

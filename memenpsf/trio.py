@@ -918,8 +918,9 @@ async def serve(
     `on_error` says what to do about an exception of a handler's own, of another interface that it
     uses, for example: "log" it with its traceback (and serve on); "raise" it, as
     trio.serve_listeners does, which ends all clients; or a plain function
-    on_error(interface, error), which may raise.  In a group, only what is not of the client's
-    interface counts.  Cancelled, KeyboardInterrupt and the like always propagate.
+    on_error(interface, error), which may raise; the interface is closed by then.  In a group, only
+    what is not of the client's interface counts.  Cancelled, KeyboardInterrupt and the like always
+    propagate.
 
     Raises TypeError and ValueError before anything is opened, and what listen raises.
     """
