@@ -57,6 +57,8 @@ def pytest_collection_finish():
 def _descriptors() -> set[str]:
     found = set()
     for entry in Path("/proc/self/fd").iterdir():
+        if entry.name in {"0", "1", "2"}:
+            continue  # pytest puts them back at Ctrl-C, before this looks again
         try:
             found.add(f"fd {entry.name}: {entry.readlink()}")
         except FileNotFoundError:
