@@ -63,6 +63,19 @@ ERROR_OF_REASON: dict[Reason, type[QueueError]] = {
 }
 
 
+# What the peer means, and what to do; it knows more, which is in its log or its exception.
+_SAID_OF: dict[Reason, str] = {
+    Reason.VERSION: "it speaks another version of the protocol: use one release on both sides",
+    Reason.RECORD: "it states another record: state the same on both sides",
+    Reason.SEALS: "our memory is not sealed as it demands",
+    Reason.SIZE: "our ring is larger than its max_segment: state a smaller capacity, or raise that",
+    Reason.CREDENTIALS: "it does not admit this user: add the user id to its allow_uids",
+    Reason.ROLE: "these ends do not belong together, such as two senders",
+    Reason.LIMIT: "this user has all it may have there, or the peer is short of memory or "
+    "descriptors: close connections, or raise the limits of its listener",
+}
+
+
 def reason_of(error: QueueError | OSError) -> Reason:
     """Return what to tell the peer about our error."""
     if not isinstance(error, QueueError):
@@ -81,7 +94,7 @@ def refusal(argument: int) -> QueueError:
         return Refused(f"the peer refused the connection, for a reason unknown here ({argument})")
     if reason is Reason.PROTOCOL:
         return Refused("the peer refused the connection: it says that we broke the protocol")
-    return ERROR_OF_REASON[reason](f"the peer refused the connection because of {reason.name}")
+    return ERROR_OF_REASON[reason](f"the peer refused the connection: {_SAID_OF[reason]}")
 
 
 def err(error: QueueError | OSError) -> bytes:

@@ -197,7 +197,7 @@ def test_a_user_with_too_many_connections_is_refused_and_others_are_served(path,
         error, client = connect(1000)
         assert type(error) is memenpsf.LimitRefused
         assert reception.refused == 1
-        with pytest.raises(memenpsf.LimitRefused, match="because of LIMIT"):
+        with pytest.raises(memenpsf.LimitRefused, match="this user has all it may have"):
             client.step()
         assert connect(0).peer.uid == 0
         assert connect(1001).peer.uid == 1001
