@@ -69,6 +69,14 @@ i64 = Annotated[int, "q"]
 f32 = Annotated[float, "f"]
 f64 = Annotated[float, "d"]
 
+# What to state instead of an annotation that says no size.
+_ADVICE: tuple[tuple[type, str], ...] = (
+    (float, 'f64, or Annotated[float, "d"]'),
+    (bool, 'Annotated[bool, "?"]'),
+    (bytes, 'char(8), or Annotated[bytes, "8s"], as long as need be'),
+    (str, 'char(8), or Annotated[bytes, "8s"], as long as need be, and send text.encode()'),
+)
+
 _ACCEPTED = (
     "a record spec is a size in bytes (int), a struct format (str or struct.Struct),"
     " a NamedTuple class or a dataclass with annotated fields, a ctypes.Structure class,"
@@ -484,7 +492,9 @@ def _field_code(cls: type, name: str, hint: Any) -> str:
     where = f"field {name!r} of {cls.__name__}"
     texts = [item for item in getattr(hint, "__metadata__", ()) if isinstance(item, str)]
     if not texts:
-        raise TypeError(f'{where} has no code: annotate it as u64, or Annotated[int, "Q"]')
+        otherwise = 'u64, or Annotated[int, "Q"]'
+        advice = next((text for kind, text in _ADVICE if hint is kind), otherwise)
+        raise TypeError(f"{where} has no code: annotate it as {advice}")
     code = texts[0]
     if not _FIELD_CODE.fullmatch(code):
         raise TypeError(

@@ -597,6 +597,24 @@ def test_annotations_that_cannot_be_resolved_are_refused():
         codec_for(namedtuple("Old", "a b"))  # noqa: PYI024
 
 
+@pytest.mark.parametrize(
+    ("hint", "advice"),
+    [
+        (int, "u64,"),
+        (float, "f64,"),
+        (bool, r"Annotated\[bool"),
+        (bytes, r"char\(8\),"),
+        (str, "send text"),
+    ],
+)
+def test_an_annotation_without_a_size_is_told_one_that_fits(hint, advice):
+    plain = dataclasses.make_dataclass("Plain", [("a", hint)])
+    with pytest.raises(
+        TypeError, match=f"field 'a' of Plain has no code: annotate it as .*{advice}"
+    ):
+        codec_for(plain)
+
+
 def test_char_takes_a_positive_number():
     assert char(8) == Annotated[bytes, "8s"]
     for bad in (0, -1):
