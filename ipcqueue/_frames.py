@@ -23,7 +23,7 @@ import sys
 import weakref
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias
 
 import fdpass
 
@@ -32,7 +32,16 @@ from ._bounds import MOST_AT_ONCE, MOST_BUILT, Budget
 from ._core import ffi, lib
 from ._decoding import decode_failed
 from ._errors import BadRecord, Unaccepted
-from ._message import MAX_FLAGS, OUT_AGAIN, OUT_OF_LINE, OUTSIDE, Framed, Message, Received
+from ._message import (
+    MAX_FLAGS,
+    OUT_AGAIN,
+    OUT_OF_LINE,
+    OUTSIDE,
+    Framed,
+    Message,
+    Received,
+    tuple_of,
+)
 from ._outside import PLACE_SIZE, SIZES, Outgoing, Outside, find, with_copies
 from ._ring import (
     CLOSED,
@@ -71,7 +80,6 @@ if TYPE_CHECKING:
     from ._flight import Flight
     from ._message import Limits, MessageCodec
 
-T = TypeVar("T")
 
 _push, _push_many, _look = lib.ipcq_frame_push, lib.ipcq_frame_push_many, lib.ipcq_frame_look
 _push_outside = lib.ipcq_frame_push_outside
@@ -200,7 +208,7 @@ class FrameSender(SenderEnd):
     ) -> Parcel:
         size = len(framed.data)
         self._limits.check_size(size)
-        fds, regions = _tuple_of("fds", fds), _tuple_of("regions", regions)
+        fds, regions = tuple_of("fds", fds), tuple_of("regions", regions)
         self._limits.check_attached(len(fds), len(regions))
         numbers = [self._checked_fd(fd) for fd in fds]
         of_regions = [d.fileno() for region in regions for d in self._given(region)]
@@ -1128,13 +1136,6 @@ def _blank(size: int) -> bytes:
 
 def _new_scratch() -> tuple[Any, Any]:
     return ffi.new("struct ipcq_frame *"), ffi.new("char const **")
-
-
-def _tuple_of(what: str, attached: Iterable[T] | None) -> tuple[T, ...]:
-    try:
-        return () if attached is None else tuple(attached)
-    except TypeError as error:
-        raise BadRecord(f"{what} is a sequence, not {type(attached).__name__}") from error
 
 
 def _carries(built: _Built) -> bool:

@@ -6,7 +6,7 @@ the specs differ in is what of that the user sees.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, SupportsIndex
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, SupportsIndex, TypeVar
 
 from fdpass import Unsendable, cannot_copy, exported, index_of
 
@@ -14,9 +14,11 @@ from ._errors import BadRecord, TooLarge, Unaccepted
 from ._layout import Layout
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from fdpass import Fd, MemoryRegion
+
+T = TypeVar("T")
 
 _NOT_WHOLE: Final = (
     "take its .record, which is a value; its regions and descriptors go to another process as "
@@ -112,18 +114,20 @@ class Limits(NamedTuple):
         """Raise TooLarge for a message that the receiver would not take."""
         if size > self.max_message:
             raise TooLarge(
-                f"a message has {size} bytes, and the receiver takes at most {self.max_message}"
+                f"a message has {size} bytes, and the receiver takes at most {self.max_message} "
+                "(max_message there)"
             )
 
     def check_attached(self, fds: int, regions: int) -> None:
         """Raise Unaccepted for more attachments than the receiver takes."""
-        for what, count, most in (
-            ("descriptors", fds, self.fds),
-            ("memory regions", regions, self.regions),
+        for what, option, count, most in (
+            ("descriptors", "accept_fds", fds, self.fds),
+            ("memory regions", "accept_regions", regions, self.regions),
         ):
             if count > most:
                 raise Unaccepted(
-                    f"{count} {what} with one message, and the receiver accepts at most {most}"
+                    f"{count} {what} with one message, and the receiver accepts at most {most} "
+                    f"({option} there)"
                 )
 
 
@@ -154,7 +158,11 @@ class MessageCodec:
             self.encode, self.decode = self._encode_object, self._decode_object
 
     def _encode_object(self, record: Any) -> Framed:
-        return _encode_bytes(self.spec.encode(record))
+        data = self.spec.encode(record)
+        try:
+            return _encode_bytes(data)
+        except BadRecord as error:
+            raise BadRecord(f"what `encode` gave cannot be sent: {error}") from None
 
     def _decode_object(self, data: bytes, tag: int, flags: int) -> Any:  # noqa: ARG002 (one signature)
         record = self.spec.decode(data)
@@ -201,7 +209,8 @@ def _contiguous(data: Any) -> Any:
     except Unsendable as error:
         raise BadRecord(f"expected bytes, {error}") from None
     except (TypeError, ValueError, BufferError):
-        raise BadRecord(f"expected bytes, got {type(data).__name__}") from None
+        advice = ": text.encode() makes bytes of text" if isinstance(data, str) else ""
+        raise BadRecord(f"expected bytes, got {type(data).__name__}{advice}") from None
     if not view.c_contiguous:
         raise BadRecord("expected contiguous bytes, got a view with gaps")
     if view.ndim == 1 and view.format == "B":
@@ -214,3 +223,11 @@ _CASTABLE = frozenset("bBhHiIlLqQnNfdc?")  # what memoryview.cast takes; as in _
 
 def _decode_bytes(data: bytes, tag: int, flags: int) -> bytes:  # noqa: ARG001 (one signature)
     return data
+
+
+def tuple_of(what: str, attached: Iterable[T] | None) -> tuple[T, ...]:
+    """Return what goes along with a message; raise BadRecord if it is no sequence."""
+    try:
+        return () if attached is None else tuple(attached)
+    except TypeError as error:
+        raise BadRecord(f"{what} is a sequence, not {type(attached).__name__}") from error

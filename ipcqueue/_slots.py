@@ -15,8 +15,8 @@ from ._binding import direct
 from ._bounds import MOST_AT_ONCE, MOST_VALUES, Pace
 from ._core import ffi, lib
 from ._decoding import decode_failed
-from ._errors import Unaccepted
-from ._message import Received
+from ._errors import BadRecord, Unaccepted
+from ._message import Received, tuple_of
 from ._record import in_place
 from ._ring import (
     AGAIN,
@@ -133,7 +133,11 @@ class SlotSender(SenderEnd):
         self, record: Any, fds: Iterable[Any] | None = None, regions: Iterable[Any] | None = None
     ) -> Parcel:
         """Encode a record to push; raise BadRecord if it is none."""
-        if any(tuple(each) for each in (fds, regions) if each is not None):
+        try:
+            attached = tuple_of("fds", fds) or tuple_of("regions", regions)
+        except BadRecord as error:  # such as xmit(1, 2.5, 100)
+            raise BadRecord(f"{error}; a record is one argument: xmit((1, 2.5, 100))") from None
+        if attached:
             raise Unaccepted(
                 "descriptors and memory regions go with messages (record=bytes), "
                 "not with records of a fixed size"

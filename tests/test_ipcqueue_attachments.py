@@ -255,6 +255,10 @@ def test_records_of_one_size_have_nothing_beside_them():
             for beside in ({"fds": files}, {"regions": [region]}):
                 with pytest.raises(Unaccepted, match=r"go with messages \(record=bytes\)"):
                     one.xmit((7,), **beside)
+        with pytest.raises(
+            BadRecord, match=r"fds is a sequence, not int; a record is one argument"
+        ):
+            one.xmit(7, 2.5, 100)
         one.xmit((8,), fds=(), regions=[])
         assert other.recv_message() == ((8,), [], [])
         assert other.recv_message(timeout=0) is None

@@ -262,7 +262,9 @@ def test_an_encoder_that_fails_sends_nothing_and_its_exception_comes_out():
 
 def test_an_encoder_that_gives_no_bytes_is_told_so():
     with connection(Encoded(str, str)) as (one, other):
-        with pytest.raises(BadRecord, match="expected bytes, got str"):
+        with pytest.raises(
+            BadRecord, match=r"`encode` gave .* expected bytes, got str: text.encode\(\)"
+        ):
             one.xmit(7)
         assert other.recv(timeout=0) is None
 
