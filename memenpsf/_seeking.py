@@ -125,9 +125,9 @@ class _Search:
         if len(foreign) == len(self._looked):
             raise foreign[0]
         refused = [each for each in self._looked if each[1].errno == errno.ECONNREFUSED]
-        where, error = (refused or self._looked)[0]
+        where, _ = (refused or self._looked)[0]
         number = errno.ECONNREFUSED if refused else errno.ENOENT
-        raise OSError(number, f"{os.strerror(number)}: {self._report()}", str(where)) from error
+        raise OSError(number, f"{os.strerror(number)}: {self._report()}", str(where)) from None
 
     def _report(self) -> str:
         lines = ["no server listens there"]
