@@ -115,7 +115,7 @@ class Limits(NamedTuple):
         if size > self.max_message:
             raise TooLarge(
                 f"a message has {size} bytes, and the receiver takes at most {self.max_message} "
-                "(max_message there)"
+                "(its max_message)"
             )
 
     def check_attached(self, fds: int, regions: int) -> None:
@@ -127,7 +127,7 @@ class Limits(NamedTuple):
             if count > most:
                 raise Unaccepted(
                     f"{count} {what} with one message, and the receiver accepts at most {most} "
-                    f"({option} there)"
+                    f"(its {option})"
                 )
 
 
@@ -162,7 +162,7 @@ class MessageCodec:
         try:
             return _encode_bytes(data)
         except BadRecord as error:
-            raise BadRecord(f"what `encode` gave cannot be sent: {error}") from None
+            raise BadRecord(f"what encode gave cannot be sent: {error}") from None
 
     def _decode_object(self, data: bytes, tag: int, flags: int) -> Any:  # noqa: ARG002 (one signature)
         record = self.spec.decode(data)

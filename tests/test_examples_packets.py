@@ -588,7 +588,7 @@ def test_a_client_that_takes_only_short_messages_ends_nobody_else(
     assert whole(client(outfile), outfile, len(by_hand(PCAP)))
     status, heard, errors = stop(serving)
     assert (status, errors) == (0, "")
-    assert re.search("client 1 lost after 0 packets: .* takes at most 10\n", heard)
+    assert re.search("client 1 lost after 0 packets: .* takes at most 10 ", heard)
     assert heard.endswith("ended by SIGTERM\n")
 
 

@@ -570,7 +570,7 @@ class TestPeersEnd:
         peer.say(b"\x80\x01" * 3000)
         peer.say(bytes((100, Reason.ROLE)))
         peer.sock.close()
-        with pytest.raises(Refused, match="ROLE"):
+        with pytest.raises(Refused, match="do not belong together"):
             peer.endpoint.try_push((1,))
 
     def test_each_raise_is_a_new_exception(self, peer):

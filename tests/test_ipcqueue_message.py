@@ -263,7 +263,7 @@ def test_an_encoder_that_fails_sends_nothing_and_its_exception_comes_out():
 def test_an_encoder_that_gives_no_bytes_is_told_so():
     with connection(Encoded(str, str)) as (one, other):
         with pytest.raises(
-            BadRecord, match=r"`encode` gave .* expected bytes, got str: text.encode\(\)"
+            BadRecord, match=r"what encode gave .* expected bytes, got str: text.encode\(\)"
         ):
             one.xmit(7)
         assert other.recv(timeout=0) is None
