@@ -585,7 +585,7 @@ def _dataclass_codec(dataclasses: Any, cls: Any) -> Codec:
     def decode_many(data: BytesLike, count: int) -> list[Any]:
         records = list(starmap(make, split(_window(data, size * count))))
         if len(records) != count:  # which ends any loop in C, and so would lose all that follow
-            raise RuntimeError(f"making a {cls.__name__} raised StopIteration")
+            raise StopIteration  # as decode() does; this is no generator
         return records
 
     encode_many = _packing_many(packer, in_c, (cls,), encode, values_of)

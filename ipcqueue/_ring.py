@@ -608,19 +608,23 @@ class ReceiverEnd(End):
     def _gives_up(self, data: Any, error: BaseException, again: Callable[[], object]) -> bool:
         """Whether a record is given up that could not be decoded, because of `error`.
 
-        `data` is what it is made of, and `again()` decodes it once more: an error that does not
-        come again was that of a signal handler, and not the record's.  What is no Exception may be a
-        Ctrl-C or the end of a program, and memory may be there later: that is raised as it is the
-        first time, and the record stays.  The second time nothing else can be received until it is
-        given up.
+        `data` is what it is made of, and `again()` decodes it once more.  An error that does not come
+        again, or not of the same type, was perhaps that of a signal handler: it is raised as it is,
+        and the record stays.  So is what is no Exception, which may be a Ctrl-C or the end of a
+        program, and a shortage of memory, which may be over later.  All this is for the first time:
+        nothing else can be received until a record that never can be decoded is given up.
         """
         mild = isinstance(error, Exception) and not isinstance(error, MemoryError)
-        if not mild and not self._is_suspect(data):
+        suspect = self._is_suspect(data)
+        if not mild and not suspect:
             self._suspect = data
             return False
         try:
             again()
         except Exception as second:  # noqa: BLE001 (whatever a function of the user)
+            if mild and not suspect and type(second) is not type(error):
+                self._suspect = data
+                return False
             return not (mild and isinstance(second, MemoryError))
         except BaseException as second:
             if type(second) is type(error):

@@ -537,6 +537,10 @@ class SlotReceiver(ReceiverEnd):
             try:
                 self._decode(one)
             except BaseException as own:
+                if type(own) is not type(error) and self._suspect is None:
+                    # Perhaps a signal handler's, and this record is bad as well; see _gives_up().
+                    self._suspect = bytes(data)
+                    raise error from None
                 if at and isinstance(own, Exception):
                     return at, None  # its turn comes when it is the first
                 if not self._gives_up(one, own, partial(self._decode, one)):

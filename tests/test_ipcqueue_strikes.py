@@ -801,3 +801,59 @@ def test_what_is_put_back_beside_a_borrowing_is_not_taken_with_it():
         assert bytes(borrowing.data[0].data) == number_codec.encode(1)
         borrowing.__exit__(None, None, None)
         assert other.recv_vectored() == [0, 2, 3, 4, 5]
+
+
+class Alarm(Exception):
+    """Of a signal handler."""
+
+
+@pytest.mark.parametrize("verb", ["recv", "recv_message", "recv_vectored", "loop"])
+@pytest.mark.parametrize("kind", ["dataclass", "Encoded"])
+def test_a_handler_is_heard_though_the_record_is_bad_as_well(verb, kind):
+    strikes = []
+
+    def alarm(*_):
+        raise Alarm
+
+    def refuse():
+        if strikes:
+            strikes.pop()
+            signal.raise_signal(signal.SIGUSR1)
+        raise ValueError("a bad record")
+
+    @dataclasses.dataclass
+    class Bad:
+        number: memenpsf.u64
+
+        def __post_init__(self):
+            if self.number == 5:
+                refuse()
+
+    def decode(data):
+        if data == b"5":
+            refuse()
+        return int(data)
+
+    if kind == "dataclass":
+        (one, other), make = connected("<Q", Bad), lambda n: (n,)
+    else:
+        encoded = Encoded(lambda n: str(n).encode(), decode)
+        (one, other), make = memenpsf.pair(encoded), int
+
+    def take():
+        return next(iter(other)) if verb == "loop" else getattr(other, verb)()
+
+    previous = signal.signal(signal.SIGUSR1, alarm)
+    try:
+        with one, other:
+            one.xmit_many([make(5), make(7)])
+            strikes.append(None)
+            with pytest.raises(Alarm):
+                take()
+            with pytest.raises(memenpsf.DecodeFailed) as failed:
+                take()
+            assert isinstance(failed.value.__cause__, ValueError)
+            record = other.recv()
+            assert getattr(record, "number", record) == 7
+    finally:
+        signal.signal(signal.SIGUSR1, previous)

@@ -425,28 +425,38 @@ static int still(const Receiver *self, unsigned long long next)
 }
 
 /* Whether what a decoder has raised is to be raised as it is: no Exception; or one that does not come
- * again, so that of a signal handler and not the record's fault.  Else it is forgotten: the long way
- * meets it again, and knows what to do. */
-static int is_raised(PyObject *function, PyObject *const *args, size_t n)
+ * again when it is called once more, or not of the same type, so perhaps that of a signal handler and
+ * not the record's fault.  Then `data` is suspect: the long way decodes it next time, and knows when
+ * to give it up.  Else the exception is forgotten: the long way meets it again. */
+static int is_raised(Receiver *self, PyObject *data, PyObject *function, PyObject *const *args,
+                     size_t n)
 {
-    if (!PyErr_ExceptionMatches(PyExc_Exception))
-        return 1;
-    PyObject *type, *error, *traceback;
-    int short_of_memory = PyErr_ExceptionMatches(PyExc_MemoryError);
-    PyErr_Fetch(&type, &error, &traceback);
-    PyObject *result = short_of_memory ? NULL : PyObject_Vectorcall(function, args, n, NULL);
-    if (result != NULL) {
-        Py_DECREF(result);
-        PyErr_Restore(type, error, traceback);
-        return 1;
+    int raised = 1;
+    if (PyErr_ExceptionMatches(PyExc_Exception)) {
+        PyObject *type, *error, *traceback, *result = NULL;
+        int short_of_memory = PyErr_ExceptionMatches(PyExc_MemoryError);
+        PyErr_Fetch(&type, &error, &traceback);
+        if (!short_of_memory)
+            result = PyObject_Vectorcall(function, args, n, NULL);
+        int again = result == NULL && !short_of_memory;
+        if (again && !PyErr_ExceptionMatches(PyExc_Exception)) {
+            Py_CLEAR(type); /* this one is raised */
+        } else if (short_of_memory || (again && PyErr_Occurred() == type)) {
+            PyErr_Clear();
+            Py_CLEAR(type);
+            raised = 0;
+        }
+        Py_XDECREF(result);
+        if (type != NULL) {
+            PyErr_Restore(type, error, traceback);
+        } else {
+            Py_XDECREF(error);
+            Py_XDECREF(traceback);
+        }
     }
-    Py_XDECREF(type);
-    Py_XDECREF(error);
-    Py_XDECREF(traceback);
-    if (!short_of_memory && !PyErr_ExceptionMatches(PyExc_Exception))
-        return 1;
-    PyErr_Clear();
-    return 0;
+    if (raised)
+        Py_XSETREF(self->suspect, Py_NewRef(data));
+    return raised;
 }
 
 /* What a decoder has made of the record at index `next`, which nobody has taken yet: where it fails,
@@ -474,9 +484,7 @@ static PyObject *take_slot(Receiver *self)
         unsigned long long next = self->next;
         PyObject *record = NULL, *decode = Py_NewRef(self->decode);
         if (!ready(self->suspect) && (record = PyObject_CallOneArg(decode, data)) == NULL &&
-            is_raised(decode, &data, 1)) {
-            if (!PyErr_ExceptionMatches(PyExc_Exception))
-                Py_XSETREF(self->suspect, Py_NewRef(data));
+            is_raised(self, data, decode, &data, 1)) {
             Py_DECREF(decode);
             Py_DECREF(data);
             return NULL;
@@ -665,11 +673,8 @@ static Py_ssize_t take_ahead(Receiver *self, Py_ssize_t most, Py_ssize_t *bytes)
     if (records == NULL && number == NULL) {
         PyErr_Clear(); /* no memory: the slow way takes them out of `held` */
     } else if (records == NULL) {
-        if (is_raised(decode_many, args, 2)) {
-            if (!PyErr_ExceptionMatches(PyExc_Exception))
-                Py_XSETREF(self->suspect, Py_NewRef(data));
+        if (is_raised(self, data, decode_many, args, 2))
             n = -1;
-        }
     } else if (PyList_CheckExact(records) && self->held == data && empty_list(self->hands) &&
                usable(self->ring, self->known) && /* else `held` may be lent */
                !has_ahead(self) && (uint64_t)PyList_GET_SIZE(records) == count) {

@@ -1182,6 +1182,27 @@ MUTANTS = [
         "    @tagged\n    def recv_ctrl_msg(self",
         "test_memenpsf_origin.py::test_no_verb_that_takes_is_wrapped",
     ),
+    Mutant(
+        "a handler's exception passes for that of a bad record, of messages",
+        "ipcqueue/_ring.py",
+        "if mild and not suspect and type(second) is not type(error):",
+        "if False:",
+        "test_ipcqueue_strikes.py::test_a_handler_is_heard_though_the_record_is_bad_as_well",
+    ),
+    Mutant(
+        "a handler's exception passes for that of a bad record, in C",
+        "ipcqueue/core/direct.c",
+        "(again && PyErr_Occurred() == type)",
+        "again",
+        "test_ipcqueue_strikes.py::test_a_handler_is_heard_though_the_record_is_bad_as_well",
+    ),
+    Mutant(
+        "a handler's exception passes for that of a bad record, in batches",
+        "ipcqueue/_slots.py",
+        "if type(own) is not type(error) and self._suspect is None:",
+        "if False:",
+        "test_ipcqueue_strikes.py::test_a_handler_is_heard_though_the_record_is_bad_as_well",
+    ),
 ]
 
 
