@@ -1,23 +1,38 @@
 # Everything here runs in a private environment, .venv, that is made on first use.
 # PYTHON is the interpreter to build it with (3.11 or later); ARGUMENTS are for `make bench` and for
-# every pytest; `make test` runs TESTED, all unless told otherwise, and `make sanitize` TESTS.
+# every pytest; `make test` runs TESTED, all but the campaigns unless told otherwise, and
+# `make sanitize` TESTS; LANES are options of tests/lanes.py, such as `--jobs 1`.
 
 PYTHON ?= python3
 ARGUMENTS ?=
-TESTED ?=
+LANES ?=
+TESTED ?= $(wildcard tests/test_*.py)
 BIN := .venv/bin
 STAMP := .venv/installed
 # setuptools warns at each editable install that there are folders named as the packages.
 QUIETLY := PYTHONWARNINGS=ignore
 SOURCES := pyproject.toml setup.py $(wildcard ipcqueue/_build.py ipcqueue/core/*)
 
-.PHONY: analyze bench clean coverage demo fuzz interpreters lint mutants sanitize soak test wheel
+.PHONY: analyze bench campaigns check clean coverage demo fuzz interpreters lint mutants sanitize soak test wheel
 
 demo: $(STAMP)
 	$(BIN)/python examples/demo.py
 
 test: $(STAMP)
-	$(BIN)/python -m pytest $(ARGUMENTS) $(TESTED)
+	$(BIN)/python tests/lanes.py $(LANES) $(TESTED) -- $(ARGUMENTS)
+
+# Before each commit: what is wrong at first sight, and the half of the tests that takes no time.
+SLOW := $(patsubst %,tests/test_%.py,benchmarks benchmarks_hostile examples examples_frames \
+	examples_packets harness ipcqueue_attachments ipcqueue_blocking ipcqueue_direct ipcqueue_frames \
+	ipcqueue_loan ipcqueue_shortage ipcqueue_strikes memenpsf_listener memenpsf_listener_strikes \
+	memenpsf_processes memenpsf_serve memenpsf_trio model packaging)
+
+check: lint
+	$(BIN)/python tests/lanes.py $(LANES) $(filter-out $(SLOW),$(TESTED)) -- $(ARGUMENTS)
+
+# What kills, floods, exhausts and fuzzes; docs/reliability.md says how much of each.
+campaigns: $(STAMP)
+	$(BIN)/python -m pytest $(ARGUMENTS) tests/reliability tests/fuzz
 
 bench: $(STAMP) .venv/peers
 	$(BIN)/python -m benchmarks --json build/bench/results.json --pictures build/bench $(ARGUMENTS)
