@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias
 import fdpass
 
 from ._binding import direct, persist
-from ._bounds import MOST_AT_ONCE, MOST_BUILT, Budget
+from ._bounds import MOST_AT_ONCE, MOST_BUILT, Budget, looks_after
 from ._core import ffi, lib
 from ._decoding import decode_failed
 from ._errors import BadRecord, Unaccepted
@@ -710,7 +710,7 @@ class FrameReceiver(ReceiverEnd):
                 what = f"message {built.number} ({len(data)} bytes, tag {tag})"
                 return records, decode_failed(what, error)
             records.append(record)
-            if timed and budget is not None and not budget.has_time():
+            if timed and budget is not None and looks_after(len(records)) and not budget.has_time():
                 break
         return records, None
 
