@@ -140,8 +140,8 @@ MUTANTS = [
     Mutant(
         "what a class has refused in C is not looked at again",
         "ipcqueue/core/direct.c",
-        "    PyObject *result = short_of_memory ? NULL : PyObject_Vectorcall(function, args, n, NULL);",
-        "    PyObject *result = NULL;\n    (void)function, (void)args, (void)n;\n    short_of_memory = 1;",
+        "            result = PyObject_Vectorcall(function, args, n, NULL);",
+        "            (void)function, (void)args, (void)n, short_of_memory = 1;",
         "test_ipcqueue_strikes.py::test_a_handlers_exception_in_a_decoder_is_not_the_records_fault[recv-dataclass]",
     ),
     Mutant(
@@ -1164,8 +1164,8 @@ MUTANTS = [
     Mutant(
         "connecting tells the time that was left",
         "memenpsf/_interface.py",
-        "terms = Terms(record, BOTH_WAYS, timeout=timeout, **options)",
-        "terms = Terms(record, BOTH_WAYS, timeout=deadline - monotonic(), **options)",
+        "prepare_to_connect(address, record, timeout, options)",
+        "prepare_to_connect(address, record, 0.123, options)",
         "test_arguments.py::test_connecting_says_the_time_that_was_given",
     ),
     Mutant(
