@@ -213,7 +213,7 @@ def test_so_does_a_decoder_that_fails():
             assert interface_of(caught.value) is other
 
 
-def test_so_does_a_shortage_while_a_loop_looks_for_more(monkeypatch):
+def test_so_does_a_loop_that_looks_for_more_where_memory_is_short(monkeypatch):
     """The loop is one call of C: it leaves what fails to the verb."""
     testcapi = pytest.importorskip("_testcapi")
     interface, peer = opened("<Q")

@@ -1005,7 +1005,7 @@ MUTANTS = [
         "ipcqueue/core/direct.c",
         "        PyErr_Clear(); /* the slow way meets it again, and says",
         "        return NULL; /* the slow way meets it again, and says",
-        "test_memenpsf_origin.py::test_so_does_a_shortage_while_a_loop_looks_for_more",
+        "test_memenpsf_origin.py::test_so_does_a_loop_that_looks_for_more_where_memory_is_short",
     ),
     Mutant(
         "the end of another connection passes for that of the client",
