@@ -97,6 +97,7 @@ $(SANITIZED)/built: $(STAMP) $(COPIED)
 COVERED := build/covered
 COUNTERS := --coverage -O0 -g -fprofile-update=atomic -frandom-seed=1
 COVERED_TESTS ?= $(wildcard tests/test_fdpass_*.py tests/test_ipcqueue_*.py tests/test_memenpsf_*.py \
+	tests/test_arguments.py tests/test_bounds.py tests/test_large.py tests/test_values.py \
 	tests/reliability/test_models_of_the_queue.py)
 COVERED_TESTS_CFFI ?= tests/test_ipcqueue_ring.py tests/test_ipcqueue_queue.py \
 	tests/test_ipcqueue_message.py tests/test_ipcqueue_loan.py tests/test_ipcqueue_frames.py \
