@@ -191,4 +191,4 @@ $(STAMP): $(SOURCES)
 	touch $@
 
 clean:
-	rm -rf .venv build *.egg-info ipcqueue/_core.* ipcqueue/_waiting.* ipcqueue/_direct.* ipcqueue/_records.*
+	rm -rf .venv build *.egg-info ipcqueue/_core.* ipcqueue/_waiting.* ipcqueue/_direct.* ipcqueue/_packer.*

@@ -15,13 +15,13 @@ DIRECT = Extension(
 )
 
 # As is that of many tuples.
-RECORDS = Extension(
-    "ipcqueue._records",
+PACKER = Extension(
+    "ipcqueue._packer",
     sources=[str(CORE / "records.c")],
     extra_compile_args=DIRECT.extra_compile_args,
 )
 
 setup(
     cffi_modules=["ipcqueue/_build.py:core", "ipcqueue/_build.py:waiting"],
-    ext_modules=[DIRECT, RECORDS] if sys.implementation.name == "cpython" else [],
+    ext_modules=[DIRECT, PACKER] if sys.implementation.name == "cpython" else [],
 )

@@ -1,7 +1,7 @@
 """Which way leads into the C core: IPCQUEUE_BINDING says "direct" or "cffi".
 
 `direct` is the module of the short way (core/direct.c), one call of C for what can be done at
-once, or None: where it was not built (PyPy), or where cffi is to serve all calls.  `records` is
+once, or None: where it was not built (PyPy), or where cffi is to serve all calls.  `packer` is
 that of many tuples at a time (core/records.c), or None where the struct module is to do it all.
 """
 
@@ -15,18 +15,18 @@ if _asked not in {"", "cffi", "direct"}:
     raise ValueError(f"IPCQUEUE_BINDING is cffi or direct, not {_asked!r}")
 
 _direct_module: ModuleType | None = None
-_records_module: ModuleType | None = None
+_packer_module: ModuleType | None = None
 if _asked != "cffi":
     try:
-        from . import _direct, _records  # type: ignore[attr-defined]
+        from . import _direct, _packer  # type: ignore[attr-defined]
 
-        _direct_module, _records_module = _direct, _records
+        _direct_module, _packer_module = _direct, _packer
     except ImportError:
         if _asked == "direct":
             raise
 
 direct: Any = _direct_module
-records: Any = _records_module
+packer: Any = _packer_module
 
 
 def _persist(step: Callable[..., Any], *arguments: Any) -> Any:

@@ -41,7 +41,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeAlias
 
 from fdpass import Unsendable, check_sendable, exported, index_of
 
-from ._binding import records as _records
+from ._binding import packer as _packer
 from ._errors import BadRecord
 from ._layout import (
     Layout,
@@ -357,7 +357,7 @@ def _all_are_plain(values: Iterable[Any]) -> bool:
     return _NUMBERS_AND_TEXTS.issuperset(map(type, values))
 
 
-_are_plain: Callable[[Any], bool] = _all_are_plain if _records is None else _records.are_plain
+_are_plain: Callable[[Any], bool] = _all_are_plain if _packer is None else _packer.are_plain
 
 
 def _packer_in_c(packer: struct.Struct, cls: Any = None) -> Any:
@@ -367,7 +367,7 @@ def _packer_in_c(packer: struct.Struct, cls: Any = None) -> Any:
     mode = form[0] if form[0] in "@=<>!" else "@"
     items = list(struct_items(form))
     number = sum(1 if code == "s" else count for code, count in items if code != "x")
-    if _records is None or mode not in orders or not 0 < number <= _MOST_FIELDS:
+    if _packer is None or mode not in orders or not 0 < number <= _MOST_FIELDS:
         return None
     if len(items) > 2 * _MOST_FIELDS:  # most of them padding: what follows is quadratic
         return None
@@ -386,7 +386,7 @@ def _packer_in_c(packer: struct.Struct, cls: Any = None) -> Any:
         width = struct.calcsize(mode + code)
         kind = _PACKER_KINDS.get(code, code)
         fields += [(kind, end - left * width, width) for left in range(count, 0, -1)]
-    return _records.Packer(tuple(fields), packer.size, cls)
+    return _packer.Packer(tuple(fields), packer.size, cls)
 
 
 _PACKER_KINDS = {

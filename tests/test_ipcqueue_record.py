@@ -993,10 +993,10 @@ except TypeError:
 
 def both_ways(spec: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[Codec, Codec]:
     """Make the codec with core/records.c, and the one without."""
-    in_c = pytest.importorskip("ipcqueue._records", reason="CPython has it")
+    in_c = pytest.importorskip("ipcqueue._packer", reason="CPython has it")
     made = []
     for module in (in_c, None):
-        monkeypatch.setattr(_record, "_records", module)
+        monkeypatch.setattr(_record, "_packer", module)
         made.append(_record._make_codec.__wrapped__(spec, None))
     return made[0], made[1]
 
@@ -1198,7 +1198,7 @@ def test_unpacked_records_hold_no_more_than_their_items(monkeypatch):
     # As the collector would leave them: so large batches cause it no work.
     assert not any(map(gc.is_tracked, records))
     with pytest.raises(ValueError, match="no records"):
-        pytest.importorskip("ipcqueue._records").Packer((("u", 0, 8),), 8, None).unpack(bytes(9))
+        pytest.importorskip("ipcqueue._packer").Packer((("u", 0, 8),), 8, None).unpack(bytes(9))
 
 
 @pytest.mark.parametrize(
@@ -1218,16 +1218,16 @@ def test_unpacked_records_hold_no_more_than_their_items(monkeypatch):
     ids=repr,
 )
 def test_a_packer_reaches_no_further_than_its_record(arguments):
-    records = pytest.importorskip("ipcqueue._records", reason="CPython has it")
+    records = pytest.importorskip("ipcqueue._packer", reason="CPython has it")
     with pytest.raises((TypeError, ValueError)):
         records.Packer(*arguments)
 
 
 @pytest.mark.parametrize(("binding", "says"), [("cffi", "None"), ("direct", "<module")])
 def test_the_binding_says_whether_tuples_are_packed_in_c(binding, says):
-    pytest.importorskip("ipcqueue._records", reason="CPython has it")
+    pytest.importorskip("ipcqueue._packer", reason="CPython has it")
     program = (
-        "import ipcqueue._record as r; print(r._records, r.codec_for('<Q').encode_many([(5,)]))"
+        "import ipcqueue._record as r; print(r._packer, r.codec_for('<Q').encode_many([(5,)]))"
     )
     process = subprocess.run(
         [sys.executable, "-c", program],

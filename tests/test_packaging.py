@@ -130,7 +130,7 @@ def test_the_wheel_has_the_packages_the_extension_and_nothing_else(names_in_whee
     assert modules | {f"{package}/py.typed" for package in PACKAGES} <= names_in_wheel
     extensions = [name for name in names_in_wheel if name.endswith(".so")]
     modules = {name.partition(".")[0] for name in extensions}
-    expected = ("_core", "_waiting", "_direct", "_records")
+    expected = ("_core", "_waiting", "_direct", "_packer")
     assert modules == {f"ipcqueue/{name}" for name in expected}
     tops = {name.split("/")[0] for name in names_in_wheel}
     assert {top for top in tops if not top.endswith(".dist-info")} == set(PACKAGES)

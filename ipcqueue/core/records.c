@@ -431,7 +431,7 @@ static PyType_Slot packer_slots[] = {
 };
 
 static PyType_Spec packer_spec = {
-    .name = "ipcqueue._records.Packer",
+    .name = "ipcqueue._packer.Packer",
     .basicsize = sizeof(Packer),
     .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
     .slots = packer_slots,
@@ -483,13 +483,13 @@ static PyModuleDef_Slot module_slots[] = {
 
 static PyModuleDef definition = {
     .m_base = PyModuleDef_HEAD_INIT,
-    .m_name = "ipcqueue._records",
+    .m_name = "ipcqueue._packer",
     .m_doc = "Tuples into records and back; see core/records.c.",
     .m_methods = functions,
     .m_slots = module_slots,
 };
 
-PyMODINIT_FUNC PyInit__records(void)
+PyMODINIT_FUNC PyInit__packer(void)
 {
     return PyModuleDef_Init(&definition);
 }

@@ -7,7 +7,7 @@ import ctypes
 import os
 import sys
 
-EXTENSIONS = tuple(f"ipcqueue.{name}" for name in ("_core", "_waiting", "_direct", "_records"))
+EXTENSIONS = tuple(f"ipcqueue.{name}" for name in ("_core", "_waiting", "_direct", "_packer"))
 real_exit = os._exit
 
 
