@@ -64,7 +64,7 @@ TESTS ?= $(wildcard tests/test_harness.py tests/test_ipcqueue_*.py tests/test_me
 # $(call copied,directory,flags for the compiler,objects to link): the packages, with extensions built
 # by those flags.  By way of a compiler of its own, as the flags of setup.py come behind those of the
 # environment.
-COPIED := $(SOURCES) $(wildcard fdpass/*.py ipcqueue/*.py memenpsf/*.py)
+COPIED := $(SOURCES) $(wildcard fdpass/*.py ipcqueue/*.py ipcqueue/*/*.py memenpsf/*.py)
 define copied
 	rm -rf $(1)
 	mkdir -p $(1)

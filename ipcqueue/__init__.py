@@ -4,10 +4,9 @@
     sender = ipcqueue.Sender(sock, "<QdI")            # … over a connected AF_UNIX socket
     receiver = ipcqueue.Receiver(sock, "<QdI")
 
-Read in this order: core/layout.h (the bytes), core/ends.h (the algorithm), _control, _handshake
-(pure: messages, agreement), _segment, _ring (the C core from Python), _record and _slots (records
-of one size), _message and _frames (messages of any length), _loan (either in place), _opening,
-_endpoint and _sending (one side, without waiting), _blocking (waiting), _queue (the product).
+From below: core/ (the bytes and the algorithm, in C), _records/ (what a record is), _ring/ (segments
+and both ends of a ring), _link/ (control messages, handshake, one side of a connection), _threads
+(waiting), _queue (the product).
 Imports fdpass, and nothing above.
 """
 
@@ -26,8 +25,6 @@ from fdpass import (
 )
 
 from . import _interpreter  # noqa: F401 (first of all: it refuses where nothing here would hold)
-from ._blocking import open_endpoint
-from ._endpoint import Endpoint, Event, Statistics
 from ._errors import (
     BadRecord,
     Closed,
@@ -53,23 +50,18 @@ from ._errors import (
     Unaccepted,
     VersionRefused,
 )
-from ._handshake import Role
-from ._loan import Borrowing, Loan
-from ._message import Encoded, Message, Received
-from ._opening import (
-    Lease,
-    Opening,
-    Terms,
-    check_options,
-    checked_number,
-    checked_socket,
-    deadline_of,
-    refuse,
-)
+from ._link.endpoint import Endpoint, Event, Statistics
+from ._link.handshake import Role
+from ._link.lease import Lease
+from ._link.loans import Borrowing, Loan
+from ._link.opening import Opening, refuse
+from ._link.terms import Terms, check_options, checked_number, checked_socket, deadline_of
 from ._origin import interface_of, tag_error, tag_unless_given, tagged
 from ._queue import Connection, Receiver, Sender, open_pair, pair
-from ._record import char, f32, f64, i8, i16, i32, i64, u8, u16, u32, u64
-from ._sending import BatchSending, Sending
+from ._records.classes import char, f32, f64, i8, i16, i32, i64, u8, u16, u32, u64
+from ._records.messages import Encoded, Message, Received
+from ._ring.sender import BatchSending, Sending
+from ._threads import open_endpoint
 
 __all__ = [
     "BadRecord",

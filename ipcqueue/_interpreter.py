@@ -5,7 +5,7 @@ a process (PyModuleDef.m_size is -1, which says: no subinterpreters).  CPython i
 those with a lock of their own only; core/direct.c refuses the others.
 
 A free-threaded build with the lock switched off (PYTHON_GIL=0, -X gil=0), because each call of the
-core relies on the lock (see _ring.py).  Elsewhere loading _direct switches the lock on, and CPython
+core relies on the lock (see _ring/end.py).  Elsewhere loading _direct switches the lock on, and CPython
 warns of that.  It must be this module that does it: cffi says of _core and _waiting that they need no
 lock, whatever is in them.  So _direct is loaded whichever way leads into the core.
 """

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-    from ._endpoint import Endpoint
-
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -80,10 +78,18 @@ def tag_unless_given(error: BaseException, interface: object) -> None:
         tag_error(error, interface)
 
 
+class HasOwner(Protocol):
+    """One side of a connection, which knows whose it is."""
+
+    def owner(self) -> Any:
+        """Return the connection as the application has it, or None."""
+
+
 class HasEndpoint(Protocol):
     """A connection, or what is open on one: a loan, a borrowing."""
 
-    _endpoint: Endpoint
+    @property
+    def _endpoint(self) -> HasOwner: ...
 
 
 S = TypeVar("S", bound=HasEndpoint)

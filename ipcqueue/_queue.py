@@ -10,20 +10,21 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import fdpass
 
 from ._binding import persist
-from ._blocking import Threads, open_endpoint
 from ._errors import EndOfStream, HandshakeTimeout
-from ._handshake import Role
-from ._opening import Opening, Terms, check_options, checked_socket
+from ._link.handshake import Role
+from ._link.opening import Opening
+from ._link.terms import Terms, check_options, checked_socket
 from ._origin import tag_error, tag_unless_given, tagged
+from ._threads import Threads, open_endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from fdpass import Credentials, Fd, MemoryRegion, Seconds
 
-    from ._endpoint import Endpoint, Statistics
-    from ._loan import Borrowing, Loan
-    from ._message import Received
+    from ._link.endpoint import Endpoint, Statistics
+    from ._link.loans import Borrowing, Loan
+    from ._records.messages import Received
 
 
 class Connection(fdpass.Owner):

@@ -6,10 +6,10 @@ Trio has the word, Trio's as well: EndOfStream is a trio.EndOfChannel, PeerDied 
 a trio.BrokenResourceError, Closed is a trio.ClosedResourceError, Full is a trio.WouldBlock.
 
 One task at a time waits for the socket; the others park, and look again when it has read (the
-reasons stand in ipcqueue/_blocking.py; between tasks no mutex is needed).
+reasons stand in _threads.py; between tasks no mutex is needed).
 
 The file is long because it is the only one that may import Trio: it mirrors _interface, _listener,
-_loop and ipcqueue._blocking, in that order, and leaves to them all that does not wait.
+_loop and ipcqueue._threads, in that order, and leaves to them all that does not wait.
 """
 
 from __future__ import annotations

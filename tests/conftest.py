@@ -24,7 +24,7 @@ from pathlib import Path
 import pytest
 from settling import settle
 
-from ipcqueue import _bounds
+from ipcqueue._ring import bounds as _bounds
 
 REPOSITORY = Path(__file__).parent.parent
 DEADLINE = 60.0

@@ -10,9 +10,9 @@ import trio
 import fdpass
 import memenpsf
 import memenpsf.trio
-from ipcqueue import Encoded, Message, _bounds, u64
-from ipcqueue._bounds import MOST_AT_ONCE, MOST_BUILT, MOST_VALUES
-from ipcqueue._ring import MOST_BYTES
+from ipcqueue import Encoded, Message, u64
+from ipcqueue._ring import bounds as _bounds
+from ipcqueue._ring.bounds import MOST_AT_ONCE, MOST_BUILT, MOST_BYTES, MOST_VALUES
 
 TAGGED = Message(b"x", 1)
 RING = 1 << 22
@@ -221,7 +221,7 @@ class TestByTime:
 
 
 def _framed(data, tag):
-    from ipcqueue._message import Framed
+    from ipcqueue._records.messages import Framed
 
     return Framed(data, tag, 0)
 

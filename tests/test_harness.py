@@ -77,7 +77,7 @@ def test_a_clean_test_passes(inner):
 # Through the ring of one record size, a sender that has been told another: it reads behind a record.
 OVERREAD = """
 import memenpsf
-from ipcqueue._ring import address_of
+from ipcqueue._ring.memory import address_of
 one, other = memenpsf.pair(64)
 sender = one._endpoint.sender
 sender.shorten(address_of(sender._ring), 2, None)

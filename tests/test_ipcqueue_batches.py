@@ -9,8 +9,8 @@ from places import Interrupt, at_every_place, interrupt
 
 import ipcqueue
 import memenpsf
-from ipcqueue import _ring
 from ipcqueue._binding import direct
+from ipcqueue._ring import call as _call
 
 np = pytest.importorskip("numpy")
 
@@ -269,7 +269,7 @@ def test_a_forked_child_can_neither_send_nor_receive(kind):
 def test_the_time_that_encoding_takes_is_not_that_of_waiting(monkeypatch):
     one, other = memenpsf.pair("<Q", capacity=4)
     now = [100.0]
-    for module in ipcqueue._blocking, ipcqueue._opening:
+    for module in ipcqueue._threads, ipcqueue._link.opening:
         monkeypatch.setattr(module, "monotonic", lambda: now[0])
 
     def records():
@@ -279,7 +279,7 @@ def test_the_time_that_encoding_takes_is_not_that_of_waiting(monkeypatch):
 
     with one, other:
         sleep = lambda *_: not other.recv_vectored()  # noqa: E731
-        monkeypatch.setattr(ipcqueue._blocking.Threads, "_sleep", sleep)
+        monkeypatch.setattr(ipcqueue._threads.Threads, "_sleep", sleep)
         assert one.xmit_many(records(), timeout=5) == 8
 
 
@@ -416,7 +416,7 @@ class TestArrays:
     def test_a_batch_is_copied_once_and_then_its_own(self, sides):
         one, other = sides
         one.xmit_many(as_array(range(4)))
-        receiver, hands, call = other._endpoint.receiver, [], _ring.Call()
+        receiver, hands, call = other._endpoint.receiver, [], _call.Call()
         into = receiver.fetch(hands, call, 3)
         assert receiver._hands is hands
         assert hands == [(call, into)]

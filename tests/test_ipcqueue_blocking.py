@@ -37,16 +37,16 @@ from ipcqueue import (
     Role,
     Sender,
     Terms,
-    _blocking,
-    _endpoint,
-    _ring,
-    _segment,
+    _threads,
     open_pair,
 )
 from ipcqueue._binding import direct
-from ipcqueue._blocking import Threads
-from ipcqueue._control import HELLO
-from ipcqueue._record import codec_for
+from ipcqueue._link import endpoint as _endpoint
+from ipcqueue._link.control import HELLO
+from ipcqueue._records.spec import codec_for
+from ipcqueue._ring import patience as _patience
+from ipcqueue._ring import segment as _segment
+from ipcqueue._threads import Threads
 
 SPEC = "<Q"
 BOTH = Role(sends=True, receives=True)
@@ -55,8 +55,8 @@ HEAD, TAIL, ENDED = 1024, 1152, 1288
 
 @pytest.fixture(autouse=True)
 def _wake_ups_only(monkeypatch):
-    monkeypatch.setattr(_ring, "ADAPTIVE", _ring.Patience(0, adaptive=False))
-    monkeypatch.setattr(_blocking, "SLICE", 3600.0)
+    monkeypatch.setattr(_patience, "ADAPTIVE", _patience.Patience(0, adaptive=False))
+    monkeypatch.setattr(_threads, "SLICE", 3600.0)
 
 
 class Side:
@@ -266,7 +266,7 @@ class TestTimeouts:
         assert first.endpoint.statistics().waits > 0
 
     def test_what_comes_while_looking_is_not_slept_for(self, make_sides, monkeypatch):
-        monkeypatch.setattr(_ring, "ADAPTIVE", _ring.BUSY)
+        monkeypatch.setattr(_patience, "ADAPTIVE", _patience.BUSY)
         first, second = make_sides(4)
         first.push((1,), None)
         assert second.pop(None) == (1,)
@@ -483,7 +483,7 @@ class TestOneSocketForAll:
     def test_several_threads_push_and_pop_and_nothing_is_lost(
         self, make_sides, in_thread, monkeypatch, capacity, spin
     ):
-        monkeypatch.setattr(_ring, "ADAPTIVE", _ring.Patience(spin, adaptive=False))
+        monkeypatch.setattr(_patience, "ADAPTIVE", _patience.Patience(spin, adaptive=False))
         first, second = make_sides(capacity, "<HI")
         threads, each = 3, 300
 
@@ -739,7 +739,7 @@ class TestFalseAlarms:
 
     @pytest.mark.parametrize("end", ["closes", "is closed"])
     def test_the_end_ends_a_nap(self, peer, in_thread, monkeypatch, end):
-        monkeypatch.setattr(_blocking, "SLICE", 3000.0)
+        monkeypatch.setattr(_threads, "SLICE", 3000.0)
         monkeypatch.setattr(_endpoint.Endpoint, "NAP", 3000.0)
         self.ring(peer, self.MOST)
         popper = in_thread(Side(peer.endpoint).pop, None)
@@ -761,7 +761,7 @@ class TestRescues:
 
     @pytest.fixture
     def _short_slices(self, monkeypatch):
-        monkeypatch.setattr(_blocking, "SLICE", 0.005)
+        monkeypatch.setattr(_threads, "SLICE", 0.005)
 
     @pytest.mark.usefixtures("_short_slices")
     def test_a_lost_wake_up_is_survived_and_counted(self, peer, in_thread):
@@ -793,7 +793,7 @@ class TestRescues:
             with theirs:
                 child = program(ECHO, theirs.fileno(), total, pass_fds=[theirs.fileno()])
             opening = Opening(ours, Terms(SPEC, BOTH, capacity=1))
-            first = Side(_blocking.open_endpoint(opening))
+            first = Side(_threads.open_endpoint(opening))
         for n in range(total):
             first.push((n,), None)
             assert first.pop(None) == (n,)
@@ -815,11 +815,13 @@ def echo(side, total):
 
 ECHO = """
 import socket, sys
-from ipcqueue import Opening, Role, Terms, _blocking, _ring
-_ring.ADAPTIVE = _ring.Patience(0, False)
+from ipcqueue import Opening, Role, Terms
+from ipcqueue._ring import patience as _patience
+from ipcqueue import _threads
+_patience.ADAPTIVE = _patience.Patience(0, False)
 terms = Terms("<Q", Role(sends=True, receives=True), capacity=1)
-endpoint = _blocking.open_endpoint(Opening(socket.socket(fileno=int(sys.argv[1])), terms))
-side = _blocking.Threads(endpoint)
+endpoint = _threads.open_endpoint(Opening(socket.socket(fileno=int(sys.argv[1])), terms))
+side = _threads.Threads(endpoint)
 for _ in range(int(sys.argv[2])):
     side.push(side.pop(None), None)
 print(endpoint.statistics().rescues, flush=True)
@@ -1169,10 +1171,12 @@ class TestClosedAnywhere:
 STORM = """
 import os, signal, socket, sys, threading
 import ipcqueue
-from ipcqueue import EndOfStream, Opening, Role, Terms, _blocking, _ring
+from ipcqueue import EndOfStream, Opening, Role, Terms
+from ipcqueue._ring import patience as _patience
+from ipcqueue import _threads
 
 descriptor, how, storms, spin = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-_ring.ADAPTIVE = _ring.Patience(spin, False)
+_patience.ADAPTIVE = _patience.Patience(spin, False)
 sock = socket.socket(fileno=descriptor)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 over, interrupts, acknowledge = False, 0, True
@@ -1182,8 +1186,8 @@ elif how.startswith("pop"):
     end = ipcqueue.Receiver(sock, "<Q")
 else:
     terms = Terms("<Q", Role(sends=True, receives=True), capacity=4)
-    endpoint = _blocking.open_endpoint(Opening(sock, terms))
-    end = _blocking.Threads(endpoint)
+    endpoint = _threads.open_endpoint(Opening(sock, terms))
+    end = _threads.Threads(endpoint)
 
 def push_in_thread():
     for n in range(1 << 60):
@@ -1316,7 +1320,7 @@ class TestStorms:
 
     def test_in_who_receives_beside_a_thread_that_sends(self, start, in_thread):
         child, sock = start("both", 0)
-        endpoint = _blocking.open_endpoint(Opening(sock, Terms(SPEC, BOTH, capacity=4)))
+        endpoint = _threads.open_endpoint(Opening(sock, Terms(SPEC, BOTH, capacity=4)))
         side = Side(endpoint)
         storm = in_thread(self.storm, child)
 

@@ -5,17 +5,6 @@ import struct
 import pytest
 
 from ipcqueue import _errors
-from ipcqueue._control import (
-    HELLO,
-    ControlParser,
-    Drained,
-    Opcode,
-    Reason,
-    application_message,
-    err,
-    reason_of,
-    refusal,
-)
 from ipcqueue._errors import (
     Closed,
     CorruptPeer,
@@ -30,6 +19,17 @@ from ipcqueue._errors import (
     SealsRefused,
     SizeRefused,
     VersionRefused,
+)
+from ipcqueue._link.control import (
+    HELLO,
+    ControlParser,
+    Drained,
+    Opcode,
+    Reason,
+    application_message,
+    err,
+    reason_of,
+    refusal,
 )
 
 REASONS = {

@@ -12,8 +12,10 @@ from places import Interrupt, at_every_place, interrupt
 import fdpass
 import ipcqueue
 import memenpsf
-from ipcqueue import _core, _frames, _ring, _waiting
+from ipcqueue import _core, _waiting
 from ipcqueue._binding import direct
+from ipcqueue._ring import arrivals as _arrivals
+from ipcqueue._ring import call as _call
 
 SPECS = {
     "bytes of one size": (8, lambda n: n.to_bytes(8, "little")),
@@ -226,10 +228,10 @@ def test_nothing_is_older_than_what_a_call_has_left(ends):
     first = next(loop)
     if isinstance(receiver, direct.SlotReceiver):
         raw = bytes(other._endpoint.codec.encode(first))
-        receiver._hands = [(_ring.OVER, bytearray(raw))]
+        receiver._hands = [(_call.OVER, bytearray(raw))]
     else:
         framed = other._endpoint.codec.encode(first)
-        receiver._hands = [(_ring.OVER, [_frames._Built(0, 1, framed, [], [])])]
+        receiver._hands = [(_call.OVER, [_arrivals._Built(0, 1, framed, [], [])])]
     assert [next(loop) for _ in range(4)] == list(map(record, range(2, 6)))
 
 
@@ -245,7 +247,7 @@ def test_a_decoder_of_many_that_fails_or_interferes_loses_nothing():
             inside.append(actions.pop(0)())
         return codec.decode_many(data, count)
 
-    address = ipcqueue._ring.address_of(receiver._ring)
+    address = ipcqueue._ring.memory.address_of(receiver._ring)
     with one, other:
         receiver.shorten(address, 8, 64, True, False, codec.decode, decode_many)
         one.xmit_many([(n,) for n in range(9)])
@@ -324,7 +326,7 @@ def test_a_decoder_that_fails_or_receives_itself_loses_nothing(monkeypatch):
     one, other = memenpsf.pair("<Q")
     with one, other:
         receiver = other._endpoint.receiver
-        really = ipcqueue._record.codec_for("<Q").decode
+        really = ipcqueue._records.spec.codec_for("<Q").decode
         calls = []
 
         def decode(data):
@@ -336,14 +338,14 @@ def test_a_decoder_that_fails_or_receives_itself_loses_nothing(monkeypatch):
             return really(data)
 
         receiver.shorten(
-            ipcqueue._ring.address_of(receiver._ring), 8, 64, True, False, decode, None
+            ipcqueue._ring.memory.address_of(receiver._ring), 8, 64, True, False, decode, None
         )
         one.xmit_many([(n,) for n in range(1, 5)])
         assert other.recv(timeout=0) == (2,)
         with pytest.raises(Interrupt):
             other.recv(timeout=0)
         receiver.shorten(
-            ipcqueue._ring.address_of(receiver._ring), 8, 64, True, False, really, None
+            ipcqueue._ring.memory.address_of(receiver._ring), 8, 64, True, False, really, None
         )
         assert other.recv(timeout=0) == (3,)
         assert other.recv(timeout=0) == (4,)
@@ -506,7 +508,7 @@ def test_a_decoder_that_deletes_what_waits_and_fails_does_no_harm():
             raise ValueError
 
         receiver.shorten(
-            ipcqueue._ring.address_of(receiver._ring), 8, 64, True, False, interfere, None
+            ipcqueue._ring.memory.address_of(receiver._ring), 8, 64, True, False, interfere, None
         )
         one.xmit((1,))
         assert decode(bytes(8)) == (0,)
@@ -562,7 +564,7 @@ def test_an_exception_of_a_signal_passes_through_the_buffer_of_an_encoder():
     one, other = memenpsf.pair(8)
     with one, other:
         sender = one._endpoint.sender
-        sender.shorten(ipcqueue._ring.address_of(sender._ring), 8, lambda record: Buffer())
+        sender.shorten(ipcqueue._ring.memory.address_of(sender._ring), 8, lambda record: Buffer())
         with pytest.raises(Interrupt):
             sender.try_push(bytes(8))
 

@@ -36,15 +36,17 @@ from ipcqueue import (
     Refused,
     Role,
     Terms,
-    _endpoint,
-    _opening,
-    _segment,
     deadline_of,
     open_pair,
     pair,
 )
-from ipcqueue._control import HELLO, Reason
-from ipcqueue._record import codec_for
+from ipcqueue._link import endpoint as _endpoint
+from ipcqueue._link import opening as _opening
+from ipcqueue._link import terms as _terms
+from ipcqueue._link.control import HELLO, Reason
+from ipcqueue._records.spec import codec_for
+from ipcqueue._ring import segment as _segment
+from ipcqueue._ring.memory import fork_generation
 
 SPEC = "<Q"
 BOTH = Role(sends=True, receives=True)
@@ -165,7 +167,7 @@ class TestTimeouts:
         assert deadline_of(None) == float("inf")
 
     def test_seconds_are_counted_from_now(self, monkeypatch):
-        monkeypatch.setattr(_opening, "monotonic", lambda: 100.0)
+        monkeypatch.setattr(_terms, "monotonic", lambda: 100.0)
         assert [deadline_of(seconds) for seconds in (0, 0.5, 7)] == [100.0, 100.5, 107.0]
 
     @pytest.mark.parametrize("timeout", [-1, -0.001, float("nan"), float("-inf")])
@@ -1231,13 +1233,13 @@ def test_a_constructor_that_is_interrupted_closes_what_it_took(monkeypatch, step
 
 
 def test_the_generation_of_forks_counts_only_in_children(forked):
-    before = _endpoint._ring.fork_generation()
+    before = fork_generation()
 
     def child():
-        assert _endpoint._ring.fork_generation() == before + 1
+        assert fork_generation() == before + 1
 
     assert forked(child) == 0
-    assert _endpoint._ring.fork_generation() == before
+    assert fork_generation() == before
 
 
 # -- a kernel that is short of something ---------------------------------------------------------

@@ -13,7 +13,7 @@ import fdpass
 import ipcqueue
 from ipcqueue import Lease
 from ipcqueue._binding import direct
-from ipcqueue._flight import Flight
+from ipcqueue._link.flight import Flight
 
 
 class Strict(Lease):
@@ -170,7 +170,7 @@ class TestWaryReading:
 def callers(names):
     """Say which functions of ipcqueue call something of these names: (file, function)."""
     found = set()
-    for path in Path(ipcqueue.__file__).parent.glob("*.py"):
+    for path in Path(ipcqueue.__file__).parent.rglob("*.py"):
         for function in ast.walk(ast.parse(path.read_text())):
             if isinstance(function, ast.FunctionDef):
                 for node in ast.walk(function):
@@ -181,9 +181,9 @@ def callers(names):
 
 
 def test_descriptors_come_and_go_with_messages_in_one_place_each_which_asks_the_lease():
-    assert callers({"recvmsg"}) == {("_endpoint.py", "_receive")}
-    assert callers({"_receive"}) == {("_endpoint.py", "_read")}
-    assert callers({"_push_outside"}) == {("_frames.py", "try_send")}
+    assert callers({"recvmsg"}) == {("endpoint.py", "_receive")}
+    assert callers({"_receive"}) == {("endpoint.py", "_read")}
+    assert callers({"_push_outside"}) == {("frame_sender.py", "try_send")}
     # The second one sends none: it gives no list of them; nor do those of records.
-    pushing = {name for file, name in callers({"_push"}) if file == "_frames.py"}
+    pushing = {name for file, name in callers({"_push"}) if file == "frame_sender.py"}
     assert pushing == {"try_send", "push_framed"}

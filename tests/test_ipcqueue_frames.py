@@ -27,9 +27,11 @@ from settling import settle
 
 import fdpass
 import memenpsf
-from ipcqueue import Encoded, Message, Role, Terms, _endpoint, _outside, open_pair
+from ipcqueue import Encoded, Message, Role, Terms, open_pair
 from ipcqueue._binding import direct
-from ipcqueue._ring import Place
+from ipcqueue._link import endpoint as _endpoint
+from ipcqueue._ring import outside as _outside
+from ipcqueue._ring.end import Place
 from memenpsf import CorruptPeer, Full, Interface, PeerDied
 
 HEAD, TAIL, RING = 1024, 1152, 4096  # where they stand in a segment

@@ -31,12 +31,13 @@ from ipcqueue import (
     SizeRefused,
     Terms,
     VersionRefused,
-    _segment,
     open_pair,
 )
-from ipcqueue._control import HELLO, Reason, refusal
-from ipcqueue._handshake import Greeting, Identity, check, checked_name
-from ipcqueue._record import codec_for
+from ipcqueue._link.control import HELLO, Reason, refusal
+from ipcqueue._link.handshake import Greeting, check, checked_name
+from ipcqueue._records.spec import codec_for
+from ipcqueue._ring import segment as _segment
+from ipcqueue._ring.identity import Identity
 
 SENDS = Role(sends=True, receives=False)
 RECEIVES = Role(sends=False, receives=True)

@@ -23,10 +23,10 @@ from test_ipcqueue_frames import connection, open_descriptors, quick_collector  
 import fdpass
 import ipcqueue
 import memenpsf
-from ipcqueue._control import Opcode
-from ipcqueue._handshake import HEADER_SIZE
-from ipcqueue._message import MAX_FLAGS, MESSAGES, OUT_AGAIN, OUT_OF_LINE, OUTSIDE
-from ipcqueue._outside import PLACE_SIZE, SIZES
+from ipcqueue._link.control import Opcode
+from ipcqueue._records.messages import MAX_FLAGS, MESSAGES, OUT_AGAIN, OUT_OF_LINE, OUTSIDE
+from ipcqueue._ring.identity import HEADER_SIZE
+from ipcqueue._ring.outside import PLACE_SIZE, SIZES
 from memenpsf import (
     BadRecord,
     DecodeFailed,

@@ -15,8 +15,8 @@ from ipcqueue._core import ffi
 
 import fdpass
 import memenpsf
-from ipcqueue import _outside
-from ipcqueue._outside import SIZES, Outside, region_size
+from ipcqueue._ring import outside as _outside
+from ipcqueue._ring.outside import SIZES, Outside, region_size
 from memenpsf import ForkedUse, Full, PeerDied
 
 RING = 4096  # where it stands in a segment

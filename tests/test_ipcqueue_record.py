@@ -21,24 +21,13 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 import numpy as np
 import pytest
 
-from ipcqueue import _record
 from ipcqueue._errors import BadRecord, QueueError
-from ipcqueue._layout import MAX_RECORD, MAX_RUNS
-from ipcqueue._record import (
-    Codec,
-    char,
-    codec_for,
-    f32,
-    f64,
-    i8,
-    i16,
-    i32,
-    i64,
-    u8,
-    u16,
-    u32,
-    u64,
-)
+from ipcqueue._records import spec as _spec
+from ipcqueue._records import structs as _structs
+from ipcqueue._records.classes import char, f32, f64, i8, i16, i32, i64, u8, u16, u32, u64
+from ipcqueue._records.codec import Codec, encoder_of_many
+from ipcqueue._records.layout import MAX_RECORD, MAX_RUNS
+from ipcqueue._records.spec import codec_for
 
 
 def label(value: Any) -> str:
@@ -962,7 +951,8 @@ def test_numpy_is_not_imported_by_any_other_spec():
     program = """
 import sys
 from typing import NamedTuple
-from ipcqueue._record import codec_for, u64
+from ipcqueue._records.classes import u64
+from ipcqueue._records.spec import codec_for
 class Tick(NamedTuple):
     seq: u64
 for spec in (8, "<Q", Tick):
@@ -996,8 +986,8 @@ def both_ways(spec: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[Codec, Codec]
     in_c = pytest.importorskip("ipcqueue._packer", reason="CPython has it")
     made = []
     for module in (in_c, None):
-        monkeypatch.setattr(_record, "_packer", module)
-        made.append(_record._make_codec.__wrapped__(spec, None))
+        monkeypatch.setattr(_structs, "_packer", module)
+        made.append(_spec._make_codec.__wrapped__(spec, None))
     return made[0], made[1]
 
 
@@ -1063,7 +1053,7 @@ def test_tuples_are_packed_and_unpacked_in_c_as_struct_does_it(monkeypatch):
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     draw = random.Random(seed)
-    monkeypatch.setattr(_record, "_many", counted(one_by_one := [], _record._many))
+    monkeypatch.setattr(_structs, "encoder_of_many", counted(one_by_one := [], encoder_of_many))
     for _ in range(400):
         form, fields = random_format(draw)
         in_c, plain = both_ways(form, monkeypatch)
@@ -1088,7 +1078,7 @@ def test_tuples_are_packed_and_unpacked_in_c_as_struct_does_it(monkeypatch):
                 records[draw.randrange(9)] = draw.choice(
                     [None, "x" * len(fields), Iterated(good[0]), {}, *ODD_VALUES]
                 )
-            expected = outcome(_record._many(plain.encode), records)
+            expected = outcome(encoder_of_many(plain.encode), records)
             assert outcome(in_c.encode_many, records) == expected, (form, records)
             assert outcome(plain.encode_many, records) == expected, (form, records)
 
@@ -1138,7 +1128,7 @@ GOOD_LISTS: dict[str, tuple[Any, list[Any]]] = {
 
 @pytest.mark.parametrize(("spec", "records"), GOOD_LISTS.values(), ids=GOOD_LISTS)
 def test_a_list_without_faults_is_never_packed_one_by_one(spec, records, monkeypatch):
-    monkeypatch.setattr(_record, "_many", counted(one_by_one := [], _record._many))
+    monkeypatch.setattr(_structs, "encoder_of_many", counted(one_by_one := [], encoder_of_many))
     for codec in both_ways(spec, monkeypatch):
         expected = b"".join(map(codec.encode, records))
         assert codec.encode_many(records) == (expected, len(records))
@@ -1226,9 +1216,7 @@ def test_a_packer_reaches_no_further_than_its_record(arguments):
 @pytest.mark.parametrize(("binding", "says"), [("cffi", "None"), ("direct", "<module")])
 def test_the_binding_says_whether_tuples_are_packed_in_c(binding, says):
     pytest.importorskip("ipcqueue._packer", reason="CPython has it")
-    program = (
-        "import ipcqueue._record as r; print(r._packer, r.codec_for('<Q').encode_many([(5,)]))"
-    )
+    program = "import ipcqueue._records.structs as r, ipcqueue._records.spec as s; print(r._packer, s.codec_for('<Q').encode_many([(5,)]))"
     process = subprocess.run(
         [sys.executable, "-c", program],
         env={**os.environ, "IPCQUEUE_BINDING": binding},

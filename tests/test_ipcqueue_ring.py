@@ -20,11 +20,15 @@ from ipcqueue._core import ffi, lib
 from places import Interrupt, at_every_place, interrupt, mishap
 
 from fdpass import Fd
-from ipcqueue import BadRecord, DecodeFailed, _segment, _slots
-from ipcqueue._record import codec_for
-from ipcqueue._ring import CLOSED, CORRUPT, FORKED, GONE, Place
-from ipcqueue._segment import MAX_SEGMENT
-from ipcqueue._slots import Batch, SlotReceiver, SlotSender
+from ipcqueue import BadRecord, DecodeFailed
+from ipcqueue._records.spec import codec_for
+from ipcqueue._ring import segment as _segment
+from ipcqueue._ring import slot_receiver as _slot_receiver
+from ipcqueue._ring.codes import CLOSED, CORRUPT, FORKED, GONE
+from ipcqueue._ring.end import Place
+from ipcqueue._ring.segment import MAX_SEGMENT
+from ipcqueue._ring.slot_receiver import SlotReceiver
+from ipcqueue._ring.slot_sender import Batch, SlotSender
 
 HEAD, TAIL, WAIT_RECORDS, WAIT_SPACE, ENDED = 1024, 1152, 1280, 1284, 1288
 LAST = (1 << 64) - 1
@@ -197,7 +201,7 @@ class TestRecords:
         assert numbers(ring.receiver.try_pop_many(4)) == [5, 6, 7, 8]
 
     def test_a_large_batch_is_taken_in_parts(self, make_ring, monkeypatch):
-        monkeypatch.setattr(_slots, "_BATCH_BYTES", 100)  # 12 records and a bit
+        monkeypatch.setattr(_slot_receiver, "_BATCH_BYTES", 100)  # 12 records and a bit
         ring = make_ring(capacity=64)
         for round_ in range(3):
             data = packed(*range(round_, round_ + 64))

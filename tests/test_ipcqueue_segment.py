@@ -14,12 +14,21 @@ from ipcqueue._core import ffi
 from test_ipcqueue_ring import push_packed, receiver_end, sender_end
 
 from fdpass import Fd, Memfd, NotReserved, Seal
-from ipcqueue import SealsRefused, SizeRefused, _segment
-from ipcqueue._handshake import HEADER_SIZE
-from ipcqueue._message import Limits
-from ipcqueue._record import codec_for
-from ipcqueue._ring import MAX_SLOT_SIZE, SLOTS, map_segment
-from ipcqueue._segment import MAX_SEGMENT, adopt, create, needed, rounded_capacity
+from ipcqueue import SealsRefused, SizeRefused
+from ipcqueue._records.messages import Limits
+from ipcqueue._records.spec import codec_for
+from ipcqueue._ring import segment as _segment
+from ipcqueue._ring.identity import HEADER_SIZE
+from ipcqueue._ring.memory import map_segment
+from ipcqueue._ring.segment import (
+    MAX_SEGMENT,
+    MAX_SLOT_SIZE,
+    SLOTS,
+    adopt,
+    create,
+    needed,
+    rounded_capacity,
+)
 
 SPEC = "<QH"
 SIZE = 10

@@ -22,8 +22,11 @@ from refusals import refused
 import fdpass
 import ipcqueue
 import memenpsf
-from ipcqueue import _binding, _ring, _segment
-from ipcqueue._record import codec_for
+from ipcqueue import _binding
+from ipcqueue._records.spec import codec_for
+from ipcqueue._ring import call as _call
+from ipcqueue._ring import memory as _memory
+from ipcqueue._ring import segment as _segment
 
 HEAD = 1024  # in a segment
 
@@ -196,7 +199,7 @@ def copied_out(receiver):
     if hasattr(receiver, "_built"):
         receiver.prepare(3)
     else:
-        call = _ring.Call()
+        call = _call.Call()
         call.over = False
         receiver._gather(call, bytearray(), 3)
         call.over = True
@@ -493,7 +496,7 @@ def test_an_index_that_changes_all_the_time_is_believed_or_refused():
             into, count = ffi.new("char[]", capacity * 8), ffi.new("uint64_t *")
             # Until the child runs, there is nothing; and it may be stopped between two writes.
             while not results >= {1, 20, lib.IPCQ_CORRUPT} or (tries := tries - 1):
-                ring = _ring.allocate("ipcq_receiver *", lib.ipcq_receiver_size())
+                ring = _memory.allocate("ipcq_receiver *", lib.ipcq_receiver_size())
                 lib.ipcq_receiver_init(ring, ours.mapping.at, theirs.mapping.at, capacity, 8, -1, 0)
                 code = lib.ipcq_pop(ring, into, capacity, 0, count)
                 results.add(count[0] if code == lib.IPCQ_DONE else code)
@@ -506,9 +509,9 @@ def test_an_index_that_changes_all_the_time_is_believed_or_refused():
 def test_a_segment_that_does_not_fit_its_file_is_an_error():
     with fdpass.Memfd.create("short", 4096) as memfd:
         with pytest.raises(OSError, match="Cannot allocate memory"):
-            _ring.map_segment(memfd.fileno(), 8192, writable=False)
+            _memory.map_segment(memfd.fileno(), 8192, writable=False)
         with pytest.raises(OSError, match="Invalid argument"):
-            _ring.map_segment(memfd.fileno(), 4096, writable=False, mirrored=100)
+            _memory.map_segment(memfd.fileno(), 4096, writable=False, mirrored=100)
 
 
 def test_nothing_can_be_published_into_a_ring_with_space_at_once():
@@ -560,7 +563,7 @@ def test_a_kernel_that_cannot_populate_mappings_will_do():
 
     assert refused("madvise", errno.EINVAL, move) == b"text"  # before Linux 5.14
     with fdpass.Memfd.create("segment", 4096) as memfd:
-        map_it = partial(_ring.map_segment, memfd.fileno(), 4096, writable=False)
+        map_it = partial(_memory.map_segment, memfd.fileno(), 4096, writable=False)
         with pytest.raises(OSError, match="Cannot allocate memory"):
             refused("madvise", errno.ENOMEM, map_it)
 
@@ -580,7 +583,7 @@ def test_a_codec_may_encode_to_anything_that_has_bytes():
     one, other = memenpsf.pair(8)
     with one, other:
         sender = one._endpoint.sender
-        sender.shorten(_ring.address_of(sender._ring), 8, bytearray)
+        sender.shorten(_memory.address_of(sender._ring), 8, bytearray)
         assert sender.try_push(b"12345678")
         assert rest(other) == [b"12345678"]
 
@@ -625,7 +628,7 @@ def test_a_decoder_that_leaves_nonsense_and_fails_has_taken_nothing():
             receiver._stash = None
             raise ZeroDivisionError
 
-        address = _ring.address_of(receiver._ring)
+        address = _memory.address_of(receiver._ring)
         receiver.shorten(address, 8, 64, True, False, decode, None)
         one.xmit((1,))
         assert list(receiver.ready(False)) == []
@@ -649,7 +652,7 @@ def test_whatever_a_decoder_of_many_does_nothing_is_lost(what):
                 case "stash":
                     receiver._stash = bytes(bytearray(receiver._stash))  # equal, and another
                 case "hands":
-                    receiver._hands = [(_ring.OVER, bytearray(8))]
+                    receiver._hands = [(_call.OVER, bytearray(8))]
                 case "more":
                     if not before:
                         before.append(other.recv(timeout=0))
@@ -660,7 +663,7 @@ def test_whatever_a_decoder_of_many_does_nothing_is_lost(what):
                     raise Interrupt
             return records
 
-        address = _ring.address_of(receiver._ring)
+        address = _memory.address_of(receiver._ring)
         receiver.shorten(address, 8, 64, True, False, codec.decode, decode_many)
         sent = [(n,) for n in range(1, 6)]
         one.xmit_many(sent)
@@ -696,7 +699,7 @@ def test_whatever_a_decoder_of_messages_does_nothing_is_lost(what):
                         raise Interrupt
             return memenpsf.Message(*message)
 
-        address = _ring.address_of(receiver._ring)
+        address = _memory.address_of(receiver._ring)
         receiver.shorten(address, 4096, 64, True, False, decode, None)
         sent = [memenpsf.Message(b"%d" % n, n) for n in range(1, 6)]
         one.xmit_many(sent)

@@ -10,7 +10,10 @@ from ipcqueue._core import ffi, lib
 from ipcqueue._waiting import lib as waiting
 
 import memenpsf
-from ipcqueue import Role, Terms, _blocking, _processors, _ring
+from ipcqueue import Role, Terms, _threads
+from ipcqueue._ring import end as _end
+from ipcqueue._ring import patience as _patience
+from ipcqueue._ring import processors as _processors
 
 SPIN, WAKING = 30_000, 120_000  # nanoseconds; as in core/ends.h
 BOTH = Role(sends=True, receives=True)
@@ -31,7 +34,7 @@ def learn(interface, came):
     lib.ipcq_learn(interface._endpoint.receiver._ring, came)
 
 
-suited = _ring.suited
+suited = _patience.suited
 PROCESSORS = os.sched_getaffinity(0)
 
 
@@ -40,13 +43,13 @@ def _two_processes(monkeypatch):
     """As if each end of a pair were in a process of its own, on a processor of its own."""
     if len(PROCESSORS) < 2:
         pytest.skip("looking for records needs two processors")
-    monkeypatch.setattr(_ring, "ADAPTIVE", _ring.Patience(SPIN, adaptive=True))
-    monkeypatch.setattr(_ring, "suited", lambda patience, **_: patience)
+    monkeypatch.setattr(_patience, "ADAPTIVE", _patience.Patience(SPIN, adaptive=True))
+    monkeypatch.setattr(_patience, "suited", lambda patience, **_: patience)
 
 
 @pytest.fixture
 def one_process(monkeypatch):
-    monkeypatch.setattr(_ring, "suited", suited)
+    monkeypatch.setattr(_patience, "suited", suited)
 
 
 @pytest.fixture
@@ -67,7 +70,7 @@ class TestOptions:
             ({}, (SPIN, True)),
             ({"wait": "spin"}, (SPIN, True)),
             ({"wait": "sleep"}, (0, False)),
-            ({"wait": "busy"}, _ring.BUSY),
+            ({"wait": "busy"}, _patience.BUSY),
             ({"spin": 0}, (0, False)),
             ({"spin": 0.0005}, (500_000, False)),
             ({"wait": "spin", "spin": 1e-3}, (1_000_000, False)),
@@ -94,7 +97,7 @@ class TestOptions:
             Terms(8, BOTH, **options)
 
     def test_on_a_single_processor_nobody_spins(self, monkeypatch):
-        monkeypatch.setattr(_ring, "ADAPTIVE", _ring.Patience(0, adaptive=False))
+        monkeypatch.setattr(_patience, "ADAPTIVE", _patience.Patience(0, adaptive=False))
         with connection() as (one, other):
             assert patience(one) == 0
             assert not other._endpoint.receiver.look()
@@ -156,9 +159,9 @@ class TestSharing:
     def test_a_cgroup_that_allows_less_than_two_processors_counts_as_one(
         self, monkeypatch, allowed, few
     ):
-        monkeypatch.setattr(_ring, "processors_allowed", lambda: allowed)
-        assert (suited(_ring.ADAPTIVE, shares=False).nanoseconds == 0) == few
-        assert suited(_ring.BUSY, shares=False).yields == few
+        monkeypatch.setattr(_end, "processors_allowed", lambda: allowed)
+        assert (suited(_patience.ADAPTIVE, shares=False).nanoseconds == 0) == few
+        assert suited(_patience.BUSY, shares=False).yields == few
 
     @pytest.mark.parametrize(
         ("line", "limits", "allowed"),
@@ -193,7 +196,7 @@ class TestStrategies:
         def sleep(*_):
             raise AssertionError
 
-        monkeypatch.setattr(_blocking.Threads, "_sleep", sleep)
+        monkeypatch.setattr(_threads.Threads, "_sleep", sleep)
         with connection(wait="busy", capacity=1) as (one, other):
             one.xmit(bytes(8))
             with pytest.raises(memenpsf.Full):
@@ -205,7 +208,7 @@ class TestStrategies:
                 other.recv()
 
     def test_sleep_does_not_look(self, monkeypatch):
-        monkeypatch.setattr(_blocking, "SLICE", 0.001)
+        monkeypatch.setattr(_threads, "SLICE", 0.001)
         with connection(wait="sleep") as (one, other):
             assert other.recv(timeout=0.002) is None
             assert other.statistics().waits > 0

@@ -12,8 +12,9 @@ from places import Interrupt, at_every_place, interrupt
 
 import memenpsf
 import memenpsf.trio
-from ipcqueue import Message, Role, Terms, _binding, _frames, _outside
-from ipcqueue._ring import LARGE, MOST_BYTES
+from ipcqueue import Message, Role, Terms, _binding
+from ipcqueue._ring import frame_receiver, outside
+from ipcqueue._ring.bounds import LARGE, MOST_BYTES
 
 SIZE = 2 * MOST_BYTES + 12345  # three pieces
 BOTH = Role(sends=True, receives=True)
@@ -24,7 +25,7 @@ def content(start, size=SIZE):
     return bytes([start]) * 7 + os.urandom(size - 7)
 
 
-def copies(monkeypatch, hook, module=_frames):
+def copies(monkeypatch, hook, module=frame_receiver):
     """Have hook(number) called in place of other threads, after each copy."""
     copy, seen = module.copy_memory, []
 
@@ -155,15 +156,15 @@ def test_an_interrupt_in_the_middle_loses_and_doubles_nothing(pair, monkeypatch,
     one, other = pair
     sent = content(1)
     with monkeypatch.context() as patch:
-        copies(patch, lambda n: n == 2 and interrupt(), _frames)
-        copies(patch, lambda n: n == 2 and interrupt(), _outside)
+        copies(patch, lambda n: n == 2 and interrupt(), frame_receiver)
+        copies(patch, lambda n: n == 2 and interrupt(), outside)
         if verb == "xmit":
             with pytest.raises(Interrupt):
                 one.xmit(sent)
         else:
             patch.undo()
             one.xmit(sent)
-            copies(patch, lambda n: n == 2 and interrupt(), _frames)
+            copies(patch, lambda n: n == 2 and interrupt(), frame_receiver)
             with pytest.raises(Interrupt):
                 other.recv()
     if verb == "xmit":
@@ -175,8 +176,8 @@ def test_an_interrupt_in_the_middle_loses_and_doubles_nothing(pair, monkeypatch,
 
 @pytest.mark.deadline(300)
 def test_an_interrupt_at_any_place(monkeypatch):
-    monkeypatch.setattr(_frames, "LARGE", 1000)
-    monkeypatch.setattr(_frames, "MOST_BYTES", 1500)
+    monkeypatch.setattr(frame_receiver, "LARGE", 1000)
+    monkeypatch.setattr(frame_receiver, "MOST_BYTES", 1500)
     one, other = memenpsf.pair(Message, capacity=1 << 16, inline=1 << 14)
     with one, other:
         sent = [Message(b"%d" % n * 4000, n) for n in range(3)]
@@ -310,7 +311,7 @@ def test_a_child_that_is_forked_in_the_middle_may_only_close(pair, monkeypatch, 
         other.close()
 
     statuses = []
-    module = _outside if verb == "xmit" and other.capacity < SIZE else _frames
+    module = outside if verb == "xmit" and other.capacity < SIZE else frame_receiver
     if verb == "recv":
         one.xmit(sent)
     copies(monkeypatch, lambda n: n == 2 and statuses.append(forked(child)), module)

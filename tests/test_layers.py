@@ -52,8 +52,12 @@ def imports(module: str) -> list[Import]:
         elif isinstance(node, ast.ImportFrom):
             origin = node.module or ""
             if node.level:
-                assert node.level == 1, f"{module}:{node.lineno} climbs out of its package"
-                origin = ".".join(filter(None, (package_of(module), origin)))
+                folders = Path(module).parts[:-1]
+                assert node.level <= len(folders), (
+                    f"{module}:{node.lineno} climbs out of its package"
+                )
+                above = folders[: len(folders) + 1 - node.level]
+                origin = ".".join(filter(None, (*above, origin)))
             found.append(Import(origin, tuple(a.name for a in node.names), node.lineno))
     return found
 
@@ -108,9 +112,58 @@ def test_only_the_ends_of_the_rings_know_the_c_core():
     def knows_it(module):
         return any(i.module == "ipcqueue._core" or "_core" in i.names for i in imports(module))
 
-    assert [module for module in MODULES if knows_it(module)] == [
-        f"ipcqueue/{name}.py" for name in ("_frames", "_loan", "_outside", "_ring", "_slots")
+    knowing = [module for module in MODULES if knows_it(module)]
+    assert [m for m in knowing if not m.startswith("ipcqueue/_ring/")] == [
+        "ipcqueue/_link/loans.py"
     ]
+
+
+# The floors of ipcqueue, from below: a module imports nothing of a floor above its own.
+FLOORS = [
+    ("_core", "_waiting", "_direct", "_packer", "_interpreter", "_binding", "_errors", "_origin"),
+    ("_records",),
+    ("_ring",),
+    ("_link",),
+    ("_threads",),
+    ("_queue",),
+    ("__init__",),
+]
+
+
+def modules_imported(module):
+    """The modules of its own package that a module imports, also for type checkers alone."""
+    for found in imports(module):
+        for name in ("", *(f".{each}" for each in found.names)):
+            path = (found.module + name).replace(".", "/")
+            for candidate in (f"{path}.py", f"{path}/__init__.py"):
+                if candidate in MODULES and candidate != module:
+                    yield candidate
+
+
+def floor_of(module):
+    name = Path(module).parts[1].removesuffix(".py")
+    return next(number for number, floor in enumerate(FLOORS) if name in floor)
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("ipcqueue/")])
+def test_a_module_imports_nothing_from_a_floor_above(module):
+    if module == "ipcqueue/_build.py":  # runs before there is a package
+        return
+    below = [m for m in modules_imported(module) if m != "ipcqueue/__init__.py"]
+    assert [m for m in below if m.startswith("ipcqueue/") and floor_of(m) > floor_of(module)] == []
+
+
+def test_no_two_modules_import_each_other():
+    arrows = {module: {*modules_imported(module)} for module in MODULES}
+    arrows["ipcqueue/_link/endpoint.py"].remove("ipcqueue/_link/opening.py")  # one that is left
+    roots = {f"{package}/__init__.py" for package in BELOW}
+    rest = {m: a - roots for m, a in arrows.items() if m not in roots and "memenpsf" not in m}
+    found = True
+    while found:  # what imports nothing that is left is in no circle
+        found = [m for m, a in rest.items() if not a & rest.keys()]
+        for module in found:
+            del rest[module]
+    assert rest == {}
 
 
 @pytest.mark.parametrize("package", BELOW)
@@ -210,38 +263,41 @@ VIEWS = {
     ("fdpass/_sendable.py", "_hides_something"): "a mask",
     ("fdpass/_region.py", "_view_of"): "memory made here",
     ("fdpass/_registry.py", "_export"): "memory made here",
-    ("ipcqueue/_frames.py", "push_framed"): "what _message.py has encoded",
-    ("ipcqueue/_frames.py", "_push_large"): "what _message.py has encoded",
-    ("ipcqueue/_frames.py", "__init__"): "bytes made here",
-    ("ipcqueue/_outside.py", "fill"): "what _message.py has encoded",
-    ("ipcqueue/_frames.py", "try_send"): "what _message.py has encoded",
-    ("ipcqueue/_frames.py", "try_push_many"): "headers made here",
-    ("ipcqueue/_frames.py", "_lend_built"): "what was received",
-    ("ipcqueue/_loan.py", "__init__"): "nothing",
-    ("ipcqueue/_message.py", "_contiguous"): "a view that was let through",
-    ("ipcqueue/_record.py", "_window"): "what was received",
-    ("ipcqueue/_record.py", "encode_buffer"): "a view that was let through",
-    ("ipcqueue/_record.py", "encode"): "an array of the record's dtype, which has no pointers",
-    ("ipcqueue/_record.py", "encode_many"): "the same",
-    ("ipcqueue/_record.py", "convert_many"): "an array made here",
-    ("ipcqueue/_ring.py", "map_segment"): "mapped here",
-    ("ipcqueue/_record.py", "view"): "memory of the ring",
-    ("ipcqueue/_ring.py", "allocate"): "memory of the ring",
-    ("ipcqueue/_ring.py", "new"): "memory of the ring",
-    ("ipcqueue/_slots.py", "try_push"): "what _record.py has encoded",
-    ("ipcqueue/_slots.py", "parcel"): "what _record.py has encoded",
-    ("ipcqueue/_slots.py", "_batch_of"): "what _record.py has encoded",
-    ("ipcqueue/_slots.py", "try_push_many"): "what _record.py has encoded",
-    ("ipcqueue/_slots.py", "_lend_from"): "what was received",
-    ("ipcqueue/_slots.py", "_new_buffer"): "memory made here",
+    ("ipcqueue/_ring/frame_sender.py", "push_framed"): "what _records/messages.py has encoded",
+    ("ipcqueue/_ring/frame_sender.py", "_push_large"): "what _records/messages.py has encoded",
+    ("ipcqueue/_ring/frame_receiver.py", "__init__"): "bytes made here",
+    ("ipcqueue/_ring/outside.py", "fill"): "what _records/messages.py has encoded",
+    ("ipcqueue/_ring/frame_sender.py", "try_send"): "what _records/messages.py has encoded",
+    ("ipcqueue/_ring/frame_sender.py", "try_push_many"): "headers made here",
+    ("ipcqueue/_ring/frame_receiver.py", "_lend_built"): "what was received",
+    ("ipcqueue/_link/loans.py", "__init__"): "nothing",
+    ("ipcqueue/_records/messages.py", "_contiguous"): "a view that was let through",
+    ("ipcqueue/_records/codec.py", "window_of"): "what was received",
+    ("ipcqueue/_records/opaque.py", "encode_buffer"): "a view that was let through",
+    (
+        "ipcqueue/_records/arrays.py",
+        "encode",
+    ): "an array of the record's dtype, which has no pointers",
+    ("ipcqueue/_records/arrays.py", "encode_many"): "the same",
+    ("ipcqueue/_records/arrays.py", "convert_many"): "an array made here",
+    ("ipcqueue/_ring/memory.py", "map_segment"): "mapped here",
+    ("ipcqueue/_records/arrays.py", "view"): "memory of the ring",
+    ("ipcqueue/_ring/memory.py", "allocate"): "memory of the ring",
+    ("ipcqueue/_ring/views.py", "new"): "memory of the ring",
+    ("ipcqueue/_ring/slot_sender.py", "try_push"): "what _records/ has encoded",
+    ("ipcqueue/_ring/slot_sender.py", "parcel"): "what _records/ has encoded",
+    ("ipcqueue/_ring/slot_sender.py", "_batch_of"): "what _records/ has encoded",
+    ("ipcqueue/_ring/slot_sender.py", "try_push_many"): "what _records/ has encoded",
+    ("ipcqueue/_ring/slot_receiver.py", "_lend_from"): "what was received",
+    ("ipcqueue/_ring/slot_receiver.py", "_new_buffer"): "memory made here",
 }
 VIEWS_IN_C = {
     ("records.c", "packer_unpack"): "what was received",
     ("direct.c", "is_plain"): "to see what it is",
     ("direct.c", "slots_try_push"): "what is_plain() or Python has let through",
-    ("direct.c", "push_framed"): "what _message.py has encoded",
+    ("direct.c", "push_framed"): "what _records/messages.py has encoded",
     ("direct.c", "push_array"): "an array of the record's dtype, which has no pointers",
-    ("direct.c", "slots_push_packed"): "what _record.py has encoded",
+    ("direct.c", "slots_push_packed"): "what _records/ has encoded",
 }
 
 
@@ -300,7 +356,7 @@ def test_errors_say_times_as_they_were_given(module):
     wrong = functions_that(module, is_a_time_in_seconds)
     assert wrong <= {
         ("fdpass/_numbers.py", "shown_seconds"),
-        ("ipcqueue/_opening.py", "checked_patience"),  # a constant
+        ("ipcqueue/_link/terms.py", "checked_patience"),  # a constant
         ("memenpsf/_places.py", "_lock"),  # another
     }
 
@@ -336,19 +392,20 @@ def test_one_function_says_what_is_a_number(module):
         )
 
     assert functions_that(module, asks) <= {
-        ("ipcqueue/_blocking.py", "push_many"),  # a result
-        ("ipcqueue/_message.py", "checked_tag"),  # where bools pass, too; then index_of()
-        ("ipcqueue/_outside.py", "take"),  # a result
-        ("ipcqueue/_record.py", "codec_for"),
-        ("ipcqueue/_record.py", "_make_codec"),  # after codec_for
-        ("ipcqueue/_slots.py", "__init__"),  # after codec_for
+        ("ipcqueue/_threads.py", "push_many"),  # a result
+        ("ipcqueue/_records/messages.py", "checked_tag"),  # where bools pass, too; then index_of()
+        ("ipcqueue/_ring/outside.py", "take"),  # a result
+        ("ipcqueue/_records/spec.py", "codec_for"),
+        ("ipcqueue/_records/spec.py", "_make_codec"),  # after codec_for
+        ("ipcqueue/_ring/slot_sender.py", "__init__"),  # after codec_for
+        ("ipcqueue/_ring/slot_receiver.py", "__init__"),  # after codec_for
     }
 
 
 # Who takes a stranger's memory file without having it keep its pages at once, and why it may.
 KEEPS_PAGES_LATER = {
     "fdpass/_region.py": "Memfd.map() does it, which is the only way to its bytes",
-    "ipcqueue/_segment.py": "after all that may refuse it; test_ipcqueue_segment.py says when",
+    "ipcqueue/_ring/segment.py": "after all that may refuse it; test_ipcqueue_segment.py says when",
 }
 
 

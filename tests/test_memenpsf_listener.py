@@ -514,7 +514,7 @@ def test_a_storm_of_refusals_does_not_fill_the_log(path, sockets, caplog, monkey
 @pytest.fixture
 def short_of_memory(monkeypatch):
     """The first client's segment cannot be mapped here."""
-    adopt = ipcqueue._segment.adopt
+    adopt = ipcqueue._ring.segment.adopt
     first = iter([True])
 
     def adopt_but_not_the_first(fd, *terms):
@@ -523,7 +523,7 @@ def short_of_memory(monkeypatch):
             raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
         return adopt(fd, *terms)
 
-    monkeypatch.setattr(ipcqueue._segment, "adopt", adopt_but_not_the_first)
+    monkeypatch.setattr(ipcqueue._ring.segment, "adopt", adopt_but_not_the_first)
 
 
 @pytest.mark.usefixtures("short_of_memory")

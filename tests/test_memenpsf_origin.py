@@ -179,7 +179,7 @@ def test_so_does_any_other_exception_that_comes_out_of_receiving(monkeypatch, ve
         def fails(*_, **__):
             raise kind("short")
 
-        monkeypatch.setattr("ipcqueue._blocking.SLICE", 0.01)  # recv looks only after one
+        monkeypatch.setattr("ipcqueue._threads.SLICE", 0.01)  # recv looks only after one
         # Everything that these verbs can do, in the end, comes to one of these.
         for name in ("try_pop", "try_pop_many", "try_receive", "or_end"):
             monkeypatch.setattr(interface._endpoint, name, fails)
@@ -425,7 +425,7 @@ def test_exceptions_that_refuse_attributes_are_tagged_too(monkeypatch, error):
         def fails():
             raise error
 
-        monkeypatch.setattr("ipcqueue._blocking.SLICE", 0.01)  # recv looks only after one
+        monkeypatch.setattr("ipcqueue._threads.SLICE", 0.01)  # recv looks only after one
         monkeypatch.setattr(interface._endpoint, "try_pop", fails)
         with pytest.raises(type(error)) as caught:
             interface.recv()
@@ -439,7 +439,7 @@ def test_one_exception_raised_again_by_another_connection_is_of_that_one(monkeyp
     def fails():
         raise error
 
-    monkeypatch.setattr("ipcqueue._blocking.SLICE", 0.01)  # recv looks only after one
+    monkeypatch.setattr("ipcqueue._threads.SLICE", 0.01)  # recv looks only after one
     for _ in range(2):
         interface, peer = memenpsf.pair("<Q")
         with interface, peer:

@@ -81,13 +81,13 @@ def test_a_batch_of_any_lengths_goes_through_a_small_ring(program, tmp_path):
 
 def test_a_batch_larger_than_the_ring_is_not_copied_again_for_each_piece(monkeypatch):
     copied = []
-    push = ipcqueue._frames._push_many
+    push = ipcqueue._ring.frame_sender._push_many
 
     def push_many(ring, frames, data, count, pushed):
         copied.append(len(data))
         return push(ring, frames, data, count, pushed)
 
-    monkeypatch.setattr(ipcqueue._frames, "_push_many", push_many)
+    monkeypatch.setattr(ipcqueue._ring.frame_receiver, "_push_many", push_many)
     batch = [bytes(1000)] * 200
     with pair(capacity=4096, inline=4096) as (one, other):
         got = []
@@ -221,14 +221,14 @@ def test_an_interrupt_while_a_block_ends_leaves_nothing_lent(monkeypatch):
 
     with pair() as (one, other):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(ipcqueue._loan, "_release", interrupted)
+            patch.setattr(ipcqueue._link.loans, "_release", interrupted)
             with one.loan(5) as loan:
                 loan.data[:] = b"never"
         one.xmit(b"given")  # though there is a `loan` still
         with pytest.raises(memenpsf.LoanError, match="over"):
             loan.publish()
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(ipcqueue._loan, "_release", interrupted)
+            patch.setattr(ipcqueue._link.loans, "_release", interrupted)
             with other.borrow() as messages:
                 assert bytes(messages[0].data) == b"given"
         assert other.recv(timeout=0) == b"given"

@@ -451,7 +451,7 @@ def work(seconds):
 
 
 def test_an_idle_pair_of_processes_rings_no_bells(program, path, monkeypatch):
-    monkeypatch.setattr("ipcqueue._blocking.SLICE", 3600.0)
+    monkeypatch.setattr("ipcqueue._threads.SLICE", 3600.0)
     with memenpsf.listen(path, "<Q", capacity=1) as listener:
         process = program("import memenpsf, sys\n" + IDLERS["tasks of Trio"], path)
         with ThreadPoolExecutor(1) as pool, listener.accept() as interface:

@@ -1049,7 +1049,7 @@ class Clock:
     def __init__(self, monkeypatch):
         self.now = 1e9
         monkeypatch.setattr(_listener, "monotonic", lambda: self.now)
-        monkeypatch.setattr("ipcqueue._opening.monotonic", lambda: self.now)
+        monkeypatch.setattr("ipcqueue._link.opening.monotonic", lambda: self.now)
 
 
 class Counting:

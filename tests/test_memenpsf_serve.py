@@ -272,7 +272,7 @@ def test_a_shortage_in_receiving_ends_one_client(
         def fails(*_, **__):
             raise error
 
-        monkeypatch.setattr("ipcqueue._blocking.SLICE", 0.01)  # recv looks only after one
+        monkeypatch.setattr("ipcqueue._threads.SLICE", 0.01)  # recv looks only after one
         for name in ("try_pop", "try_pop_many", "try_receive", "or_end"):
             monkeypatch.setattr(interface._endpoint, name, fails)
         while True:

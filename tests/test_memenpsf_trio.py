@@ -27,8 +27,8 @@ import fdpass
 import ipcqueue
 import memenpsf
 import memenpsf.trio
-from ipcqueue import _endpoint
 from ipcqueue._binding import direct
+from ipcqueue._link import endpoint as _endpoint
 from memenpsf import _address, _listener
 from memenpsf.trio import Interface, connect, listen, serve
 
@@ -1588,7 +1588,7 @@ async def test_a_shortage_for_one_client_does_not_end_serving(
 ):
     """Whatever a server does about it, those it serves already must not notice."""
     path = tmp_path / "s"
-    adopt, send_fds = ipcqueue._segment.adopt, fdpass.send_fds
+    adopt, send_fds = ipcqueue._ring.segment.adopt, fdpass.send_fds
     short, on_the_server = set(), []
 
     class Opening(ipcqueue.Opening):
@@ -1630,7 +1630,7 @@ async def test_a_shortage_for_one_client_does_not_end_serving(
         return await interface.recv() == (1,)
 
     monkeypatch.setattr(_listener, "Opening", Opening)
-    monkeypatch.setattr(ipcqueue._segment, "adopt", adopt_unless_short)
+    monkeypatch.setattr(ipcqueue._ring.segment, "adopt", adopt_unless_short)
     monkeypatch.setattr(fdpass, "send_fds", send_unless_short)
     async with served(echo, path) as listener, await connect(path, "<Q") as steady:
         assert await is_served(steady)

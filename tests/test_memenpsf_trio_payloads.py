@@ -340,9 +340,9 @@ async def drain(side):
 def tries(monkeypatch):
     """How often something with descriptors was tried to be sent."""
     calls = []
-    real = ipcqueue._frames.FrameSender.try_send
+    real = ipcqueue._ring.frame_sender.FrameSender.try_send
     monkeypatch.setattr(
-        ipcqueue._frames.FrameSender,
+        ipcqueue._ring.frame_sender.FrameSender,
         "try_send",
         lambda self, parcel: calls.append(1) or real(self, parcel),
     )
@@ -598,8 +598,8 @@ async def test_the_end_may_come_while_memory_is_lent(kind, which):
 
 async def test_a_peer_that_breaks_the_protocol_is_a_broken_resource():
     async with connected(max_message=10) as (one, other):
-        one._endpoint._limits = ipcqueue._message.Limits()
-        one._endpoint.sender._limits = ipcqueue._message.Limits()
+        one._endpoint._limits = ipcqueue._records.messages.Limits()
+        one._endpoint.sender._limits = ipcqueue._records.messages.Limits()
         await one.xmit(b"far too large for it")
         with pytest.raises(mt.CorruptPeer, match="header of a frame") as caught:
             await other.recv()

@@ -1,7 +1,7 @@
 /*
  * The short way into the core for CPython: one call in C for what can be done at once.
  *
- * Base types for the ends in _slots.py and _frames.py.  They have a part of their state, so that
+ * Base types for the ends in _ring/.  They have a part of their state, so that
  * both ways see the same, and do nothing themselves but the simplest case; whatever else comes up
  * (memory that is lent, records put back, errors, no space) they leave to Python, which finds it
  * again.  No lock is taken: each step keeps the interpreter, and looks at the state as it is then.
@@ -13,7 +13,7 @@
  * of a handler (Ctrl-C) would lose what the call has returned; between a step of a loop and its variable
  * it does not.  Several records stand in `ahead` until the caller fetches them, in two bytecodes
  * between which it does not either.  Older than those is what stands in `_stash` or `_built`, and
- * what calls of Python are just decoding, in `_hands` (see Call in _ring.py).
+ * what calls of Python are just decoding, in `_hands` (see Call in _ring/call.py).
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -193,7 +193,7 @@ static PyObject *slots_try_push(Sender *self, PyObject *record)
     return PyErr_Occurred() ? NULL : slowly(self, "push_slowly", record);
 }
 
-/* The data, tag and flags that Python has encoded a message to; see Framed in _message.py. */
+/* The data, tag and flags that Python has encoded a message to; see Framed in _records/messages.py. */
 static int push_framed(Sender *self, PyObject *framed)
 {
     if (!PyTuple_Check(framed) || PyTuple_GET_SIZE(framed) != 3)
@@ -1194,7 +1194,7 @@ static void close_all(struct msghdr *m)
     }
 }
 
-/* Whether there is nothing but doorbells: opcodes 1 and 2 of _control.py. */
+/* Whether there is nothing but doorbells: opcodes 1 and 2 of _link/control.py. */
 static int only_doorbells(const char *data, ssize_t n)
 {
     for (ssize_t i = 0; i < n; i += 2)

@@ -35,7 +35,7 @@
 
 #include "layout.h"
 
-enum { OPCODE_WRITE = 1, OPCODE_READ = 2 }; /* as in _control.py */
+enum { OPCODE_WRITE = 1, OPCODE_READ = 2 }; /* as in _link/control.py */
 
 /* How long a sender may believe in a peer that it has not heard of.  A guess: well under the
  * 100 ms in which the death of a peer should be noticed, and one poll() in 50 ms is free. */

@@ -4,7 +4,7 @@
  *
  * pack() takes only what needs no thought: tuples and lists of the right length, whose items are
  * ints, floats (numpy's as well), bytes and bools that fit.  For anything else it returns None,
- * having run nothing of the user's, and struct decides in _record.py; so both ways accept the same,
+ * having run nothing of the user's, and struct decides in _records/structs.py; so both ways accept the same,
  * and there is one place where errors are made.
  */
 #define PY_SSIZE_T_CLEAN

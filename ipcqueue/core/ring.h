@@ -41,11 +41,11 @@ enum {
     IPCQ_MAX_FRAME_FDS = 253,    /* SCM_MAX_FD */
     IPCQ_MAX_ATTACHED = 16,      /* frames with descriptors under way: each keeps descriptors of
                                     the receiver busy before it has asked for any; a guess */
-    IPCQ_OUT_OF_LINE = 0x8000,   /* of a frame's flags; as in _message.py */
+    IPCQ_OUT_OF_LINE = 0x8000,   /* of a frame's flags; as in _records/messages.py */
     IPCQ_OUT_AGAIN = 0x4000,
     IPCQ_OUTSIDE = IPCQ_OUT_OF_LINE | IPCQ_OUT_AGAIN,
     IPCQ_KNOWN_FLAGS = IPCQ_OUTSIDE | 0xff,
-    IPCQ_OPCODE_FDS = 17,        /* as in _control.py */
+    IPCQ_OPCODE_FDS = 17,        /* as in _link/control.py */
     IPCQ_LARGE = 1048576,        /* bytes: a message above it is copied while other Python threads run;
                                     that takes 0.1 ms, far more than to get the interpreter back */
     IPCQ_MOST_BYTES = 8388608,   /* that one call moves, or one piece of a large message: 2 to 5 ms */
@@ -211,13 +211,13 @@ int ipcq_receiver_indices(ipcq_receiver *r, uint64_t *head, uint64_t *tail);
 struct ipcq_frame {
     uint32_t size;    /* bytes of payload */
     uint32_t tag;     /* the application's */
-    uint16_t flags;   /* low byte: the application's; high byte: ours, see _message.py */
+    uint16_t flags;   /* low byte: the application's; high byte: ours, see _records/messages.py */
     uint16_t fds;     /* descriptors sent beside it: those of the application */
     uint16_t regions; /* and after them those of memory regions */
     uint16_t reserved;
 };
 
-/* The payload of a frame whose message is outside the ring, in a memory region: see _outside.py. */
+/* The payload of a frame whose message is outside the ring, in a memory region: see _ring/outside.py. */
 struct ipcq_outside {
     uint64_t size;   /* bytes of the message, at the beginning of the region */
     uint32_t number; /* of the region */

@@ -14,11 +14,13 @@ import socket
 from script import MOST_STEPS, ODD_DESCRIPTORS, Script, heard, nothing_stays, send
 
 import fdpass
-from ipcqueue import CorruptPeer, Opening, QueueError, Role, Terms, _endpoint, _segment
+from ipcqueue import CorruptPeer, Opening, QueueError, Role, Terms
 from ipcqueue._binding import direct
-from ipcqueue._control import HELLO, ControlParser, refusal
-from ipcqueue._frames import MAX_ATTACHED
-from ipcqueue._record import codec_for
+from ipcqueue._link import endpoint as _endpoint
+from ipcqueue._link.control import HELLO, ControlParser, refusal
+from ipcqueue._records.spec import codec_for
+from ipcqueue._ring import segment as _segment
+from ipcqueue._ring.frame import MAX_ATTACHED
 
 MOST_BYTES = 4096  # in one input
 LIKELY = 1, 2, 1, 2, 17, 100, 128, 255, 0, 3

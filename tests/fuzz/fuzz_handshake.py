@@ -32,9 +32,9 @@ from ipcqueue import (
     Role,
     Terms,
 )
-from ipcqueue._control import HELLO, Reason
-from ipcqueue._handshake import Identity
-from ipcqueue._record import codec_for
+from ipcqueue._link.control import HELLO, Reason
+from ipcqueue._records.spec import codec_for
+from ipcqueue._ring.identity import Identity
 
 PAGE = 4096
 MOST_SEGMENT = 16 * PAGE

@@ -47,12 +47,12 @@ from ipcqueue import (
     Refused,
     Role,
     Terms,
-    _frames,
-    _segment,
-    _slots,
 )
-from ipcqueue._control import HELLO
-from ipcqueue._record import codec_for
+from ipcqueue._link.control import HELLO
+from ipcqueue._records.spec import codec_for
+from ipcqueue._ring import frame_receiver as _frame_receiver
+from ipcqueue._ring import segment as _segment
+from ipcqueue._ring import slot_receiver as _slot_receiver
 
 PAGE = 4096
 HEAD, WAIT_SPACE, CLOSED, RING = 1024, 1284, 1288, 4096
@@ -100,8 +100,12 @@ class Victim:
         fdpass.send_fds(self.sock, [self.segment.memfd], HELLO)
         with contextlib.ExitStack() as stack:
             if how & 32:  # without the short way
-                stack.enter_context(mock.patch.object(_frames, "receiver", _frames.FrameReceiver))
-                stack.enter_context(mock.patch.object(_slots, "receiver", _slots.SlotReceiver))
+                stack.enter_context(
+                    mock.patch.object(_frame_receiver, "receiver", _frame_receiver.FrameReceiver)
+                )
+                stack.enter_context(
+                    mock.patch.object(_slot_receiver, "receiver", _slot_receiver.SlotReceiver)
+                )
             self.endpoint = Opening(ours, terms).step()
 
     def poke(self, at, data):

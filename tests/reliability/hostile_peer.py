@@ -33,7 +33,7 @@ import fdpass
 import memenpsf
 import memenpsf.trio
 from ipcqueue import Opening, Role, Terms
-from ipcqueue._frames import extent
+from ipcqueue._ring.frame import extent
 
 BOTH = Role(sends=True, receives=True)
 HEAD, TAIL, EPOCHS, RING = 1024, 1152, 1280, 4096

@@ -48,14 +48,15 @@ from ipcqueue import (
     Role,
     Terms,
     TooLarge,
-    _endpoint,
-    _frames,
-    _slots,
     open_pair,
 )
 from ipcqueue._binding import direct
-from ipcqueue._frames import MAX_ATTACHED
-from ipcqueue._ring import MOST_AHEAD, Place
+from ipcqueue._link import endpoint as _endpoint
+from ipcqueue._ring import frame_sender as _frame_sender
+from ipcqueue._ring import slot_sender as _slot_sender
+from ipcqueue._ring.bounds import MOST_AHEAD
+from ipcqueue._ring.end import Place
+from ipcqueue._ring.frame import MAX_ATTACHED
 
 U64 = 1 << 64
 HEAD, TAIL = 1024, 1152  # where they stand in a segment
@@ -121,8 +122,8 @@ class Model(RuleBasedStateMachine):
         both = [Terms(spec, role, capacity=capacity, **options) for role in ROLES[level]]
         with contextlib.ExitStack() as patched:
             for module, *names in (
-                (_slots, "SlotSender", "SlotReceiver"),
-                (_frames, "FrameSender", "FrameReceiver"),
+                (_slot_sender, "SlotSender", "SlotReceiver"),
+                (_frame_sender, "FrameSender", "FrameReceiver"),
             ):
                 for attribute, door, name in zip(("sender", "receiver"), doors, names, strict=True):
                     if door == "cffi":

@@ -30,9 +30,9 @@ from ipcqueue import (
     Role,
     Terms,
     VersionRefused,
-    _segment,
 )
-from ipcqueue._record import codec_for
+from ipcqueue._records.spec import codec_for
+from ipcqueue._ring import segment as _segment
 
 BOTH = Role(sends=True, receives=True)
 HELLO, ERR = 16, 100

@@ -21,8 +21,9 @@ from lingering import lingering
 
 import fdpass
 from fdpass import Seal
-from ipcqueue import CorruptPeer, RecordRefused, SealsRefused, SizeRefused, VersionRefused, _segment
-from ipcqueue._record import codec_for
+from ipcqueue import CorruptPeer, RecordRefused, SealsRefused, SizeRefused, VersionRefused
+from ipcqueue._records.spec import codec_for
+from ipcqueue._ring import segment as _segment
 
 SPEC = "<Q"
 SLOTS = 4

@@ -18,18 +18,19 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from fdpass import Owner, index_of
-
-from ._core import ffi, lib
-from ._errors import BadRecord, LoanError, TooLarge
-from ._frames import HEADER, MAX_ATTACHED, MAX_EXTENT, FrameReceiver, FrameSender, extent
-from ._message import MAX_FLAGS, MAX_TAG, Message, checked_tag
-from ._origin import tagged
+from ipcqueue._core import ffi, lib
+from ipcqueue._errors import BadRecord, LoanError, TooLarge
+from ipcqueue._origin import tagged
+from ipcqueue._records.messages import MAX_FLAGS, MAX_TAG, Message, checked_tag
+from ipcqueue._ring.frame import HEADER, MAX_ATTACHED, MAX_EXTENT, extent
+from ipcqueue._ring.frame_receiver import FrameReceiver
+from ipcqueue._ring.frame_sender import FrameSender
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import TracebackType
 
-    from ._endpoint import Endpoint
+    from .endpoint import Endpoint
 
 
 class _Hold:

@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from fdpass import Owner, monotonic, shown_seconds
 
 from ._binding import persist
-from ._endpoint import Event
 from ._errors import Closed, Full
-from ._loan import Borrowing, Loan
-from ._opening import deadline_of
-from ._sending import Sending
+from ._link.endpoint import Event
+from ._link.loans import Borrowing, Loan
+from ._link.terms import deadline_of
+from ._ring.sender import Sending
 
 if TYPE_CHECKING:
     import socket
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
     from fdpass import Seconds
 
-    from ._endpoint import Endpoint
-    from ._message import Received
-    from ._opening import Opening
+    from ._link.endpoint import Endpoint
+    from ._link.opening import Opening
+    from ._records.messages import Received
 
 T = TypeVar("T")
 

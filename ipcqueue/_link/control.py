@@ -10,8 +10,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from fdpass import exported
-
-from ._errors import (
+from ipcqueue._errors import (
     CorruptPeer,
     CredentialsRefused,
     LimitRefused,
@@ -61,7 +60,6 @@ ERROR_OF_REASON: dict[Reason, type[QueueError]] = {
     Reason.ROLE: RoleRefused,
     Reason.LIMIT: LimitRefused,
 }
-
 
 # What the peer means, and what to do; it knows more, which is in its log or its exception.
 _SAID_OF: dict[Reason, str] = {

@@ -12,17 +12,22 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from fdpass import Fd, Memfd, MemfdRefused, NotReserved, Owner, Seal, WrongSize, index_of
+from ipcqueue._binding import persist
+from ipcqueue._core import lib
+from ipcqueue._errors import SealsRefused, SizeRefused
+from ipcqueue._records.messages import Limits
 
-from ._binding import persist
-from ._errors import SealsRefused, SizeRefused
-from ._handshake import HEADER_SIZE, Identity
-from ._message import Limits
-from ._ring import FRAMES, MAX_SLOT_SIZE, Mapping, map_segment
+from .identity import HEADER_SIZE, Identity
+from .memory import Mapping, map_segment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from ._record import AnyCodec
+    from ipcqueue._records.codec import AnyCodec
+
+MAX_SLOT_SIZE: int = lib.IPCQ_MAX_SLOT_SIZE
+SLOTS: int = lib.IPCQ_SLOTS
+FRAMES: int = lib.IPCQ_FRAMES
 
 # Nobody can change the size, write by a new mapping, or add seals of his own.
 SEALS = Seal.SHRINK | Seal.GROW | Seal.FUTURE_WRITE | Seal.SEAL

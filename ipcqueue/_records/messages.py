@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, SupportsIndex, TypeVar
 
 from fdpass import Unsendable, cannot_copy, exported, index_of
+from ipcqueue._errors import BadRecord, TooLarge, Unaccepted
 
-from ._errors import BadRecord, TooLarge, Unaccepted
-from ._layout import Layout
+from .layout import Layout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -27,7 +27,7 @@ _NOT_WHOLE: Final = (
 
 MAX_TAG = 0xFFFFFFFF
 MAX_FLAGS = 0xFF  # the low byte of a frame's flags is the application's
-# Ours: the message is outside the ring, in a memory region (_outside.py), which is
+# Ours: the message is outside the ring, in a memory region (_ring/outside.py), which is
 OUT_OF_LINE = 0x8000  # the last one beside the frame,
 OUT_AGAIN = 0x4000  # or one that came beside an earlier frame
 OUTSIDE = OUT_OF_LINE | OUT_AGAIN
@@ -215,10 +215,10 @@ def _contiguous(data: Any) -> Any:
         raise BadRecord("expected contiguous bytes, got a view with gaps")
     if view.ndim == 1 and view.format == "B":
         return view
-    return view.cast("B") if view.format in _CASTABLE and view.nbytes else view.tobytes()
+    return view.cast("B") if view.format in CASTABLE and view.nbytes else view.tobytes()
 
 
-_CASTABLE = frozenset("bBhHiIlLqQnNfdc?")  # what memoryview.cast takes; as in _record.py
+CASTABLE = frozenset("bBhHiIlLqQnNfdc?")  # what memoryview.cast takes; as in _records/structs.py
 
 
 def _decode_bytes(data: bytes, tag: int, flags: int) -> bytes:  # noqa: ARG001 (one signature)

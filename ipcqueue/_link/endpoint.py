@@ -1,8 +1,8 @@
 """One side of a connection, without waiting: what plain threads and Trio tasks both build on.
 
 An Endpoint owns the socket and both segments (three descriptors), has the ends of the rings in
-them (_slots or _frames), reads the control messages, and knows how the connection ended.  It
-begins with an Opening (_opening.py).  Waiting is for the doors above: `_blocking` for threads,
+them, reads the control messages, and knows how the connection ended.  It
+begins with an Opening (opening.py).  Waiting is for the doors above: `_threads` for threads,
 `memenpsf.trio` for tasks.
 
 The file is long because it is one class, and the class because records, messages, descriptors and
@@ -36,12 +36,8 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
 import fdpass
-
-from . import _frames, _ring, _segment, _slots
-from ._binding import direct, persist
-from ._bounds import Budget
-from ._control import ControlParser, Opcode, application_message, err
-from ._errors import (
+from ipcqueue._binding import direct, persist
+from ipcqueue._errors import (
     Closed,
     ConcurrentUse,
     CorruptPeer,
@@ -51,20 +47,34 @@ from ._errors import (
     PeerDied,
     QueueError,
 )
-from ._flight import Flight
-from ._frames import MAX_ATTACHED, FrameReceiver, FrameSender, close_received
-from ._message import MessageCodec, Received
-from ._record import in_place
-from ._ring import Place
+from ipcqueue._records.codec import in_place
+from ipcqueue._records.messages import MessageCodec, Received
+from ipcqueue._ring import frame_receiver, frame_sender, slot_receiver, slot_sender
+from ipcqueue._ring.arrivals import close_received
+from ipcqueue._ring.bounds import Budget
+from ipcqueue._ring.codes import CORRUPT, GONE
+from ipcqueue._ring.end import Place
+from ipcqueue._ring.frame import MAX_ATTACHED
+from ipcqueue._ring.frame_receiver import FrameReceiver
+from ipcqueue._ring.frame_sender import FrameSender
+from ipcqueue._ring.memory import fork_generation
+from ipcqueue._ring.patience import BUSY, suited
+from ipcqueue._ring.segment import limits_of
+
+from .control import ControlParser, Opcode, application_message, err
+from .flight import Flight
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from fdpass import Credentials
+    from ipcqueue._ring.codes import Trouble
+    from ipcqueue._ring.receiver import ReceiverEnd
+    from ipcqueue._ring.segment import Segment
+    from ipcqueue._ring.sender import SenderEnd
 
-    from ._opening import Opening, Terms
-    from ._ring import ReceiverEnd, SenderEnd, Trouble
-    from ._segment import Segment
+    from .opening import Opening
+    from .terms import Terms
 
 # How many control messages of the peer may wait for recv_ctrl_msg.  A guess: an application
 # that sends two bytes at a time means a handful; a peer that sends more wants our memory.
@@ -80,7 +90,6 @@ MOST_UNTAKEN = 64
 MOST_DOUBLINGS = 4
 # From 2 ms to 128: a peer that reads nothing may have many senders wait.
 MOST_CROWDED_DOUBLINGS = 6
-
 
 T = TypeVar("T")
 
@@ -107,6 +116,7 @@ class Statistics(NamedTuple):
     dropped: int  # descriptors and regions closed because nobody took them with their message
     rescues: int  # times a sleeper was woken by the clock and found work: a lost wake-up
     false_alarms: int  # wake-ups with nothing new, but for the first 31 in a row: a hostile peer,
+
     # or one that sends control messages which nobody takes here
 
 
@@ -151,7 +161,7 @@ class Endpoint(fdpass.Owner):
         self._events: select.epoll | None = None
         self._own, self._peer = own, peer
         self._lease = opening.lease
-        self._generation = _ring.fork_generation()
+        self._generation = fork_generation()
         self._unread: list[Any] = []  # results of recvmsg(), or what they turned out to be
         self._room = bytearray(_ROOM)  # one such result, where memory is too short to have it there
         self._parser = ControlParser()
@@ -165,8 +175,8 @@ class Endpoint(fdpass.Owner):
         self._unwelcome: list[list[fdpass.Fd]] = []  # until they are closed
         self.sender: SenderEnd | None = None
         self.receiver: ReceiverEnd | None = None
-        self._peer_limits = _segment.limits_of(peer.identity)
-        self.busy = terms.patience == _ring.BUSY
+        self._peer_limits = limits_of(peer.identity)
+        self.busy = terms.patience == BUSY
         self._make_rings(terms)
         self._count_descriptors(terms)
         self.ready: Iterable[Any] = () if self.receiver is None else self.receiver.ready(False)
@@ -177,23 +187,25 @@ class Endpoint(fdpass.Owner):
         own, peer = self._own, self._peer
         codec, both, trouble = self.codec, (own.mapping, peer.mapping), _weak_trouble(self)
         bell = self._sock.fileno()
-        patience = _ring.suited(terms.patience, shares=self.peer.pid == os.getpid())
+        patience = suited(terms.patience, shares=self.peer.pid == os.getpid())
         if terms.role.sends:
             size = own.identity.capacity
             place = Place(size, codec.size, bell, patience=patience, process=self.process)
             if isinstance(codec, MessageCodec):
                 limits = self._peer_limits
-                self.sender = _frames.sender(*both, place, codec, trouble, limits, terms.inline)
+                self.sender = frame_sender.sender(
+                    *both, place, codec, trouble, limits, terms.inline
+                )
             else:
-                self.sender = _slots.sender(*both, place, codec, trouble)
+                self.sender = slot_sender.sender(*both, place, codec, trouble)
         if terms.role.receives:
             place = Place(peer.identity.capacity, codec.size, bell, patience=patience)
             if isinstance(codec, MessageCodec):
-                self.receiver = _frames.receiver(
+                self.receiver = frame_receiver.receiver(
                     *both, place, codec, trouble, terms.limits, self._attached
                 )
             else:
-                self.receiver = _slots.receiver(*both, place, codec, trouble)
+                self.receiver = slot_receiver.receiver(*both, place, codec, trouble)
 
     def _count_descriptors(self, terms: Terms) -> None:
         """Have the lease count what comes and goes with messages, if it does that."""
@@ -322,7 +334,7 @@ class Endpoint(fdpass.Owner):
             if result is None and receiver.lacking == position:
                 if self._end is not None:  # DescriptorsLost, for instance
                     self.raise_end()
-                self._trouble(_ring.CORRUPT, "a message came without its descriptors")
+                self._trouble(CORRUPT, "a message came without its descriptors")
         if result is None and end is not None and not receiver.unfinished:
             receiver.drop_strays()
             self.raise_end()
@@ -492,7 +504,7 @@ class Endpoint(fdpass.Owner):
         except BlockingIOError:
             return False
         except (BrokenPipeError, ConnectionResetError):
-            self._trouble(_ring.GONE)
+            self._trouble(GONE)
         return True
 
     def with_socket(self, use: Callable[[socket.socket], T]) -> T:
@@ -872,9 +884,9 @@ class Endpoint(fdpass.Owner):
     def _trouble(self, code: int, message: str = "the peer's index cannot be true") -> NoReturn:
         """Turn a result of a ring that is neither done nor a matter of waiting into an error."""
         self._check_usable()
-        if code == _ring.CORRUPT:
+        if code == CORRUPT:
             self._abandon(CorruptPeer(message))
-        elif code == _ring.GONE:
+        elif code == GONE:
             # What it sent before it left comes first; and there is no end to read if the other
             # side has set `closed` and is just about to shut down the socket.
             for _ in range(_TURNS_TO_THE_END):
@@ -891,7 +903,7 @@ class Endpoint(fdpass.Owner):
             raise ForkedUse("this end belongs to the parent process; a child may only close it")
 
     def _forked(self) -> bool:
-        return _ring.fork_generation() != self._generation
+        return fork_generation() != self._generation
 
     def finish(self) -> None:
         """End in good order for the peer; here, what has arrived can still be received."""

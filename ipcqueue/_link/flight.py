@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import fdpass
 
 if TYPE_CHECKING:
-    from ._opening import Lease
+    from .lease import Lease
 
 # Of how many messages to remember at least what they carried.
 _REMEMBERED = 64

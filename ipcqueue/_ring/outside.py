@@ -27,10 +27,12 @@ import weakref
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import fdpass
+from ipcqueue._binding import persist
+from ipcqueue._core import ffi
 
-from ._binding import persist
-from ._core import ffi
-from ._ring import CORRUPT, MOST_BYTES, U64, Mapping, TroubleError, copy_memory, map_segment
+from .bounds import MOST_BYTES
+from .codes import CORRUPT, TroubleError
+from .memory import U64, Mapping, copy_memory, map_segment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

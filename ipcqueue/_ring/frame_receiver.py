@@ -1,7 +1,7 @@
-"""A ring of frames from Python: messages of any length, with what is attached to them.
+"""The receiving end of a ring of frames: messages of any length, with what is attached to them.
 
 A message that does not fit well into the ring travels in a memory region, and its frame only says
-in which (_outside.py); for who receives there is no difference.
+in which (outside.py); for who receives there is no difference.
 
 Descriptors go through the socket, in one two-byte message per frame that has any, sent before
 the frame is published.  Both streams are in order, so the n-th of the one belongs to the n-th of
@@ -14,25 +14,18 @@ it, and lent, put back or given up in the same; no part of that is used alone.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import operator
-import os
-import stat
-import struct
 import sys
 import weakref
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import fdpass
-
-from ._binding import direct, persist
-from ._bounds import MOST_AT_ONCE, MOST_BUILT, Budget, looks_after
-from ._core import ffi, lib
-from ._decoding import decode_failed
-from ._errors import BadRecord, Unaccepted
-from ._message import (
+from ipcqueue._binding import direct, persist
+from ipcqueue._core import ffi, lib
+from ipcqueue._errors import Unaccepted
+from ipcqueue._records.decoding import decode_failed
+from ipcqueue._records.messages import (
     MAX_FLAGS,
     OUT_AGAIN,
     OUT_OF_LINE,
@@ -40,397 +33,38 @@ from ._message import (
     Framed,
     Message,
     Received,
-    tuple_of,
 )
-from ._outside import PLACE_SIZE, SIZES, Outgoing, Outside, find, with_copies
-from ._ring import (
-    CLOSED,
-    CORRUPT,
-    DONE,
-    EMPTY,
-    ERROR,
-    FORKED,
-    FULL,
-    LARGE,
-    MOST_AHEAD,
-    MOST_BYTES,
-    OVER,
-    STUCK,
-    U64,
-    Call,
-    Hands,
-    Lent,
-    Mapping,
-    Place,
-    ReceiverEnd,
-    SenderEnd,
-    Trouble,
-    TroubleError,
-    address_of,
-    copy_memory,
-    fork_generation,
-    is_socket,
-    offset_in,
+
+from .arrivals import (
+    Built,
+    Contents,
+    attachments_of,
+    carries_more,
+    close_received,
+    close_regions,
+    grouped,
+    is_there,
 )
-from ._sending import BatchSending
+from .bounds import LARGE, MOST_AHEAD, MOST_AT_ONCE, MOST_BUILT, MOST_BYTES, Budget, looks_after
+from .call import OVER, Call, Hands
+from .codes import CLOSED, CORRUPT, DONE, EMPTY, FORKED, Trouble, TroubleError, corrupt
+from .frame import MAX_ATTACHED, extent
+from .memory import U64, Mapping, address_of, copy_memory, fork_generation, is_socket, offset_in
+from .outside import SIZES, find, with_copies
+from .receiver import ReceiverEnd
+from .views import Lent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable
 
-    from ._flight import Flight
-    from ._message import Limits, MessageCodec
+    from ipcqueue._records.messages import Limits, MessageCodec
 
+    from .arrivals import Spent
+    from .end import Place
 
-_push, _push_many, _look = lib.ipcq_frame_push, lib.ipcq_frame_push_many, lib.ipcq_frame_look
-_push_outside = lib.ipcq_frame_push_outside
+_look = lib.ipcq_frame_look
 _free, _see, _seen = lib.ipcq_take, lib.ipcq_see, lib.ipcq_seen
-_commit = lib.ipcq_frame_commit
 _IN_PIECES = sys.implementation.name == "cpython"  # where cffi can write to new bytes in place
-_MAX_FDS: int = lib.IPCQ_MAX_FRAME_FDS
-HEADER: int = lib.IPCQ_FRAME_ALIGN
-_HEADER = struct.Struct("=IIHHHH")  # struct ipcq_frame
-MAX_EXTENT = 1 << 32  # of one frame: its size is a u32
-_RUN = 256  # messages in one call of the core; a guess
-MAX_ATTACHED: int = lib.IPCQ_MAX_ATTACHED
-extent: Callable[[int], int] = lib.ipcq_frame_extent
-
-
-class Parcel(fdpass.Owner):
-    """One message ready to go: its frame, its bytes, and the descriptors beside it.
-
-    Borrows the descriptors; has, until close(), a memory region to itself if the message travels
-    outside the ring.
-    """
-
-    def __init__(
-        self,
-        framed: Framed,
-        fds: Sequence[int],
-        regions: Sequence[int],
-        outside: Outside | None,
-        kept: object,
-    ) -> None:
-        data, tag, flags = framed
-        self.outside = outside
-        self.use: Any = None  # of the region, once the message is in it
-        self._kept = kept
-        self._attached = [*fds, *regions]
-        if outside is not None:
-            data, flags = bytes(PLACE_SIZE), flags | OUT_OF_LINE
-        self.data = data
-        self.frame = ffi.new("struct ipcq_frame *")
-        self.frame.size, self.frame.tag, self.frame.flags = len(data), tag, flags
-        self.frame.fds, self.frame.regions = len(fds), len(regions) + (outside is not None)
-        self.numbers = ffi.new("int[]", self._attached)
-
-    def settle(self, *, again: bool) -> None:
-        """Say in the frame whether the peer has the region of the message already."""
-        frame = self.frame
-        attached = len(self._attached) - frame.fds
-        flags = int(frame.flags) & ~OUTSIDE | (OUT_AGAIN if again else OUT_OF_LINE)
-        frame.flags, frame.regions = flags, attached + (not again)
-
-    def fill(self, outside: Outside) -> None:
-        """Copy the message into its region; raise OSError if there is no memory for that."""
-        self.data, region = outside.fill()
-        if not region.sent:
-            self.numbers = ffi.new("int[]", [*self._attached, region.memfd.fileno()])
-        self.use = region.use
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        if self.outside is not None:
-            self.outside.close()
-
-
-class FrameBatch:
-    """Encoded messages, none of them sent yet."""
-
-    def __init__(self, data: Sequence[Any], framed: Sequence[Framed] | None = None) -> None:
-        self.data = data
-        self.count = len(data)
-        self._framed = framed  # None: they have no tags and no flags
-
-    def framed(self, start: int, end: int) -> Sequence[Framed]:
-        """Return the messages from number `start` to before `end`."""
-        if self._framed is None:
-            return [Framed(data, 0, 0) for data in self.data[start:end]]
-        return self._framed[start:end]
-
-
-class FrameSender(SenderEnd):
-    """The sending end of a ring of frames."""
-
-    def __init__(
-        self,
-        own: Mapping,
-        peer: Mapping,
-        place: Place,
-        codec: MessageCodec,
-        trouble: Trouble,
-        limits: Limits,
-        inline: int,
-    ) -> None:
-        super().__init__(own, peer, place, trouble)
-        self._plain = codec.spec is bytes  # a record is the bytes of its message
-        self._encode = codec.encode
-        self._limits = limits
-        self._inline = min(inline, MAX_EXTENT)
-        self._frame = ffi.new("struct ipcq_frame *")
-        self._regions = Outgoing()
-        self.flight: Flight | None = None
-        """What to ask before descriptors are sent, if they are counted."""
-
-    @property
-    def enough(self) -> int:
-        """The bytes of space that are enough for any message; what is longer travels outside."""
-        return max(self._inline, HEADER + PLACE_SIZE)
-
-    def _travels_outside(self, size: int) -> bool:
-        return size > 0 and extent(size) > self._inline
-
-    def parcel(
-        self,
-        record: Any,
-        fds: Iterable[int | fdpass.Fd] | None = None,
-        regions: Iterable[fdpass.MemoryRegion] | None = None,
-    ) -> Parcel:
-        """Encode a message; raise BadRecord, TooLarge or Unaccepted for what cannot be sent."""
-        return self._parcel_of(self._encode(record), fds, regions)
-
-    def _parcel_of(
-        self,
-        framed: Framed,
-        fds: Iterable[int | fdpass.Fd] | None = None,
-        regions: Iterable[fdpass.MemoryRegion] | None = None,
-    ) -> Parcel:
-        size = len(framed.data)
-        self._limits.check_size(size)
-        fds, regions = tuple_of("fds", fds), tuple_of("regions", regions)
-        self._limits.check_attached(len(fds), len(regions))
-        numbers = [self._checked_fd(fd) for fd in fds]
-        of_regions = [d.fileno() for region in regions for d in self._given(region)]
-        outside = self._travels_outside(size)
-        count = len(numbers) + len(of_regions) + outside
-        if count > _MAX_FDS:
-            raise BadRecord(
-                f"{len(numbers)} descriptors and {len(regions)} regions"
-                + (f" and {size} bytes that travel as a region" if outside else "")
-                + f" are {count} descriptors, and one message carries at most {_MAX_FDS}"
-            )
-        elsewhere = Outside(framed.data) if outside else None
-        return Parcel(framed, numbers, of_regions, elsewhere, (fds, regions))
-
-    def _checked_fd(self, fd: int | fdpass.Fd) -> int:
-        try:
-            number = fd.fileno() if hasattr(fd, "fileno") else operator.index(fd)
-            mode = os.fstat(number).st_mode
-        except (OSError, OverflowError, AttributeError, TypeError, ValueError) as error:
-            raise BadRecord(f"expected an open descriptor, got {fd!r}") from error
-        if stat.S_ISSOCK(mode) and not self._limits.sockets:
-            raise Unaccepted(f"descriptor {number} is a socket, and the receiver accepts none")
-        return number
-
-    def _given(self, region: fdpass.MemoryRegion) -> tuple[fdpass.Fd, ...]:
-        if not isinstance(region, fdpass.MemoryRegion):
-            raise BadRecord(f"expected a MemoryRegion, got {type(region).__name__}")
-        if region.mode == "shared" and not self._limits.shared:
-            raise Unaccepted("the region is shared, and the receiver accepts none that are")
-        try:
-            return region.descriptors()
-        except fdpass.FdPassError as error:
-            raise BadRecord(f"the region cannot be given: {error}") from error
-
-    def try_push(self, record: Any) -> bool:
-        """Publish one message; False if there is no space.  Raises BadRecord, TooLarge."""
-        return self.push_framed(self._encode(record))
-
-    def push_framed(self, framed: Framed) -> bool:
-        """Publish one message that is encoded already; see try_push."""
-        if self._travels_outside(len(framed.data)):
-            with self._parcel_of(framed) as parcel:
-                return bool(self.try_send(parcel))
-        self._limits.check_size(len(framed.data))
-        if len(framed.data) > LARGE:
-            return self._sent(self._push_large(*framed))
-        data, frame = framed.data, self._frame
-        # Released, not left to the garbage collector: kept in a traceback that is part of a cycle,
-        # a buffer of cffi over a memoryview crashes it (cffi 2.1, CPython 3.11).
-        with ffi.from_buffer(data) as buffer, self._lock:
-            ring = self._ring if self._ring is not None else self._usable()
-            frame.size, frame.tag, frame.flags = len(data), framed.tag, framed.flags
-            code = CLOSED if ring is None else _push(ring, frame, buffer, ffi.NULL)
-        return self._sent(code)
-
-    def _push_large(self, data: Any, tag: int, flags: int) -> int:
-        """Copy a large message into the ring while other threads run, and publish it; return a code.
-
-        The ring is parked meanwhile, so that no other call writes there: those of other threads wait
-        for the lock, also the short way, which takes none.  A signal handler of this thread may use
-        this end (the lock is re-entrant, and nothing of the ring is lent): then all begins again.
-        """
-        size = len(data)
-        frame = ffi.new("struct ipcq_frame *", [size, tag, flags, 0, 0, 0])
-        at, run = ffi.new("char **"), ffi.new("uint64_t *")
-        units, done = extent(size), 0
-        with ffi.from_buffer(data) as buffer, self._lock:
-            while True:
-                ring = self._ring if self._ring is not None else self._usable()
-                if ring is None:
-                    return CLOSED
-                self._parked, self._ring = ring, None
-                try:
-                    code = int(lib.ipcq_reserve(ring, units, at, run))
-                    if code:
-                        return code
-                    to, from_, done = at[0] + HEADER, buffer, 0
-                    while done < size:
-                        count = min(size - done, MOST_BYTES)
-                        # No bytecode between the look and the copy can be interrupted.
-                        if self._parked is not ring or self._borrower is not None:
-                            break
-                        copy_memory(to + done, from_ + done, count)
-                        done += count
-                    else:
-                        # Nor any between the look and the commit.
-                        if self._parked is ring and self._borrower is None:
-                            return int(_commit(ring, frame, 1))
-                finally:
-                    if self._borrower is None:
-                        self._unpark(ring)
-
-    push_slowly = try_push  # what try_push does where the short way ends
-
-    def try_send(self, parcel: Any) -> bool | None:
-        """Publish one message with what is attached to it.
-
-        False if there is no space; None if the socket has no room for descriptors just now.
-        """
-        outside = parcel.outside
-        if outside is not None and parcel.use is None and not self._put_outside(parcel, outside):
-            return False
-        frame, numbers, use = parcel.frame, parcel.numbers, parcel.use
-        with ffi.from_buffer(parcel.data) as buffer, self._lock:
-            ring = self._ring if self._ring is not None else self._usable()
-            count = frame.fds + frame.regions
-            flight = self.flight if count else None
-            if ring is None:
-                code = CLOSED
-            elif flight is not None and not flight.admit(count):
-                code = STUCK
-            else:
-                if use is None:
-                    code = _push(ring, frame, buffer, numbers)
-                else:
-                    code = _push_outside(ring, frame, buffer, numbers, use)
-                if flight is not None:
-                    flight.settle(sent=code == DONE)
-        return None if code == STUCK else self._sent(code)
-
-    def _put_outside(self, parcel: Parcel, outside: Outside) -> bool:
-        """Copy a message into a region; False if there is none, or no space for its frame.
-
-        Both are looked at first: copying it in vain would take the longest.
-        """
-        head, tail = ffi.new("uint64_t *"), ffi.new("uint64_t *")
-        at, run = ffi.new("char **"), ffi.new("uint64_t *")
-        taken = False
-        with self._lock:
-            ring = self._ring if self._ring is not None else self._usable()
-            # This fails in a forked child, which must not write where its parent does.
-            code = CLOSED if ring is None else lib.ipcq_sender_indices(ring, head, tail)
-            if not code:
-                taken = outside.take(self._regions, int(tail[0]))
-                parcel.settle(again=not taken or outside.again)
-                code = lib.ipcq_reserve(ring, self.units(parcel), at, run)
-        if code:
-            outside.put_back()
-            return self._sent(code)
-        if taken:
-            try:
-                parcel.fill(outside)
-            except fdpass.ClosedFd:
-                self._trouble(CLOSED)
-        return taken
-
-    def close(self) -> None:
-        """Let go of memory and socket.  A push in progress ends first."""
-        super().close()
-        self._regions.close()
-
-    def _sent(self, code: int) -> bool:
-        if not code:
-            return True
-        if code == FULL:
-            return False
-        if code == ERROR:
-            number = ffi.errno
-            raise OSError(number, f"sending descriptors: {os.strerror(number)}")
-        self._trouble(code)
-
-    def batch(self, records: Iterable[Any]) -> FrameBatch:
-        """Encode messages to push; raise BadRecord or TooLarge if one of them is none."""
-        framed: list[Framed] = []
-        try:
-            for record in records:
-                one = self._encode(record)
-                self._limits.check_size(len(one.data))
-                framed.append(one)
-        except BadRecord as error:
-            raise type(error)(f"record {len(framed)}: {error}") from None
-        return FrameBatch([one.data for one in framed], framed)
-
-    def parcel_in(self, batch: Any, start: int) -> Parcel | None:
-        """Return message number `start` of a batch as a parcel if it travels outside the ring."""
-        if not self._travels_outside(len(batch.data[start])):
-            return None
-        (framed,) = batch.framed(start, start + 1)
-        return self._parcel_of(framed)
-
-    def try_push_many(self, batch: Any, start: int) -> int:
-        """Publish messages from number `start` on; return how many, which may be some of them."""
-        run: list[Framed] = []
-        room = min(self.capacity, MOST_BYTES)
-        for framed in batch.framed(start, start + _RUN):
-            room -= extent(len(framed.data))
-            if self._travels_outside(len(framed.data)) or (run and room < 0):
-                break
-            run.append(framed)
-        frames = ffi.from_buffer(
-            "struct ipcq_frame[]",
-            b"".join(_HEADER.pack(len(f.data), f.tag, f.flags, 0, 0, 0) for f in run),
-        )
-        data = b"".join(f.data for f in run)
-        pushed = ffi.new("uint64_t *")  # its own: a signal handler may use this end in between
-        with self._lock:
-            ring = self._ring if self._ring is not None else self._usable()
-            code = CLOSED
-            if ring is not None:
-                code = _push_many(ring, frames, data, len(run), pushed)
-            done = int(pushed[0])
-        return done if self._sent(code) else 0
-
-    def units(self, parcel: Any) -> int:
-        """Return the bytes of space to wait for when there was none for this parcel."""
-        with self._lock:
-            ring = self._ring if self._ring is not None else self._usable()
-            if ring is None:
-                return 0
-            units = int(lib.ipcq_frame_units(ring, parcel.frame))
-            until = None if parcel.outside is None else parcel.outside.until
-            if until is None:
-                return units
-            head, tail = ffi.new("uint64_t *"), ffi.new("uint64_t *")
-            lib.ipcq_sender_indices(ring, head, tail)
-            # There is so much space once the frame that ends there was taken.
-            space: int = self.capacity - ((int(head[0]) - until) & U64)
-            return max(units, space)
-
-    def units_of(self, batch: Any, start: int) -> int:
-        """Return the bytes to wait for when there was no space for message `start` of a batch."""
-        return extent(len(batch.data[start]))
 
 
 class _Lending(fdpass.Owner):
@@ -439,32 +73,11 @@ class _Lending(fdpass.Owner):
     def __init__(self) -> None:
         self.to = 0  # where the last frame ends
         self.messages = 0
-        self.built: list[_Built] = []  # they, if they were copied already
+        self.built: list[Built] = []  # they, if they were copied already
         self.attached = 0  # how many of the others have any descriptors
         self.dropped = 0  # attachments of the application
         self.spent: list[Spent] = []
         self.kept: dict[int, Mapping] = {}  # regions of the peer, after these
-
-
-Spent: TypeAlias = fdpass.Fd | fdpass.MemoryRegion
-
-
-class _Contents(NamedTuple):
-    """What came beside a frame: checked, and lent."""
-
-    fds: list[fdpass.Fd]
-    regions: list[list[fdpass.Fd]]  # the descriptors of each
-    outside: list[fdpass.Fd]  # that of the region in which the message travels, if it came along
-
-
-class _Built(NamedTuple):
-    """A message that is copied but not handed on yet; owns what is attached to it."""
-
-    end: int  # where its frame ends
-    number: int  # of the message, from the first of the connection on
-    raw: Framed
-    fds: list[fdpass.Fd]
-    regions: list[fdpass.MemoryRegion]
 
 
 class _Large(fdpass.Owner):
@@ -483,10 +96,6 @@ class _Large(fdpass.Owner):
         self.data: bytes = _blank(size)  # nobody else has it before it is whole
         self.to = ffi.from_buffer(self.data)
         self.done = 0  # bytes
-
-
-def _corrupt(message: str) -> TroubleError:
-    return TroubleError(CORRUPT, message)
 
 
 class FrameReceiver(ReceiverEnd):
@@ -517,7 +126,7 @@ class FrameReceiver(ReceiverEnd):
         self._mappings = fdpass.Mappings()  # of regions that a registry of the peer's lends
         self._kept: dict[int, Mapping] = {}  # of those in which its messages travel, by number
         self._wanted = 0  # how many of these there must be to go on
-        self._built: list[_Built] = []
+        self._built: list[Built] = []
         self._next = place.start  # where the first frame that is not built begins
         self._handed = 0
         self._scratch: list[tuple[Any, Any]] = []
@@ -577,7 +186,7 @@ class FrameReceiver(ReceiverEnd):
             place, built, handed, end = self.place, self._built, self._handed, self._next
             first = handed - (len(ahead) - place)
             more = [
-                _Built(end, first + i, Framed(data, 0, 0), [], [])
+                Built(end, first + i, Framed(data, 0, 0), [], [])
                 for i, data in enumerate(ahead[place:])
             ]
             if (
@@ -678,7 +287,7 @@ class FrameReceiver(ReceiverEnd):
         self._trouble(*trouble)
 
     def _decoded(
-        self, taken: list[_Built], budget: Budget | None
+        self, taken: list[Built], budget: Budget | None
     ) -> tuple[list[Any], BaseException | None]:
         """Return the records of messages, or else why the first of them is given up.
 
@@ -714,12 +323,12 @@ class FrameReceiver(ReceiverEnd):
                 break
         return records, None
 
-    def _strip(self, call: Call, taken: list[_Built], count: int) -> list[_Built]:
+    def _strip(self, call: Call, taken: list[Built], count: int) -> list[Built]:
         """Give up what is attached to the first messages in the hands of a call.
 
         For who has not asked for it.  Return the messages as they are then.
         """
-        gone = _attachments(taken[:count])
+        gone = attachments_of(taken[:count])
         bare = [each._replace(fds=[], regions=[]) for each in taken[:count]] + taken[count:]
         while True:
             hands, new = self._without(call, (call, bare))
@@ -785,7 +394,7 @@ class FrameReceiver(ReceiverEnd):
             raise TroubleError(FORKED)
         now = self._built[:limit]
         lending.to, lending.messages, lending.built = now[-1].end, len(now), now
-        lending.spent = _attachments(now)
+        lending.spent = attachments_of(now)
         lending.dropped = len(lending.spent)
         return [
             Lent(ffi.from_buffer(data), 0, len(data), tag, flags & MAX_FLAGS)
@@ -906,11 +515,11 @@ class FrameReceiver(ReceiverEnd):
         attached = self._attached[:]
         carrying = again = 0
         if built:
-            carrying, again = sum(map(_carries, built)), sum(map(_is_there, built))
+            carrying, again = sum(map(carries_more, built)), sum(map(is_there, built))
         spent: list[Spent] = []
         frame, position = scratch = self._scratch.pop() if self._scratch else _new_scratch()
         failure: Exception | None = None
-        one: _Built | None = None
+        one: Built | None = None
         _see(ring)
         try:
             while len(built) < limit and self._look(ring, at, frame, position):
@@ -929,7 +538,7 @@ class FrameReceiver(ReceiverEnd):
                     if budget is not None:
                         budget.spent = True  # by a piece of it
                     break
-                more, there = spent + descriptors[len(one.fds) :], _is_there(one)
+                more, there = spent + descriptors[len(one.fds) :], is_there(one)
                 built.append(one)
                 # From here on nothing needs memory: what is built goes with what was used for it.
                 at, spent = one.end, more
@@ -949,10 +558,10 @@ class FrameReceiver(ReceiverEnd):
             if one is not None and (not built or built[-1] is not one):
                 close_received(one.regions)
         except BaseException:
-            persist(_close_regions, built[len(before) :])
+            persist(close_regions, built[len(before) :])
             raise
         if self._ring is not ring or self._built is not before or self._next != start:
-            persist(_close_regions, built[len(before) :])
+            persist(close_regions, built[len(before) :])
             return False
         try:
             # No bytecode between these can be interrupted, and only the first two need memory.
@@ -968,7 +577,7 @@ class FrameReceiver(ReceiverEnd):
             self._kept = kept
             self._spent = spent
         except MemoryError:
-            persist(_close_regions, built[len(before) :])
+            persist(close_regions, built[len(before) :])
             raise
         if failure is not None and not built:
             try:
@@ -987,27 +596,27 @@ class FrameReceiver(ReceiverEnd):
         if code == EMPTY:
             return False
         if code == CORRUPT:
-            raise _corrupt("the peer's index, or the header of a frame, cannot be true")
+            raise corrupt("the peer's index, or the header of a frame, cannot be true")
         raise TroubleError(code)
 
-    def _contents(self, frame: Any, descriptors: list[fdpass.Fd]) -> _Contents:
+    def _contents(self, frame: Any, descriptors: list[fdpass.Fd]) -> Contents:
         """Check what came beside a frame; raise TroubleError if this side does not accept it."""
         announced, count = int(frame.fds + frame.regions), int(frame.fds)
         if len(descriptors) != announced:
-            raise _corrupt(f"a message announced {announced} descriptors, {len(descriptors)} came")
+            raise corrupt(f"a message announced {announced} descriptors, {len(descriptors)} came")
         fds, rest, outside = descriptors[:count], descriptors[count:], descriptors[:0]
         if frame.flags & OUT_OF_LINE:
             if frame.flags & OUT_AGAIN or not rest:
-                raise _corrupt("a message outside the ring came without its region")
+                raise corrupt("a message outside the ring came without its region")
             rest, outside = rest[:-1], rest[-1:]
-        regions = _grouped(rest)
+        regions = grouped(rest)
         try:
             self._limits.check_attached(len(fds), len(regions))
         except Unaccepted as error:
-            raise _corrupt(f"the peer sent {error}") from None
+            raise corrupt(f"the peer sent {error}") from None
         if not self._limits.sockets and any(is_socket(fd.fileno()) for fd in fds):
-            raise _corrupt("the peer sent a socket, and this side accepts none")
-        return _Contents(fds, regions, outside)
+            raise corrupt("the peer sent a socket, and this side accepts none")
+        return Contents(fds, regions, outside)
 
     def _build_one(
         self,
@@ -1017,7 +626,7 @@ class FrameReceiver(ReceiverEnd):
         number: int,
         descriptors: list[fdpass.Fd],
         kept: dict[int, Mapping],
-    ) -> _Built | None:
+    ) -> Built | None:
         """Copy a message, with what is attached to it; None if that takes another call."""
         size, tag, flags = int(frame.size), int(frame.tag), int(frame.flags)
         limits = self._limits
@@ -1053,7 +662,7 @@ class FrameReceiver(ReceiverEnd):
                     region = self._adopt(group, limits.max_region, shared=limits.shared)
                     regions += [region]
             end = (at + extent(size)) & U64
-            return _Built(end, number, Framed(data, tag, flags), fds, regions)
+            return Built(end, number, Framed(data, tag, flags), fds, regions)
         except BaseException:
             persist(close_received, regions)
             raise
@@ -1090,7 +699,7 @@ class FrameReceiver(ReceiverEnd):
         )
         return with_copies(descriptors, adopt)
 
-    def _hand_on(self, limit: int, call: Call) -> tuple[list[_Built], Hands]:
+    def _hand_on(self, limit: int, call: Call) -> tuple[list[Built], Hands]:
         """Move what is built to the hands of a call, and free its frames.
 
         Return it, and `_hands` as they are then, with this at their end.
@@ -1138,93 +747,11 @@ def _new_scratch() -> tuple[Any, Any]:
     return ffi.new("struct ipcq_frame *"), ffi.new("char const **")
 
 
-def _carries(built: _Built) -> bool:
-    return bool(built.fds or built.regions or built.raw.flags & OUT_OF_LINE)
-
-
-def _is_there(built: _Built) -> bool:
-    """Say whether the message was in a region of which no descriptor came with it."""
-    return bool(built.raw.flags & OUT_AGAIN)
-
-
-def _grouped(descriptors: list[fdpass.Fd]) -> list[list[fdpass.Fd]]:
-    """Tell the descriptors of several regions apart: each a file, perhaps with a token behind it."""
-    groups: list[list[fdpass.Fd]] = []
-    for fd in descriptors:
-        if not groups or _is_memory(fd):
-            groups.append([])
-        groups[-1].append(fd)
-    return groups
-
-
-def _is_memory(fd: fdpass.Fd) -> bool:
-    try:
-        # Not fstat(), which a file system of the peer's own could answer when it likes.
-        fcntl.fcntl(fd.fileno(), fcntl.F_GET_SEALS)
-    except OSError:
-        return False
-    return True
-
-
-def _attachments(messages: Iterable[_Built]) -> list[Spent]:
-    spent: list[Spent] = []
-    for built in messages:
-        spent += built.fds
-        spent += built.regions
-    return spent
-
-
-def close_received(spent: Iterable[Spent]) -> None:
-    """Close what a stranger gave; that can be repeated."""
-    fds = []
-    for each in spent:
-        if isinstance(each, fdpass.Fd):
-            fds.append(each)
-        else:
-            each.close()
-    fdpass.close_untrusted(fds)
-
-
-def _close_regions(built: Iterable[_Built]) -> None:
-    for each in built:
-        close_received(each.regions)
-
-
 # What an Endpoint makes its ends of: with the short way, if there is one.
-sender: type[FrameSender] = FrameSender
 receiver: type[FrameReceiver] = FrameReceiver
 
+
 if direct is not None:
-
-    class DirectFrameSender(direct.FrameSender, FrameSender):  # type: ignore[misc]
-        """A FrameSender whose try_push is one call of C for bytes; see core/direct.c."""
-
-        def __init__(self, *arguments: Any) -> None:
-            super().__init__(*arguments)
-            inside = min(self._inline, self.capacity) // HEADER * HEADER - HEADER
-            most = min(inside, self._limits.max_message, LARGE)
-            self.shorten(address_of(self._ring), most, None if self._plain else self._encode)
-
-        def push_many(self, records: Iterable[Any]) -> int | BatchSending:
-            """Encode messages and publish what fits; see SenderEnd."""
-            done = self.push_all(records)
-            if type(done) is int:
-                return done
-            if done is None:
-                return super().push_many(records)
-            done, pieces = done
-            return BatchSending(self, FrameBatch(pieces), done)
-
-        def batch(self, records: Iterable[Any]) -> FrameBatch:
-            """Encode messages to push; raise BadRecord or TooLarge if one of them is none."""
-            pieces = self.pieces(records)
-            return super().batch(records) if pieces is None else FrameBatch(pieces)
-
-        def try_push_many(self, batch: Any, start: int) -> int:
-            """Publish messages from number `start` on; return how many, perhaps some of them."""
-            # What the C code takes has no tags and no flags.
-            done = self.push_run(batch.data, start) if self._plain else 0
-            return done or super().try_push_many(batch, start)
 
     class DirectFrameReceiver(direct.FrameReceiver, FrameReceiver):  # type: ignore[misc]
         """A FrameReceiver with a short way for bytes that are there; see core/direct.c."""
@@ -1247,4 +774,4 @@ if direct is not None:
                 return None
             return self.fetch_ahead(limit) or None  # None: a handler or another thread was first
 
-    sender, receiver = DirectFrameSender, DirectFrameReceiver
+    receiver = DirectFrameReceiver

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ._errors import DecodeFailed
+from ipcqueue._errors import DecodeFailed
 
 # Characters of a foreign exception's text in our own; a guess.  It may be the whole message.
 _MAX_TEXT = 500

@@ -13,11 +13,17 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from fdpass import monotonic
-
-from ._ring import MOST_BYTES
+from ipcqueue._core import lib
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+# Records that a loop takes at once, ahead of its body.  A guess: enough to spread what taking costs
+# over, and few to lose where the receiver dies.
+MOST_AHEAD = 64
+
+LARGE: int = lib.IPCQ_LARGE
+MOST_BYTES: int = lib.IPCQ_MOST_BYTES
 
 # Records, or messages without tags and attachments, of a call without a limit.
 MOST_AT_ONCE = 65536

@@ -1,0 +1,1 @@
+"""A connection: control messages, handshake, the socket, the endpoint; nothing here waits."""

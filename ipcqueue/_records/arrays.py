@@ -1,0 +1,247 @@
+"""numpy dtypes and scalar types as specs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fdpass import Unsendable, check_sendable
+from ipcqueue._errors import BadRecord
+
+from .codec import (
+    MASKED,
+    NUMBERS_AND_TEXTS,
+    Codec,
+    are_plain,
+    bad_record,
+    check_values,
+    encoder_of_many,
+    loaded,
+    window_of,
+)
+from .layout import Layout, numpy_layout
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from .codec import BytesLike
+
+# numpy
+
+_NUMPY_TAKES = {
+    **dict.fromkeys("iub", "iub"),
+    **dict.fromkeys("f", "fiub"),
+    **dict.fromkeys("c", "cfiub"),
+    **{kind: kind for kind in "MmSV"},
+}
+
+
+def numpy_codec(np: Any, spec: Any, dtype: Any) -> Codec:
+    layout = numpy_layout(dtype)
+    size = layout.size
+    array = np.ndarray
+    encode = _numpy_encode(np, dtype, layout)
+    # A scalar with fields is a view of its buffer, so it gets one of its own, which also makes
+    # it writable.  A number is copied by numpy.
+    buffer: Any = bytearray if dtype.kind == "V" else memoryview
+
+    def decode(view: BytesLike) -> Any:
+        return array((), dtype, buffer(view))[()]
+
+    def decode_many(data: BytesLike, count: int) -> Any:
+        return array((count,), dtype, bytearray(window_of(data, size * count)))
+
+    def adopt_many(data: bytearray, count: int) -> Any:
+        return array((count,), dtype, data)
+
+    def view(memory: memoryview) -> Any:
+        return np.frombuffer(memory, dtype)
+
+    encode_many = _numpy_encode_many(np, dtype, layout, encode)
+    arrays = None if dtype.shape else (array, dtype)  # an array of arrays has another dtype
+    return Codec(
+        spec,
+        layout,
+        size,
+        encode,
+        encode_many,
+        decode,
+        decode_many,
+        view,
+        adopt_many,
+        arrays,
+    )
+
+
+def _numpy_encode(np: Any, dtype: Any, layout: Layout) -> Callable[[Any], bytes]:
+    array, scalar, shape = np.ndarray, np.generic, dtype.shape
+
+    def encode(record: Any) -> bytes:
+        if isinstance(record, scalar):
+            ready = record.dtype == dtype
+        elif type(record) is array:  # a derived one may be masked
+            ready = record.dtype == dtype.base and record.shape == shape
+            ready = ready and record.flags.c_contiguous
+        else:
+            ready = False
+        data: bytes = (record if ready else convert(record)).tobytes()
+        return data
+
+    def convert(record: Any) -> Any:
+        out = np.zeros((), dtype)  # zeros, so that padding tells nothing
+        try:
+            _numpy_fill(np, out, record)
+        except (TypeError, ValueError, ArithmeticError) as error:
+            raise bad_record(layout, error, record) from None
+        return out
+
+    return encode
+
+
+def _numpy_encode_many(
+    np: Any, dtype: Any, layout: Layout, encode: Callable[[Any], bytes]
+) -> Callable[[Iterable[Any]], tuple[BytesLike, int]]:
+    one_by_one = encoder_of_many(encode)
+
+    def encode_many(records: Any) -> tuple[BytesLike, int]:
+        if not isinstance(records, np.ndarray):
+            return convert_many(list(records))
+        records = _plain_array(np, records, layout)
+        if records.ndim == 0:
+            raise BadRecord("expected many records, got an array of shape ()")
+        if records.dtype != dtype.base or records.shape[1:] != dtype.shape:
+            return convert_many(records)
+        if not records.flags.c_contiguous:
+            # Not by numpy's own copies: they skip the padding, and would send what was in it.
+            packed = np.zeros(records.shape, records.dtype)
+            packed[...] = records
+            records = packed
+        return memoryview(records.reshape(-1).view(np.uint8)), len(records)
+
+    def convert_many(records: Any) -> tuple[BytesLike, int]:
+        # Numbers are converted all at once; when that fails, one by one, to name the index.
+        if dtype.kind in "iufcb":
+            out = np.zeros(len(records), dtype)
+            try:
+                _numpy_assign(np, out, records)
+            except (TypeError, ValueError, ArithmeticError):
+                pass
+            else:
+                return memoryview(out.reshape(-1).view(np.uint8)), len(records)
+        return one_by_one(records)
+
+    return encode_many
+
+
+def _numpy_fill(np: Any, out: Any, value: Any) -> None:
+    """Assign one record, field by field; raise where numpy would cut, wrap or broadcast.
+
+    Raises Unsendable, a TypeError, for what is masked, and for pointers.
+    """
+    names = out.dtype.names
+    if names is None:
+        _numpy_assign(np, out, value)
+        return
+    check_sendable(value)
+    if isinstance(value, np.void | np.ndarray) and value.dtype == out.dtype:
+        if value.shape != out.shape:
+            raise ValueError(f"an array of shape {value.shape} where {out.shape} is expected")
+        out[...] = value
+        return
+    keys: Any = range(len(out)) if out.ndim else names
+    if not isinstance(value, (tuple, list) if out.ndim else tuple):
+        raise TypeError(f"{type(value).__name__} where a tuple of {len(keys)} items is expected")
+    if len(value) != len(keys):
+        raise ValueError(f"{len(value)} items where {len(keys)} are expected")
+    for key, item in zip(keys, value, strict=True):
+        _numpy_fill(np, out[key, ...] if out.ndim else out[key], item)
+
+
+def _numpy_assign(np: Any, out: Any, value: Any) -> None:
+    """Assign to an array without fields; raise where numpy would cut, wrap or broadcast."""
+    want = out.dtype.kind
+    given = _numpy_given(np, value)
+    if not isinstance(value, np.generic | np.ndarray) and (
+        want in "SV" or given.dtype.kind not in _NUMPY_TAKES[want]
+    ):
+        # asarray makes text of [b"x", 1], and floats of [1, 2**64 - 1]: look at the items.
+        given = np.asarray(value, dtype=object)
+        kinds: Any = bytes if want in "SV" else int | np.integer if want in "iub" else ()
+        for item in given.flat:
+            if not isinstance(item, kinds):
+                raise TypeError(f"{type(item).__name__} where {out.dtype} is expected")
+    elif given.dtype.kind not in _NUMPY_TAKES[want]:
+        raise TypeError(f"{given.dtype} where {out.dtype} is expected")
+    if given.shape != out.shape:
+        raise ValueError(f"shape {given.shape} where {out.shape} is expected")
+    if want in "SV":
+        _check_lengths(given, out.dtype)
+    with np.errstate(over="raise"):  # a float too large for its field
+        out[...] = given
+    if want in "iub":
+        kept = out == given
+    elif want in "Mm":
+        kept = (out.astype(given.dtype) == given) | np.isnat(given)
+    else:
+        return
+    if not kept.all():
+        raise ValueError(f"a value does not fit {out.dtype}")
+
+
+def _numpy_given(np: Any, value: Any) -> Any:
+    """Return a value as a plain array; raise Unsendable for what is masked, and for pointers."""
+    if type(value) in NUMBERS_AND_TEXTS:
+        return np.asarray(value)
+    check_sendable(value)
+    if MASKED in loaded:
+        _check_items(np, value)
+    # Whatever makes arrays of itself may make a masked one, or one of pointers.
+    given = np.asanyarray(value)
+    if type(given) is not np.ndarray:
+        check_sendable(given)
+        given = np.asarray(given)
+    if given.dtype.hasobject:
+        if given.dtype.kind != "O":
+            raise Unsendable(f"{given.dtype} holds pointers into this process")
+        check_values(given.flat)
+    return given
+
+
+def _check_items(np: Any, value: Any) -> None:
+    """Raise Unsendable if something is masked in a sequence, or in one in it.
+
+    An array made of it would have 0 or nan there.
+    """
+    if isinstance(value, list | tuple):
+        if are_plain(value):
+            return
+    elif (
+        isinstance(value, str | bytes | np.generic)
+        or not (
+            # What makes an array of itself shows its mask.
+            hasattr(value, "__getitem__") and hasattr(value, "__len__")
+        )
+        or hasattr(value, "__array__")
+    ):
+        return
+    for item in value:
+        if type(item) not in NUMBERS_AND_TEXTS:
+            check_sendable(item)
+            _check_items(np, item)
+
+
+def _plain_array(np: Any, records: Any, layout: Layout) -> Any:
+    """Return what a class derived from ndarray has, as a plain one; raise BadRecord if masked."""
+    if type(records) is np.ndarray:
+        return records
+    try:
+        check_sendable(records)
+    except Unsendable as error:
+        raise BadRecord(f"expected records, {error}; a record is {layout.description}") from None
+    return np.asarray(records)
+
+
+def _check_lengths(given: Any, dtype: Any) -> None:
+    lengths = map(len, given.flat) if given.dtype.kind == "O" else (given.dtype.itemsize,)
+    for length in lengths:
+        if length > dtype.itemsize or (dtype.kind == "V" and length < dtype.itemsize):
+            raise ValueError(f"{length} bytes where {dtype.itemsize} are expected")

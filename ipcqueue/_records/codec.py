@@ -1,0 +1,130 @@
+"""What turns a record into the bytes of a slot, and back; and what the kinds of spec share."""
+
+from __future__ import annotations
+
+import reprlib
+import sys
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+from fdpass import check_sendable
+from ipcqueue._binding import packer as _packer
+from ipcqueue._errors import BadRecord
+
+from .messages import MessageCodec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from .layout import Layout
+
+BytesLike = bytes | bytearray | memoryview
+
+
+def in_place(memory: memoryview) -> memoryview:
+    """Show records as the bytes they are, where they are."""
+    return memory
+
+
+class Codec(NamedTuple):
+    """How a record becomes slot bytes and back, for one spec.
+
+    It has no state, so any number of threads may share it.
+
+    encode(record) gives exactly `size` bytes, perhaps a view of the record itself: use it before
+    the record may change.  Raises BadRecord.
+
+    encode_many(records) gives one contiguous buffer and the number of records in it.  All are
+    encoded before it returns; a BadRecord names the index of the one at fault.
+
+    decode(view) makes a record from a bytes-like object of exactly `size` bytes, by copying.
+
+    view(memory) shows records in place, as a memoryview or, for a numpy spec, an array.
+
+    decode_many(data, count) makes count records from the first count * size bytes of data, by
+    copying: an array for a numpy spec, else a list.
+
+    adopt_many(data, count), if there is one, makes them of a bytearray that has nothing else, and
+    is the caller's no more.
+
+    arrays, if such are sent as they are: their type, and their dtype.
+    """
+
+    spec: Any
+    layout: Layout
+    size: int
+    encode: Callable[[Any], BytesLike]
+    encode_many: Callable[[Iterable[Any]], tuple[BytesLike, int]]
+    decode: Callable[[BytesLike], Any]
+    decode_many: Callable[[BytesLike, int], Any]
+    view: Callable[[memoryview], Any] = in_place
+    adopt_many: Callable[[bytearray, int], Any] | None = None
+    arrays: tuple[Any, Any] | None = None
+    calls_application: bool = False  # to make a record
+
+    @property
+    def shape(self) -> int:
+        """The shape of the ring for it."""
+        return 0  # IPCQ_SLOTS
+
+    def __repr__(self) -> str:
+        return f"<Codec for {reprlib.repr(self.spec)}: {self.layout.description}>"
+
+
+AnyCodec: TypeAlias = Codec | MessageCodec
+
+
+# What the kinds share
+
+
+def bad_record(layout: Layout, why: object, record: object) -> BadRecord:
+    return BadRecord(f"{why}; a record is {layout.description}; got {reprlib.repr(record)}")
+
+
+def encoder_of_many(
+    encode: Callable[[Any], BytesLike],
+) -> Callable[[Iterable[Any]], tuple[BytesLike, int]]:
+    def encode_many(records: Iterable[Any]) -> tuple[BytesLike, int]:
+        parts: list[BytesLike] = []
+        append = parts.append
+        try:
+            for record in records:
+                append(encode(record))
+        except BadRecord as error:
+            raise BadRecord(f"record {len(parts)}: {error}") from None
+        return b"".join(parts), len(parts)
+
+    return encode_many
+
+
+def window_of(data: BytesLike, nbytes: int) -> BytesLike:
+    if len(data) == nbytes and type(data) is not memoryview:
+        return data
+    view = memoryview(data)[:nbytes]
+    if len(view) != nbytes:
+        raise ValueError(f"expected {nbytes} bytes of records, got {len(view)}")
+    return view
+
+
+CASTABLE = frozenset("bBhHiIlLqQnNfdc?")  # what memoryview.cast takes
+
+# Nothing is masked before it is imported; to look into this is a quarter of looking at the values.
+MASKED = "numpy.ma"
+loaded = sys.modules
+
+
+def check_values(values: Iterable[Any]) -> None:
+    """Raise Unsendable if one of the values is masked, or points into this process."""
+    for value in values:
+        if type(value) not in NUMBERS_AND_TEXTS:
+            check_sendable(value)
+
+
+NUMBERS_AND_TEXTS = frozenset({int, float, bool, bytes, str, complex, type(None)})
+
+
+def _all_are_plain(values: Iterable[Any]) -> bool:
+    """Whether there are only numbers and texts of Python's own."""
+    return NUMBERS_AND_TEXTS.issuperset(map(type, values))
+
+
+are_plain: Callable[[Any], bool] = _all_are_plain if _packer is None else _packer.are_plain

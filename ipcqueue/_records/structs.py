@@ -1,0 +1,203 @@
+"""A struct format as a spec: records that are tuples."""
+
+from __future__ import annotations
+
+import reprlib
+import struct
+import sys
+from itertools import starmap
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
+
+from ipcqueue._binding import packer as _packer
+
+from .codec import (
+    MASKED,
+    Codec,
+    are_plain,
+    bad_record,
+    check_values,
+    encoder_of_many,
+    loaded,
+    window_of,
+)
+from .layout import Layout, struct_items, struct_layout
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from .codec import BytesLike
+
+# A struct format: tuples
+
+
+def compiled(spec: str | struct.Struct) -> struct.Struct:
+    if isinstance(spec, struct.Struct):
+        return spec
+    try:
+        return struct.Struct(spec)
+    except (struct.error, UnicodeError) as error:
+        raise ValueError(f"not a struct format: {reprlib.repr(spec)}: {error}") from None
+
+
+_PACKING_FAILED = (struct.error, TypeError, ValueError, OverflowError)
+_MOST_FIELDS = 256  # of a Packer; a guess: with more of them, what each record costs is little
+
+
+def packing(
+    packer: struct.Struct,
+    layout: Layout,
+    exact: tuple[type, ...],
+    base: type | tuple[type, ...],
+    in_c: Any,
+) -> Callable[[Any], bytes]:
+    """Give the encode of a sequence: its type is one of exact, or derived from base.
+
+    What is in C comes first: it takes the plain values that most records have, and only those.
+    """
+    pack = packer.pack
+    limits = _limits(packer.format)
+    wanted = " or ".join(kind.__name__ for kind in exact)
+
+    def encode(record: Any) -> bytes:
+        if type(record) not in exact and not isinstance(record, base):
+            raise bad_record(layout, f"expected a {wanted}, got {type(record).__name__}", record)
+        try:
+            # What is masked turns into 0 or nan, and has an __index__.
+            if MASKED in loaded and not are_plain(record):
+                check_values(record)
+            data = pack(*record)
+        except _PACKING_FAILED as error:
+            raise bad_record(layout, error, record) from None
+        for index, limit in limits:
+            # struct would cut it in silence
+            if len(record[index]) > limit:
+                why = f"item {index} has {len(record[index])} bytes, more than its {limit}"
+                raise bad_record(layout, why, record)
+        return data
+
+    if in_c is None:
+        return encode
+    pack_one = in_c.pack_one
+
+    def encode_in_c(record: Any) -> bytes:
+        data: bytes | None = pack_one(record)
+        return encode(record) if data is None else data
+
+    return encode_in_c
+
+
+def packer_in_c(packer: struct.Struct, cls: Any = None) -> Any:
+    """Give what packs and unpacks many tuples at once; None if there is none for this format."""
+    form = packer.format
+    orders = "@=<" if sys.byteorder == "little" else "@=>!"
+    mode = form[0] if form[0] in "@=<>!" else "@"
+    items = list(struct_items(form))
+    number = sum(1 if code == "s" else count for code, count in items if code != "x")
+    if _packer is None or mode not in orders or not 0 < number <= _MOST_FIELDS:
+        return None
+    if len(items) > 2 * _MOST_FIELDS:  # most of them padding: what follows is quadratic
+        return None
+    fields = []
+    before = mode
+    for code, count in items:
+        before += f"{count}{code}"
+        end = struct.calcsize(before)  # struct aligns the beginning of an item, so not the end
+        if code == "x":
+            continue
+        if code == "s":
+            if count == 0:  # is b"" and has no bytes
+                return None
+            fields.append(("s", end - count, count))
+            continue
+        width = struct.calcsize(mode + code)
+        kind = _PACKER_KINDS.get(code, code)
+        fields += [(kind, end - left * width, width) for left in range(count, 0, -1)]
+    return _packer.Packer(tuple(fields), packer.size, cls)
+
+
+_PACKER_KINDS = {
+    **dict.fromkeys("bhilqn", "i"),
+    **dict.fromkeys("BHILQN", "u"),
+    **dict.fromkeys("efd", "f"),
+}
+
+
+def packing_many(
+    packer: struct.Struct,
+    in_c: Any,
+    exact: tuple[type, ...],
+    encode: Callable[[Any], BytesLike],
+    values_of: Callable[[Any], Any] | None = None,
+) -> Callable[[Iterable[Any]], tuple[BytesLike, int]]:
+    """Give the encode_many of sequences, or of what values_of makes sequences of.
+
+    A list is packed as a whole, as long as its records are of the exact types and there is
+    nothing wrong with any of them; else one by one, which finds out what is wrong and where.
+    What else can be iterated may give one list again and again, with other items: one by one.
+    """
+    pack, size = packer.pack, packer.size
+    texts = [(itemgetter(index), limit) for index, limit in _limits(packer.format)]
+    types = set(exact)
+    one_by_one = encoder_of_many(encode)
+
+    def encode_many(records: Iterable[Any]) -> tuple[BytesLike, int]:
+        if type(records) is list or type(records) is tuple:
+            data = pack_tuples(records)
+            if data is not None:
+                return data, len(data) // size
+        return one_by_one(records)
+
+    def pack_all(records: Any) -> bytes | None:
+        records = tuple(records)  # another thread may be at the list
+        if not types.issuperset(map(type, records)):
+            return None
+        try:
+            if values_of is not None:
+                records = tuple(map(values_of, records))
+            if in_c is None and MASKED in loaded and not all(map(are_plain, records)):
+                return None
+            data: bytes | None = in_c.pack(records) if in_c is not None else join(records)
+        except (AttributeError, *_PACKING_FAILED):
+            return None
+        return data
+
+    def join(records: tuple[Any, ...]) -> bytes | None:
+        data = b"".join(starmap(pack, records))
+        # struct would cut them in silence
+        cut = any(max(map(len, map(text, records)), default=0) > limit for text, limit in texts)
+        return None if cut else data
+
+    # Of tuples, what is in C looks at the types by itself.
+    pack_tuples: Any = pack_all if in_c is None or values_of is not None else in_c.pack
+    return encode_many
+
+
+def _limits(form: str) -> tuple[tuple[int, int], ...]:
+    """Index and most bytes of each text item of a struct format."""
+    limits = []
+    index = 0
+    for code, count in struct_items(form):
+        if code == "s":
+            limits.append((index, count))
+            index += 1
+        elif code != "x":
+            index += count
+    return tuple(limits)
+
+
+def struct_codec(spec: str | struct.Struct) -> Codec:
+    packer = compiled(spec)
+    layout = struct_layout(packer)
+    size = packer.size
+    split = packer.iter_unpack
+    in_c = packer_in_c(packer)
+    encode = packing(packer, layout, (tuple, list), (tuple, list), in_c)
+    split_all: Any = None if in_c is None else in_c.unpack
+
+    def decode_many(data: BytesLike, count: int) -> list[Any]:
+        window = window_of(data, size * count)
+        return list(split(window)) if split_all is None else split_all(window)
+
+    encode_many = packing_many(packer, in_c, (tuple, list), encode)
+    return Codec(spec, layout, size, encode, encode_many, packer.unpack, decode_many)

@@ -1,0 +1,84 @@
+"""What comes beside a frame: descriptors and regions, checked and grouped."""
+
+from __future__ import annotations
+
+import fcntl
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+import fdpass
+from ipcqueue._records.messages import OUT_AGAIN, OUT_OF_LINE, Framed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+Spent: TypeAlias = fdpass.Fd | fdpass.MemoryRegion
+
+
+class Contents(NamedTuple):
+    """What came beside a frame: checked, and lent."""
+
+    fds: list[fdpass.Fd]
+    regions: list[list[fdpass.Fd]]  # the descriptors of each
+    outside: list[fdpass.Fd]  # that of the region in which the message travels, if it came along
+
+
+class Built(NamedTuple):
+    """A message that is copied but not handed on yet; owns what is attached to it."""
+
+    end: int  # where its frame ends
+    number: int  # of the message, from the first of the connection on
+    raw: Framed
+    fds: list[fdpass.Fd]
+    regions: list[fdpass.MemoryRegion]
+
+
+def carries_more(built: Built) -> bool:
+    return bool(built.fds or built.regions or built.raw.flags & OUT_OF_LINE)
+
+
+def is_there(built: Built) -> bool:
+    """Say whether the message was in a region of which no descriptor came with it."""
+    return bool(built.raw.flags & OUT_AGAIN)
+
+
+def grouped(descriptors: list[fdpass.Fd]) -> list[list[fdpass.Fd]]:
+    """Tell the descriptors of several regions apart: each a file, perhaps with a token behind it."""
+    groups: list[list[fdpass.Fd]] = []
+    for fd in descriptors:
+        if not groups or _is_memory(fd):
+            groups.append([])
+        groups[-1].append(fd)
+    return groups
+
+
+def _is_memory(fd: fdpass.Fd) -> bool:
+    try:
+        # Not fstat(), which a file system of the peer's own could answer when it likes.
+        fcntl.fcntl(fd.fileno(), fcntl.F_GET_SEALS)
+    except OSError:
+        return False
+    return True
+
+
+def attachments_of(messages: Iterable[Built]) -> list[Spent]:
+    spent: list[Spent] = []
+    for built in messages:
+        spent += built.fds
+        spent += built.regions
+    return spent
+
+
+def close_received(spent: Iterable[Spent]) -> None:
+    """Close what a stranger gave; that can be repeated."""
+    fds = []
+    for each in spent:
+        if isinstance(each, fdpass.Fd):
+            fds.append(each)
+        else:
+            each.close()
+    fdpass.close_untrusted(fds)
+
+
+def close_regions(built: Iterable[Built]) -> None:
+    for each in built:
+        close_received(each.regions)

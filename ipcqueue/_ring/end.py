@@ -1,0 +1,137 @@
+"""What the ends of both shapes of ring have in common.
+
+Threads: a step of Python here is several calls of the core, between which other threads may run,
+so each end has a lock; a single call of the core keeps the GIL (_build.py) and needs none.  The
+lock is re-entrant, because a signal handler may interrupt its own thread inside and use the same
+end.
+
+Exceptions between bytecodes (Ctrl-C): what the core does is complete when it returns, wake-up
+included, so an interrupted push has happened or has not.  A pop is more delicate, since the
+record lives only in this process from then on; see Call.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import fdpass
+from ipcqueue._core import ffi
+from ipcqueue._errors import ConcurrentUse, ForkedUse
+
+from .codes import DONE, FORKED
+from .memory import fork_generation
+from .views import Views
+
+if TYPE_CHECKING:
+    import weakref
+
+    from .codes import Trouble
+    from .memory import Mapping
+    from .patience import Patience
+
+
+class HasFileno(Protocol):
+    """What has a descriptor: the process behind a socket."""
+
+    def fileno(self) -> int:
+        """Return it."""
+
+
+class Place(NamedTuple):
+    """Where a ring is, and what it counts in."""
+
+    capacity: int  # units
+    unit: int  # bytes of one
+    bell: int  # the socket to ring the peer's doorbell on
+    start: int = 0  # the index to begin with
+    patience: Patience | None = None  # None: as is best
+    process: HasFileno | None = None  # of the peer
+
+
+class End(fdpass.Owner):
+    """One end of a ring of either shape: the core's struct, who may use it now, and its views.
+
+    While its memory is lent to the application, the ring is parked, and every other use fails: also
+    by a signal handler, while memory is being lent or taken back.  Where the loan or the borrowing
+    itself is gone, an exception (Ctrl-C) has kept its block from beginning or from ending, and it
+    is given back.
+    """
+
+    _look_call: Any
+
+    def __init__(self, place: Place, ring: Any, memory: Mapping, trouble: Trouble) -> None:
+        self.capacity = place.capacity
+        self._last_indices = (place.start, place.start)
+        self._trouble = trouble
+        self._lock = threading.RLock()
+        self._ring: Any = ring
+        self._memory: Any = memory.at  # of the slots or frames that it shows in place
+        self._generation = fork_generation()
+        self._parked: Any = None
+        self._borrower: weakref.ref[Any] | None = None
+        self._views = Views()
+        fdpass.renewed_after_fork(self)
+
+    def renew_locks(self) -> None:
+        """In a forked child: forget who held them."""
+        self._lock = threading.RLock()
+
+    def _usable(self) -> Any:
+        """Return the ring if it can be used after all, None if it is closed.
+
+        For when `_ring` is None.  Raises ConcurrentUse or LoanError while memory is lent.
+        """
+        if self._parked is None:
+            return self._ring
+        if fork_generation() != self._generation:
+            raise ForkedUse("this end belongs to the parent process; a child may only close it")
+        if self._borrower is not None:
+            if self._borrower() is not None:
+                raise ConcurrentUse("another loan or borrowing is open at this end")
+            self._forget()
+        self._views.check("this call has done nothing")
+        if self._parked is not None:  # else a signal handler has done it meanwhile
+            self._ring, self._parked = self._parked, None
+        return self._ring
+
+    def _forget(self) -> None:
+        """Take lent memory back as if nothing had been done with it, once its views are gone."""
+        self._borrower = None
+
+    def _unpark(self, ring: Any) -> None:
+        """Use the ring again, as nothing of it was lent after all."""
+        if self._parked is ring:  # else a signal handler has closed it
+            self._ring, self._parked, self._borrower = ring, None, None
+
+    def view(self, memory: Any, offset: int, size: int, *, arrays: bool = False) -> memoryview:
+        """Return a writable view of a part of lent memory, perhaps to make an array of."""
+        self._views.arrays = arrays
+        return self._views.new(memory, offset, size)
+
+    def _indices(self) -> tuple[int, int]:
+        """Return (head, tail); once closed, as they were then, so that one can still tell."""
+        with self._lock:
+            code = self._note_indices()
+        if code == FORKED:
+            self._trouble(code)
+        # An impossible index was not taken over; that it came, the next push or pop says.
+        return self._last_indices
+
+    def _note_indices(self) -> int:
+        """Note the indices as they are, unless this end is closed; return the core's result."""
+        ring = self._parked if self._ring is None else self._ring
+        if ring is None:
+            return DONE
+        head, tail = ffi.new("uint64_t *"), ffi.new("uint64_t *")
+        code = int(self._look_call(ring, head, tail))
+        self._last_indices = int(head[0]), int(tail[0])
+        return code
+
+    def _withdraw(self) -> Any:
+        """Return the ring for the last time."""
+        with self._lock:
+            self._note_indices()
+            ring = self._parked if self._ring is None else self._ring
+            self._ring = self._parked = self._memory = None
+        return ring

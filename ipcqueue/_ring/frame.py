@@ -1,0 +1,18 @@
+"""What both ends of a ring of frames know of one."""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING
+
+from ipcqueue._core import lib
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+MAX_FDS: int = lib.IPCQ_MAX_FRAME_FDS
+HEADER: int = lib.IPCQ_FRAME_ALIGN
+PACKED_HEADER = struct.Struct("=IIHHHH")  # struct ipcq_frame
+MAX_EXTENT = 1 << 32  # of one frame: its size is a u32
+MAX_ATTACHED: int = lib.IPCQ_MAX_ATTACHED
+extent: Callable[[int], int] = lib.ipcq_frame_extent

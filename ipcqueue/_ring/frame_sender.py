@@ -1,0 +1,420 @@
+"""The sending end of a ring of frames: messages of any length, with what is attached to them."""
+
+from __future__ import annotations
+
+import operator
+import os
+import stat
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+import fdpass
+from ipcqueue._binding import direct
+from ipcqueue._core import ffi, lib
+from ipcqueue._errors import BadRecord, Unaccepted
+from ipcqueue._records.messages import OUT_AGAIN, OUT_OF_LINE, OUTSIDE, Framed, tuple_of
+
+from .bounds import LARGE, MOST_BYTES
+from .codes import CLOSED, DONE, ERROR, FULL, STUCK, Trouble
+from .frame import HEADER, MAX_EXTENT, MAX_FDS, PACKED_HEADER, extent
+from .memory import U64, Mapping, address_of, copy_memory
+from .outside import PLACE_SIZE, Outgoing, Outside
+from .sender import BatchSending, SenderEnd
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from ipcqueue._records.messages import Limits, MessageCodec
+
+    from .end import Place
+
+_push, _push_many = lib.ipcq_frame_push, lib.ipcq_frame_push_many
+_push_outside = lib.ipcq_frame_push_outside
+_commit = lib.ipcq_frame_commit
+_RUN = 256  # messages in one call of the core; a guess
+
+
+class Admission(Protocol):
+    """Who says whether descriptors may be sent now: those on their way are counted."""
+
+    def admit(self, count: int) -> bool:
+        """Say whether `count` of them may be sent; if so, settle() follows."""
+
+    def settle(self, *, sent: bool) -> None:
+        """Note what became of what was admitted."""
+
+
+class Parcel(fdpass.Owner):
+    """One message ready to go: its frame, its bytes, and the descriptors beside it.
+
+    Borrows the descriptors; has, until close(), a memory region to itself if the message travels
+    outside the ring.
+    """
+
+    def __init__(
+        self,
+        framed: Framed,
+        fds: Sequence[int],
+        regions: Sequence[int],
+        outside: Outside | None,
+        kept: object,
+    ) -> None:
+        data, tag, flags = framed
+        self.outside = outside
+        self.use: Any = None  # of the region, once the message is in it
+        self._kept = kept
+        self._attached = [*fds, *regions]
+        if outside is not None:
+            data, flags = bytes(PLACE_SIZE), flags | OUT_OF_LINE
+        self.data = data
+        self.frame = ffi.new("struct ipcq_frame *")
+        self.frame.size, self.frame.tag, self.frame.flags = len(data), tag, flags
+        self.frame.fds, self.frame.regions = len(fds), len(regions) + (outside is not None)
+        self.numbers = ffi.new("int[]", self._attached)
+
+    def settle(self, *, again: bool) -> None:
+        """Say in the frame whether the peer has the region of the message already."""
+        frame = self.frame
+        attached = len(self._attached) - frame.fds
+        flags = int(frame.flags) & ~OUTSIDE | (OUT_AGAIN if again else OUT_OF_LINE)
+        frame.flags, frame.regions = flags, attached + (not again)
+
+    def fill(self, outside: Outside) -> None:
+        """Copy the message into its region; raise OSError if there is no memory for that."""
+        self.data, region = outside.fill()
+        if not region.sent:
+            self.numbers = ffi.new("int[]", [*self._attached, region.memfd.fileno()])
+        self.use = region.use
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self.outside is not None:
+            self.outside.close()
+
+
+class FrameBatch:
+    """Encoded messages, none of them sent yet."""
+
+    def __init__(self, data: Sequence[Any], framed: Sequence[Framed] | None = None) -> None:
+        self.data = data
+        self.count = len(data)
+        self._framed = framed  # None: they have no tags and no flags
+
+    def framed(self, start: int, end: int) -> Sequence[Framed]:
+        """Return the messages from number `start` to before `end`."""
+        if self._framed is None:
+            return [Framed(data, 0, 0) for data in self.data[start:end]]
+        return self._framed[start:end]
+
+
+class FrameSender(SenderEnd):
+    """The sending end of a ring of frames."""
+
+    def __init__(
+        self,
+        own: Mapping,
+        peer: Mapping,
+        place: Place,
+        codec: MessageCodec,
+        trouble: Trouble,
+        limits: Limits,
+        inline: int,
+    ) -> None:
+        super().__init__(own, peer, place, trouble)
+        self._plain = codec.spec is bytes  # a record is the bytes of its message
+        self._encode = codec.encode
+        self._limits = limits
+        self._inline = min(inline, MAX_EXTENT)
+        self._frame = ffi.new("struct ipcq_frame *")
+        self._regions = Outgoing()
+        self.flight: Admission | None = None
+        """What to ask before descriptors are sent, if they are counted."""
+
+    @property
+    def enough(self) -> int:
+        """The bytes of space that are enough for any message; what is longer travels outside."""
+        return max(self._inline, HEADER + PLACE_SIZE)
+
+    def _travels_outside(self, size: int) -> bool:
+        return size > 0 and extent(size) > self._inline
+
+    def parcel(
+        self,
+        record: Any,
+        fds: Iterable[int | fdpass.Fd] | None = None,
+        regions: Iterable[fdpass.MemoryRegion] | None = None,
+    ) -> Parcel:
+        """Encode a message; raise BadRecord, TooLarge or Unaccepted for what cannot be sent."""
+        return self._parcel_of(self._encode(record), fds, regions)
+
+    def _parcel_of(
+        self,
+        framed: Framed,
+        fds: Iterable[int | fdpass.Fd] | None = None,
+        regions: Iterable[fdpass.MemoryRegion] | None = None,
+    ) -> Parcel:
+        size = len(framed.data)
+        self._limits.check_size(size)
+        fds, regions = tuple_of("fds", fds), tuple_of("regions", regions)
+        self._limits.check_attached(len(fds), len(regions))
+        numbers = [self._checked_fd(fd) for fd in fds]
+        of_regions = [d.fileno() for region in regions for d in self._given(region)]
+        outside = self._travels_outside(size)
+        count = len(numbers) + len(of_regions) + outside
+        if count > MAX_FDS:
+            raise BadRecord(
+                f"{len(numbers)} descriptors and {len(regions)} regions"
+                + (f" and {size} bytes that travel as a region" if outside else "")
+                + f" are {count} descriptors, and one message carries at most {MAX_FDS}"
+            )
+        elsewhere = Outside(framed.data) if outside else None
+        return Parcel(framed, numbers, of_regions, elsewhere, (fds, regions))
+
+    def _checked_fd(self, fd: int | fdpass.Fd) -> int:
+        try:
+            number = fd.fileno() if hasattr(fd, "fileno") else operator.index(fd)
+            mode = os.fstat(number).st_mode
+        except (OSError, OverflowError, AttributeError, TypeError, ValueError) as error:
+            raise BadRecord(f"expected an open descriptor, got {fd!r}") from error
+        if stat.S_ISSOCK(mode) and not self._limits.sockets:
+            raise Unaccepted(f"descriptor {number} is a socket, and the receiver accepts none")
+        return number
+
+    def _given(self, region: fdpass.MemoryRegion) -> tuple[fdpass.Fd, ...]:
+        if not isinstance(region, fdpass.MemoryRegion):
+            raise BadRecord(f"expected a MemoryRegion, got {type(region).__name__}")
+        if region.mode == "shared" and not self._limits.shared:
+            raise Unaccepted("the region is shared, and the receiver accepts none that are")
+        try:
+            return region.descriptors()
+        except fdpass.FdPassError as error:
+            raise BadRecord(f"the region cannot be given: {error}") from error
+
+    def try_push(self, record: Any) -> bool:
+        """Publish one message; False if there is no space.  Raises BadRecord, TooLarge."""
+        return self.push_framed(self._encode(record))
+
+    def push_framed(self, framed: Framed) -> bool:
+        """Publish one message that is encoded already; see try_push."""
+        if self._travels_outside(len(framed.data)):
+            with self._parcel_of(framed) as parcel:
+                return bool(self.try_send(parcel))
+        self._limits.check_size(len(framed.data))
+        if len(framed.data) > LARGE:
+            return self._sent(self._push_large(*framed))
+        data, frame = framed.data, self._frame
+        # Released, not left to the garbage collector: kept in a traceback that is part of a cycle,
+        # a buffer of cffi over a memoryview crashes it (cffi 2.1, CPython 3.11).
+        with ffi.from_buffer(data) as buffer, self._lock:
+            ring = self._ring if self._ring is not None else self._usable()
+            frame.size, frame.tag, frame.flags = len(data), framed.tag, framed.flags
+            code = CLOSED if ring is None else _push(ring, frame, buffer, ffi.NULL)
+        return self._sent(code)
+
+    def _push_large(self, data: Any, tag: int, flags: int) -> int:
+        """Copy a large message into the ring while other threads run, and publish it; return a code.
+
+        The ring is parked meanwhile, so that no other call writes there: those of other threads wait
+        for the lock, also the short way, which takes none.  A signal handler of this thread may use
+        this end (the lock is re-entrant, and nothing of the ring is lent): then all begins again.
+        """
+        size = len(data)
+        frame = ffi.new("struct ipcq_frame *", [size, tag, flags, 0, 0, 0])
+        at, run = ffi.new("char **"), ffi.new("uint64_t *")
+        units, done = extent(size), 0
+        with ffi.from_buffer(data) as buffer, self._lock:
+            while True:
+                ring = self._ring if self._ring is not None else self._usable()
+                if ring is None:
+                    return CLOSED
+                self._parked, self._ring = ring, None
+                try:
+                    code = int(lib.ipcq_reserve(ring, units, at, run))
+                    if code:
+                        return code
+                    to, from_, done = at[0] + HEADER, buffer, 0
+                    while done < size:
+                        count = min(size - done, MOST_BYTES)
+                        # No bytecode between the look and the copy can be interrupted.
+                        if self._parked is not ring or self._borrower is not None:
+                            break
+                        copy_memory(to + done, from_ + done, count)
+                        done += count
+                    else:
+                        # Nor any between the look and the commit.
+                        if self._parked is ring and self._borrower is None:
+                            return int(_commit(ring, frame, 1))
+                finally:
+                    if self._borrower is None:
+                        self._unpark(ring)
+
+    push_slowly = try_push  # what try_push does where the short way ends
+
+    def try_send(self, parcel: Any) -> bool | None:
+        """Publish one message with what is attached to it.
+
+        False if there is no space; None if the socket has no room for descriptors just now.
+        """
+        outside = parcel.outside
+        if outside is not None and parcel.use is None and not self._put_outside(parcel, outside):
+            return False
+        frame, numbers, use = parcel.frame, parcel.numbers, parcel.use
+        with ffi.from_buffer(parcel.data) as buffer, self._lock:
+            ring = self._ring if self._ring is not None else self._usable()
+            count = frame.fds + frame.regions
+            flight = self.flight if count else None
+            if ring is None:
+                code = CLOSED
+            elif flight is not None and not flight.admit(count):
+                code = STUCK
+            else:
+                if use is None:
+                    code = _push(ring, frame, buffer, numbers)
+                else:
+                    code = _push_outside(ring, frame, buffer, numbers, use)
+                if flight is not None:
+                    flight.settle(sent=code == DONE)
+        return None if code == STUCK else self._sent(code)
+
+    def _put_outside(self, parcel: Parcel, outside: Outside) -> bool:
+        """Copy a message into a region; False if there is none, or no space for its frame.
+
+        Both are looked at first: copying it in vain would take the longest.
+        """
+        head, tail = ffi.new("uint64_t *"), ffi.new("uint64_t *")
+        at, run = ffi.new("char **"), ffi.new("uint64_t *")
+        taken = False
+        with self._lock:
+            ring = self._ring if self._ring is not None else self._usable()
+            # This fails in a forked child, which must not write where its parent does.
+            code = CLOSED if ring is None else lib.ipcq_sender_indices(ring, head, tail)
+            if not code:
+                taken = outside.take(self._regions, int(tail[0]))
+                parcel.settle(again=not taken or outside.again)
+                code = lib.ipcq_reserve(ring, self.units(parcel), at, run)
+        if code:
+            outside.put_back()
+            return self._sent(code)
+        if taken:
+            try:
+                parcel.fill(outside)
+            except fdpass.ClosedFd:
+                self._trouble(CLOSED)
+        return taken
+
+    def close(self) -> None:
+        """Let go of memory and socket.  A push in progress ends first."""
+        super().close()
+        self._regions.close()
+
+    def _sent(self, code: int) -> bool:
+        if not code:
+            return True
+        if code == FULL:
+            return False
+        if code == ERROR:
+            number = ffi.errno
+            raise OSError(number, f"sending descriptors: {os.strerror(number)}")
+        self._trouble(code)
+
+    def batch(self, records: Iterable[Any]) -> FrameBatch:
+        """Encode messages to push; raise BadRecord or TooLarge if one of them is none."""
+        framed: list[Framed] = []
+        try:
+            for record in records:
+                one = self._encode(record)
+                self._limits.check_size(len(one.data))
+                framed.append(one)
+        except BadRecord as error:
+            raise type(error)(f"record {len(framed)}: {error}") from None
+        return FrameBatch([one.data for one in framed], framed)
+
+    def parcel_in(self, batch: Any, start: int) -> Parcel | None:
+        """Return message number `start` of a batch as a parcel if it travels outside the ring."""
+        if not self._travels_outside(len(batch.data[start])):
+            return None
+        (framed,) = batch.framed(start, start + 1)
+        return self._parcel_of(framed)
+
+    def try_push_many(self, batch: Any, start: int) -> int:
+        """Publish messages from number `start` on; return how many, which may be some of them."""
+        run: list[Framed] = []
+        room = min(self.capacity, MOST_BYTES)
+        for framed in batch.framed(start, start + _RUN):
+            room -= extent(len(framed.data))
+            if self._travels_outside(len(framed.data)) or (run and room < 0):
+                break
+            run.append(framed)
+        frames = ffi.from_buffer(
+            "struct ipcq_frame[]",
+            b"".join(PACKED_HEADER.pack(len(f.data), f.tag, f.flags, 0, 0, 0) for f in run),
+        )
+        data = b"".join(f.data for f in run)
+        pushed = ffi.new("uint64_t *")  # its own: a signal handler may use this end in between
+        with self._lock:
+            ring = self._ring if self._ring is not None else self._usable()
+            code = CLOSED
+            if ring is not None:
+                code = _push_many(ring, frames, data, len(run), pushed)
+            done = int(pushed[0])
+        return done if self._sent(code) else 0
+
+    def units(self, parcel: Any) -> int:
+        """Return the bytes of space to wait for when there was none for this parcel."""
+        with self._lock:
+            ring = self._ring if self._ring is not None else self._usable()
+            if ring is None:
+                return 0
+            units = int(lib.ipcq_frame_units(ring, parcel.frame))
+            until = None if parcel.outside is None else parcel.outside.until
+            if until is None:
+                return units
+            head, tail = ffi.new("uint64_t *"), ffi.new("uint64_t *")
+            lib.ipcq_sender_indices(ring, head, tail)
+            # There is so much space once the frame that ends there was taken.
+            space: int = self.capacity - ((int(head[0]) - until) & U64)
+            return max(units, space)
+
+    def units_of(self, batch: Any, start: int) -> int:
+        """Return the bytes to wait for when there was no space for message `start` of a batch."""
+        return extent(len(batch.data[start]))
+
+
+# What an Endpoint makes its ends of: with the short way, if there is one.
+sender: type[FrameSender] = FrameSender
+
+
+if direct is not None:
+
+    class DirectFrameSender(direct.FrameSender, FrameSender):  # type: ignore[misc]
+        """A FrameSender whose try_push is one call of C for bytes; see core/direct.c."""
+
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            inside = min(self._inline, self.capacity) // HEADER * HEADER - HEADER
+            most = min(inside, self._limits.max_message, LARGE)
+            self.shorten(address_of(self._ring), most, None if self._plain else self._encode)
+
+        def push_many(self, records: Iterable[Any]) -> int | BatchSending:
+            """Encode messages and publish what fits; see SenderEnd."""
+            done = self.push_all(records)
+            if type(done) is int:
+                return done
+            if done is None:
+                return super().push_many(records)
+            done, pieces = done
+            return BatchSending(self, FrameBatch(pieces), done)
+
+        def batch(self, records: Iterable[Any]) -> FrameBatch:
+            """Encode messages to push; raise BadRecord or TooLarge if one of them is none."""
+            pieces = self.pieces(records)
+            return super().batch(records) if pieces is None else FrameBatch(pieces)
+
+        def try_push_many(self, batch: Any, start: int) -> int:
+            """Publish messages from number `start` on; return how many, perhaps some of them."""
+            # What the C code takes has no tags and no flags.
+            done = self.push_run(batch.data, start) if self._plain else 0
+            return done or super().try_push_many(batch, start)
+
+    sender = DirectFrameSender

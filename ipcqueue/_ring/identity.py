@@ -1,0 +1,36 @@
+"""What a segment says about itself, once; drawn in core/layout.h."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+MAGIC = b"MEMENPSF"
+LAYOUT_VERSION = 2
+BYTE_ORDER = 0x01020304
+HEADER_SIZE = 4096
+
+
+class Identity(NamedTuple):
+    """What a segment says about itself; the fields are those of core/ring.h."""
+
+    slot_size: int
+    capacity: int
+    segment_size: int
+    fingerprint: bytes
+    creator_pid: int
+    name: str
+    record: str
+    magic: bytes = MAGIC
+    layout_version: int = LAYOUT_VERSION
+    byte_order: int = BYTE_ORDER
+    header_size: int = HEADER_SIZE
+    shape: int = 0
+    max_message: int = 0
+    accept_fds: int = 0
+    accept_regions: int = 0
+    accept_flags: int = 0
+
+    @property
+    def layout(self) -> tuple[bytes, int, int]:
+        """What two sides must have in common to understand each other's ring."""
+        return self.fingerprint, self.slot_size, self.shape

@@ -1,0 +1,257 @@
+"""What the receiving ends of both shapes of ring have in common."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ipcqueue._core import lib
+from ipcqueue._waiting import lib as waiting
+
+from .codes import DONE, EMPTY
+from .end import End
+from .memory import allocate
+from .patience import ADAPTIVE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from ipcqueue._records.messages import Received
+
+    from .bounds import Budget
+    from .call import Call, Hands
+    from .codes import Trouble
+    from .end import Place
+    from .memory import Mapping
+    from .views import Lent
+
+
+class ReceiverEnd(End):
+    """What the receiving ends of both shapes of ring share."""
+
+    _look_call = lib.ipcq_receiver_indices
+
+    def __init__(self, own: Mapping, peer: Mapping, place: Place, trouble: Trouble) -> None:
+        ring = allocate("ipcq_receiver *", lib.ipcq_receiver_size(), own.at, peer.at)
+        lib.ipcq_receiver_init(
+            ring, own.at, peer.at, place.capacity, place.unit, place.bell, place.start
+        )
+        patience = place.patience or ADAPTIVE
+        self._keeps = not patience.yields
+        lib.ipcq_receiver_patience(ring, *patience)
+        super().__init__(place, ring, peer, trouble)
+        self._hands: Hands = []  # replaced as a whole, never changed
+        self._suspect: Any = None
+
+    def _without(self, call: Call, *instead: tuple[Call, Any]) -> tuple[Hands, Hands]:
+        """Return `_hands`, and what becomes of them when a call lets go of what it has.
+
+        `instead` takes its place.  For the caller to store, if `_hands` are still the same: else a
+        signal handler or another thread has changed them meanwhile.
+        """
+        hands, new = self._hands, []
+        for each in hands:
+            if each[0] is not call:
+                new.append(each)
+            else:
+                new += instead
+        return hands, new
+
+    def _left_over(self) -> tuple[Hands, list[Any], Hands]:
+        """Return `_hands`, what of them nobody holds any more, in order, and the rest."""
+        hands, free, rest = self._hands, [], []
+        for each in hands:
+            if each[0].over:
+                free.append(each[1])
+            else:
+                rest.append(each)
+        return hands, free, rest
+
+    def _gives_up(self, data: Any, error: BaseException, again: Callable[[], object]) -> bool:
+        """Whether a record is given up that could not be decoded, because of `error`.
+
+        `data` is what it is made of, and `again()` decodes it once more.  An error that does not come
+        again, or not of the same type, was perhaps that of a signal handler: it is raised as it is,
+        and the record stays.  So is what is no Exception, which may be a Ctrl-C or the end of a
+        program, and a shortage of memory, which may be over later.  All this is for the first time:
+        nothing else can be received until a record that never can be decoded is given up.
+        """
+        mild = isinstance(error, Exception) and not isinstance(error, MemoryError)
+        suspect = self._is_suspect(data)
+        if not mild and not suspect:
+            self._suspect = data
+            return False
+        try:
+            again()
+        except Exception as second:  # noqa: BLE001 (whatever a function of the user)
+            if mild and not suspect and type(second) is not type(error):
+                self._suspect = data
+                return False
+            return not (mild and isinstance(second, MemoryError))
+        except BaseException as second:
+            if type(second) is type(error):
+                return True
+            raise
+        return False
+
+    def _is_suspect(self, data: Any) -> bool:
+        """Whether decoding it, or a batch that it was in, has ended in no mere Exception before."""
+        return bool(self._suspect == data)
+
+    dropped = 0
+    """How many attachments were closed because nobody took them."""
+
+    in_steps = False
+    """Whether an attempt copies only a piece of a large message, as an event loop waits for it."""
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether a large message is copied in part: the next attempts go on, without any waiting."""
+        return False
+
+    @property
+    def lacking(self) -> int | None:
+        """Where the message begins whose descriptors are still in the socket; None if none is."""
+        return None
+
+    def most_at_once(self) -> int:
+        """Return how many records to take at most where the caller has no limit."""
+        raise NotImplementedError
+
+    def prepare(self, limit: int, budget: Budget | None = None) -> None:
+        """Do what can be done for the next `limit` records without taking them."""
+
+    def try_pop(self) -> Any:
+        """Take one record; None if there is none."""
+        raise NotImplementedError
+
+    def try_pop_many(self, limit: int, budget: Budget | None = None) -> Any:
+        """Take up to `limit` records and no more than a ringful; None if there are none."""
+        raise NotImplementedError
+
+    def try_receive(self) -> Received | None:
+        """Take one record as a message, with what is attached to it; None if there is none."""
+        raise NotImplementedError
+
+    ahead: list[Any] | None = None
+    """The records that take_many() has taken, or a loop ahead of itself; whoever fetches them puts
+    None there."""
+
+    place = 0
+    """Where in `ahead` the next one stands; those before it were handed out."""
+
+    spins = False
+    """Whether a patient loop, see ready(), looks for what is about to come."""
+
+    def ready(self, patient: bool) -> Iterable[Any]:  # noqa: ARG002 (as in core/direct.c)
+        """Return, for a loop, the records that can be taken the short way, one by one.
+
+        `patient`: after looking for one as long as that is worth it.  A loop, since between its
+        step and its variable CPython looks for no signal, as it does after each call.
+        """
+        return ()
+
+    def pop_ready(self, limit: int, *, bounded: bool = False) -> Any:  # noqa: ARG002 (as in the direct ones)
+        """Take up to `limit` records the short way; None if that is not to be had."""
+        return None
+
+    def take_many(self, limit: int, most_bytes: int = 0, many: int = 0) -> bool:  # noqa: ARG002 (as in core/direct.c)
+        """Take up to `limit` the short way, into `ahead`; False if that is not to be had.
+
+        About `most_bytes` at most, if stated; `many`, if stated, are enough even if others follow
+        that are not to be had so.
+        """
+        return False
+
+    def is_empty(self) -> bool:
+        """Whether nothing waits, and the ring says of nothing wrong; False if that is not known."""
+        return False
+
+    def fetch_ahead(self, limit: int) -> list[Any] | None:
+        """Return what take_many() has taken, or what a handler or another thread left of it.
+
+        What stands in `ahead` by then may be what a loop has taken since, and more than `limit`:
+        the rest stays there.
+        """
+        # No bytecode between these can be interrupted.
+        records, place = self.ahead, self.place
+        if records is None:
+            return None
+        if place or records[limit:]:
+            records, rest = records[place : place + limit], records[place + limit :]
+            self.ahead = rest or None
+            self.place = 0
+        else:
+            self.ahead = None
+        return records
+
+    def is_quiet(self) -> bool:
+        """Whether nothing waits, in ring and socket, and nothing is wrong; False if not known."""
+        return False
+
+    def looked(self) -> None:
+        """Note that the socket was just looked at."""
+
+    def all(self, receive: Callable[[], Any], end: type[BaseException]) -> Iterator[Any]:
+        """Yield what `receive` returns until it raises `end`; perhaps taking some ahead."""
+        try:
+            while True:
+                yield receive()
+        except end:
+            return
+
+    def holds(self) -> bool:
+        """Whether records wait in this process already."""
+        raise NotImplementedError
+
+    def lend_records(
+        self, limit: int, borrower: object, *, bounded: bool = False
+    ) -> list[Lent] | None:
+        """Lend up to `limit` of what waits; None if nothing does.  `bounded`: see _bounds.py.
+
+        Everything else fails until end_borrowing(), or until `borrower` is gone.
+        """
+        raise NotImplementedError
+
+    def end_borrowing(self, *, take: bool) -> None:
+        """Take the memory back, and free what was lent if it is to be taken."""
+        raise NotImplementedError
+
+    def has_records(self) -> bool:
+        """Whether records wait in the ring; also for what else there is no need to wait for."""
+        ring = self._ring
+        return ring is None or waiting.ipcq_spin_records(ring, 0) == DONE
+
+    def look(self) -> bool:
+        """Look for records as long as that is worth it."""
+        ring = self._ring
+        return ring is None or waiting.ipcq_await_records(ring) == DONE
+
+    def arm(self) -> bool:
+        """Ask for a doorbell when there is a record; False if there is no need to sleep."""
+        ring = self._ring
+        if ring is None or self.holds():
+            return False
+        # What it lacks comes through the socket, too.
+        return bool(lib.ipcq_arm_records(ring) == EMPTY) or self.lacking is not None
+
+    def disarm(self) -> None:
+        """Take that back."""
+        ring = self._ring
+        if ring is not None:
+            lib.ipcq_disarm_records(ring)
+
+    def indices(self) -> tuple[int, int]:
+        """Return the units published by the peer, and those taken; also once closed."""
+        return self._indices()
+
+    def close(self) -> None:
+        """Let go of memory and socket.  A pop in progress ends first."""
+        ring = self._withdraw()
+        if ring is not None:
+            lib.ipcq_receiver_silence(ring)
+
+    def drop_strays(self) -> None:
+        """Close the descriptors of a message that its sender did not live to publish."""
+
+    def discard(self) -> None:
+        """Close the descriptors of messages that nobody will take; takes no lock."""

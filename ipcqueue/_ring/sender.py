@@ -1,0 +1,207 @@
+"""What the sending ends of both shapes of ring have in common."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from ipcqueue._core import ffi, lib
+from ipcqueue._waiting import lib as waiting
+
+from .codes import CLOSED, DONE, FULL
+from .end import End
+from .memory import allocate, offset_in
+from .patience import ADAPTIVE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from contextlib import AbstractContextManager
+
+    from .codes import Trouble
+    from .end import Place
+    from .memory import Mapping
+
+
+class SenderEnd(End):
+    """What the sending ends of both shapes of ring share."""
+
+    _look_call = lib.ipcq_sender_indices
+
+    def __init__(self, own: Mapping, peer: Mapping, place: Place, trouble: Trouble) -> None:
+        ring = allocate("ipcq_sender *", lib.ipcq_sender_size(), own.at, peer.at)
+        lib.ipcq_sender_init(
+            ring, own.at, peer.at, place.capacity, place.unit, place.bell, place.start
+        )
+        if place.process is not None:
+            lib.ipcq_sender_watch(ring, place.process.fileno())
+        patience = place.patience or ADAPTIVE
+        lib.ipcq_sender_patience(ring, *patience)
+        super().__init__(place, ring, own, trouble)
+
+    def try_push(self, record: Any) -> bool:
+        """Publish one record; False if there is no space.  Raises BadRecord."""
+        raise NotImplementedError
+
+    def parcel(
+        self, record: Any, fds: Iterable[Any] | None = None, regions: Iterable[Any] | None = None
+    ) -> AbstractContextManager[Any]:
+        """Encode a record, to try more than once; raise BadRecord if it cannot be sent."""
+        raise NotImplementedError
+
+    def try_send(self, parcel: Any) -> bool | None:
+        """Publish what was encoded; False if there is no space, None if the socket is full."""
+        raise NotImplementedError
+
+    def units(self, parcel: Any) -> int:
+        """Return the space to wait for when there was none for this parcel."""
+        raise NotImplementedError
+
+    def batch(self, records: Iterable[Any]) -> Any:
+        """Encode records, `count` of them; raise BadRecord if one of them cannot be sent."""
+        raise NotImplementedError
+
+    def push_many(self, records: Iterable[Any]) -> int | BatchSending:
+        """Encode records, and publish at once what that can be done with; raise as batch().
+
+        Return how many if that was all of them, else what is still to be done.
+        """
+        return BatchSending(self, self.batch(records))
+
+    def parcel_in(self, batch: Any, start: int) -> AbstractContextManager[Any] | None:
+        """Return record number `start` of a batch as a parcel if it must be sent by itself."""
+        raise NotImplementedError
+
+    def try_push_many(self, batch: Any, start: int) -> int:
+        """Publish records from number `start` on, as many as fit; return how many.
+
+        The first of them need not be sent by itself.
+        """
+        raise NotImplementedError
+
+    def units_of(self, batch: Any, start: int) -> int:
+        """Return the space to wait for when there was none for the rest of the batch."""
+        raise NotImplementedError
+
+    def lend_space(self, units: int, borrower: object) -> tuple[Any, int, int] | None:
+        """Lend the memory of the next `units`; None if it is not there.
+
+        Returns the segment, the offset in it, and how many of the units are contiguous.
+        Everything else fails until end_loan(), or until `borrower` is gone.
+        """
+        code, lent, reference = CLOSED, None, weakref.ref(borrower)
+        with self._lock:
+            ring = self._ring if self._ring is not None else self._usable()
+            memory = self._memory
+            if ring is not None:
+                self._parked, self._ring, self._borrower = ring, None, reference
+                try:
+                    at, run = ffi.new("char **"), ffi.new("uint64_t *")
+                    code = lib.ipcq_reserve(ring, units, at, run)
+                    lent = None if code else (memory, offset_in(memory, at[0]), int(run[0]))
+                finally:
+                    if lent is None:
+                        self._unpark(ring)
+        if code and code != FULL:
+            self._trouble(code)
+        return lent
+
+    def end_loan(self, commit: Callable[[Any], int] | None) -> None:
+        """Take the memory back, and publish with `commit(ring)` unless that is None.
+
+        Raises LoanError, and publishes nothing, while views of it are left.
+        """
+        code = DONE
+        with self._lock:
+            ring = self._parked
+            try:
+                if commit is not None:
+                    self._views.check("nothing was published of this loan")
+                    code = CLOSED if ring is None else commit(ring)
+            finally:
+                self._forget()
+            self._usable()
+        if code:
+            self._trouble(code)
+
+    @property
+    def enough(self) -> int:
+        """The space that is enough for any record."""
+        return 1
+
+    def has_space(self, units: int = 1) -> bool:
+        """Whether there is space; also for what else there is no need to wait for."""
+        ring = self._ring
+        return ring is None or waiting.ipcq_spin_space(ring, units, 0) == DONE
+
+    def look(self, units: int) -> bool:
+        """Look for space as long as that is worth it."""
+        ring = self._ring
+        return ring is None or waiting.ipcq_await_space(ring, units) == DONE
+
+    def arm(self, units: int = 1) -> bool:
+        """Ask for a doorbell when there is space; False if there is no need to sleep."""
+        ring = self._ring
+        return ring is not None and lib.ipcq_arm_space(ring, units) == FULL
+
+    def disarm(self) -> None:
+        """Take that back."""
+        ring = self._ring
+        if ring is not None:
+            lib.ipcq_disarm_space(ring)
+
+    def indices(self) -> tuple[int, int]:
+        """Return the units published, and those of them taken by the peer; also once closed."""
+        return self._indices()
+
+    def close(self) -> None:
+        """Let go of memory and socket.  A push in progress ends first."""
+        ring = self._withdraw()
+        if ring is not None:
+            lib.ipcq_sender_silence(ring)
+
+
+class Sending:
+    """One record on its way, with what is attached to it."""
+
+    def __init__(self, sender: SenderEnd, parcel: Any) -> None:
+        self._sender = sender
+        self._parcel = parcel
+        self.stuck = False
+        """Whether the last attempt found space, but the socket took no descriptors."""
+
+    def attempt(self) -> bool | None:
+        """Send it; None if it must wait for space.  True also if it is stuck."""
+        sent = self._sender.try_send(self._parcel)
+        self.stuck = sent is None
+        return None if sent is False else True
+
+    def units(self) -> int:
+        """Return how much space to wait for."""
+        return self._sender.units(self._parcel)
+
+
+class BatchSending:
+    """Many records on their way, encoded already: in runs, or by themselves if need be."""
+
+    def __init__(self, sender: SenderEnd, batch: Any, done: int = 0) -> None:
+        self._sender = sender
+        self._batch = batch
+        self.done = done
+        """How many have been sent."""
+
+    @property
+    def left(self) -> int:
+        """How many have not."""
+        return int(self._batch.count) - self.done
+
+    def alone(self) -> Any:
+        """Return the next as a parcel, to be closed, if it must go by itself; else None."""
+        return self._sender.parcel_in(self._batch, self.done)
+
+    def attempt(self) -> int | None:
+        """Send as many as there is space for; return their number, None if there was none."""
+        return self._sender.try_push_many(self._batch, self.done) or None
+
+    def units(self) -> int:
+        """Return how much space to wait for."""
+        return self._sender.units_of(self._batch, self.done)
