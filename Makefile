@@ -1,12 +1,12 @@
 # Everything here runs in a private environment, .venv, that is made on first use.
 # PYTHON is the interpreter to build it with (3.11 or later); ARGUMENTS are for `make bench` and for
 # every pytest; `make test` runs TESTED, all but the campaigns unless told otherwise, and
-# `make sanitize` TESTS; LANES are options of tests/lanes.py, such as `--jobs 1`.
+# `make sanitize` TESTS; LANES are options of tests/kit/lanes.py, such as `--jobs 1`.
 
 PYTHON ?= python3
 ARGUMENTS ?=
 LANES ?=
-TESTED ?= $(wildcard tests/test_*.py)
+TESTED ?= $(filter-out tests/reliability/% tests/fuzz/%,$(wildcard tests/*/test_*.py))
 BIN := .venv/bin
 STAMP := .venv/installed
 # setuptools warns at each editable install that there are folders named as the packages.
@@ -19,16 +19,16 @@ demo: $(STAMP)
 	$(BIN)/python examples/demo.py
 
 test: $(STAMP)
-	$(BIN)/python tests/lanes.py $(LANES) $(TESTED) -- $(ARGUMENTS)
+	$(BIN)/python tests/kit/lanes.py $(LANES) $(TESTED) -- $(ARGUMENTS)
 
 # Before each commit: what is wrong at first sight, and the half of the tests that takes no time.
-SLOW := $(patsubst %,tests/test_%.py,benchmarks benchmarks_hostile examples examples_frames \
-	examples_packets harness ipcqueue_attachments ipcqueue_blocking ipcqueue_direct ipcqueue_frames \
-	ipcqueue_loan ipcqueue_shortage ipcqueue_strikes memenpsf_listener memenpsf_listener_strikes \
-	memenpsf_processes memenpsf_serve memenpsf_trio model packaging)
+SLOW := $(wildcard tests/examples/*.py tests/model/*.py tests/signals/*.py) \
+	$(patsubst %,tests/ipcqueue/test_%.py,attachments blocking direct frames loan shortage) \
+	$(patsubst %,tests/memenpsf/test_%.py,listener processes serve trio) \
+	$(patsubst %,tests/project/test_%.py,benchmarks benchmarks_hostile harness packaging)
 
 check: lint
-	$(BIN)/python tests/lanes.py $(LANES) $(filter-out $(SLOW),$(TESTED)) -- $(ARGUMENTS)
+	$(BIN)/python tests/kit/lanes.py $(LANES) $(filter-out $(SLOW),$(TESTED)) -- $(ARGUMENTS)
 
 # What kills, floods, exhausts and fuzzes; docs/reliability.md says how much of each.
 campaigns: $(STAMP)
@@ -59,7 +59,8 @@ analyze: $(STAMP)
 # keep the assertions of Python's headers; those that .venv uses stay as they are.
 SANITIZED := build/sanitized
 SANITIZERS := -fsanitize=address,undefined -fno-omit-frame-pointer -g -O1 -UNDEBUG
-TESTS ?= $(wildcard tests/test_harness.py tests/test_ipcqueue_*.py tests/test_memenpsf_*.py)
+TESTS ?= tests/project/test_harness.py \
+	$(wildcard $(patsubst %,tests/%/test_*.py,ipcqueue signals memenpsf))
 
 # $(call copied,directory,flags for the compiler,objects to link): the packages, with extensions built
 # by those flags.  By way of a compiler of its own, as the flags of setup.py come behind those of the
@@ -96,13 +97,12 @@ $(SANITIZED)/built: $(STAMP) $(COPIED)
 # compiled once for each extension, and all of them add to the same counts.
 COVERED := build/covered
 COUNTERS := --coverage -O0 -g -fprofile-update=atomic -frandom-seed=1
-COVERED_TESTS ?= $(wildcard tests/test_fdpass_*.py tests/test_ipcqueue_*.py tests/test_memenpsf_*.py \
-	tests/test_arguments.py tests/test_bounds.py tests/test_large.py tests/test_values.py \
-	tests/reliability/test_models_of_the_queue.py)
-COVERED_TESTS_CFFI ?= tests/test_ipcqueue_ring.py tests/test_ipcqueue_queue.py \
-	tests/test_ipcqueue_message.py tests/test_ipcqueue_loan.py tests/test_ipcqueue_frames.py \
-	tests/test_ipcqueue_batches.py tests/test_ipcqueue_outside.py tests/test_ipcqueue_waiting.py \
-	tests/test_memenpsf_interface.py tests/test_ipcqueue_shortage.py
+COVERED_TESTS ?= tests/reliability/test_models_of_the_queue.py \
+	$(wildcard $(patsubst %,tests/%/test_*.py,fdpass ipcqueue signals memenpsf conformance))
+COVERED_TESTS_CFFI ?= tests/ipcqueue/test_ring.py tests/ipcqueue/test_queue.py \
+	tests/ipcqueue/test_message.py tests/ipcqueue/test_loan.py tests/ipcqueue/test_frames.py \
+	tests/ipcqueue/test_batches.py tests/ipcqueue/test_outside.py tests/ipcqueue/test_waiting.py \
+	tests/memenpsf/test_interface.py tests/ipcqueue/test_shortage.py
 # Each file in a process of its own: some switch the tracer off, which coverage.py does not get over.
 # The tracer needs memory, too.
 UNTRACED := no_memory_for or memory_is_short
@@ -132,8 +132,8 @@ $(COVERED)/built: $(STAMP) $(COPIED) tests/covered/dump.c
 # sources of its own, below build/interpreters.  A free-threaded one must be 3.14 or later, as cffi is
 # not to be had for 3.13t.
 PYTHONS ?= python3.12 python3.13
-INTERPRETER_TESTS ?= tests/test_interpreters.py tests/test_fdpass_*.py tests/test_ipcqueue_*.py \
-	tests/test_memenpsf_*.py
+INTERPRETER_TESTS ?= tests/project/test_interpreters.py \
+	$(patsubst %,tests/%,fdpass ipcqueue signals memenpsf)
 
 interpreters:
 	for python in $(PYTHONS); do \

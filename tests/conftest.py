@@ -3,7 +3,7 @@
 Around each test stand counts of descriptors, child processes, threads and mappings of memory
 files; what a test adds, it must take away.  A test that takes longer than its deadline (60 s, or
 `@pytest.mark.deadline(seconds)`) fails; if it cannot be interrupted, the whole run ends with a
-traceback of every thread.  test_harness.py proves that both bite.
+traceback of every thread.  project/test_harness.py proves that both bite.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ import threading
 from pathlib import Path
 
 import pytest
-from settling import settle
 
 from ipcqueue._ring import bounds as _bounds
+from tests.kit.settling import settle
 
 REPOSITORY = Path(__file__).parent.parent
 DEADLINE = 60.0

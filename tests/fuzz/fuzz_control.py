@@ -11,8 +11,6 @@ Whatever comes through the socket once the handshake is over:
 
 import socket
 
-from script import MOST_STEPS, ODD_DESCRIPTORS, Script, heard, nothing_stays, send
-
 import fdpass
 from ipcqueue import CorruptPeer, Opening, QueueError, Role, Terms
 from ipcqueue._binding import direct
@@ -21,6 +19,7 @@ from ipcqueue._link.control import HELLO, ControlParser, refusal
 from ipcqueue._records.spec import codec_for
 from ipcqueue._ring import segment as _segment
 from ipcqueue._ring.frame import MAX_ATTACHED
+from tests.fuzz.script import MOST_STEPS, ODD_DESCRIPTORS, Script, heard, nothing_stays, send
 
 MOST_BYTES = 4096  # in one input
 LIKELY = 1, 2, 1, 2, 17, 100, 128, 255, 0, 3

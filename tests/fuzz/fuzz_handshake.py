@@ -10,18 +10,6 @@ import math
 import socket
 import struct
 
-from script import (
-    MOST_STEPS,
-    ODD_DESCRIPTORS,
-    SEALED,
-    Script,
-    heard,
-    memory,
-    nothing_stays,
-    received,
-    send,
-)
-
 from ipcqueue import (
     CorruptPeer,
     HandshakeTimeout,
@@ -35,6 +23,17 @@ from ipcqueue import (
 from ipcqueue._link.control import HELLO, Reason
 from ipcqueue._records.spec import codec_for
 from ipcqueue._ring.identity import Identity
+from tests.fuzz.script import (
+    MOST_STEPS,
+    ODD_DESCRIPTORS,
+    SEALED,
+    Script,
+    heard,
+    memory,
+    nothing_stays,
+    received,
+    send,
+)
 
 PAGE = 4096
 MOST_SEGMENT = 16 * PAGE

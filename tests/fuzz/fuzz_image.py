@@ -18,20 +18,6 @@ import struct
 from unittest import mock
 
 from ipcqueue._core import ffi
-from script import (
-    GROW,
-    MOST_STEPS,
-    ODD_DESCRIPTORS,
-    SEAL,
-    SEALED,
-    SHRINK,
-    WRITE,
-    Script,
-    heard,
-    memory,
-    nothing_stays,
-    send,
-)
 
 import fdpass
 from ipcqueue import (
@@ -53,6 +39,20 @@ from ipcqueue._records.spec import codec_for
 from ipcqueue._ring import frame_receiver as _frame_receiver
 from ipcqueue._ring import segment as _segment
 from ipcqueue._ring import slot_receiver as _slot_receiver
+from tests.fuzz.script import (
+    GROW,
+    MOST_STEPS,
+    ODD_DESCRIPTORS,
+    SEAL,
+    SEALED,
+    SHRINK,
+    WRITE,
+    Script,
+    heard,
+    memory,
+    nothing_stays,
+    send,
+)
 
 PAGE = 4096
 HEAD, WAIT_SPACE, CLOSED, RING = 1024, 1284, 1288, 4096

@@ -7,6 +7,7 @@ itself, with the fewest inputs that reach as much.
 
 import argparse
 import base64
+import importlib
 import os
 import shlex
 import subprocess
@@ -17,9 +18,9 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "reliability"), str(HERE.parent), str(ROOT)]
+sys.path.insert(0, str(ROOT))
 
-import campaign  # noqa: E402 (where it is was only just said)
+from tests.reliability import campaign  # noqa: E402 (where it is was only just said)
 
 PYTHON_TARGETS = "control", "handshake", "image"
 TARGETS = (*PYTHON_TARGETS, "ring")
@@ -62,7 +63,7 @@ def run_python(target, arguments):
     # What is not closed warns when it is forgotten: an exception, for nothing_stays() in script.py.
     warnings.simplefilter("error")
     with atheris.instrument_imports(include=["ipcqueue", "fdpass"]):
-        module = __import__(f"fuzz_{target}")
+        module = importlib.import_module(f"tests.fuzz.fuzz_{target}")
     atheris.Setup([sys.argv[0], *arguments], module.one)
     atheris.Fuzz()
 

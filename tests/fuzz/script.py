@@ -15,7 +15,7 @@ import tempfile
 from array import array
 from pathlib import Path
 
-from settling import settle
+from tests.kit.settling import settle
 
 MOST_STEPS = 64
 

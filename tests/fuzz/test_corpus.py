@@ -4,8 +4,9 @@ import importlib
 import os
 import subprocess
 
-import fuzzing
 import pytest
+
+from tests.fuzz import fuzzing
 
 
 @pytest.mark.parametrize("target", fuzzing.TARGETS)
@@ -16,7 +17,7 @@ def test_there_are_inputs_for_every_target(target):
 
 @pytest.mark.parametrize("target", fuzzing.PYTHON_TARGETS)
 def test_python_bears_every_input_that_was_kept(target):
-    one = importlib.import_module(f"fuzz_{target}").one
+    one = importlib.import_module(f"tests.fuzz.fuzz_{target}").one
     for number, data in enumerate(fuzzing.kept(target)):
         try:
             one(data)

@@ -1,5 +1,6 @@
-import campaign
 import pytest
+
+from tests.reliability import campaign
 
 
 def pytest_report_header():

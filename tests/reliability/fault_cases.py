@@ -36,10 +36,9 @@ import traceback
 import warnings
 from pathlib import Path
 
-from settling import settle
-
 import fdpass
 import ipcqueue
+from tests.kit.settling import settle
 
 PRODUCT = tuple(str(Path(p.__file__).parent) for p in (fdpass, ipcqueue))
 PRODUCT += (str(Path(fdpass.__file__).parent.parent / "memenpsf"),)
@@ -649,7 +648,7 @@ class Runner:
 
 
 def main():
-    import fault_scenarios
+    from tests.reliability import fault_scenarios
 
     order = json.loads(sys.argv[1])
     library = Library(order["library"])

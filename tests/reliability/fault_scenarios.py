@@ -14,13 +14,12 @@ import threading
 import time
 from pathlib import Path
 
-import fault_cases
-from fault_cases import FAILED, Beside, Flow
-
 import fdpass
 import ipcqueue
 import memenpsf
 from fdpass import _memfd
+from tests.reliability import fault_cases
+from tests.reliability.fault_cases import FAILED, Beside, Flow
 
 DIRECTORY = ""
 PATIENCE = 10  # seconds

@@ -1,7 +1,9 @@
 """Peers that introduce themselves, and then do whatever they like; and the victim that serves them.
 
-    hostile_peer.py victim SHAPE DOOR SEED CONNECTIONS
-    hostile_peer.py attack SHAPE PATH SEED CONNECTIONS      started by the victim
+    python -m tests.reliability.hostile_peer victim SHAPE DOOR SEED CONNECTIONS
+    python -m tests.reliability.hostile_peer attack SHAPE PATH SEED CONNECTIONS
+
+The victim starts the attackers.
 
 An attacker writes into its own segment at any time, near every bound and anywhere, and sends bytes,
 opcodes and descriptors, right ones too, so that the victim comes to what lies behind the checks.  The
@@ -27,13 +29,13 @@ from pathlib import Path
 
 import trio
 from ipcqueue._core import ffi
-from settling import settle
 
 import fdpass
 import memenpsf
 import memenpsf.trio
 from ipcqueue import Opening, Role, Terms
 from ipcqueue._ring.frame import extent
+from tests.kit.settling import settle
 
 BOTH = Role(sends=True, receives=True)
 HEAD, TAIL, EPOCHS, RING = 1024, 1152, 1280, 4096

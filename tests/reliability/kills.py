@@ -17,12 +17,21 @@ import sys
 import time
 from pathlib import Path
 
-import campaign
 import trio
-from victims import LONG, Note, Work, attachments, check_message, live, receive, send
 
 import memenpsf
 import memenpsf.trio
+from tests.reliability import campaign
+from tests.reliability.victims import (
+    LONG,
+    Note,
+    Work,
+    attachments,
+    check_message,
+    live,
+    receive,
+    send,
+)
 
 MOST_LIFE = 0.008  # seconds from when a victim is ready
 LATE = 0.3  # of the survivors receive only when their victim is dead
@@ -51,7 +60,7 @@ import ctypes, mmap, os, random, socket, sys
 ctypes.CDLL(None).prctl(1, 9)
 parent, fd, memory, gift, seed, frames, sends = map(int, sys.argv[1:])
 if os.getppid() != parent: os._exit(1)
-import victims
+from tests.reliability import victims
 note = victims.Note(mmap.mmap(memory, 4096))
 work = victims.Work(seed, frames=bool(frames), gift=gift)
 victims.live(socket.socket(fileno=fd), work, note, random.Random(seed), sends=bool(sends))

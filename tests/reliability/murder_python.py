@@ -23,9 +23,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import campaign
-
 import memenpsf
+from tests.reliability import campaign
 
 CANNOT_WALK, AT_END, LOST = 77, -1, -2  # as in stepping.h
 SIZE, CAPACITY, BATCH = 24, 8, 5

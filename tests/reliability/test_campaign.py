@@ -1,4 +1,4 @@
-import campaign
+from tests.reliability import campaign
 
 
 def test_numbers_depend_on_the_name_and_the_seed_alone():

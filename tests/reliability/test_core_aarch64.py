@@ -9,8 +9,9 @@ import re
 import shutil
 import subprocess
 
-import campaign
 import pytest
+
+from tests.reliability import campaign
 
 GCC, OBJDUMP = "aarch64-linux-gnu-gcc", "aarch64-linux-gnu-objdump"
 STRICT = ["-Wshadow", "-Wconversion"]

@@ -3,8 +3,9 @@
 import os
 import re
 
-import campaign
 import pytest
+
+from tests.reliability import campaign
 
 # (shape, capacity, size of a slot or of the largest message, records in CI): 20 million in all.
 STREAMS = [

@@ -4,8 +4,9 @@ import os
 import re
 import subprocess
 
-import campaign
 import pytest
+
+from tests.reliability import campaign
 
 RUNS = [
     ("threads", "slots", 1, 16),

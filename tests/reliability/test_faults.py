@@ -9,13 +9,12 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
-import campaign
 import pytest
-from fault_scenarios import LIMITED, NEEDY, SCENARIOS
 
-HERE = Path(__file__).parent
+from tests.reliability import campaign
+from tests.reliability.fault_scenarios import LIMITED, NEEDY, SCENARIOS
+
 CASE = os.environ.get("MEMENPSF_CASE")
 DEADLINE = campaign.seconds(600)
 
@@ -38,12 +37,17 @@ def cases(compiled):
         if CASE:
             order["only"] = CASE
         answer = subprocess.run(
-            [sys.executable, "-c", "import fault_cases; fault_cases.main()", json.dumps(order)],
+            [
+                sys.executable,
+                "-c",
+                "from tests.reliability import fault_cases; fault_cases.main()",
+                json.dumps(order),
+            ],
             env={
                 **os.environ,
                 "LD_PRELOAD": library,
                 "PYTHONMALLOC": "malloc",  # whose own calls of mmap() are nobody's business here
-                "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path]),
+                "PYTHONPATH": os.pathsep.join(sys.path),
             },
             stdout=subprocess.PIPE,
             text=True,

@@ -13,13 +13,13 @@ import socket
 import struct
 import time
 
-import campaign
 import pytest
 from ipcqueue._core import ffi
-from test_ipcqueue_frames import FDS, HEAD, TAIL, Hostile
 
 import fdpass
 import memenpsf
+from tests.ipcqueue.test_frames import FDS, HEAD, TAIL, Hostile
+from tests.reliability import campaign
 
 EPOCHS, CLOSED = 1280, 1288
 MOST_CPU = 5.0  # seconds of one call; far more than any needs, and a loop without end takes more

@@ -10,8 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import campaign
 import pytest
+
+from tests.reliability import campaign
 
 CONNECTIONS = 50  # of each case
 PROGRAM = Path(__file__).parent / "hostile_peer.py"
@@ -34,8 +35,7 @@ CASES = [
 def test_a_peer_that_does_whatever_it_likes_harms_only_itself(shape, door, binding):
     count, seed = str(campaign.amount(CONNECTIONS)), str(campaign.SEED)
     command = [sys.executable, PROGRAM, "victim", shape, door, seed, count]
-    path = os.pathsep.join([*sys.path, str(PROGRAM.parent.parent)])
-    environment = {**os.environ, "PYTHONPATH": path}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     environment.pop("IPCQUEUE_BINDING", None)
     if binding == "cffi":
         environment["IPCQUEUE_BINDING"] = binding

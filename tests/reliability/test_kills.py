@@ -2,10 +2,11 @@
 
 import json
 
-import campaign
 import pytest
 
-SOURCE = "import sys, kills; kills.main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))"
+from tests.reliability import campaign
+
+SOURCE = "import sys; from tests.reliability import kills; kills.main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))"
 
 
 @pytest.mark.deadline(campaign.seconds(900))

@@ -14,16 +14,16 @@ import warnings
 from collections import Counter
 from pathlib import Path
 
-import campaign
 import pytest
-from clients import Client, connected, room_for_descriptors
-from settling import settle
 
 import fdpass
 import memenpsf
 import memenpsf.trio
 from memenpsf import _listener
 from memenpsf._listener import Reception
+from tests.kit.clients import Client, connected, room_for_descriptors
+from tests.kit.settling import settle
+from tests.reliability import campaign
 
 HELLO = b"\x10\x01"
 CYCLES = campaign.amount(10_000)  # at each door
@@ -268,7 +268,7 @@ KILLED_STAGES, FULL_HELLO = 7, 3
 TEMPLATE = """
 import os, signal, socket, sys
 import fdpass, memenpsf
-from clients import Client, connected, room_for_descriptors
+from tests.kit.clients import Client, connected, room_for_descriptors
 
 path = sys.argv[1]
 

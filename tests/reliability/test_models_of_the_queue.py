@@ -16,7 +16,6 @@ from functools import partial
 from typing import Any, ClassVar, NamedTuple
 from unittest import mock
 
-import campaign
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, seed, settings
@@ -57,6 +56,7 @@ from ipcqueue._ring import slot_sender as _slot_sender
 from ipcqueue._ring.bounds import MOST_AHEAD
 from ipcqueue._ring.end import Place
 from ipcqueue._ring.frame import MAX_ATTACHED
+from tests.reliability import campaign
 
 U64 = 1 << 64
 HEAD, TAIL = 1024, 1152  # where they stand in a segment

@@ -3,9 +3,9 @@
 import os
 import subprocess
 
-import campaign
-import murder_python
 import pytest
+
+from tests.reliability import campaign, murder_python
 
 CANNOT_WALK = 77  # as in stepping.h
 
@@ -52,7 +52,7 @@ def test_an_interpreter_leaves_nothing_half_done_wherever_it_is_killed(compiled,
     if campaign.TIMES < 1:
         pytest.skip("to find the way of each call takes minutes, however few are killed on it")
     walker = compiled("walker", "-shared", "-fPIC", core=())
-    source = "import sys, murder_python; murder_python.main(sys.argv[1], *map(int, sys.argv[2:]))"
+    source = "import sys; from tests.reliability import murder_python; murder_python.main(sys.argv[1], *map(int, sys.argv[2:]))"
     halves = [program(source, walker, half, 2) for half in range(2)]
     outputs = [half.communicate()[0] for half in halves]
     if CANNOT_WALK in [half.returncode for half in halves]:

@@ -7,8 +7,9 @@ connections.
 import os
 import subprocess
 
-import campaign
 import pytest
+
+from tests.reliability import campaign
 
 MUTATIONS = 5_000_000
 SANITIZERS = (

@@ -9,11 +9,11 @@ import signal
 import socket
 import sys
 
-import campaign
 import pytest
 
 import memenpsf
 from memenpsf import _address, _listener, _places
+from tests.reliability import campaign
 
 FILES = {_address.__file__, _listener.__file__, _places.__file__}
 

@@ -5,13 +5,12 @@ import json
 import os
 import socket
 
-import campaign
 import pytest
-import traffic
 import trio
 
 import memenpsf
 import memenpsf.trio
+from tests.reliability import campaign, traffic
 
 # (record, options, bytes of the largest message, records in CI): 2 million in all.
 STREAMS = [
@@ -25,7 +24,8 @@ STREAMS = [
 
 PEER = """\
 import json, os, random, socket, sys
-import memenpsf, traffic
+import memenpsf
+from tests.reliability import traffic
 fd, record, options, cpu, task, arguments, seed = json.loads(sys.argv[1])
 if cpu is not None:
     os.sched_setaffinity(0, {cpu})

@@ -9,8 +9,9 @@ import re
 import shutil
 import subprocess
 
-import campaign
 import pytest
+
+from tests.reliability import campaign
 
 pytestmark = pytest.mark.deadline(campaign.seconds(300))
 

@@ -11,12 +11,7 @@ import re
 import socket
 from pathlib import Path
 
-import campaign
 import pytest
-import wrong
-from lingering import lingering, queued
-from settling import settle
-from test_ipcqueue_frames import FDS, Hostile, quick_collector  # noqa: F401 (the fixture)
 
 import fdpass
 import memenpsf
@@ -33,6 +28,10 @@ from ipcqueue import (
 )
 from ipcqueue._records.spec import codec_for
 from ipcqueue._ring import segment as _segment
+from tests.ipcqueue.test_frames import FDS, Hostile, quick_collector  # noqa: F401 (the fixture)
+from tests.kit.lingering import lingering, queued
+from tests.kit.settling import settle
+from tests.reliability import campaign, wrong
 
 BOTH = Role(sends=True, receives=True)
 HELLO, ERR = 16, 100

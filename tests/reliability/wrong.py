@@ -17,13 +17,13 @@ from typing import NamedTuple
 
 import pytest
 from ipcqueue._core import ffi
-from lingering import lingering
 
 import fdpass
 from fdpass import Seal
 from ipcqueue import CorruptPeer, RecordRefused, SealsRefused, SizeRefused, VersionRefused
 from ipcqueue._records.spec import codec_for
 from ipcqueue._ring import segment as _segment
+from tests.kit.lingering import lingering
 
 SPEC = "<Q"
 SLOTS = 4

@@ -1,0 +1,1088 @@
+"""The ring from Python: records in and out, without waiting, whatever the peer or a signal does.
+
+The two ends here stand on real segments, each adopting the other's as it would from a stranger;
+what the peer may do to its own segment is written by hand.
+"""
+
+import contextlib
+import os
+import random
+import signal
+import socket
+import struct
+import threading
+from collections import deque
+from functools import partial
+from itertools import count
+
+import pytest
+from ipcqueue._core import ffi, lib
+
+from fdpass import Fd
+from ipcqueue import BadRecord, DecodeFailed
+from ipcqueue._records.spec import codec_for
+from ipcqueue._ring import segment as _segment
+from ipcqueue._ring import slot_receiver as _slot_receiver
+from ipcqueue._ring.codes import CLOSED, CORRUPT, FORKED, GONE
+from ipcqueue._ring.end import Place
+from ipcqueue._ring.segment import MAX_SEGMENT
+from ipcqueue._ring.slot_receiver import SlotReceiver
+from ipcqueue._ring.slot_sender import Batch, SlotSender
+from tests.kit.places import Interrupt, at_every_place, interrupt, mishap
+
+HEAD, TAIL, WAIT_RECORDS, WAIT_SPACE, ENDED = 1024, 1152, 1280, 1284, 1288
+LAST = (1 << 64) - 1
+
+
+class Trouble(Exception):
+    """What the layer above would turn into an error of its own."""
+
+    def __init__(self, code):
+        super().__init__(code)
+        self.code = code
+
+
+def trouble(code, message=""):
+    raise Trouble(code)
+
+
+def sender_end(own, peer, capacity, codec, bell, trouble, start=0):
+    return SlotSender(own, peer, Place(capacity, codec.size, bell, start), codec, trouble)
+
+
+def receiver_end(own, peer, capacity, codec, bell, trouble, start=0):
+    return SlotReceiver(own, peer, Place(capacity, codec.size, bell, start), codec, trouble)
+
+
+def push_packed(sender, data, count):
+    """Push records that are encoded already, as many as fit."""
+    return sender.try_push_many(Batch(memoryview(data).cast("B"), count), 0)
+
+
+class Ring:
+    """Both ends of a ring, counting from `start`."""
+
+    def __init__(self, spec="<Q", capacity=4, start=0, bell=None):
+        self.codec = codec_for(spec)
+        self.capacity, self.start, self.bell = capacity, start, bell
+        self.at_sender = _segment.create(self.codec, capacity, "sender")
+        self.at_receiver = _segment.create(self.codec, 0, "receiver")
+        self.seen_by_receiver = self.adopted(self.at_sender)
+        self.seen_by_sender = self.adopted(self.at_receiver)
+        self.poke(self.at_sender, HEAD, start)
+        self.poke(self.at_receiver, TAIL, start)
+        self.open(self.codec)
+
+    def open(self, codec, to_receive=None):
+        """Make new ends, which begin at the start; with another codec, perhaps."""
+        ours, theirs = (-1, -1) if self.bell is None else [sock.fileno() for sock in self.bell]
+        own, peer = self.at_sender.mapping, self.seen_by_sender.mapping
+        self.sender = sender_end(own, peer, self.capacity, codec, ours, trouble, self.start)
+        own, peer = self.at_receiver.mapping, self.seen_by_receiver.mapping
+        codec = to_receive or codec
+        self.receiver = receiver_end(own, peer, self.capacity, codec, theirs, trouble, self.start)
+
+    def adopted(self, segment):
+        return _segment.adopt(Fd(os.dup(segment.memfd.fileno())), MAX_SEGMENT)
+
+    def poke(self, segment, offset, value, kind="uint64_t *"):
+        """Write into a segment behind the back of the end that owns it."""
+        at = ffi.cast("char *", segment.mapping.at) + offset
+        ffi.cast(kind, at)[0] = value
+
+    def push_numbers(self, *numbers):
+        for number in numbers:
+            assert self.sender.try_push((number,))
+
+    def interrupted_pop(self, records=1):
+        """Pop as if an exception struck just after the core has copied the records out."""
+        it = self.receiver
+        return lib.ipcq_pop(it._ring, it._buffer, records, it._delivered, it._count)
+
+    def close(self):
+        for end in (self.sender, self.receiver):
+            end.close()
+        for segment in (self.at_sender, self.at_receiver):
+            segment.close()
+        for segment in (self.seen_by_receiver, self.seen_by_sender):
+            segment.close()
+
+
+@pytest.fixture
+def make_ring():
+    rings = []
+
+    def make(*arguments, **options):
+        rings.append(Ring(*arguments, **options))
+        return rings[-1]
+
+    yield make
+    for ring in rings:
+        ring.close()
+
+
+@pytest.fixture
+def ring(make_ring):
+    """Numbers, four at a time."""
+    return make_ring()
+
+
+def drained(receiver):
+    """Everything that is there, one by one."""
+    return list(iter(receiver.try_pop, None))
+
+
+def numbers(records):
+    return [] if records is None else [number for (number,) in records]
+
+
+def packed(*numbers):
+    return struct.pack(f"<{len(numbers)}Q", *numbers)
+
+
+def fails_with(code, call, *arguments):
+    with pytest.raises(Trouble) as caught:
+        call(*arguments)
+    assert caught.value.code == code
+
+
+MIB = 1 << 20
+
+
+class TestRecords:
+    @pytest.mark.parametrize(
+        ("capacity", "size"),
+        [
+            *((capacity, size) for capacity in (1, 2, 1024) for size in (1, 17)),
+            *((capacity, size) for capacity in (1, 2) for size in (MIB, 16 * MIB)),
+        ],
+    )
+    def test_every_slot_is_used_and_used_again_in_order(self, make_ring, capacity, size):
+        ring = make_ring(size, capacity)
+        serial = count()
+
+        def record(n):
+            start = struct.pack("<I", n * 2654435761 % (1 << 32))
+            return (start * (size // 4 + 1))[:size]
+
+        expected = deque()
+        for batch in (capacity, 1, capacity):
+            for _ in range(batch):
+                expected.append(record(next(serial)))
+                assert ring.sender.try_push(expected[-1])
+            if batch == capacity:
+                assert not ring.sender.try_push(record(99))
+            for _ in range(batch):
+                assert ring.receiver.try_pop() == expected.popleft()
+            assert ring.receiver.try_pop() is None
+
+    @pytest.mark.parametrize("size", [1, 17, 4096])
+    def test_neighbours_do_not_touch(self, make_ring, size):
+        ring = make_ring(size, 8)
+        for n in range(8):
+            assert ring.sender.try_push(bytes([0xFF if n % 2 else 0]) * size)
+        assert drained(ring.receiver) == [bytes([0xFF if n % 2 else 0]) * size for n in range(8)]
+        slots = ffi.buffer(ring.at_sender.mapping.at, ring.at_sender.mapping.size)[4096:]
+        assert slots[8 * size :] == bytes(len(slots) - 8 * size)
+
+    def test_a_batch_larger_than_the_space_is_cut(self, ring):
+        assert push_packed(ring.sender, packed(*range(10)), 10) == 4
+        assert push_packed(ring.sender, packed(*range(10)), 10) == 0
+        assert numbers(ring.receiver.try_pop_many(3)) == [0, 1, 2]
+        assert push_packed(ring.sender, packed(*range(4, 10)), 6) == 3
+        assert numbers(ring.receiver.try_pop_many(100)) == [3, 4, 5, 6]
+        assert ring.receiver.try_pop_many(100) is None
+
+    @pytest.mark.parametrize("offset", range(4))
+    def test_batches_wrap_anywhere(self, ring, offset):
+        ring.push_numbers(*range(offset))
+        assert numbers(drained(ring.receiver)) == list(range(offset))
+        assert push_packed(ring.sender, packed(5, 6, 7, 8), 4) == 4
+        assert numbers(ring.receiver.try_pop_many(4)) == [5, 6, 7, 8]
+
+    def test_a_large_batch_is_taken_in_parts(self, make_ring, monkeypatch):
+        monkeypatch.setattr(_slot_receiver, "_BATCH_BYTES", 100)  # 12 records and a bit
+        ring = make_ring(capacity=64)
+        for round_ in range(3):
+            data = packed(*range(round_, round_ + 64))
+            assert push_packed(ring.sender, data, 64) == 64
+            got = ring.receiver.try_pop_many(50) + ring.receiver.try_pop_many(50)
+            assert numbers(got) == list(range(round_, round_ + 64))
+
+    def test_a_record_that_does_not_fit_is_not_sent(self, ring):
+        with pytest.raises(BadRecord):
+            ring.sender.try_push((-1,))
+        assert ring.sender.indices() == (0, 0)
+        assert ring.receiver.try_pop() is None
+
+    def test_a_record_may_change_once_it_is_pushed(self, make_ring):
+        ring = make_ring(3)
+        record = bytearray(b"abc")
+        assert ring.sender.try_push(record)
+        record[:] = b"xyz"
+        assert ring.receiver.try_pop() == b"abc"
+
+    def test_a_popped_record_survives_the_next_one(self, make_ring):
+        np = pytest.importorskip("numpy")
+        ring = make_ring(np.dtype("<i4"), 1)
+        got = []
+        for n in range(3):
+            assert push_packed(ring.sender, np.full(1, n, "<i4"), 1) == 1
+            got.append(ring.receiver.try_pop_many(1)[0:1].reshape(()))
+            assert ring.sender.try_push(n + 10)
+            got.append(ring.receiver.try_pop())
+        assert np.ravel(got).tolist() == [0, 10, 1, 11, 2, 12]
+
+
+class TestIndices:
+    def test_both_ends_see_both(self, ring):
+        assert ring.sender.indices() == ring.receiver.indices() == (0, 0)
+        ring.push_numbers(1, 2, 3)
+        assert ring.sender.indices() == ring.receiver.indices() == (3, 0)
+        ring.receiver.try_pop()
+        assert ring.sender.indices() == ring.receiver.indices() == (3, 1)
+
+    @pytest.mark.parametrize("capacity", [1, 2, 1024])
+    def test_they_count_to_the_last_number(self, make_ring, capacity):
+        ring = make_ring("<Q", capacity, LAST - capacity)
+        for n in range(capacity):
+            assert ring.sender.try_push((n,))
+        assert not ring.sender.try_push((99,))
+        assert ring.sender.indices() == (LAST, LAST - capacity)
+        assert numbers(ring.receiver.try_pop_many(capacity)) == list(range(capacity))
+        assert ring.receiver.indices() == (LAST, LAST)
+
+    @pytest.mark.parametrize("before", range(4))
+    def test_they_begin_again_at_zero_after_the_last_number(self, make_ring, before):
+        ring = make_ring("<Q", 4, LAST - before)
+        for n in range(10):
+            assert push_packed(ring.sender, packed(*range(n, n + 3)), 3) == 3
+            assert ring.receiver.try_pop() == (n,)
+            assert numbers(ring.receiver.try_pop_many(4)) == [n + 1, n + 2]
+        assert ring.sender.indices() == ring.receiver.indices() == (29 - before, 29 - before)
+
+
+class Model:
+    """What a ring should do, in a deque."""
+
+    def __init__(self, capacity):
+        self.capacity, self.waiting, self.pushed, self.popped = capacity, deque(), 0, 0
+
+    def push(self, records):
+        done = min(len(records), self.capacity - len(self.waiting))
+        self.waiting.extend(records[:done])
+        self.pushed += done
+        return done
+
+    def pop(self, limit):
+        got = [self.waiting.popleft() for _ in range(min(limit, len(self.waiting)))]
+        self.popped += len(got)
+        return got
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_any_mixture_of_calls_does_what_a_deque_does(make_ring, seed):
+    chance = random.Random(seed)
+    for capacity in (1, 2, 4, 16):
+        start = chance.choice([0, (1 << 32) - 20, (1 << 63) - 20])
+        compare_with_model(make_ring("<Q", capacity, start), chance)
+
+
+def compare_with_model(ring, chance):
+    start, capacity = ring.start, ring.capacity
+    model, serial = Model(capacity), count()
+    for _ in range(400):
+        match chance.randrange(5):
+            case 0:
+                number = next(serial)
+                assert ring.sender.try_push((number,)) == bool(model.push([number]))
+            case 1:
+                batch = [next(serial) for _ in range(chance.randint(1, 2 * capacity + 1))]
+                done = push_packed(ring.sender, packed(*batch), len(batch))
+                assert done == model.push(batch)
+            case 2:
+                got = ring.receiver.try_pop()
+                assert ([] if got is None else list(got)) == model.pop(1)
+            case 3:
+                limit = chance.randint(1, 2 * capacity + 1)
+                assert numbers(ring.receiver.try_pop_many(limit)) == model.pop(limit)
+            case 4:
+                at = start + model.pushed, start + model.popped
+                assert ring.sender.indices() == ring.receiver.indices() == at
+    assert numbers(drained(ring.receiver)) == model.pop(capacity)
+
+
+class Borrower:
+    """Stands for an open block with lent memory."""
+
+
+class TestCorruptPeer:
+    """The peer's index is the one value of its that the ring believes, after a check."""
+
+    @pytest.mark.parametrize("head", [5, 6, 1 << 32, 1 << 63, LAST])
+    def test_a_head_beyond_the_capacity_is_noticed_and_never_forgotten(self, make_ring, head):
+        for verb, arguments in (("try_pop", ()), ("try_pop_many", (4,))):
+            ring = make_ring()
+            ring.push_numbers(7)
+            ring.poke(ring.at_sender, HEAD, head)
+            fails_with(CORRUPT, getattr(ring.receiver, verb), *arguments)
+            ring.poke(ring.at_sender, HEAD, 1)  # an honest one, too late
+            fails_with(CORRUPT, ring.receiver.try_pop)
+            fails_with(CORRUPT, ring.receiver.try_pop_many, 1)
+
+    def test_what_a_batch_has_not_published_yet_cannot_have_been_taken(self, ring):
+        ring.poke(ring.at_receiver, TAIL, 3)
+        record, done = ffi.new("char[8]"), ffi.new("uint64_t *")
+        pieces = ffi.new("struct ipcq_piece[8]", [(record, 1)] * 8)
+        assert lib.ipcq_push_pieces(ring.sender._ring, pieces, 8, done) == CORRUPT
+        assert done[0] <= ring.capacity
+
+    def test_a_head_that_goes_back_behind_what_was_taken_is_noticed(self, ring):
+        ring.push_numbers(1, 2, 3)
+        assert len(ring.receiver.try_pop_many(4)) == 3
+        ring.poke(ring.at_sender, HEAD, 2)
+        fails_with(CORRUPT, ring.receiver.try_pop)
+
+    def test_a_head_that_goes_back_to_what_was_taken_harms_only_its_owner(self, ring):
+        ring.push_numbers(1, 2, 3)
+        assert ring.receiver.try_pop() == (1,)
+        ring.poke(ring.at_sender, HEAD, 2)
+        assert numbers(ring.receiver.try_pop_many(4)) == [2]
+        assert ring.receiver.try_pop() is None
+
+    def test_a_head_that_goes_back_while_records_are_borrowed_promises_no_more_than_a_ring(
+        self, ring
+    ):
+        ring.push_numbers(1, 2, 3, 4)
+        borrower = Borrower()
+        assert len(ring.receiver.lend_records(4, borrower)) == 1
+        ring.poke(ring.at_sender, HEAD, 2)
+        assert ring.receiver.indices() == (2, 0)
+        ring.receiver.end_borrowing(take=True)
+        fails_with(CORRUPT, ring.receiver.try_pop_many, 4)
+
+    def test_a_tail_that_goes_back_while_space_is_lent_promises_no_more_than_a_ring(self, ring):
+        ring.push_numbers(1, 2, 3, 4)
+        ring.poke(ring.at_receiver, TAIL, 4)
+        borrower = Borrower()
+        assert ring.sender.lend_space(4, borrower) is not None
+        ring.poke(ring.at_receiver, TAIL, 0)
+        assert ring.sender.indices() == (4, 4)  # space once seen stays
+        ring.sender.end_loan(lambda it: lib.ipcq_commit(it, 4, True))
+        ring.poke(ring.at_receiver, TAIL, 4)
+        assert not ring.sender.try_push((9,))
+        assert ring.sender.try_push_many(Batch(memoryview(packed(*range(9))), 9), 0) == 0
+
+    @pytest.mark.parametrize("tail", [5, 1 << 32, 1 << 63, LAST])
+    def test_a_tail_beyond_the_head_is_noticed_and_never_forgotten(self, make_ring, tail):
+        calls = ("try_push", ((9,),)), ("try_push_many", (Batch(memoryview(packed(9)), 1), 0))
+        for verb, arguments in calls:
+            ring = make_ring()
+            ring.push_numbers(1, 2, 3, 4)
+            ring.poke(ring.at_receiver, TAIL, tail)
+            fails_with(CORRUPT, getattr(ring.sender, verb), *arguments)
+            ring.poke(ring.at_receiver, TAIL, 4)
+            fails_with(CORRUPT, ring.sender.try_push, (9,))
+            fails_with(CORRUPT, push_packed, ring.sender, packed(9), 1)
+            assert numbers(ring.receiver.try_pop_many(4)) == [1, 2, 3, 4]
+
+    def test_indices_never_show_what_cannot_be_true(self, ring):
+        ring.push_numbers(1, 2, 3, 4)
+        ring.receiver.try_pop()
+        assert ring.sender.indices() == ring.receiver.indices() == (4, 1)
+        ring.poke(ring.at_sender, HEAD, 99)
+        ring.poke(ring.at_receiver, TAIL, 77)
+        assert ring.sender.indices() == ring.receiver.indices() == (4, 1)
+        fails_with(CORRUPT, push_packed, ring.sender, packed(5, 6), 2)
+        for end in (ring.sender, ring.receiver):
+            end.close()
+            assert end.indices() == (4, 1)
+
+    def test_a_tail_that_goes_back_further_than_the_ring_is_long_is_noticed(self, ring):
+        ring.push_numbers(1, 2, 3, 4)
+        drained(ring.receiver)
+        ring.push_numbers(5, 6, 7, 8)
+        ring.poke(ring.at_receiver, TAIL, 3)
+        fails_with(CORRUPT, ring.sender.try_push, (9,))
+
+    def test_a_tail_that_goes_back_inside_the_ring_only_takes_space_from_its_owner(self, ring):
+        ring.push_numbers(1, 2, 3, 4)
+        ring.receiver.try_pop_many(2)
+        ring.poke(ring.at_receiver, TAIL, 1)
+        assert ring.sender.try_push((5,))
+        assert not ring.sender.try_push((6,))
+
+    def test_ones_own_index_is_never_read_back(self, ring):
+        for n in range(6):
+            ring.poke(ring.at_sender, HEAD, 99)
+            assert push_packed(ring.sender, packed(n, n), 2) == 2
+            ring.poke(ring.at_receiver, TAIL, 77)
+            assert ring.receiver.try_pop() == (n,)
+            ring.poke(ring.at_receiver, TAIL, 77)
+            assert numbers(ring.receiver.try_pop_many(4)) == [n]
+        assert ring.sender.indices() == ring.receiver.indices() == (12, 12)
+
+    def test_what_was_taken_before_is_still_delivered(self, ring):
+        ring.push_numbers(1, 2)
+        ring.interrupted_pop()
+        ring.poke(ring.at_sender, HEAD, 99)
+        ring.receiver.indices()  # has seen it
+        assert ring.receiver.try_pop() == (1,)
+        fails_with(CORRUPT, ring.receiver.try_pop)
+
+    @pytest.mark.parametrize("index", [0, 4, 5, LAST])
+    def test_looking_and_arming_survive_whatever_stands_there(self, ring, index):
+        ring.push_numbers(1, 2, 3, 4)
+        ring.poke(ring.at_sender, HEAD, index)
+        ring.poke(ring.at_receiver, TAIL, index)
+        nothing_to_wait_for = index != 0
+        assert ring.receiver.has_records() == ring.sender.has_space() == nothing_to_wait_for
+        assert ring.receiver.arm() == ring.sender.arm() == (not nothing_to_wait_for)
+
+
+class TestEnds:
+    def test_a_closed_end_says_so(self, ring):
+        ring.push_numbers(1)
+        ring.sender.close()
+        ring.receiver.close()
+        fails_with(CLOSED, ring.sender.try_push, (1,))
+        fails_with(CLOSED, push_packed, ring.sender, packed(1), 1)
+        fails_with(CLOSED, ring.receiver.try_pop)
+        fails_with(CLOSED, ring.receiver.try_pop_many, 1)
+        assert ring.sender.has_space()  # no need to go on looking
+        assert ring.receiver.has_records()
+        for end in (ring.sender, ring.receiver):
+            assert not end.arm()
+            end.disarm()
+            end.close()
+
+    def test_the_other_end_goes_on(self, ring):
+        ring.push_numbers(1, 2)
+        ring.sender.close()
+        assert numbers(drained(ring.receiver)) == [1, 2]
+
+    def test_a_receiver_that_has_ended_does_not_come_back(self, ring):
+        ring.poke(ring.at_receiver, ENDED, 1)
+        fails_with(GONE, ring.sender.try_push, (1,))
+        ring.poke(ring.at_receiver, ENDED, 0)
+        fails_with(GONE, ring.sender.try_push, (1,))
+        assert ring.receiver.try_pop() is None
+
+    def test_pushing_to_a_receiver_that_has_ended_is_noticed(self, ring):
+        ring.push_numbers(1)
+        ring.at_receiver.mapping.set_closed()
+        fails_with(GONE, ring.sender.try_push, (1,))
+        fails_with(GONE, push_packed, ring.sender, packed(1), 1)
+        assert numbers(drained(ring.receiver)) == [1]
+
+    def test_nobody_waits_for_space_from_a_receiver_that_has_ended(self, ring):
+        ring.push_numbers(1, 2, 3, 4)
+        assert not ring.sender.has_space()
+        assert ring.sender.arm()
+        ring.at_receiver.mapping.set_closed()
+        assert ring.sender.has_space()
+        assert not ring.sender.arm()
+
+    def test_pushing_to_a_receiver_that_hung_up_is_noticed(self, make_ring):
+        ours, theirs = socket.socketpair()
+        with ours:
+            ring = make_ring(bell=(ours, theirs))
+            theirs.close()
+            fails_with(GONE, ring.sender.try_push, (1,))
+            fails_with(GONE, ring.sender.try_push, (1,))
+            assert ring.receiver.try_pop() is None
+
+    def test_a_forked_child_can_use_neither_end(self, ring, forked):
+        ring.push_numbers(1)
+
+        def child():
+            fails_with(FORKED, ring.sender.try_push, (2,))
+            fails_with(FORKED, push_packed, ring.sender, packed(2), 1)
+            fails_with(FORKED, ring.sender.indices)
+            fails_with(FORKED, ring.receiver.try_pop)
+            fails_with(FORKED, ring.receiver.try_pop_many, 1)
+            fails_with(FORKED, ring.receiver.indices)
+            assert not ring.sender.arm()
+            assert not ring.receiver.arm()
+
+        assert forked(child) == 0
+        ring.push_numbers(2)
+        assert numbers(drained(ring.receiver)) == [1, 2]
+        assert ring.at_receiver.mapping.counts()[1].waits == 0
+
+
+class TestDoorbells:
+    """[1, low byte of head] for records, [2, low byte of tail] for space; one for each sleep."""
+
+    @pytest.fixture
+    def bells(self):
+        with contextlib.ExitStack() as stack:
+            pair = socket.socketpair()
+            for sock in pair:
+                stack.enter_context(sock)
+            yield pair
+
+    @pytest.fixture
+    def belled(self, make_ring, bells):
+        return make_ring(bell=bells)
+
+    def rung(self, sock):
+        with contextlib.suppress(BlockingIOError):
+            return sock.recv(1 << 20, socket.MSG_DONTWAIT)
+        return b""
+
+    def test_none_while_nobody_waits(self, belled, bells):
+        belled.push_numbers(1, 2, 3, 4)
+        drained(belled.receiver)
+        assert self.rung(bells[0]) == self.rung(bells[1]) == b""
+
+    def test_one_for_a_record_however_many_follow(self, belled, bells):
+        assert belled.receiver.arm()
+        belled.push_numbers(1, 2)
+        assert push_packed(belled.sender, packed(3, 4), 2) == 2
+        assert self.rung(bells[1]) == b"\1\1"
+        drained(belled.receiver)
+        belled.push_numbers(5)
+        assert self.rung(bells[1]) == b""
+        assert belled.at_sender.mapping.counts()[0].doorbells == 1
+        assert belled.at_receiver.mapping.counts()[1].waits == 1
+
+    def test_one_for_space_however_much_follows(self, belled, bells):
+        belled.push_numbers(1, 2, 3, 4)
+        assert belled.sender.arm()
+        belled.receiver.try_pop()
+        belled.receiver.try_pop()
+        assert len(belled.receiver.try_pop_many(2)) == 2
+        assert self.rung(bells[0]) == b"\2\1"
+        assert belled.at_receiver.mapping.counts()[1].doorbells == 1
+        assert belled.at_sender.mapping.counts()[0].waits == 1
+
+    def test_its_argument_is_the_low_byte_of_the_index(self, make_ring, bells):
+        ring = make_ring(capacity=512, bell=bells)
+        assert ring.receiver.arm()
+        assert push_packed(ring.sender, packed(*range(300)), 300) == 300
+        assert self.rung(bells[1]) == bytes((1, 300 % 256))
+        assert push_packed(ring.sender, packed(*range(212)), 300 - 88) == 212
+        assert ring.sender.arm()
+        assert len(ring.receiver.try_pop_many(300)) == 300
+        assert self.rung(bells[0]) == bytes((2, 300 % 256))
+
+    def test_a_doorbell_comes_before_the_call_returns_and_after_the_record(self, belled, bells):
+        assert belled.receiver.arm()
+        belled.push_numbers(1)
+        assert self.rung(bells[1]) == b"\1\1"
+        assert belled.receiver.try_pop() == (1,)
+
+    def test_arming_again_asks_for_another(self, belled, bells):
+        assert belled.receiver.arm()
+        belled.push_numbers(1)
+        drained(belled.receiver)
+        assert belled.receiver.arm()  # still odd, but not the same number
+        belled.push_numbers(2)
+        assert self.rung(bells[1]) == b"\1\1\1\2"
+
+    def test_arming_twice_before_the_record_still_asks_for_one(self, belled, bells):
+        assert belled.receiver.arm()
+        assert belled.receiver.arm()
+        belled.push_numbers(1, 2)
+        assert self.rung(bells[1]) == b"\1\1"
+
+    def test_disarming_takes_it_back(self, belled, bells):
+        assert belled.receiver.arm()
+        belled.receiver.disarm()
+        belled.receiver.disarm()
+        belled.push_numbers(1, 2, 3, 4)
+        assert belled.sender.arm()
+        belled.sender.disarm()
+        drained(belled.receiver)
+        assert self.rung(bells[0]) == self.rung(bells[1]) == b""
+        assert belled.receiver.arm()
+        belled.push_numbers(5)
+        assert self.rung(bells[1]) == b"\1\5"
+
+    def test_arming_is_declined_when_there_is_something_to_do(self, belled):
+        assert not belled.sender.arm()
+        belled.push_numbers(1)
+        assert not belled.receiver.arm()
+
+    @pytest.mark.parametrize("rounds", [3, 200])
+    def test_each_sleep_has_its_own_doorbell(self, belled, bells, rounds):
+        for n in range(rounds):
+            assert belled.receiver.arm()
+            belled.push_numbers(n)
+            belled.push_numbers(n)
+            belled.receiver.disarm()
+            drained(belled.receiver)
+        assert self.rung(bells[1])[::2] == b"\1" * rounds
+
+    @pytest.mark.deadline(10)
+    def test_a_full_socket_drops_doorbells_and_breaks_nothing(self, belled, bells):
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                bells[0].send(b"\x80\0", socket.MSG_DONTWAIT)
+        assert belled.receiver.arm()
+        belled.push_numbers(1, 2)
+        while got := self.rung(bells[1]):
+            assert set(got) == {0x80, 0}
+        assert numbers(drained(belled.receiver)) == [1, 2]
+        assert belled.receiver.arm()
+        belled.push_numbers(3)
+        assert self.rung(bells[1]) == b"\1\3"
+
+    def test_a_socket_whose_other_end_is_gone_breaks_nothing(self, belled, bells):
+        belled.push_numbers(1)
+        assert belled.sender.try_push((2,))
+        assert belled.receiver.arm() is False
+        bells[1].close()
+        with contextlib.suppress(Trouble):
+            belled.sender.try_push((3,))  # rings, or notices that nobody is there
+        assert numbers(drained(belled.receiver))[:2] == [1, 2]
+
+    def test_a_closed_end_never_touches_the_socket_again(self, belled, bells):
+        assert belled.receiver.arm()
+        belled.sender.close()
+        fails_with(CLOSED, belled.sender.try_push, (1,))
+        assert self.rung(bells[1]) == b""
+
+    def test_a_lying_epoch_costs_the_liar_a_doorbell_each_time_and_no_more(self, belled, bells):
+        for epoch in (3, 5, 1, (1 << 32) - 1):
+            belled.poke(belled.at_receiver, WAIT_RECORDS, epoch, "uint32_t *")
+            belled.push_numbers(epoch)
+            assert len(self.rung(bells[1])) == 2
+            drained(belled.receiver)
+        for epoch in (2, 4, 0):
+            belled.poke(belled.at_receiver, WAIT_RECORDS, epoch, "uint32_t *")
+            belled.push_numbers(epoch)
+            assert self.rung(bells[1]) == b""
+            drained(belled.receiver)
+
+
+class TestThreads:
+    """Each end takes one call at a time, though the C core runs without the interpreter's lock."""
+
+    SIZE = 2 * MIB  # takes long enough to copy for others to come in between
+
+    def in_threads(self, call):
+        """Run it in four threads at once."""
+        results, ready = [None] * 4, threading.Barrier(4)
+
+        def run(who):
+            ready.wait()
+            results[who] = call(who)
+
+        threads = [threading.Thread(target=run, args=(who,)) for who in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return results
+
+    @pytest.mark.parametrize("many", [False, True])
+    def test_pushing_and_popping_loses_and_doubles_nothing(self, make_ring, many):
+        ring = make_ring(self.SIZE, 32)
+
+        def push(who):
+            for n in range(8 * who, 8 * who + 8):
+                record = bytes([n]) * self.SIZE
+                if many:
+                    assert push_packed(ring.sender, record, 1) == 1
+                else:
+                    assert ring.sender.try_push(record)
+
+        def pop(who):
+            take = partial(ring.receiver.try_pop_many, 3) if many else ring.receiver.try_pop
+            batches = iter(take, None)
+            return [record for batch in batches for record in (batch if many else [batch])]
+
+        for _ in range(3):
+            self.in_threads(push)
+            per_thread = self.in_threads(pop)
+            everything = sorted(record for got in per_thread for record in got)
+            assert everything == [bytes([n]) * self.SIZE for n in range(32)]
+            for got in per_thread:
+                for who in range(4):
+                    pushed = [record[0] for record in got if record[0] // 8 == who]
+                    assert pushed == sorted(pushed)
+        assert ring.sender.indices() == ring.receiver.indices() == (96, 96)
+
+
+def codec_that(base, *, decode=None, decode_many=None, encode=None):
+    """A codec that calls these before its own functions; what they raise goes out."""
+
+    def before(first, then):
+        def call(*arguments):
+            first(*arguments)
+            return then(*arguments)
+
+        return then if first is None else call
+
+    return base._replace(
+        decode=before(decode, base.decode),
+        decode_many=before(decode_many, base.decode_many),
+        encode=before(encode, base.encode),
+    )
+
+
+def once(action):
+    """Do it the first time only."""
+    left = [action]
+
+    def call(*arguments):
+        if left:
+            left.pop()(*arguments)
+
+    return call
+
+
+def number_in(data):
+    return int.from_bytes(bytes(data[:8]), "little")
+
+
+class TestInterruptedPop:
+    """An exception may strike between the core's copy and the delivery of what it copied."""
+
+    def test_nothing_is_lost_after_one(self, ring):
+        ring.push_numbers(1, 2, 3)
+        assert ring.interrupted_pop() == 0
+        assert not ring.receiver.arm()
+        assert numbers(drained(ring.receiver)) == [1, 2, 3]
+        assert ring.receiver.indices() == (3, 3)
+
+    def test_nothing_is_lost_after_several_in_a_row(self, ring):
+        ring.push_numbers(1, 2, 3)
+        for _ in range(3):
+            ring.interrupted_pop()
+        assert numbers(ring.receiver.try_pop_many(4)) == [1, 2, 3]
+
+    @pytest.mark.parametrize("taken", [1, 2, 4])
+    @pytest.mark.parametrize("then", ["one by one", "in batches of 3", "all at once"])
+    def test_nothing_is_lost_after_a_batch(self, ring, taken, then):
+        ring.push_numbers(0)
+        ring.receiver.try_pop_many(4)  # has room for batches from now on
+        ring.push_numbers(1, 2, 3, 4)
+        assert ring.interrupted_pop(taken) == 0
+        for n in range(5, 5 + taken):
+            ring.push_numbers(n)
+        assert not ring.sender.try_push((99,))
+        got = []
+        if then == "one by one":
+            got = drained(ring.receiver)
+        else:
+            limit = 3 if then == "in batches of 3" else 100
+            while batch := ring.receiver.try_pop_many(limit):
+                assert len(batch) <= 4
+                got += batch
+        assert numbers(got) == list(range(1, 5 + taken))
+
+    def test_interrupts_and_calls_may_follow_each_other_in_any_order(self, make_ring):
+        chance = random.Random(1)
+        for _ in range(50):
+            ring, serial, got = make_ring(), count(), []
+            for _ in range(60):
+                match chance.randrange(4):
+                    case 0 | 1:
+                        number = next(serial)
+                        if not ring.sender.try_push((number,)):
+                            got += drained(ring.receiver)
+                            ring.push_numbers(number)
+                    case 2:
+                        ring.interrupted_pop(chance.randint(1, ring.receiver._room))
+                    case 3 if chance.random() < 0.5:
+                        record = ring.receiver.try_pop()
+                        got += [] if record is None else [record]
+                    case 3:
+                        got += ring.receiver.try_pop_many(chance.randint(1, 4)) or []
+            got += drained(ring.receiver)
+            assert numbers(got) == list(range(next(serial)))
+
+    def test_space_is_free_although_nothing_was_delivered(self, ring):
+        ring.push_numbers(1, 2, 3, 4)
+        ring.interrupted_pop()
+        assert ring.sender.try_push((5,))
+        assert numbers(drained(ring.receiver)) == [1, 2, 3, 4, 5]
+
+    def test_room_for_a_batch_is_made_without_losing_what_is_held(self, make_ring):
+        ring = make_ring(capacity=64)
+        ring.push_numbers(*range(20))
+        ring.interrupted_pop()
+        assert numbers(ring.receiver.try_pop_many(64)) == list(range(20))
+
+    def test_decoding_may_be_interrupted(self, ring):
+        ring.open(codec_that(ring.codec, decode=once(interrupt)))
+        ring.push_numbers(1, 2)
+        with pytest.raises(Interrupt):
+            ring.receiver.try_pop()
+        assert numbers(drained(ring.receiver)) == [1, 2]
+
+    def test_decoding_of_what_is_held_may_be_interrupted(self, ring):
+        ring.open(codec_that(ring.codec, decode=once(interrupt)))
+        ring.push_numbers(1, 2)
+        ring.interrupted_pop()
+        with pytest.raises(Interrupt):
+            ring.receiver.try_pop()
+        assert numbers(drained(ring.receiver)) == [1, 2]
+
+    def test_decoding_of_a_batch_may_be_interrupted(self, ring):
+        ring.open(codec_that(ring.codec, decode_many=once(interrupt)))
+        ring.push_numbers(1, 2, 3)
+        with pytest.raises(Interrupt):
+            ring.receiver.try_pop_many(2)
+        assert not ring.receiver.arm()
+        ring.push_numbers(4)
+        assert numbers(ring.receiver.try_pop_many(3)) == [1, 2, 3]
+        assert ring.receiver.try_pop() == (4,)
+
+
+class Bad(ValueError):
+    """What a codec raises for a record that it cannot decode."""
+
+
+class TestUndecodable:
+    """A record that cannot be decoded is lost, with an error, and no other with it."""
+
+    def reject(self, *bad):
+        def decode(data):
+            if number_in(data) in bad:
+                raise Bad(number_in(data))
+
+        def decode_many(data, count):
+            for at in range(0, 8 * count, 8):
+                decode(data[at : at + 8])
+
+        return {"decode": decode, "decode_many": decode_many}
+
+    def outcomes(self, take):
+        """Every record, or None where there was an error instead, until nothing is left."""
+        outcomes = []
+        while True:
+            try:
+                got = take()
+            except DecodeFailed as error:
+                assert isinstance(error.__cause__, Bad)
+                outcomes.append(f"bad {error.__cause__}")
+                continue
+            if got is None or len(got) == 0:
+                return outcomes
+            outcomes += numbers(got if isinstance(got, list) else [got])
+
+    @pytest.mark.parametrize("limit", [1, 2, 3, 4, None])
+    @pytest.mark.parametrize("held", [False, True])
+    def test_in_batches_and_one_by_one(self, make_ring, limit, held):
+        for bad in (0,), (2,), (3,), (1, 2), (0, 3), (0, 1, 2, 3):
+            ring = make_ring()
+            ring.open(codec_that(ring.codec, **self.reject(*bad)))
+            ring.push_numbers(0, 1, 2, 3)
+            if held:
+                ring.interrupted_pop()
+            pop, pop_many = ring.receiver.try_pop, ring.receiver.try_pop_many
+            got = self.outcomes(partial(pop_many, limit) if limit else pop)
+            assert got == [f"bad {n}" if n in bad else n for n in range(4)]
+            ring.push_numbers(4)
+            assert pop() == (4,)
+
+    def test_an_error_that_is_no_records_fault_loses_nothing(self, ring):
+        def exhausted(*arguments):
+            raise MemoryError
+
+        ring.open(codec_that(ring.codec, decode_many=once(exhausted)))
+        ring.push_numbers(0, 1, 2)
+        with pytest.raises(MemoryError):
+            ring.receiver.try_pop_many(4)
+        assert numbers(ring.receiver.try_pop_many(4)) == [0, 1, 2]
+
+    @pytest.mark.parametrize("bad", [0, 1])
+    def test_an_interrupt_while_the_good_are_kept_doubles_nothing(self, ring, bad):
+        calls = count()
+
+        def decode_many(data, n):
+            if next(calls) == 1:
+                raise Interrupt
+            self.reject(bad)["decode_many"](data, n)
+
+        ring.open(
+            codec_that(ring.codec, decode=self.reject(bad)["decode"], decode_many=decode_many)
+        )
+        ring.push_numbers(0, 1, 2, 3)
+        outcomes = []
+        with contextlib.suppress(Interrupt):
+            outcomes = self.outcomes(lambda: ring.receiver.try_pop_many(4))
+        outcomes += self.outcomes(lambda: ring.receiver.try_pop_many(4))
+        good = [outcome for outcome in outcomes if isinstance(outcome, int)]
+        assert good == [n for n in range(4) if n != bad]
+
+
+class TestSignals:
+    """A handler may raise, or use the same ends, wherever CPython lets it run."""
+
+    def taking(self, receiver, how):
+        """Return a function that takes once, as a list."""
+        if how == "pop_many":
+            return lambda: receiver.try_pop_many(3)
+        return lambda: [record for record in [receiver.try_pop()] if record is not None]
+
+    @pytest.fixture(params=["fresh", "something held", "batch held"])
+    def prepared(self, ring, request):
+        """Four records in the ring, of which some may have been taken and not delivered."""
+        serial = count()
+
+        def prepare():
+            drained(ring.receiver)
+            if request.param == "batch held":
+                ring.receiver.try_pop_many(4)
+            prepare.first = next(serial) * 4
+            ring.push_numbers(*range(prepare.first, prepare.first + 4))
+            if request.param != "fresh":
+                ring.interrupted_pop(min(3, ring.receiver._room))
+
+        prepare.ring = ring
+        return prepare
+
+    @pytest.mark.parametrize("how", ["pop", "pop_many"])
+    @pytest.mark.parametrize("exception", [interrupt, mishap])
+    def test_an_exception_anywhere_in_a_pop_loses_nothing(self, prepared, how, exception):
+        receiver = prepared.ring.receiver
+
+        def check(result):
+            got = numbers((result or []) + drained(receiver))
+            assert got == list(range(prepared.first, prepared.first + 4))
+
+        taking = self.taking(receiver, how)
+        assert at_every_place(prepared, taking, exception, check) > 3
+
+    @pytest.mark.parametrize("how", ["pop", "pop_many"])
+    def test_an_exception_anywhere_loses_nothing_that_cannot_be_encoded_again(self, ring, how):
+        # Such as a dataclass whose __post_init__ makes something of the fields.
+        def cannot_encode(*arguments):
+            raise BadRecord
+
+        ring.open(ring.codec, to_receive=codec_that(ring.codec, encode=cannot_encode))
+
+        def prepare():
+            drained(ring.receiver)
+            ring.push_numbers(0, 1, 2, 3)
+
+        def check(result):
+            assert numbers((result or []) + drained(ring.receiver)) == [0, 1, 2, 3]
+
+        assert at_every_place(prepare, self.taking(ring.receiver, how), interrupt, check) > 3
+
+    @pytest.mark.parametrize("how", ["pop", "pop_many"])
+    @pytest.mark.parametrize("handlers", ["pop", "pop_many", "pop twice"])
+    def test_a_handler_that_pops_anywhere_in_a_pop_takes_other_records(
+        self, prepared, how, handlers
+    ):
+        receiver = prepared.ring.receiver
+        by_handler = []
+
+        def handler():
+            for verb in ["pop", "pop"] if handlers == "pop twice" else [handlers]:
+                by_handler.extend(self.taking(receiver, verb)())
+
+        def check(result):
+            both, by_handler[:] = [numbers(result), numbers(by_handler)], []
+            for each in both:
+                assert each == sorted(each)
+            got = sorted(both[0] + both[1]) + numbers(drained(receiver))
+            assert got == list(range(prepared.first, prepared.first + 4))
+
+        assert at_every_place(prepared, self.taking(receiver, how), handler, check) > 3
+
+    @pytest.mark.parametrize("how", ["push", "push_many"])
+    @pytest.mark.parametrize("handlers", ["push", "push_many"])
+    def test_a_handler_that_pushes_anywhere_in_a_push_disturbs_nothing(
+        self, make_ring, how, handlers
+    ):
+        ring = make_ring(capacity=8)
+
+        def pushing(how, first):
+            if how == "push":
+                return int(ring.sender.try_push((first,)))
+            return push_packed(ring.sender, packed(first, first + 1, first + 2), 3)
+
+        done = []
+
+        def check(result):
+            handlers_done, done[:] = list(done), []
+            got = numbers(drained(ring.receiver))
+            ours = [n for n in got if n < 100]
+            assert ours == list(range(result))
+            assert result == (1 if how == "push" else 3)
+            assert [n for n in got if n >= 100] == list(range(100, 100 + sum(handlers_done)))
+
+        assert (
+            at_every_place(
+                lambda: None,
+                lambda: pushing(how, 0),
+                lambda: done.append(pushing(handlers, 100)),
+                check,
+            )
+            > 3
+        )
+
+    def test_an_exception_anywhere_in_a_push_means_done_or_not_done(self, ring):
+        def prepare():
+            drained(ring.receiver)
+
+        def check(result):
+            head, tail = ring.sender.indices()
+            got = numbers(drained(ring.receiver))
+            assert got == [7] * (head - tail)
+            assert len(got) == 1 if result else len(got) <= 1
+
+        assert at_every_place(prepare, lambda: ring.sender.try_push((7,)), interrupt, check) > 3
+
+    @pytest.fixture
+    def on_signal(self):
+        """Install a handler of a real signal."""
+        previous = signal.getsignal(signal.SIGUSR1)
+        yield lambda handler: signal.signal(signal.SIGUSR1, lambda *_: handler())
+        signal.signal(signal.SIGUSR1, previous)
+
+    def raise_signal(self, *arguments):
+        signal.raise_signal(signal.SIGUSR1)
+
+    def pop_several(self, receiver, times, into):
+        into.extend(receiver.try_pop() for _ in range(times))
+
+    @pytest.mark.parametrize("held", [False, True])
+    def test_a_real_handler_may_pop_while_a_record_is_decoded(self, make_ring, on_signal, held):
+        for times in (1, 2, 3):
+            ring, by_handler = make_ring(), []
+            ring.open(codec_that(ring.codec, decode=once(self.raise_signal)))
+            on_signal(partial(self.pop_several, ring.receiver, times, by_handler))
+            ring.push_numbers(0, 1, 2, 3)
+            if held:
+                ring.interrupted_pop()
+            both = numbers(drained(ring.receiver)), numbers(by_handler)
+            for each in both:
+                assert each == sorted(each)
+            assert len(by_handler) == times
+            assert sorted(both[0] + both[1]) == [0, 1, 2, 3]
+
+    def test_a_real_handler_may_pop_before_a_record_fails_to_decode(self, ring, on_signal):
+        def bad(data):
+            raise Bad
+
+        def signal_then_fail(data):
+            self.raise_signal()
+            bad(data)
+
+        by_handler = []
+        ring.open(codec_that(ring.codec, decode=once(signal_then_fail)))
+        on_signal(partial(self.pop_several, ring.receiver, 3, by_handler))
+        ring.push_numbers(0, 1, 2, 3)
+        with contextlib.suppress(Bad):
+            assert ring.receiver.try_pop() == (3,)
+            ring.push_numbers(4)
+        got = drained(ring.receiver)
+        assert sorted(numbers(by_handler + got)) in ([0, 1, 2, 3], [0, 1, 2, 4])
+
+    def test_a_real_handler_may_push_while_a_record_is_encoded_and_decoded(self, ring, on_signal):
+        mine = count(100)
+        on_signal(lambda: ring.push_numbers(next(mine)))
+        noisy = codec_that(
+            ring.codec, encode=once(self.raise_signal), decode=once(self.raise_signal)
+        )
+        ring.open(noisy)
+        ring.push_numbers(0, 1)
+        assert numbers(drained(ring.receiver)) == [100, 0, 1, 101]

@@ -1,0 +1,759 @@
+"""The C code where memory is short, where callers are odd, and where the peer changes its mind."""
+
+import array
+import contextlib
+import errno
+import gc
+import importlib.util
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+from ipcqueue._core import ffi, lib
+
+import fdpass
+import ipcqueue
+import memenpsf
+from ipcqueue import _binding
+from ipcqueue._records.spec import codec_for
+from ipcqueue._ring import call as _call
+from ipcqueue._ring import memory as _memory
+from ipcqueue._ring import segment as _segment
+from tests.kit.places import Interrupt
+from tests.kit.refusals import refused
+
+HEAD = 1024  # in a segment
+
+SPECS = {
+    "bytes of one size": (8, lambda n: n.to_bytes(8, "little")),
+    "tuples": ("<QQ", lambda n: (n, n + (1 << 60))),
+    "large tuples": ("<Q2000s", lambda n: (n, b"%d" % n * 400 + bytes(1600))),
+    "messages": (bytes, lambda n: b"%d" % n * (n % 50)),
+    "messages with tags": (memenpsf.Message, lambda n: memenpsf.Message(b"%d" % n, n, n % 256)),
+}
+SPECS["large tuples"] = ("<Q2000s", lambda n: (n, (b"%d" % n * 400).ljust(2000, b"\0")))
+
+direct = _binding.direct
+only_direct = pytest.mark.skipif(direct is None, reason="there is no short way here")
+
+
+@pytest.fixture(params=SPECS)
+def kind(request):
+    return SPECS[request.param]
+
+
+@pytest.fixture
+def short_of_memory():
+    """Call a function again and again, the n-th time without memory for its n-th request.
+
+    short_of_memory(prepare, call, check): call(*prepared) for each prepared = prepare(); then
+    check(result, *prepared), where the result may be MemoryError.  Returns how often it was that.
+    """
+    testcapi = pytest.importorskip("_testcapi")
+    tracer = sys.gettrace()  # that of a coverage tool needs memory itself
+
+    def sweep(prepare, call, check, most=40):
+        failures = 0
+        for nth in range(most):
+            prepared = prepare()
+            gc.disable()  # what it would run is not what is to fail
+            sys.settrace(None)
+            result = None
+            try:
+                testcapi.set_nomemory(nth, nth + 1)
+                result = call(*prepared)
+                testcapi.remove_mem_hooks()
+            except (MemoryError, SystemError):  # where CPython 3.11 forgets to set it
+                testcapi.remove_mem_hooks()
+                result = MemoryError
+                failures += 1
+            finally:
+                testcapi.remove_mem_hooks()
+                sys.settrace(tracer)
+                gc.enable()
+            check(result, *prepared)
+        return failures
+
+    return sweep
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_collector():
+    """Have gc.collect() look only at what these tests make: it is called around each of them."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+def pair_of(spec):
+    return memenpsf.pair(spec, capacity=4096 if spec in (bytes, memenpsf.Message) else 64)
+
+
+def rest(other):
+    return list(iter(lambda: other.recv(timeout=0), None))
+
+
+def open_count():
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+# The short ways to receive; what of their result are records.
+WAYS = {
+    "one": (lambda receiver: next(iter(receiver.ready(False)), None), lambda got: [got]),
+    "many": (lambda receiver: receiver.take_many(3), lambda got: []),
+    "a loop": (lambda receiver: next(receiver.all(lambda: None, KeyError)), lambda got: [got]),
+}
+
+
+@only_direct
+@pytest.mark.parametrize("way", WAYS)
+def test_what_receives_without_memory_loses_nothing(kind, way, short_of_memory):
+    spec, record = kind
+    sent = [record(n) for n in range(11, 16)]
+    receive, records = WAYS[way]
+
+    def prepare():
+        one, other = pair_of(spec)
+        one.xmit_many(sent)
+        receiver = other._endpoint.receiver
+        return one, other, receiver, [[] for _ in range(500)]  # so that new lists need memory
+
+    def check(result, one, other, receiver, _):
+        got = [] if result is MemoryError or result is None else records(result)
+        with one, other:
+            assert got + rest(other) == sent
+
+    failures = short_of_memory(prepare, lambda one, other, it, _: receive(it), check)
+    assert failures > 0 or way == "many"  # which is for bytes, or leaves it to Python
+
+
+def long_shortage(first, count, receive, other):
+    """Receive with `count` allocations failing from the `first` on; FAILED if that raised."""
+    testcapi = pytest.importorskip("_testcapi")
+    tracer = sys.gettrace()
+    gc.disable()
+    sys.settrace(None)
+    try:
+        testcapi.set_nomemory(first, first + count)
+        result = receive(other)
+        testcapi.remove_mem_hooks()
+    except (MemoryError, SystemError):
+        testcapi.remove_mem_hooks()
+        result = FAILED
+    sys.settrace(tracer)
+    gc.enable()
+    return result
+
+
+FAILED = object()
+VERBS = {
+    "recv": (lambda other: other.recv(timeout=0), lambda got: [got]),
+    "for": (lambda other: next(iter(other)), lambda got: [got]),
+    "recv_vectored": (lambda other: other.recv_vectored(2, timeout=0), lambda got: got),
+    "recv_message": (lambda other: other.recv_message(timeout=0), lambda got: [got.record]),
+}
+
+
+# Of a generator that there was no memory to close.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("count", [2, 4, 20, 200])
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("name", SPECS)
+def test_a_shortage_that_lasts_loses_nothing(name, verb, count):
+    """Not for ever: CPython 3.11 loops for want of a number, in the cleanup of a long function."""
+    if direct is None and verb == "recv_vectored":
+        pytest.skip("CPython 3.11 loses references to the ring where a method has no memory")
+    spec, record = SPECS[name]
+    receive, records = VERBS[verb]
+    sent, failures = [record(n) for n in range(11, 16)], 0
+    for first in range(60):
+        # A batch of what was copied out may be part of it, and the rest is in the way then.
+        for prepared in (False, True)[: 1 + (verb != "recv_vectored")]:
+            one, other = memenpsf.pair(
+                spec, capacity=4096 if spec in (bytes, memenpsf.Message) else 64
+            )
+            with one, other:
+                one.xmit_many(sent)
+                if prepared:
+                    copied_out(other._endpoint.receiver)
+                used = (
+                    [[] for _ in range(100)],
+                    [(n,) for n in range(100)],
+                )  # what is free needs none
+                got = long_shortage(first, count, receive, other)
+                failures += got is FAILED
+                del used
+                assert ([] if got is FAILED else records(got)) + rest(other) == sent
+    assert failures > 0
+
+
+def copied_out(receiver):
+    """Have some of what waits stand in this process, as after an exception."""
+    if hasattr(receiver, "_built"):
+        receiver.prepare(3)
+    else:
+        call = _call.Call()
+        call.over = False
+        receiver._gather(call, bytearray(), 3)
+        call.over = True
+
+
+@only_direct
+@pytest.mark.parametrize("spec", [8, "<Q"])
+def test_a_batch_for_which_there_is_no_memory_stays(spec, short_of_memory):
+    def prepare():
+        one, other = memenpsf.pair(spec, capacity=64)
+        one.xmit_many([bytes([n] * 8) if spec == 8 else (n,) for n in range(3)])
+        return one, other, other._endpoint.receiver, []
+
+    def check(result, one, other, receiver, hands):
+        with one, other:
+            assert (receiver._hands is hands) == (result is not MemoryError)
+            receiver._hands = []
+            assert len(rest(other)) == (3 if result is MemoryError else 1)
+
+    def receive(one, other, receiver, hands):
+        receiver.fetch(hands, None, 2)
+
+    assert short_of_memory(prepare, receive, check, 10) > 0
+
+
+@only_direct
+def test_a_batch_sent_without_memory_is_sent_up_to_some_record(short_of_memory):
+    for spec, many in ((8, [bytes([n] * 8) for n in range(200)]), (bytes, [b"text"] * 300)):
+
+        def check(result, one, other, sender, many=many):
+            with one, other:
+                got = rest(other)
+                assert got == many[: len(got)]
+                assert result is MemoryError or result[0] == len(got)
+
+        def send(one, other, sender, many=many):
+            return sender.push_all(many)
+
+        def prepare(spec=spec):
+            one, other = pair_of(spec)
+            return one, other, one._endpoint.sender
+
+        assert short_of_memory(prepare, send, check, 10) > 0
+
+
+@only_direct
+def test_descriptors_that_come_while_memory_is_short_are_closed_or_noted(short_of_memory):
+    ends = socket.socketpair()
+    with ends[0], ends[1]:
+        ends[1].setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)  # so more comes than rights
+        files = [os.memfd_create("file") for _ in range(3)]
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", files))]
+
+        def prepare():
+            ends[0].sendmsg([b"\x11\x03"], rights)
+            return open_count(), [], bytearray(direct.ROOM)
+
+        def receive(before, into, room):
+            return direct.receive(ends[1], fdpass.RECEIVE_FLAGS, True, into, room)
+
+        def check(result, before, into, room):
+            if result is MemoryError:
+                assert into == []
+                receive(before, into, room)  # from the room, or the socket
+            ((data, ancillary, _, _),) = into
+            assert data == b"\x11\x03"
+            numbers, strays = fdpass.unpack(ancillary)
+            assert len(numbers) == 3
+            for number in (*numbers, *strays):
+                os.close(number)
+            assert open_count() == before
+
+        assert short_of_memory(prepare, receive, check, 20) > 3
+        for number in files:
+            os.close(number)
+
+
+@only_direct
+def test_a_module_for_which_there_is_no_memory_is_not_loaded(short_of_memory):
+    for module in (_binding.direct, _binding.records):
+        spec = importlib.util.spec_from_file_location(module.__name__, module.__file__)
+
+        def check(result, loaded):
+            assert result is MemoryError or callable(
+                getattr(loaded, "receive", None) or loaded.Packer
+            )
+
+        failures = short_of_memory(
+            lambda spec=spec: [importlib.util.module_from_spec(spec)],
+            spec.loader.exec_module,
+            check,
+            400,
+        )
+        assert failures > 10
+
+
+@only_direct
+def test_loops_for_which_there_is_no_memory_do_not_begin(short_of_memory):
+    one, other = memenpsf.pair(8)
+    with one, other:
+        receiver = other._endpoint.receiver
+        for begin in (
+            lambda: receiver.ready(True),
+            lambda: receiver.all(other.recv, ipcqueue.EndOfStream),
+        ):
+            failures = short_of_memory(
+                list, begin, lambda loop: loop is MemoryError or iter(loop), 5
+            )
+            assert failures > 0
+
+
+@only_direct
+def test_tuples_are_packed_with_memory_or_not_at_all(short_of_memory):
+    fields = (("u", 0, 8), ("f", 8, 8), ("c", 16, 1), ("s", 17, 3), ("?", 20, 1), ("i", 24, 8))
+    values = [(1 << 63, 0.5, b"c", b"txt", True, -(1 << 62))] * 3
+
+    def make():
+        return _binding.records.Packer(fields, 32, None)
+
+    packer = make()
+    packed = packer.pack(values)
+    unpack, pack = packer.unpack, packer.pack
+    for call, right in ((unpack, values), (pack, packed)):
+        argument = packed if call is unpack else values
+
+        def check(result, call, argument, right=right):
+            assert result is MemoryError or result == right
+
+        def prepare(call=call, argument=argument):
+            return call, argument
+
+        assert short_of_memory(prepare, lambda call, argument: call(argument), check) > 0
+    failures = short_of_memory(
+        list, make, lambda made: made is MemoryError or made.pack(values) == packed
+    )
+    assert failures > 0
+
+
+@only_direct
+def test_more_tuples_than_there_is_memory_in_the_world_are_an_error():
+    packer = _binding.records.Packer((("c", 0, 1),), 1 << 62, None)
+    with pytest.raises(MemoryError):
+        packer.pack([(b"c",)] * 3)
+    assert packer.pack(iter([(b"c",)])) is None  # for struct to look at
+
+
+@only_direct
+def test_calls_with_the_wrong_arguments_are_errors():
+    one, other = memenpsf.pair(8)
+    with one, other:
+        sender, receiver = one._endpoint.sender, other._endpoint.receiver
+        packer = _binding.records.Packer((("c", 0, 1),), 1, None)
+        for call, arguments in (
+            (sender.shorten, ("none",)),
+            (receiver.shorten, ("none",)),
+            (sender.push_run, ()),
+            (sender.push_packed, (8, 8)),
+            (receiver.fetch, (b"", 1)),
+            (receiver.take_many, ("one",)),
+            (receiver.all, ()),
+            (direct.receive, ()),
+            (direct.receive, (object(), 0, True, [])),
+            (packer.unpack, ("text",)),
+        ):
+            with pytest.raises(TypeError):
+                call(*arguments)
+        with pytest.raises(OverflowError):
+            receiver.take_many(1 << 70)
+
+        class Undecided:
+            def __bool__(self):
+                raise KeyError
+
+        with pytest.raises(KeyError):
+            receiver.ready(Undecided())
+        one.xmit(bytes(8))  # and nothing has happened
+        assert rest(other) == [bytes(8)]
+
+
+if direct is not None:
+
+    class SlotSender(direct.SlotSender):
+        """Notes what the short way leaves to Python."""
+
+        def push_slowly(self, record):
+            self.slowly = record
+
+    class FrameSender(direct.FrameSender):
+        """The same."""
+
+        def push_framed(self, framed):
+            self.slowly = framed
+
+
+@only_direct
+def test_what_is_encoded_to_something_odd_goes_the_long_way():
+    sender = SlotSender()
+    sender.shorten(0, 8, lambda record: record)
+    released = memoryview(bytes(8))
+    released.release()
+    for odd in (8, "text", released, bytearray(7), bytearray(8), b"1234567"):
+        sender.try_push(odd)
+        assert sender.slowly is odd
+    sender.shorten(8, 8, {}.__getitem__)  # what is at that address goes with no ring
+    with pytest.raises(KeyError):
+        sender.try_push(bytes(8))
+    sender.shorten(8, 8, None)
+    sender.try_push(record := bytes(8))
+    assert sender.slowly is record
+
+    sender = FrameSender()
+    sender.shorten(0, 8, lambda record: record)
+    for odd in (
+        8,
+        (b"", 0),
+        (b"", "tag", 0),
+        (b"", 0, "flags"),
+        (b"", -1, 0),
+        (b"", 1 << 32, 0),
+        (b"", 0, 256),
+        ("text", 0, 0),
+        (b"123456789", 0, 0),
+        (b"", 0, 0),  # but there is no ring
+    ):
+        sender.try_push(odd)
+        assert sender.slowly is odd
+
+
+@only_direct
+def test_what_the_collector_runs_may_receive():
+    if sys.version_info >= (3, 12):
+        pytest.skip("the collector runs elsewhere from CPython 3.12 on")
+    one, other = memenpsf.pair(8, capacity=64)
+    with one, other:
+        sent = [bytes([n] * 8) for n in range(8)]
+        one.xmit_many(sent)
+        by_collector = []
+
+        class Garbage:
+            def __init__(self):
+                self.itself = self
+
+            def __del__(self):
+                by_collector.append(next(iter(other)))
+
+        loop, threshold = iter(other), gc.get_threshold()
+        gc.disable()
+        kept = [[] for _ in range(500)]  # so that a new list needs new memory
+        Garbage()
+        gc.set_threshold(1)
+        gc.enable()
+        got = [next(loop)]
+        gc.set_threshold(*threshold)
+        del kept
+        assert by_collector == sent[:1]
+        assert got + rest(other) == sent[1:]
+
+
+@only_direct
+@pytest.mark.parametrize("spec", ["<Q", 8])
+def test_an_impossible_index_is_noticed_in_the_middle_of_what_is_known(spec):
+    one, other = memenpsf.pair(spec, capacity=64)
+    with one, other:
+        one.xmit_many([(n,) for n in range(8)] if spec == "<Q" else [bytes(8)] * 8)
+        assert other.recv(timeout=0) is not None
+        memory = one._endpoint._own.mapping
+        ffi.buffer(memory.at, memory.size)[HEAD : HEAD + 8] = struct.pack("=Q", 1 << 40)
+        receive = iter(other).__next__ if spec == "<Q" else lambda: other.recv_vectored(timeout=0)
+        with pytest.raises(memenpsf.CorruptPeer):
+            for _ in range(9):
+                receive()
+
+
+def test_an_index_that_changes_all_the_time_is_believed_or_refused():
+    """The second look at the peer's index, microseconds after the first, is no less careful."""
+    codec, capacity, parent = codec_for("<Q"), 64, os.getpid()
+    with (
+        contextlib.closing(_segment.create(codec, capacity, "sender")) as theirs,
+        contextlib.closing(_segment.create(codec, 0, "receiver")) as ours,
+    ):
+        memory = ffi.buffer(theirs.mapping.at, theirs.mapping.size)
+        pid = os.fork()
+        if pid == 0:
+            try:
+                few, more, bad = (struct.pack("=Q", n) for n in (1, 20, 1 << 40))
+                while os.getppid() == parent:
+                    for _ in range(1000):
+                        for index in (few, more, few, bad):
+                            memory[HEAD : HEAD + 8] = index
+            finally:
+                os._exit(0)
+        try:
+            results, tries = set(), 5000
+            into, count = ffi.new("char[]", capacity * 8), ffi.new("uint64_t *")
+            # Until the child runs, there is nothing; and it may be stopped between two writes.
+            while not results >= {1, 20, lib.IPCQ_CORRUPT} or (tries := tries - 1):
+                ring = _memory.allocate("ipcq_receiver *", lib.ipcq_receiver_size())
+                lib.ipcq_receiver_init(ring, ours.mapping.at, theirs.mapping.at, capacity, 8, -1, 0)
+                code = lib.ipcq_pop(ring, into, capacity, 0, count)
+                results.add(count[0] if code == lib.IPCQ_DONE else code)
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        assert results <= {1, 20, lib.IPCQ_EMPTY, lib.IPCQ_CORRUPT}
+
+
+def test_a_segment_that_does_not_fit_its_file_is_an_error():
+    with fdpass.Memfd.create("short", 4096) as memfd:
+        with pytest.raises(OSError, match="Cannot allocate memory"):
+            _memory.map_segment(memfd.fileno(), 8192, writable=False)
+        with pytest.raises(OSError, match="Invalid argument"):
+            _memory.map_segment(memfd.fileno(), 4096, writable=False, mirrored=100)
+
+
+def test_nothing_can_be_published_into_a_ring_with_space_at_once():
+    one, other = ipcqueue.pair("<Q", 4)
+    with one, other:
+        ring = one._endpoint.sender._ring
+        done = ffi.new("uint64_t *", 7)
+        assert lib.ipcq_push_many(ring, b"", 0, done) == lib.IPCQ_DONE
+        assert done[0] == 0
+        for _ in range(4):
+            one.push((1,))
+        assert lib.ipcq_push_many(ring, b"", 0, done) == lib.IPCQ_FULL
+
+
+def readable(side):
+    poll = select.poll()
+    poll.register(side.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
+
+
+@pytest.mark.parametrize("error", [errno.ENOBUFS, errno.ENOMEM, errno.EINTR])
+def test_a_doorbell_that_the_kernel_has_no_memory_for_is_rung_at_the_next_push(error):
+    sender, receiver = ipcqueue.pair("<Q", 4)
+    with sender, receiver:
+        assert receiver.arm()
+        refused("sendto", error, lambda: sender.push((1,)), sender.fileno())
+        assert not readable(receiver)
+        sender.push((2,))
+        assert readable(receiver)
+        assert [receiver.pop(), receiver.pop()] == [(1,), (2,)]
+
+
+@pytest.mark.parametrize("error", [errno.EAGAIN, errno.EPIPE])
+def test_a_doorbell_that_cannot_be_rung_for_other_reasons_is_not_tried_again(error):
+    sender, receiver = ipcqueue.pair("<Q", 4)
+    with sender, receiver:
+        assert receiver.arm()
+        refused("sendto", error, lambda: sender.push((1,)), sender.fileno())
+        sender.push((2,))
+        assert not readable(receiver)
+
+
+def test_a_kernel_that_cannot_populate_mappings_will_do():
+    def move():
+        sender, receiver = ipcqueue.pair(bytes, 4096)
+        with sender, receiver:
+            sender.push(b"text")
+            return receiver.pop()
+
+    assert refused("madvise", errno.EINVAL, move) == b"text"  # before Linux 5.14
+    with fdpass.Memfd.create("segment", 4096) as memfd:
+        map_it = partial(_memory.map_segment, memfd.fileno(), 4096, writable=False)
+        with pytest.raises(OSError, match="Cannot allocate memory"):
+            refused("madvise", errno.ENOMEM, map_it)
+
+
+def test_a_socket_that_cannot_be_looked_at_is_not_quiet():
+    sender, receiver = ipcqueue.pair("<Q", 4)
+    with sender, receiver:
+        ring = receiver._endpoint.receiver._ring
+        assert lib.ipcq_is_silent(ring)
+        look = partial(lib.ipcq_is_silent, ring)
+        assert not refused("recvfrom", errno.ENOTCONN, look, receiver.fileno())
+        assert not refused("recvfrom", errno.ECONNRESET, look, receiver.fileno())
+
+
+@only_direct
+def test_a_codec_may_encode_to_anything_that_has_bytes():
+    one, other = memenpsf.pair(8)
+    with one, other:
+        sender = one._endpoint.sender
+        sender.shorten(_memory.address_of(sender._ring), 8, bytearray)
+        assert sender.try_push(b"12345678")
+        assert rest(other) == [b"12345678"]
+
+        class Array:
+            """Of a type that says nothing of its items."""
+
+        sender.array, sender.dtype = Array, "a dtype"
+        with pytest.raises(AttributeError):
+            sender.push_all(Array())
+
+
+@only_direct
+@pytest.mark.parametrize("spec", [8, bytes])
+def test_nonsense_in_what_both_ways_share_leaves_it_to_python(spec):
+    one, other = memenpsf.pair(spec)
+    with one, other:
+        receiver = other._endpoint.receiver
+        one.xmit(b"12345678")
+        for attribute in ("_hands", "_stash") if spec == 8 else ("_hands", "_built"):
+            right = getattr(receiver, attribute)
+            for nonsense in (None, (), "text"):
+                setattr(receiver, attribute, nonsense)
+                assert list(receiver.ready(False)) == []
+                assert not receiver.take_many(1)
+            delattr(receiver, attribute)
+            assert list(receiver.ready(False)) == []
+            setattr(receiver, attribute, right)
+        for ahead, place in (((), 0), ([], 0), ([b"old"], -1), ([b"old"], 1)):
+            receiver.ahead, receiver.place = ahead, place
+            assert not receiver.is_empty()
+        receiver.ahead, receiver.place = None, 0
+        assert list(receiver.ready(False)) == [b"12345678"]
+
+
+@only_direct
+def test_a_decoder_that_leaves_nonsense_and_fails_has_taken_nothing():
+    one, other = memenpsf.pair("<Q")
+    with one, other:
+        receiver = other._endpoint.receiver
+
+        def decode(data):
+            receiver._stash = None
+            raise ZeroDivisionError
+
+        address = _memory.address_of(receiver._ring)
+        receiver.shorten(address, 8, 64, True, False, decode, None)
+        one.xmit((1,))
+        assert list(receiver.ready(False)) == []
+        receiver._stash = b""
+        assert rest(other) == [(1,)]
+
+
+@only_direct
+@pytest.mark.parametrize("what", ["a tuple", "stash", "hands", "more", "an error", "an interrupt"])
+def test_whatever_a_decoder_of_many_does_nothing_is_lost(what):
+    one, other = memenpsf.pair("<Q")
+    with one, other:
+        receiver, codec = other._endpoint.receiver, other._endpoint.codec
+        before = []
+
+        def decode_many(data, count):
+            records = codec.decode_many(data, count)
+            match what:
+                case "a tuple":
+                    return tuple(records)
+                case "stash":
+                    receiver._stash = bytes(bytearray(receiver._stash))  # equal, and another
+                case "hands":
+                    receiver._hands = [(_call.OVER, bytearray(8))]
+                case "more":
+                    if not before:
+                        before.append(other.recv(timeout=0))
+                        before.append(next(loop))
+                case "an error":
+                    raise ValueError
+                case "an interrupt":
+                    raise Interrupt
+            return records
+
+        address = _memory.address_of(receiver._ring)
+        receiver.shorten(address, 8, 64, True, False, codec.decode, decode_many)
+        sent = [(n,) for n in range(1, 6)]
+        one.xmit_many(sent)
+        loop, got = iter(other), []
+        with contextlib.suppress(Interrupt):
+            got.append(next(loop))
+        receiver.shorten(address, 8, 64, True, False, codec.decode, codec.decode_many)
+        got = [each for each in before + got + rest(other) if each != (0,)]
+        assert sorted(got) == sent
+
+
+@only_direct
+@pytest.mark.parametrize("what", ["receive", "take ahead", "put back", "an error", "an interrupt"])
+def test_whatever_a_decoder_of_messages_does_nothing_is_lost(what):
+    one, other = memenpsf.pair(memenpsf.Message)
+    with one, other:
+        receiver = other._endpoint.receiver
+        before = []
+
+        def decode(*message):
+            if not before:
+                before.append(None)
+                match what:
+                    case "receive":
+                        before.append(other.recv(timeout=0))
+                    case "take ahead":
+                        receiver.ahead, receiver.place = [b"older"], 0
+                    case "put back":
+                        receiver.prepare(1)
+                    case "an error":
+                        raise ValueError
+                    case "an interrupt":
+                        raise Interrupt
+            return memenpsf.Message(*message)
+
+        address = _memory.address_of(receiver._ring)
+        receiver.shorten(address, 4096, 64, True, False, decode, None)
+        sent = [memenpsf.Message(b"%d" % n, n) for n in range(1, 6)]
+        one.xmit_many(sent)
+        got = []
+        with contextlib.suppress(Interrupt):
+            got += receiver.ready(False)
+        if what == "take ahead":
+            receiver.ahead = None
+        assert before[1:] + got + rest(other) == sent
+
+
+def test_messages_with_a_tag_come_to_who_wants_bytes_without():
+    terms = [
+        ipcqueue.Terms(spec, ipcqueue.Role(sends=True, receives=True))
+        for spec in (memenpsf.Message, bytes)
+    ]
+    one, other = map(memenpsf.Interface.of, ipcqueue.open_pair(*terms))
+    with one, other:
+        for tag, flags in ((0, 0), (7, 0), (0, 7), (0, 0)):
+            one.xmit(memenpsf.Message(b"text", tag, flags))
+        assert other.recv_vectored(timeout=0) == [b"text"] * 4
+
+
+def test_a_peer_that_takes_back_what_it_has_published_is_corrupt():
+    one, other = memenpsf.pair(bytes)
+    with one, other:
+        for n in range(2):
+            one.xmit(b"%d" % n)
+        other._endpoint.receiver.prepare(2)
+        memory = one._endpoint._own.mapping
+        ffi.buffer(memory.at, memory.size)[HEAD : HEAD + 8] = bytes(8)
+        other._endpoint.receiver.prepare(3)  # those that were copied come first
+        assert [other.recv(), other.recv()] == [b"0", b"1"]
+        with pytest.raises(memenpsf.CorruptPeer):
+            other.recv()
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (errno.EAGAIN, memenpsf.Full),
+        (errno.ETOOMANYREFS, memenpsf.Full),
+        (errno.EPIPE, memenpsf.PeerDied),
+        (errno.ECONNRESET, memenpsf.PeerDied),
+        (errno.EPERM, PermissionError),
+    ],
+)
+def test_a_message_whose_descriptors_cannot_be_sent_is_not_sent(error, raised):
+    one, other = memenpsf.pair(bytes, accept_fds=1)
+    with one, other, fdpass.Fd(os.memfd_create("file")) as file:
+        send = partial(one.xmit, b"text", timeout=0, fds=[file])
+        with pytest.raises(raised):
+            refused("sendmsg", error, send, one.fileno())
+        assert other.recv(timeout=0) is None
+        if raised is not memenpsf.PeerDied:
+            send()
+            assert other.recv() == b"text"

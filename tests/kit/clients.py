@@ -1,0 +1,70 @@
+"""Clients of a listener in steps, and a process at its limit of descriptors."""
+
+import contextlib
+import os
+import resource
+import socket
+
+import memenpsf
+from ipcqueue import Opening, Role, Terms
+from tests.kit.settling import settle
+
+
+class Client:
+    """A client in steps that do not wait, so that one thread can play both sides."""
+
+    def __init__(self, path, record="<Q", **options):
+        sock = connected(path)
+        terms = Terms(record, Role(sends=True, receives=True), **options)
+        self.opening = Opening(sock, terms)
+        self.endpoint = None
+
+    def say_hello(self):
+        self.endpoint = self.opening.step()
+        return self
+
+    def finish(self):
+        self.endpoint = self.endpoint or self.opening.step()
+        return memenpsf.Interface.of(self.endpoint)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        (self.opening.abandon if self.endpoint is None else self.endpoint.close)()
+
+
+def connected(path):
+    """Return a connected socket that has said nothing."""
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        sock.connect(str(path))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+@contextlib.contextmanager
+def room_for_descriptors(count):
+    settle()  # or a number may become free meanwhile
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    taken = [os.dup(0) for _ in range(64)]  # close the gaps below the limit
+    top = max(taken)
+    for fd in taken:
+        os.close(fd)
+    fill = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (top + 1, hard))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                fill.append(os.dup(0))
+        for _ in range(count):
+            os.close(fill.pop())
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for fd in fill:
+            os.close(fd)

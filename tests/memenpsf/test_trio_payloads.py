@@ -1,0 +1,955 @@
+"""Messages of any length, loans, regions and descriptors under Trio, and what cancelling does."""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import random
+import socket
+
+import numpy as np
+import pytest
+import trio
+import trio.testing
+
+import fdpass
+import ipcqueue
+import memenpsf
+import memenpsf.trio as mt
+from tests.ipcqueue.test_attachments import number_of, numbered, numbers, region_of
+from tests.ipcqueue.test_frames import extent, open_descriptors, quick_collector  # noqa: F401 (the fixture)
+from tests.ipcqueue.test_message import BOTH, CHILD, JSON, bad_on
+
+
+@contextlib.asynccontextmanager
+async def connected(spec=bytes, *, other=None, **options):
+    """Two sides in one loop; `other` are options of the second, which are as the first's."""
+    both = [options, options | (other or {})]
+    sides = [
+        mt.Interface(sock, each.pop("record", spec), **each)
+        for sock, each in zip(socket.socketpair(), both, strict=True)
+    ]
+    try:
+        async with trio.open_nursery() as nursery:
+            for side in sides:
+                nursery.start_soon(side.do_handshake)
+        yield sides
+    finally:
+        for side in sides:
+            side.close()
+
+
+async def still_works(one, other, record=b"still works"):
+    await one.xmit(record, timeout=0)
+    assert await other.recv(timeout=0) == record
+    assert await other.recv(timeout=0) is None
+
+
+async def received(side):
+    """Everything that waits: (bytes, numbers of the descriptors, contents of the regions)."""
+    got = []
+    while (message := await side.recv_message(timeout=0)) is not None:
+        with contextlib.closing(message):
+            fds = [number_of(fd) for fd in message.fds]
+            got.append((message.record, fds, [bytes(r.buffer) for r in message.regions]))
+    return got
+
+
+# -- messages ----------------------------------------------------------------------------------------
+
+
+async def test_messages_of_all_sizes_arrive_by_every_verb():
+    chance = random.Random(1)
+    sent = [
+        chance.randbytes(chance.choice([0, 1, 16, 1000, 4080, 5000, 300_000])) for _ in range(200)
+    ]
+    async with connected(capacity=4096) as (one, other), trio.open_nursery() as nursery:
+
+        async def send():
+            for n, data in enumerate(sent):
+                if n % 7 == 0:
+                    assert await one.xmit_many([data]) == 1
+                elif n % 5 == 0 and extent(len(data)) <= 4096:
+                    async with one.loan(len(data)) as loan:
+                        loan.data[:] = data
+                elif n % 3 == 0:
+                    await one.send(data)
+                else:
+                    await one.xmit(data)
+
+        nursery.start_soon(send)
+        got = []
+        while len(got) < len(sent):
+            got.append(await other.recv())
+            got += await other.recv_vectored(3)
+            async with other.borrow(2, timeout=0) as messages:
+                got += [bytes(message.data) for message in messages]
+            if len(got) < len(sent):
+                got.append((await other.recv_message()).record)
+            if len(got) < len(sent):
+                got.append(await other.receive())
+        assert got == sent
+        assert one.statistics().rescues == other.statistics().rescues == 0
+
+
+async def test_a_stream_of_messages_can_be_iterated_to_its_end():
+    async with connected(JSON, capacity=4096) as (one, other):
+        sent = [{"n": n, "text": "x" * (n * 500)} for n in range(16)]
+        await one.xmit_many(sent)
+        await one.aclose()
+        assert [message async for message in other] == sent
+        with pytest.raises(trio.EndOfChannel):
+            await other.recv_message()
+        with pytest.raises(trio.EndOfChannel):
+            async with other.borrow():
+                pass
+
+
+@pytest.mark.parametrize(
+    "options", [{"capacity": 4096}, {"capacity": 1 << 16, "inline": 1 << 16}], ids=str
+)
+async def test_a_task_and_a_thread_of_another_process_exchange_messages_both_ways(program, options):
+    count = 150
+    here = {}
+    exec(BOTH, here)  # the very same as in the other process
+    ours, theirs = socket.socketpair()
+    with theirs:
+        arguments = json.dumps([theirs.fileno(), 1, 2, count, options])
+        child = program(CHILD, arguments, pass_fds=[theirs.fileno()])
+        side = mt.Interface(ours, bytes, timeout=30, **options)
+        await side.do_handshake()
+    async with side, trio.open_nursery() as nursery:
+        nursery.start_soon(send_random, side, here["size"], 2, count)
+        assert await receive_hashed(side, count) == here["expected"](1, count)
+        assert await trio.to_thread.run_sync(child.stdout.readline) == "done\n"
+        assert side.statistics().rescues == 0
+        print(file=child.stdin, flush=True)
+        with pytest.raises(mt.EndOfStream):
+            await side.recv()
+
+
+async def send_random(side, size, seed, count):
+    """As send() in BOTH."""
+    chance = random.Random(seed)
+    left = count
+    while left:
+        batch = [chance.randbytes(size(chance)) for _ in range(min(left, chance.choice([1, 1, 9])))]
+        if len(batch) > 1:
+            assert await side.xmit_many(batch) == len(batch)
+        elif chance.random() < 0.3 and len(batch[0]) < side.capacity - 16:
+            async with side.loan(len(batch[0])) as loan:
+                loan.data[:] = batch[0]
+        else:
+            await side.xmit(batch[0])
+        left -= len(batch)
+
+
+async def receive_hashed(side, count):
+    """As receive() in BOTH."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    while count:
+        async with side.borrow(5) as messages:
+            got = [bytes(message.data) for message in messages]
+        if count > len(got):
+            got.append(await side.recv())
+        for data in got:
+            digest.update(b"%d:" % len(data) + data)
+        count -= len(got)
+    return digest.hexdigest()
+
+
+async def test_limits_of_the_peer_hold_here_too():
+    async with connected(accept_fds=2, other={"max_message": 1000, "accept_fds": 1}) as sides:
+        one, other = sides
+        with pytest.raises(memenpsf.TooLarge, match=r"1001 bytes, .* at most 1000"):
+            await one.xmit(bytes(1001))
+        with pytest.raises(memenpsf.TooLarge, match="record 1: "):
+            await one.xmit_many([b"", bytes(1001)])
+        with pytest.raises(memenpsf.TooLarge):
+            one.loan(1001)
+        with numbers(1, 2) as files, region_of(b"x") as region:
+            with pytest.raises(memenpsf.Unaccepted, match=r"2 descriptors .* at most 1"):
+                await one.xmit(b"x", fds=files)
+            with pytest.raises(memenpsf.Unaccepted, match=r"9 memory regions .* at most 8"):
+                await one.xmit(b"x", regions=[region] * 9)
+        with pytest.raises(memenpsf.BadRecord, match="expected an open descriptor"):
+            await one.xmit(b"x", fds=[-1])
+        await still_works(one, other)
+
+
+@pytest.mark.parametrize("timeout", [-1, float("nan")])
+async def test_a_timeout_that_means_nothing_is_refused(timeout):
+    async with connected() as (one, other):
+        for call in (
+            lambda: one.xmit(b"x", timeout=timeout),
+            lambda: one.xmit_many([b"x"], timeout=timeout),
+            lambda: other.recv_message(timeout=timeout),
+            lambda: one.loan(1, timeout=timeout).__aenter__(),
+            lambda: other.borrow(timeout=timeout).__aenter__(),
+        ):
+            with pytest.raises(ValueError, match="timeout"):
+                await call()
+        await still_works(one, other)
+
+
+async def test_a_message_that_cannot_be_decoded_is_named_and_loses_no_other():
+    async with connected(bad_on(b"bad")) as (one, other):
+        await one.xmit_many([b"0", b"bad", b"2"])
+        assert await other.recv_vectored() == [b"0"]
+        with pytest.raises(memenpsf.DecodeFailed, match=r"message 1 \(3 bytes"):
+            await other.recv_vectored()
+        assert await other.recv() == b"2"
+
+
+async def test_run_loops_move_messages_of_all_sizes_both_ways():
+    chance = random.Random(3)
+    sent = [
+        [chance.randbytes(chance.choice([0, 10, 1000, 100_000])) for _ in range(100)]
+        for _ in range(2)
+    ]
+    ended = [None, None]
+    got = [[], []]
+
+    async def loop(number, stream):
+        source_in, source = trio.open_memory_channel(0)
+        sink, sink_out = trio.open_memory_channel(0)
+        async with trio.open_nursery() as nursery:
+
+            async def feed():
+                for message in sent[number]:
+                    await source_in.send(message)
+
+            async def collect():
+                async for message in sink_out:
+                    got[number].append(message)
+                    if len(got[number]) == 100:
+                        await source_in.send(None)
+
+            nursery.start_soon(feed)
+            nursery.start_soon(collect)
+            ended[number] = await mt.run("loop", 4096, number, stream, source, sink, bytes)
+            nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        for each in enumerate(socket.socketpair()):
+            nursery.start_soon(loop, *each)
+    assert got == sent[::-1]
+    assert [each.unsent for each in ended] == [[], []]
+
+
+# -- attachments -------------------------------------------------------------------------------------
+
+
+async def test_each_message_has_its_own_descriptors_and_regions():
+    async with connected(capacity=4096, accept_fds=9) as (one, other):
+        for end in (one, other):
+            end._endpoint.events_fileno()  # made by the first who waits
+        before = open_descriptors()
+
+        async def send():
+            for n in range(100):
+                wanted = [n * 10 + k for k in range(n % 9)]
+                with numbers(*wanted) as files, region_of(b"%d" % n) as region:
+                    regions = [region] * (n % 3)
+                    await one.xmit(bytes(n % 2 * 5000), fds=files, regions=regions)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send)
+            for n in range(100):
+                with contextlib.closing(await other.recv_message()) as message:
+                    assert message.record == bytes(n % 2 * 5000)
+                    assert [number_of(fd) for fd in message.fds] == [
+                        n * 10 + k for k in range(n % 9)
+                    ]
+                    contents = [bytes(region.buffer) for region in message.regions]
+                    assert contents == [b"%d" % n] * (n % 3)
+        assert open_descriptors() == before
+        assert other.statistics().dropped == 0
+
+
+async def test_who_does_not_ask_for_what_is_attached_has_it_closed_and_counted():
+    async with connected(accept_fds=3) as (one, other):
+        before = open_descriptors()
+        with numbers(1, 2, 3) as files, fdpass.MemoryRegistry() as registry:
+            for _ in range(4):
+                with registry.alloc(10) as region:
+                    await one.xmit(b"x" * 300_000, fds=files, regions=[region])
+            assert await other.recv() == b"x" * 300_000
+            assert await other.recv_vectored(1) == [b"x" * 300_000]
+            assert await other.receive() == b"x" * 300_000
+            async with other.borrow():
+                pass
+            assert registry.collect() == 4
+        assert other.statistics().dropped == 16
+        assert open_descriptors() == before
+
+
+async def test_records_of_one_size_come_with_nothing():
+    async with connected("<Q") as (one, other):
+        with numbers(1) as files, pytest.raises(memenpsf.Unaccepted, match="go with messages"):
+            await one.xmit((1,), fds=files)
+        await one.xmit((2,))
+        assert await other.recv_message() == ((2,), [], [])
+
+
+async def test_tasks_that_wait_for_different_things_get_each_their_own():
+    async with connected(capacity=4096, accept_fds=1) as (one, other):
+        got = []
+
+        async def messages():
+            for _ in range(20):
+                with contextlib.closing(await other.recv_message()) as message:
+                    got.append((message.record, [number_of(fd) for fd in message.fds]))
+
+        async def control():
+            for n in range(20):
+                assert await other.recv_ctrl_msg(timeout=None) == bytes((200, n))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(control)
+            nursery.start_soon(messages)
+            for n in range(20):
+                with numbers(n) as files:
+                    await one.xmit(b"%d" % n, fds=files)
+                await one.send_ctrl_msg(bytes((200, n)))
+        assert got == [(b"%d" % n, [n]) for n in range(20)]
+
+
+# -- the socket is full ------------------------------------------------------------------------------
+
+
+async def fill_socket(side):
+    for count in range(100_000):
+        try:
+            await side.send_ctrl_msg(b"\xff\0", timeout=0)
+        except mt.Full:
+            return count
+    raise AssertionError("the socket takes everything")
+
+
+async def drain(side):
+    count = 0
+    while await side.recv_ctrl_msg(timeout=0) is not None:
+        count += 1
+    return count
+
+
+@pytest.fixture
+def tries(monkeypatch):
+    """How often something with descriptors was tried to be sent."""
+    calls = []
+    real = ipcqueue._ring.frame_sender.FrameSender.try_send
+    monkeypatch.setattr(
+        ipcqueue._ring.frame_sender.FrameSender,
+        "try_send",
+        lambda self, parcel: calls.append(1) or real(self, parcel),
+    )
+    return calls
+
+
+@pytest.mark.parametrize("timeout", [0, 0.05])
+@pytest.mark.parametrize("size", [10, 300_000])
+async def test_a_socket_without_room_is_full_in_time_and_nothing_was_sent(timeout, size, tries):
+    async with connected(accept_fds=1) as (one, other):
+        before = open_descriptors()
+        filled = await fill_socket(one)
+        with numbers(1) as files, pytest.raises(mt.Full) as caught:
+            await one.xmit(bytes(size), fds=files, timeout=timeout)
+        assert isinstance(caught.value, trio.WouldBlock)
+        assert len(tries) < 10
+        await one.xmit(b"plain")
+        batch = [b"many", bytes(300_000), b"not sent"]
+        assert await one.xmit_many(batch, timeout=timeout) == 1
+        assert await other.recv_vectored() == [b"plain", b"many"]
+        assert await drain(other) == filled
+        assert open_descriptors() == before
+        await still_works(one, other)
+
+
+@pytest.mark.parametrize("how", ["descriptors", "large", "many"])
+async def test_who_waits_for_room_in_the_socket_tries_again_when_there_is_some(
+    how, tries, autojump_clock
+):
+    # By a clock that jumps: only sleeping tasks let it.  A tenth of a minute of waiting is over
+    # at once, and whoever tried all the time would never let it pass.
+    async with connected(accept_fds=1) as (one, other), trio.open_nursery() as nursery:
+        filled = await fill_socket(one)
+        with numbers(1) as files:
+            send = {
+                "descriptors": lambda: one.xmit(b"first", fds=files),
+                "large": lambda: one.xmit(b"first" * 100_000),
+                "many": lambda: one.xmit_many([b"first" * 100_000, b"second"]),
+            }[how]
+            nursery.start_soon(send)
+            await trio.testing.wait_all_tasks_blocked()
+            await trio.sleep(6)
+            assert len(tries) < 6 / 0.05 + 10
+            assert (await other.recv()).startswith(b"first")
+            await trio.testing.wait_all_tasks_blocked()
+        assert await drain(other) == filled
+
+
+async def test_two_sides_that_wait_for_room_in_the_same_socket_make_it_for_each_other():
+    async with connected(accept_fds=1) as sides:
+        filled = [await fill_socket(side) for side in sides]
+
+        async def send(side, files):
+            for _ in range(20):
+                await side.xmit(b"x", fds=files)
+
+        async def receive(side):
+            for _ in range(20):
+                with contextlib.closing(await side.recv_message()) as message:
+                    assert len(message.fds) == 1
+
+        with numbers(1) as files:
+            async with trio.open_nursery() as nursery:
+                for side in sides:
+                    nursery.start_soon(send, side, files)
+                    nursery.start_soon(receive, side)
+        assert [await drain(side) for side in sides[::-1]] == filled
+
+
+@pytest.mark.parametrize("which", ["this side", "the peer"])
+async def test_the_end_wakes_who_waits_for_room_in_the_socket(which, tries):
+    async with connected(accept_fds=1) as (one, other):
+        await fill_socket(one)
+        expected = mt.Closed if which == "this side" else mt.EndOfStream
+
+        async def send():
+            with numbers(1) as files, pytest.raises(expected) as caught:
+                await one.xmit(b"x", fds=files)
+            kind = trio.ClosedResourceError if which == "this side" else trio.EndOfChannel
+            assert isinstance(caught.value, kind)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            assert tries
+            (one if which == "this side" else other).close()
+
+
+# -- loans and borrowings ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["leave", "publish", "shrink", "cancel", "exception", "cancelled"])
+async def test_a_loan_ends_as_its_block_does(how):
+    async with connected(memenpsf.Message, capacity=4096) as (one, other):
+        with trio.CancelScope() as scope, contextlib.suppress(KeyError):
+            async with one.loan(5, tag=7, flags=8) as loan:
+                loan.data[:] = b"lent!"
+                assert await other.recv(timeout=0) is None
+                if how == "shrink":
+                    loan.shrink(4)
+                elif how in ("publish", "cancel"):
+                    getattr(loan, how)()
+                elif how == "exception":
+                    raise KeyError
+                elif how == "cancelled":
+                    scope.cancel()
+                    await trio.lowlevel.checkpoint()
+        said = {"shrink": b"lent"}.get(how, b"lent!")
+        expected = None if how in ("cancel", "exception", "cancelled") else (said, 7, 8)
+        assert await other.recv(timeout=0) == expected
+        await still_works(one, other, memenpsf.Message(b"next"))
+
+
+@pytest.mark.parametrize("how", ["leave", "cancel", "exception", "cancelled"])
+async def test_a_borrowing_takes_only_when_its_block_ends_well(how):
+    async with connected(capacity=4096, accept_fds=1) as (one, other):
+        with numbers(5) as files:
+            await one.xmit(b"first", fds=files)
+        await one.xmit(b"large" * 1000)
+        with trio.CancelScope() as scope, contextlib.suppress(KeyError):
+            async with other.borrow() as messages:
+                assert [len(message.data) for message in messages] == [5, 5000]
+                if how == "cancel":
+                    messages.cancel()
+                elif how == "exception":
+                    raise KeyError
+                elif how == "cancelled":
+                    scope.cancel()
+                    await trio.lowlevel.checkpoint()
+        left = [(b"first", [5], []), (b"large" * 1000, [], [])]
+        assert await received(other) == ([] if how == "leave" else left)
+        assert other.statistics().dropped == (1 if how == "leave" else 0)
+
+
+async def test_arrays_can_be_lent_and_borrowed():
+    async with connected(np.dtype("<f8"), capacity=4) as (one, other):
+        async with one.loan(3) as loan:
+            loan.data[:] = [1, 2, 3]
+        async with other.borrow() as lent:
+            assert lent.data.tolist() == [1, 2, 3]
+        async with other.borrow(timeout=0) as lent:
+            assert lent.data.shape == (0,)
+
+
+async def test_misuse_gets_the_same_errors_and_the_interface_goes_on():
+    async with connected(capacity=4096) as (one, other):
+        with pytest.raises(memenpsf.TooLarge, match="a loan of 4081 bytes"):
+            one.loan(4081)
+        async with one.loan(2) as loan:
+            with pytest.raises(memenpsf.ConcurrentUse):
+                await one.xmit(b"x")
+            with pytest.raises(memenpsf.ConcurrentUse):
+                async with one.loan(1):
+                    pass
+            loan.publish()
+            with pytest.raises(memenpsf.LoanError, match="it is over"):
+                loan.publish()
+        async with other.borrow() as messages:
+            with pytest.raises(memenpsf.ConcurrentUse):
+                await other.recv()
+            with pytest.raises(memenpsf.ConcurrentUse):
+                async with other.borrow():
+                    pass
+            assert len(messages) == 1
+        with pytest.raises(TypeError, match="needs async with"), loan:
+            pass
+        with pytest.raises(TypeError, match="needs async with"), messages:
+            pass
+        await still_works(one, other)
+
+
+async def test_views_that_outlive_their_block_are_a_loan_error():
+    async with connected(capacity=4096) as (one, other):
+        with pytest.raises(memenpsf.LoanError, match="nothing was published of this loan"):
+            async with one.loan(5) as loan:
+                left = loan.data[1:]
+        with pytest.raises(memenpsf.LoanError, match="outlive"):
+            await one.xmit(b"x", timeout=0)
+        del left
+        await one.xmit(b"x" * 9)
+        with pytest.raises(memenpsf.LoanError, match="nothing was taken, and the same messages"):
+            async with other.borrow() as messages:
+                left = np.frombuffer(messages[0].data, "u1")
+        with pytest.raises(memenpsf.LoanError, match="outlive"):
+            await other.recv(timeout=0)
+        del left, messages
+        assert await other.recv() == b"x" * 9
+
+
+async def test_a_loan_waits_for_space_and_a_borrowing_for_messages():
+    async with connected(capacity=4096, inline=4096) as (one, other):
+        await one.xmit_many([bytes(1008)] * 4)
+        with pytest.raises(mt.Full, match="no space for a loan within 0"):
+            async with one.loan(2000, timeout=0):
+                pass
+        order = []
+
+        async def lend():
+            async with one.loan(3000) as loan:
+                order.append("lent")
+                loan.data[:] = bytes(3000)
+
+        async def borrow():
+            while "lent" not in order:
+                async with other.borrow(1) as messages:
+                    order.append(len(messages[0].data))
+                await trio.testing.wait_all_tasks_blocked()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lend)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(borrow)
+        assert order == [1008, 1008, 1008, "lent"]
+        async with other.borrow(timeout=0) as messages:
+            assert [len(message.data) for message in messages] == [1008, 3000]
+        async with trio.open_nursery() as nursery:
+
+            async def wait():
+                async with other.borrow() as messages:
+                    assert messages[0].data == b"late"
+
+            nursery.start_soon(wait)
+            await trio.testing.wait_all_tasks_blocked()
+            await one.xmit(b"late")
+
+
+@pytest.mark.parametrize("kind", ["loan", "borrow"])
+@pytest.mark.parametrize("which", ["this side", "the peer"])
+async def test_the_end_may_come_while_memory_is_lent(kind, which):
+    async with connected(capacity=4096) as (one, other):
+        await one.xmit(b"message")
+        side, peer = (one, other) if kind == "loan" else (other, one)
+        closed = which == "this side"
+        expected = mt.Closed if closed else mt.EndOfStream
+        with contextlib.ExitStack() as undo:
+            if closed or kind == "loan":
+                caught = undo.enter_context(pytest.raises(expected))
+            async with side.loan(5) if kind == "loan" else side.borrow() as lent:
+                (side if closed else peer).close()
+                with contextlib.suppress(trio.EndOfChannel, trio.ClosedResourceError):
+                    await side.recv_ctrl_msg(timeout=0)
+                if kind == "loan":
+                    lent.data[:] = b"alive"
+                else:
+                    assert lent[0].data == b"message"
+        if closed or kind == "loan":
+            trios = trio.ClosedResourceError if closed else trio.EndOfChannel
+            assert isinstance(caught.value, trios)
+        else:
+            with pytest.raises(mt.EndOfStream):
+                await other.recv()
+
+
+async def test_a_peer_that_breaks_the_protocol_is_a_broken_resource():
+    async with connected(max_message=10) as (one, other):
+        one._endpoint._limits = ipcqueue._records.messages.Limits()
+        one._endpoint.sender._limits = ipcqueue._records.messages.Limits()
+        await one.xmit(b"far too large for it")
+        with pytest.raises(mt.CorruptPeer, match="header of a frame") as caught:
+            await other.recv()
+        assert isinstance(caught.value, trio.BrokenResourceError)
+        with pytest.raises(mt.CorruptPeer):
+            async with other.borrow():
+                pass
+        with pytest.raises(mt.CorruptPeer):
+            async with other.loan(1):
+                pass
+
+
+async def test_a_loan_and_a_borrowing_shake_hands_as_any_other_call():
+    one, other = (mt.Interface(sock, bytes) for sock in socket.socketpair())
+    async with one, other, trio.open_nursery() as nursery:
+        nursery.start_soon(other.do_handshake)
+        async with one.loan(5) as loan:
+            loan.data[:] = b"first"
+        async with other.borrow() as messages:
+            assert [bytes(message.data) for message in messages] == [b"first"]
+
+
+async def test_an_interface_that_is_closed_lends_nothing():
+    here, there = socket.socketpair()
+    with there:
+        side = mt.Interface(here, bytes)
+        side.close()
+        for lend in (lambda: side.loan(1), side.borrow):
+            with pytest.raises(mt.Closed):
+                async with lend():
+                    pass
+
+
+@pytest.mark.parametrize("how", ["publish", "leave"])
+async def test_a_loan_that_nobody_takes_any_more_says_so_in_words_of_trio(how):
+    async with connected() as (one, other):
+        with pytest.raises(trio.EndOfChannel):
+            async with one.loan(5) as loan:
+                other.close()
+                if how == "publish":
+                    loan.publish()
+
+
+async def test_descriptors_that_cannot_be_opened_are_a_broken_resource():
+    assert issubclass(mt.DescriptorsLost, trio.BrokenResourceError)
+    error = mt._translated(ipcqueue.DescriptorsLost("why"))
+    assert type(error) is mt.DescriptorsLost
+    assert error.args == ("why",)
+
+
+# -- servers and loops -------------------------------------------------------------------------------
+
+
+async def test_a_client_whose_messages_mean_nothing_does_not_end_the_server(tmp_path, caplog):
+    async def echo(interface):
+        async for record in interface:
+            await interface.xmit(record)
+
+    path = tmp_path / "s"
+    async with trio.open_nursery() as nursery:
+        await nursery.start(mt.serve, echo, path, JSON)
+        async with await mt.connect(path, JSON) as good, await mt.connect(path, bytes) as bad:
+            await bad.xmit(b"{no json")
+            with pytest.raises(trio.EndOfChannel):
+                await bad.recv()
+            await good.xmit({"n": 1})
+            assert await good.recv() == {"n": 1}
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("inline", [4096, 1024, 0])
+async def test_a_loop_with_messages_waits_while_the_ring_is_full(inline):
+    sent = [b"%d " % n * 400 for n in range(60)]
+    here, there = socket.socketpair()
+    give, source = trio.open_memory_channel(len(sent))
+    sink, _ = trio.open_memory_channel(0)
+    for data in sent:
+        give.send_nowait(data)
+    give.close()
+    async with trio.open_nursery() as nursery:
+        loop = functools.partial(mt.run, "loop", 4096, 0, inline=inline)
+        nursery.start_soon(loop, here, source, sink, bytes)
+        async with mt.Interface(there, bytes, role="server") as server:
+            await server.do_handshake()
+            await trio.testing.wait_all_tasks_blocked(0.01)  # until it can send no more
+            assert [message async for message in server] == sent
+
+
+# -- cancelling --------------------------------------------------------------------------------------
+
+
+class CancelAt(trio.abc.Instrument):
+    """Cancels a scope just before the n-th step of a task in it."""
+
+    def __init__(self, nth):
+        self.left, self.scope, self.task = nth, trio.CancelScope(), None
+
+    def before_task_step(self, task):
+        if task is self.task:
+            if self.left == 0:
+                self.scope.cancel()
+            self.left -= 1
+
+    async def run(self, call):
+        """Return what `call` returned, or None."""
+        result = None
+        trio.lowlevel.add_instrument(self)
+        try:
+            with self.scope:
+                self.task = trio.lowlevel.current_task()
+                if self.left == 0:
+                    self.scope.cancel()
+                self.left -= 1
+                result = await call()
+        finally:
+            self.task = None
+            trio.lowlevel.remove_instrument(self)
+        return result
+
+
+async def at_every_step(situation):
+    """Enter situation() for each step of what it yields; return how many steps there are."""
+    for nth in range(1000):
+        before = open_descriptors()
+        async with situation() as (call, check):
+            cancelling = CancelAt(nth)
+            result = await cancelling.run(call)
+            await check(result, cancelled=cancelling.scope.cancelled_caught)
+        assert open_descriptors() == before
+        if cancelling.left >= 0:
+            return nth
+    raise AssertionError("the call does not end")
+
+
+async def steps(count):
+    for _ in range(count):
+        await trio.lowlevel.checkpoint()
+
+
+SENT = [(b"first", [1, 2], [b"r"]), (b"l" * 5000, [3], []), (b"plain", [], [])]
+
+
+async def send_all(side):
+    for data, fds, contents in SENT:
+        await steps(2)
+        with contextlib.ExitStack() as undo:
+            files = [undo.enter_context(numbered(number)) for number in fds]
+            regions = [undo.enter_context(region_of(each)) for each in contents]
+            await side.xmit(data, fds=files, regions=regions)
+
+
+async def borrow_all(side):
+    async with side.borrow() as messages:
+        seen = [bytes(message.data) for message in messages]
+        await steps(2)
+    return seen
+
+
+RECEIVING = {
+    "recv": lambda side: side.recv(),
+    "recv_vectored": lambda side: side.recv_vectored(),
+    "recv_message": lambda side: side.recv_message(),
+    "borrow": borrow_all,
+    "receive": lambda side: side.receive(),
+    "recv with a timeout": lambda side: side.recv(timeout=1000),
+    "recv_message at once": lambda side: side.recv_message(timeout=0),
+}
+
+
+@pytest.mark.parametrize("verb", RECEIVING)
+@pytest.mark.parametrize("already", [True, False])
+async def test_cancelling_a_receive_at_any_step_loses_nothing(verb, already):
+    @contextlib.asynccontextmanager
+    async def situation():
+        async with connected(capacity=4096, accept_fds=2) as (one, other):
+            async with trio.open_nursery() as nursery:
+                if already:
+                    await send_all(one)
+                else:
+                    nursery.start_soon(send_all, one)
+
+                async def check(result, *, cancelled):
+                    got = shown(result)
+                    assert not (cancelled and got)
+                    while len(got) < len(SENT):
+                        with contextlib.closing(await other.recv_message()) as message:
+                            fds = [number_of(fd) for fd in message.fds]
+                            contents = [bytes(region.buffer) for region in message.regions]
+                            got.append((message.record, fds, contents))
+                    for (record, fds, contents), sent in zip(got, SENT, strict=True):
+                        assert record == sent[0]
+                        assert fds in (None, sent[1])
+                        assert contents in (None, sent[2])
+                    assert await other.recv(timeout=0) is None
+
+                yield (lambda: RECEIVING[verb](other)), check
+
+    assert await at_every_step(situation) >= 2
+
+
+def shown(result):
+    if result is None:
+        return []
+    if isinstance(result, memenpsf.Received):
+        with contextlib.closing(result):
+            fds = [number_of(fd) for fd in result.fds]
+            return [(result.record, fds, [bytes(region.buffer) for region in result.regions])]
+    records = [result] if isinstance(result, bytes) else result
+    return [(record, None, None) for record in records]
+
+
+async def lend(side):
+    async with side.loan(9) as loan:
+        loan.data[:] = b"a message"
+        await steps(2)
+
+
+def sending(files, region):
+    return {
+        "xmit": lambda side: side.xmit(b"a message"),
+        "send": lambda side: side.send(b"a message"),
+        "xmit of a large one": lambda side: side.xmit(b"a message" * 1000),
+        "xmit with descriptors": lambda side: side.xmit(b"a message", fds=files),
+        "xmit with a region": lambda side: side.xmit(b"a message", regions=[region]),
+        "loan": lend,
+        "xmit with a timeout": lambda side: side.xmit(b"a message", timeout=1000),
+    }
+
+
+@pytest.mark.parametrize("obstacle", [None, "ring", "socket"])
+@pytest.mark.parametrize("verb", sending(None, None))
+async def test_cancelling_a_send_at_any_step_means_that_it_was_not_sent(verb, obstacle):
+    @contextlib.asynccontextmanager
+    async def situation():
+        with numbers(1) as files, region_of(b"r") as region:
+            async with (
+                connected(
+                    capacity=4096, inline=4096 if "large" not in verb else 0, accept_fds=1
+                ) as (
+                    one,
+                    other,
+                ),
+                trio.open_nursery() as nursery,
+            ):
+                filled = 0
+                if obstacle == "ring":
+                    filled = await one.xmit_many([b""] * 256)
+                elif obstacle == "socket":
+                    await fill_socket(one)
+
+                async def make_way():
+                    nonlocal filled
+                    await steps(5)
+                    filled -= len(await other.recv_vectored(filled)) if filled else 0
+                    await drain(other)
+
+                nursery.start_soon(make_way)
+
+                async def send():
+                    await sending(files, region)[verb](one)
+                    return True
+
+                async def check(result, *, cancelled):
+                    assert result is not cancelled
+                    await one.xmit(b"next")
+                    got = []
+                    while not got or got[-1][0] != b"next":
+                        got += await received(other)
+                        await trio.lowlevel.checkpoint()
+                    got = [each for each in got if each[0]]
+                    message = (
+                        b"a message" * (1000 if "large" in verb else 1),
+                        [1] * ("descriptors" in verb),
+                        [b"r"] * ("region" in verb),
+                    )
+                    assert got == [message] * (result is True) + [(b"next", [], [])]
+
+                yield send, check
+
+    assert await at_every_step(situation) >= 2
+
+
+async def test_cancelling_a_batch_at_any_step_sends_the_first_of_it():
+    batch = [b"1" * 1000, b"2" * 5000, b"3" * 1000, b"4" * 1000, b"5" * 5000, b"6" * 1000] * 4
+
+    @contextlib.asynccontextmanager
+    async def situation():
+        async with connected(capacity=4096) as (one, other), trio.open_nursery() as nursery:
+            got = []
+
+            async def receive():
+                while not got or got[-1] != b"next":
+                    got.extend(await other.recv_vectored(2))
+                    await steps(2)
+
+            nursery.start_soon(receive)
+
+            async def check(result, *, cancelled):
+                await one.xmit(b"next")
+                while not got or got[-1] != b"next":
+                    await trio.lowlevel.checkpoint()
+                got.pop()
+                assert got == batch[: len(got)]
+                if cancelled:
+                    assert result is None
+                else:
+                    assert result == len(got) == len(batch)
+                got.append(b"next")
+
+            yield (lambda: one.xmit_many(batch)), check
+
+    assert await at_every_step(situation) > 10
+
+
+async def test_a_cancelled_task_that_was_reading_hands_on_to_the_others():
+    got = []
+    async with connected(accept_fds=1) as (one, other), trio.open_nursery() as nursery:
+        scope = trio.CancelScope()
+
+        async def control():
+            with scope:
+                await other.recv_ctrl_msg(timeout=None)
+
+        async def receive():
+            got.append(await other.recv())
+
+        nursery.start_soon(control)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(receive)
+        await trio.testing.wait_all_tasks_blocked()
+        scope.cancel()
+        await trio.testing.wait_all_tasks_blocked()
+        with numbers(1) as files:
+            await one.xmit(b"x", fds=files)
+    assert got == [b"x"]
+
+
+async def test_a_record_that_its_class_refuses_is_taken_and_the_next_one_comes():
+    @dataclasses.dataclass
+    class Refusing:
+        number: memenpsf.u64
+
+        def __post_init__(self):
+            if self.number == 13:
+                raise ValueError
+
+    async with connected("<Q", other={"record": Refusing}) as (one, other):
+        for receive in (other.recv, other.recv_vectored, other.__anext__, other.recv_message):
+            await one.xmit_many([(13,), (1,)])
+            with pytest.raises(memenpsf.DecodeFailed) as caught:
+                await receive()
+            assert isinstance(caught.value.__cause__, ValueError)
+            assert await other.recv() == Refusing(1)
