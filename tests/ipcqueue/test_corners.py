@@ -12,7 +12,7 @@ import pytest
 from ipcqueue._core import lib
 
 import memenpsf
-from ipcqueue._binding import direct, records
+from ipcqueue._binding import direct, packer
 
 np = pytest.importorskip("numpy")
 pytestmark = pytest.mark.skipif(direct is None, reason="there is no short way here")
@@ -45,7 +45,7 @@ class Pair(tuple):
 )
 def test_a_packer_of_fields_that_cannot_be_is_refused(fields):
     with pytest.raises(ValueError, match=r"a record without fields|field 0 is none"):
-        records.Packer(fields, 8, None)
+        packer.Packer(fields, 8, None)
 
 
 @pytest.mark.parametrize("width", [1, 2, 4, 8])
@@ -53,7 +53,7 @@ def test_a_packer_of_fields_that_cannot_be_is_refused(fields):
 def test_a_packer_packs_numbers_of_every_width(kind, width):
     if kind == "f" and width == 1:
         pytest.skip("there are no floats of one byte")
-    packer = records.Packer(((kind, 0, width),), width, None)
+    packer = packer.Packer(((kind, 0, width),), width, None)
     data = packer.pack_one((5,))
     assert len(data) == width
     assert packer.unpack(data) == [(5,)]
@@ -62,16 +62,16 @@ def test_a_packer_packs_numbers_of_every_width(kind, width):
 @pytest.mark.parametrize(("size", "cls"), [(0, None), (8, 5), (8, int)])
 def test_a_packer_of_what_is_no_record_is_refused(size, cls):
     with pytest.raises((TypeError, ValueError)):
-        records.Packer((("u", 0, 8),), size, cls)
+        packer.Packer((("u", 0, 8),), size, cls)
 
 
 def test_what_is_plain_is_told_from_what_is_not():
-    assert records.are_plain([1, 2.0, b"3", True, None]) in (True, False)
-    assert records.are_plain((1, 2.0, b"3"))
-    assert not records.are_plain(5)
-    assert not records.are_plain({1, 2})
-    assert not records.are_plain([object()])
-    assert not records.are_plain(Pair((1, 2)))
+    assert packer.are_plain([1, 2.0, b"3", True, None]) in (True, False)
+    assert packer.are_plain((1, 2.0, b"3"))
+    assert not packer.are_plain(5)
+    assert not packer.are_plain({1, 2})
+    assert not packer.are_plain([object()])
+    assert not packer.are_plain(Pair((1, 2)))
 
 
 @pytest.mark.parametrize("call", [lambda: direct.blank("x"), lambda: direct.blank(-1)])
@@ -168,7 +168,7 @@ def test_memory_of_many_kinds_is_sent_as_its_bytes(spec):
 
 def test_there_may_be_no_memory_for_a_packed_record():
     testcapi = pytest.importorskip("_testcapi")
-    packer = records.Packer((("u", 0, 8),), 1 << 16, None)
+    packer = packer.Packer((("u", 0, 8),), 1 << 16, None)
     pack, record = packer.pack_one, (5,)
     failed = 0
     for nth in range(10):
