@@ -11,7 +11,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 # setuptools warns at each editable install that there are folders named as the packages.
 QUIETLY := PYTHONWARNINGS=ignore
-SOURCES := pyproject.toml setup.py $(wildcard ipcqueue/_build.py ipcqueue/core/*)
+SOURCES := pyproject.toml setup.py $(wildcard ipcqueue/_build.py ipcqueue/core/*.[ch] ipcqueue/core/*/*.[ch])
 
 .PHONY: analyze bench campaigns check clean coverage demo fuzz interpreters lint mutants sanitize soak test wheel
 
@@ -44,7 +44,7 @@ lint: $(STAMP)
 
 # All that is written in C, as the warnings and the analyzer of GCC see it; Python's own headers are
 # not ours to mend, nor is what PyTypeObject leaves out.
-ANALYZED := $(wildcard ipcqueue/core/*.c tests/reliability/*.c tests/covered/*.c benchmarks/baselines/*.c)
+ANALYZED := $(wildcard ipcqueue/core/*.c ipcqueue/core/*/*.c tests/reliability/*.c tests/covered/*.c benchmarks/baselines/*.c)
 ANALYZE := gcc -std=c11 -D_GNU_SOURCE= -O2 -Wall -Wextra -Wshadow -Wconversion -Werror \
 	-Wno-missing-field-initializers -fanalyzer -Iipcqueue/core
 

@@ -4,22 +4,38 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 CORE = Path("ipcqueue") / "core"
+PYTHON = CORE / "python"
+FLAGS = ["-std=c11", "-O2", "-Wall", "-Wextra", "-Wno-missing-field-initializers"]
 
-# The short way of core/direct.c is CPython's own; elsewhere cffi serves all calls.
-DIRECT = Extension(
-    "ipcqueue._direct",
-    sources=[str(CORE / f"{name}.c") for name in ("direct", "ring", "slots", "frames", "segment")],
-    include_dirs=[str(CORE)],
-    depends=[str(CORE / f"{name}.h") for name in ("ring", "layout", "ends")],
-    extra_compile_args=["-std=c11", "-O2", "-Wall", "-Wextra", "-Wno-missing-field-initializers"],
+
+def extension(name: str, header: str, own: str, core: str = "") -> Extension:
+    """Return an extension of files of its own, with a header of theirs, and files of the core."""
+    return Extension(
+        f"ipcqueue.{name}",
+        sources=[
+            *(str(PYTHON / f"{file}.c") for file in own.split()),
+            *(str(CORE / f"{file}.c") for file in core.split()),
+        ],
+        include_dirs=[str(CORE)],
+        depends=[
+            str(PYTHON / f"{header}.h"),
+            *(str(CORE / f"{file}.h") for file in ("ring", "layout", "ends") if core),
+        ],
+        # Its files call each other as functions of one file do, and nobody else sees them.
+        extra_compile_args=[*FLAGS, "-fvisibility=hidden"],
+    )
+
+
+# The short way of core/python is CPython's own; elsewhere cffi serves all calls.
+DIRECT = extension(
+    "_direct",
+    "direct",
+    "sender batches receiver taking ahead iteration socket module",
+    "ring slots frames segment",
 )
 
 # As is that of many tuples.
-PACKER = Extension(
-    "ipcqueue._packer",
-    sources=[str(CORE / "records.c")],
-    extra_compile_args=DIRECT.extra_compile_args,
-)
+PACKER = extension("_packer", "packer", "packing unpacking records")
 
 setup(
     cffi_modules=["ipcqueue/_build.py:core", "ipcqueue/_build.py:waiting"],

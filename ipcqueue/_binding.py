@@ -1,8 +1,8 @@
 """Which way leads into the C core: IPCQUEUE_BINDING says "direct" or "cffi".
 
-`direct` is the module of the short way (core/direct.c), one call of C for what can be done at
+`direct` is the module of the short way (core/python), one call of C for what can be done at
 once, or None: where it was not built (PyPy), or where cffi is to serve all calls.  `packer` is
-that of many tuples at a time (core/records.c), or None where the struct module is to do it all.
+that of many tuples at a time (core/python/records.c), or None where the struct module does it all.
 """
 
 import os
@@ -30,7 +30,7 @@ packer: Any = _packer_module
 
 
 def _persist(step: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function that can be repeated until it has come to its end; see core/direct.c.
+    """Call a function that can be repeated until it has come to its end; see core/python.
 
     In Python only a second try is possible: the third strike may come before it.
     """

@@ -685,7 +685,7 @@ class Endpoint(fdpass.Owner):
         return len(data)
 
     def _receive(self, sock: socket.socket, *, most: int, wary: bool = False) -> int:
-        """Read once into the list of what is unread: see `receive` of core/direct.c."""
+        """Read once into the list of what is unread: see `receive` of core/python/socket.c."""
         if direct is not None:
             whole, room = not self._parser.rest, self._room
             how = fdpass.RECEIVE_FLAGS, whole, self._unread, room, most, wary
@@ -984,7 +984,7 @@ class Endpoint(fdpass.Owner):
         return f"<{type(self).__name__} {self.name!r} with {self.peer_name!r}: {state}>"
 
 
-# Of core/direct.c, if that is there; else nothing waits in a room.
+# Of core/python/socket.c, if that is there; else nothing waits in a room.
 _ROOM: int = 0 if direct is None else direct.ROOM
 _waiting: Callable[[bytearray], int] = len if direct is None else direct.waiting
 _drop: Callable[[bytearray], None] = bytearray.clear if direct is None else direct.drop

@@ -754,7 +754,7 @@ receiver: type[FrameReceiver] = FrameReceiver
 if direct is not None:
 
     class DirectFrameReceiver(direct.FrameReceiver, FrameReceiver):  # type: ignore[misc]
-        """A FrameReceiver with a short way for bytes that are there; see core/direct.c."""
+        """A FrameReceiver with a short way for bytes that are there; see core/python."""
 
         spins = True
 

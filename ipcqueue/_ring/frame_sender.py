@@ -388,7 +388,7 @@ sender: type[FrameSender] = FrameSender
 if direct is not None:
 
     class DirectFrameSender(direct.FrameSender, FrameSender):  # type: ignore[misc]
-        """A FrameSender whose try_push is one call of C for bytes; see core/direct.c."""
+        """A FrameSender whose try_push is one call of C for bytes; see core/python."""
 
         def __init__(self, *arguments: Any) -> None:
             super().__init__(*arguments)

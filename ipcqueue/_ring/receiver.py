@@ -142,7 +142,7 @@ class ReceiverEnd(End):
     spins = False
     """Whether a patient loop, see ready(), looks for what is about to come."""
 
-    def ready(self, patient: bool) -> Iterable[Any]:  # noqa: ARG002 (as in core/direct.c)
+    def ready(self, patient: bool) -> Iterable[Any]:  # noqa: ARG002 (as in core/python)
         """Return, for a loop, the records that can be taken the short way, one by one.
 
         `patient`: after looking for one as long as that is worth it.  A loop, since between its
@@ -154,7 +154,7 @@ class ReceiverEnd(End):
         """Take up to `limit` records the short way; None if that is not to be had."""
         return None
 
-    def take_many(self, limit: int, most_bytes: int = 0, many: int = 0) -> bool:  # noqa: ARG002 (as in core/direct.c)
+    def take_many(self, limit: int, most_bytes: int = 0, many: int = 0) -> bool:  # noqa: ARG002 (as in core/python)
         """Take up to `limit` the short way, into `ahead`; False if that is not to be had.
 
         About `most_bytes` at most, if stated; `many`, if stated, are enough even if others follow

@@ -1,7 +1,7 @@
 """The receiving end of a ring of slots: records of one size.
 
 The file is long because it holds each verb the long way and, at the end, with the short ways of
-core/direct.c on top, which rely on its order of steps.
+core/python on top, which rely on its order of steps.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class SlotReceiver(ReceiverEnd):
         self._count = ffi.new("uint64_t *")
         self._delivered = place.start
         self._stash: Any = b""
-        self._raw: bytes | None = None  # see core/direct.c
+        self._raw: bytes | None = None  # see core/python
         self._lent_to: int | None = None  # None: the first bytes of the stash are lent
         self._lent_data = b""
         self._new_buffer(1)
@@ -394,8 +394,8 @@ class SlotReceiver(ReceiverEnd):
         self._hands = [*self._hands, (call, data)]  # before anything is in it
         self._collect(data, limit)
 
-    def fetch(self, hands: Hands, call: Call, limit: int) -> bytearray | None:  # noqa: ARG002 (as in core/direct.c)
-        """Move up to `limit` records to the hands of a call, if that is simple; see core/direct.c."""
+    def fetch(self, hands: Hands, call: Call, limit: int) -> bytearray | None:  # noqa: ARG002 (as in core/python)
+        """Move up to `limit` records to the hands of a call, if that is simple; see core/python."""
         return None
 
     def _collect(self, data: bytearray, limit: int) -> None:  # noqa: C901 (one loop, and its ways out)
@@ -459,7 +459,7 @@ receiver: type[SlotReceiver] = SlotReceiver
 if direct is not None:
 
     class DirectSlotReceiver(direct.SlotReceiver, SlotReceiver):  # type: ignore[misc]
-        """A SlotReceiver with a short way for records that are there; see core/direct.c."""
+        """A SlotReceiver with a short way for records that are there; see core/python."""
 
         spins = True
 

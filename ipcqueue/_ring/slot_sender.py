@@ -176,7 +176,7 @@ sender: type[SlotSender] = SlotSender
 if direct is not None:
 
     class DirectSlotSender(direct.SlotSender, SlotSender):  # type: ignore[misc]
-        """A SlotSender whose try_push is one call of C; see core/direct.c.
+        """A SlotSender whose try_push is one call of C; see core/python.
 
         So is a batch of bytes, or an array; records of other kinds are encoded before.
         """

@@ -62,7 +62,7 @@ def counts():
 def of_the_core():
     lines, branches = counts()
     totals = [0, 0, 0, 0]
-    for source in sorted(Path(CORE).glob("*.[ch]")):
+    for source in sorted(Path(CORE).rglob("*.[ch]")):
         text = source.read_text().splitlines()
         numbers = {n for file, n in lines if file == str(source)}
         numbers -= {n for n in numbers if EXCLUDED in text[n - 1]}
@@ -78,7 +78,7 @@ def of_the_core():
         row = len(numbers) - len(missed), len(numbers), len(ways) - len(never), len(ways)
         totals = [a + b for a, b in zip(totals, row, strict=True)]
         print(
-            f"{source!s:24} {row[0]:5}/{row[1]:<5} lines {row[2]:5}/{row[3]:<5} branches"
+            f"{source!s:32} {row[0]:5}/{row[1]:<5} lines {row[2]:5}/{row[3]:<5} branches"
             f" {percent(*row[2:]):6.1f} %  lines never run: {shortened(missed) or 'none'};"
             f" branches never taken at: {shortened(set(never)) or 'none'}"
         )

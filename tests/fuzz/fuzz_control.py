@@ -4,7 +4,7 @@ Whatever comes through the socket once the handshake is over:
 
 - ControlParser finds the same messages and the same end in every cut of the same bytes, and they are
   those that a second parser finds (`expected`), which knows no cuts;
-- an Endpoint that reads with C (`receive` in core/direct.c, which swallows doorbells) and one that
+- an Endpoint that reads with C (`receive` in core/python/socket.c, which swallows doorbells) and one that
   reads with Python have the same inbox, descriptors and end;
 - descriptors that nobody asked for are closed, and those kept are no more than the rules allow.
 """

@@ -1,4 +1,4 @@
-"""The corners of core/direct.c and core/records.c that no program of ours turns into by itself."""
+"""The corners of core/python that no program of ours turns into by itself."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ def test_a_packer_of_fields_that_cannot_be_is_refused(fields):
 def test_a_packer_packs_numbers_of_every_width(kind, width):
     if kind == "f" and width == 1:
         pytest.skip("there are no floats of one byte")
-    packer = packer.Packer(((kind, 0, width),), width, None)
-    data = packer.pack_one((5,))
+    packed = packer.Packer(((kind, 0, width),), width, None)
+    data = packed.pack_one((5,))
     assert len(data) == width
-    assert packer.unpack(data) == [(5,)]
+    assert packed.unpack(data) == [(5,)]
 
 
 @pytest.mark.parametrize(("size", "cls"), [(0, None), (8, 5), (8, int)])
@@ -168,8 +168,8 @@ def test_memory_of_many_kinds_is_sent_as_its_bytes(spec):
 
 def test_there_may_be_no_memory_for_a_packed_record():
     testcapi = pytest.importorskip("_testcapi")
-    packer = packer.Packer((("u", 0, 8),), 1 << 16, None)
-    pack, record = packer.pack_one, (5,)
+    packed = packer.Packer((("u", 0, 8),), 1 << 16, None)
+    pack, record = packed.pack_one, (5,)
     failed = 0
     for nth in range(10):
         testcapi.set_nomemory(nth, nth + 1)

@@ -1,4 +1,4 @@
-"""The short way into the core (core/direct.c), and that it and the long way see the same."""
+"""The short way into the core (core/python), and that it and the long way see the same."""
 
 import os
 import socket
@@ -231,7 +231,7 @@ def test_nothing_is_older_than_what_a_call_has_left(ends):
         receiver._hands = [(_call.OVER, bytearray(raw))]
     else:
         framed = other._endpoint.codec.encode(first)
-        receiver._hands = [(_call.OVER, [_arrivals._Built(0, 1, framed, [], [])])]
+        receiver._hands = [(_call.OVER, [_arrivals.Built(0, 1, framed, [], [])])]
     assert [next(loop) for _ in range(4)] == list(map(record, range(2, 6)))
 
 

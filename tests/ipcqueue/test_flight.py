@@ -111,9 +111,9 @@ def test_a_closed_socket_has_nothing_on_its_way(pair):
     assert flight.count() == 0
 
 
-@pytest.mark.skipif(direct is None, reason="of core/direct.c, which this binding has not")
+@pytest.mark.skipif(direct is None, reason="of core/python, which this binding has not")
 class TestWaryReading:
-    """Reading that leaves descriptors in the socket: `receive` of core/direct.c."""
+    """Reading that leaves descriptors in the socket: `receive` of core/python/socket.c."""
 
     def receive(self, sock, into, **how):
         room = bytearray(direct.ROOM)

@@ -225,7 +225,7 @@ def test_what_relies_on_the_lock_is_loaded_whichever_way_leads_into_the_core():
     "file",
     [
         pytest.param(file, id=file.name)
-        for file in sorted((REPOSITORY / "ipcqueue" / "core").glob("*.c"))
+        for file in sorted((REPOSITORY / "ipcqueue" / "core" / "python").glob("*.c"))
         if "PyModuleDef definition" in file.read_text()
     ],
 )

@@ -48,7 +48,7 @@ MUTANTS = [
     ),
     Mutant(
         "a batch in the hands of nobody",
-        "ipcqueue/core/direct.c",
+        "ipcqueue/core/python/ahead.c",
         "    Py_XSETREF(self->hands, Py_NewRef(hands)); /* instead",
         "    (void)0; /* instead",
         "signals/test_strikes.py::test_two_exceptions_anywhere_in_receiving_neither_lose_nor_double[None-recv_vectored-dataclass]",
@@ -69,7 +69,7 @@ MUTANTS = [
     ),
     Mutant(
         "a loop takes records that are lent",
-        "ipcqueue/core/direct.c",
+        "ipcqueue/core/python/ahead.c",
         "usable(self->ring, self->known) && /* else `held` may be lent */",
         "",
         "signals/test_strikes.py::test_what_is_borrowed_in_the_middle_of_a_call_is_taken_once[all_in_the_ring-dataclass-loop]",
@@ -90,7 +90,7 @@ MUTANTS = [
     ),
     Mutant(
         "what must be done is tried once",
-        "ipcqueue/core/direct.c",
+        "ipcqueue/core/python/module.c",
         "enum { MOST_STRIKES = 100 };",
         "enum { MOST_STRIKES = 1 };",
         "signals/test_strikes.py::test_what_must_be_done_is_done_whatever_strikes",
@@ -132,14 +132,14 @@ MUTANTS = [
     ),
     Mutant(
         "a StopIteration of a handler ends a loop",
-        "ipcqueue/core/direct.c",
+        "ipcqueue/core/python/iteration.c",
         "        PyErr_Clear();\n    return not_stopped(record);",
         "        PyErr_Clear();\n    return record;",
         "signals/test_strikes.py::test_a_stop_iteration_of_a_handler_ends_no_loop_in_silence[Encoded]",
     ),
     Mutant(
         "what a class has refused in C is not looked at again",
-        "ipcqueue/core/direct.c",
+        "ipcqueue/core/python/taking.c",
         "            result = PyObject_Vectorcall(function, args, n, NULL);",
         "            (void)function, (void)args, (void)n, short_of_memory = 1;",
         "signals/test_strikes.py::test_a_handlers_exception_in_a_decoder_is_not_the_records_fault[recv-dataclass]",
@@ -181,7 +181,7 @@ MUTANTS = [
     ),
     Mutant(
         "a large message goes the short way, which another thread takes beside its copy",
-        "ipcqueue/core/direct.c",
+        "ipcqueue/core/python/direct.h",
         "frame->size <= IPCQ_LARGE; /* else",
         "1; /* else",
         "conformance/test_large.py::test_other_threads_run_during_a_copy_and_find_the_end_reserved",
@@ -237,7 +237,7 @@ MUTANTS = [
     ),
     Mutant(
         "a batch is sent in one step",
-        "ipcqueue/core/direct.c",
+        "ipcqueue/core/python/batches.c",
         "while (at < end && moved < IPCQ_MOST_BYTES) {",
         "while ((void)moved, at < end) {",
         "conformance/test_large.py::test_a_batch_is_sent_some_megabytes_at_a_time",
@@ -601,14 +601,14 @@ MUTANTS = [
     ),
     Mutant(
         "a subinterpreter that shares the lock is refused",
-        "ipcqueue/core/direct.c",
+        "ipcqueue/core/python/module.c",
         "if (PyInterpreterState_Get() != PyInterpreterState_Main()) {",
         "if (0) {",
         "project/test_interpreters.py::test_a_subinterpreter_is_refused_in_words_and_the_main_one_works",
     ),
     Mutant(
         "an extension module says that it relies on the lock",
-        "ipcqueue/core/direct.c",
+        "ipcqueue/core/python/module.c",
         "    {Py_mod_gil, Py_MOD_GIL_USED}, /*",
         "    /*",
         "project/test_interpreters.py::test_every_extension_module_says_what_it_supports",
@@ -1002,7 +1002,7 @@ MUTANTS = [
     ),
     Mutant(
         "a shortage in a loop in C comes out of no verb",
-        "ipcqueue/core/direct.c",
+        "ipcqueue/core/python/iteration.c",
         "        PyErr_Clear(); /* the slow way meets it again, and says",
         "        return NULL; /* the slow way meets it again, and says",
         "memenpsf/test_origin.py::test_so_does_a_loop_that_looks_for_more_where_memory_is_short",
@@ -1093,7 +1093,7 @@ MUTANTS = [
     ),
     Mutant(
         "memory of any object is a record",
-        "ipcqueue/core/direct.c",
+        "ipcqueue/core/python/sender.c",
         "(PyBytes_CheckExact(record) || is_plain(record))",
         "(PyBytes_CheckExact(record) || is_plain(record) || record != NULL)",
         "conformance/test_values.py::TestPointers::test_their_bytes_are_refused",
@@ -1170,7 +1170,7 @@ MUTANTS = [
     ),
     Mutant(
         "a loop drops what a signal handler raises while it takes ahead",
-        "ipcqueue/core/direct.c",
+        "ipcqueue/core/python/iteration.c",
         "        if (!PyErr_ExceptionMatches(PyExc_MemoryError))\n            return not_stopped",
         "        if (!PyErr_ExceptionMatches(PyExc_Exception))\n            return not_stopped",
         "signals/test_strikes.py::test_a_stop_iteration_of_a_handler_ends_no_loop_in_silence",
@@ -1191,7 +1191,7 @@ MUTANTS = [
     ),
     Mutant(
         "a handler's exception passes for that of a bad record, in C",
-        "ipcqueue/core/direct.c",
+        "ipcqueue/core/python/taking.c",
         "(again && PyErr_Occurred() == type)",
         "again",
         "signals/test_strikes.py::test_a_handler_is_heard_though_the_record_is_bad_as_well",

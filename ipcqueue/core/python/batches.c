@@ -1,0 +1,178 @@
+/* Batches: the records of a list, of an array, or of a buffer, as many as fit. */
+#include "direct.h"
+
+/* Records in one call of the core, and so published at once; the receiver begins meanwhile with
+ * those before them.  Nothing here runs Python between its look at a list and the last use of it. */
+enum { PIECES = 256 };
+
+static int is_sequence(const PyObject *records)
+{
+    return PyList_CheckExact(records) || PyTuple_CheckExact(records);
+}
+
+/* Whether the bytes of a record can go as they are. */
+static inline int is_simple(const Sender *self, int frames, const PyObject *record)
+{
+    if (!PyBytes_CheckExact(record))
+        return 0;
+    Py_ssize_t size = PyBytes_GET_SIZE(record);
+    return frames ? size <= self->size : size == self->size;
+}
+
+/* Whether those of all can. */
+static int are_simple(const Sender *self, int frames, PyObject *records)
+{
+    if (!is_sequence(records) || !self->plain)
+        return 0;
+    PyObject **items = PySequence_Fast_ITEMS(records);
+    Py_ssize_t count = PySequence_Fast_GET_SIZE(records);
+    for (Py_ssize_t i = 0; i < count; i++)
+        if (!is_simple(self, frames, items[i]))
+            return 0;
+    return 1;
+}
+
+static Py_ssize_t push_items(Sender *self, int frames, PyObject *records, Py_ssize_t start)
+{
+    struct ipcq_piece pieces[PIECES];
+    PyObject **items = PySequence_Fast_ITEMS(records);
+    Py_ssize_t at = start, end = PySequence_Fast_GET_SIZE(records);
+    Py_ssize_t moved = 0;
+    if (!usable(self->ring, self->known) || !self->plain)
+        return 0;
+    while (at < end && moved < IPCQ_MOST_BYTES) {
+        Py_ssize_t bytes = 0;
+        uint64_t count = 0, done;
+        for (Py_ssize_t i = at; i < end && count < PIECES && bytes < PIECE; i++, count++) {
+            if (!is_simple(self, frames, items[i]))
+                break;
+            Py_ssize_t size = PyBytes_GET_SIZE(items[i]);
+            pieces[count].at = PyBytes_AS_STRING(items[i]);
+            pieces[count].size = frames ? (uint64_t)size : 1;
+            bytes += size;
+        }
+        int result = frames ? ipcq_frame_push_pieces(self->at, pieces, count, &done)
+                            : ipcq_push_pieces(self->at, pieces, count, &done);
+        at += (Py_ssize_t)done;
+        moved += bytes;
+        if (result != IPCQ_DONE || count == 0 || done < count)
+            break; /* for Python to find out why */
+    }
+    return at - start;
+}
+
+/* Contiguous records, from one on. */
+static Py_ssize_t push_memory(Sender *self, const char *memory, Py_ssize_t start, Py_ssize_t end)
+{
+    Py_ssize_t at = start, most = self->size < PIECE ? PIECE / self->size : 1;
+    if (end - start > IPCQ_MOST_BYTES / self->size)
+        end = start + (self->size < IPCQ_MOST_BYTES ? IPCQ_MOST_BYTES / self->size : 1);
+    while (at < end && usable(self->ring, self->known)) {
+        uint64_t done;
+        struct ipcq_piece piece = {memory + at * self->size,
+                                   (uint64_t)(end - at < most ? end - at : most)};
+        int result = ipcq_push_pieces(self->at, &piece, 1, &done);
+        at += (Py_ssize_t)done;
+        if (result != IPCQ_DONE || done < piece.size)
+            break;
+    }
+    return at - start;
+}
+
+static PyObject *push_run(Sender *self, int frames, PyObject *args)
+{
+    PyObject *records;
+    Py_ssize_t start;
+    if (!PyArg_ParseTuple(args, "On:push_run", &records, &start))
+        return NULL;
+    if (!is_sequence(records) || start < 0)
+        return PyErr_Format(PyExc_TypeError, "push_run() takes a list or tuple, and a start in it");
+    return PyLong_FromSsize_t(push_items(self, frames, records, start));
+}
+
+static PyObject *pieces_of(const Sender *self, int frames, PyObject *records)
+{
+    if (!are_simple(self, frames, records))
+        Py_RETURN_NONE;
+    return PySequence_Tuple(records);
+}
+
+static PyObject *push_all(Sender *self, int frames, PyObject *records)
+{
+    if (!usable(self->ring, self->known) || !are_simple(self, frames, records))
+        Py_RETURN_NONE;
+    Py_ssize_t done = push_items(self, frames, records, 0);
+    if (done == PySequence_Fast_GET_SIZE(records))
+        return PyLong_FromSsize_t(done);
+    PyObject *all = PySequence_Tuple(records);
+    return all == NULL ? NULL : Py_BuildValue("nN", done, all);
+}
+
+/* An array of the very type of a record: its memory; None if it is not. */
+static PyObject *push_array(Sender *self, PyObject *array)
+{
+    PyObject *dtype = PyObject_GetAttrString(array, "dtype");
+    if (dtype == NULL)
+        return NULL;
+    Py_DECREF(dtype); /* the array keeps it */
+    Py_buffer view;
+    if (dtype != self->dtype)
+        Py_RETURN_NONE;
+    if (PyObject_GetBuffer(array, &view, PyBUF_ND) < 0) { /* not contiguous, for instance */
+        PyErr_Clear();
+        Py_RETURN_NONE;
+    }
+    PyObject *result;
+    if (view.ndim != 1 || view.itemsize != self->size || !usable(self->ring, self->known)) {
+        result = Py_NewRef(Py_None);
+    } else {
+        Py_ssize_t done = push_memory(self, view.buf, 0, view.shape[0]);
+        result = done == view.shape[0] ? PyLong_FromSsize_t(done)
+                                       : Py_BuildValue("nO", done, Py_None);
+    }
+    PyBuffer_Release(&view);
+    return result;
+}
+
+PyObject *slots_push_all(Sender *self, PyObject *records)
+{
+    if (ready(self->dtype) && (PyObject *)Py_TYPE(records) == self->array)
+        return push_array(self, records);
+    return push_all(self, 0, records);
+}
+
+PyObject *frames_push_all(Sender *self, PyObject *records)
+{
+    return push_all(self, 1, records);
+}
+
+PyObject *slots_push_run(Sender *self, PyObject *args)
+{
+    return push_run(self, 0, args);
+}
+
+PyObject *frames_push_run(Sender *self, PyObject *args)
+{
+    return push_run(self, 1, args);
+}
+
+PyObject *slots_pieces(Sender *self, PyObject *records)
+{
+    return pieces_of(self, 0, records);
+}
+
+PyObject *frames_pieces(Sender *self, PyObject *records)
+{
+    return pieces_of(self, 1, records);
+}
+
+PyObject *slots_push_packed(Sender *self, PyObject *args)
+{
+    Py_buffer view;
+    Py_ssize_t start;
+    if (!PyArg_ParseTuple(args, "y*n:push_packed", &view, &start))
+        return NULL;
+    Py_ssize_t done = start < 0 ? 0 : push_memory(self, view.buf, start, view.len / self->size);
+    PyBuffer_Release(&view);
+    return PyLong_FromSsize_t(done);
+}

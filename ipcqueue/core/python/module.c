@@ -1,0 +1,119 @@
+/* The module itself, and its functions that belong to no end. */
+#include "direct.h"
+
+/* Exceptions of signal handlers that may strike, one after the other, in what must be done; a step
+ * that fails so often fails for a reason of its own. */
+enum { MOST_STRIKES = 100 };
+
+/* Call a function that can be repeated until it has come to its end; then raise the first exception
+ * that struck.  Between its calls CPython looks for no signal, as it would in a loop of Python. */
+static PyObject *persist(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t n)
+{
+    PyObject *result, *type = NULL, *error = NULL, *traceback = NULL;
+    if (n < 1)
+        return PyErr_Format(PyExc_TypeError, "persist() takes a function and its arguments");
+    for (int strikes = 0;;) {
+        result = PyObject_Vectorcall(args[0], args + 1, (size_t)(n - 1), NULL);
+        if (result != NULL || ++strikes == MOST_STRIKES)
+            break;
+        if (type == NULL)
+            PyErr_Fetch(&type, &error, &traceback);
+        else
+            PyErr_Clear();
+    }
+    if (type == NULL)
+        return result;
+    Py_XDECREF(result);
+    PyErr_Restore(type, error, traceback);
+    return NULL;
+}
+
+static PyObject *blank(PyObject *Py_UNUSED(module), PyObject *size)
+{
+    Py_ssize_t n = PyLong_AsSsize_t(size);
+    if (n == -1 && PyErr_Occurred())
+        return NULL;
+    return PyBytes_FromStringAndSize(NULL, n);
+}
+
+static PyMethodDef functions[] = {
+    {"blank", blank, METH_O,
+     "blank(size): bytes of no known content, for one who fills them before anybody else sees them."},
+    {"persist", (PyCFunction)(void (*)(void))persist, METH_FASTCALL,
+     "persist(step, *arguments): call it until it has come to its end, whatever strikes meanwhile."},
+    {NULL},
+};
+
+static PyTypeObject *add_type(PyObject *module, PyType_Spec *spec)
+{
+    PyTypeObject *type = (PyTypeObject *)PyType_FromModuleAndSpec(module, spec, NULL);
+    if (type != NULL && PyModule_AddType(module, type) < 0)
+        Py_CLEAR(type);
+    return type;
+}
+
+static int execute(PyObject *module)
+{
+    /* CPython refuses subinterpreters with a lock of their own (module_slots).  Those that share the
+     * lock are refused here, in the same words, which _interpreter.py looks for: they would share the
+     * objects of _core, which cffi makes once for the whole process. */
+    static const char words[] =
+        "module ipcqueue._direct does not support loading in subinterpreters";
+    if (PyInterpreterState_Get() != PyInterpreterState_Main()) {
+        /* What counts lines does not run in subinterpreters; tests/test_interpreters.py does. */
+        PyErr_SetString(PyExc_ImportError, words); /* not counted: GCOV_EXCL_LINE */
+        return -1;                                 /* nor this: GCOV_EXCL_LINE */
+    }
+    PyType_Spec *bases[] = {&SlotSender_spec, &FrameSender_spec, &SlotReceiver_spec,
+                            &FrameReceiver_spec};
+    for (size_t i = 0; i < sizeof bases / sizeof *bases; i++) {
+        PyTypeObject *type = add_type(module, bases[i]);
+        if (type == NULL)
+            return -1;
+        Py_DECREF(type);
+    }
+    if (add_socket(module) < 0)
+        return -1;
+    struct state *state = PyModule_GetState(module);
+    state->iteration = add_type(module, &Iteration_spec);
+    return state->iteration == NULL ? -1 : 0;
+}
+
+static int module_traverse(PyObject *module, visitproc visit, void *arg)
+{
+    Py_VISIT(((struct state *)PyModule_GetState(module))->iteration);
+    return 0;
+}
+
+static int module_clear(PyObject *module)
+{
+    Py_CLEAR(((struct state *)PyModule_GetState(module))->iteration);
+    return 0;
+}
+
+static PyModuleDef_Slot module_slots[] = {
+    {Py_mod_exec, execute},
+#ifdef Py_mod_multiple_interpreters /* CPython 3.12 */
+    {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED},
+#endif
+#ifdef Py_mod_gil /* CPython 3.13 */
+    {Py_mod_gil, Py_MOD_GIL_USED}, /* it is the lock of every end; see _interpreter.py */
+#endif
+    {0, NULL},
+};
+
+PyModuleDef definition = {
+    .m_base = PyModuleDef_HEAD_INIT,
+    .m_name = "ipcqueue._direct",
+    .m_doc = "The short way into the core; see core/python/direct.h.",
+    .m_size = sizeof(struct state),
+    .m_methods = functions,
+    .m_slots = module_slots,
+    .m_traverse = module_traverse,
+    .m_clear = module_clear,
+};
+
+PyMODINIT_FUNC PyInit__direct(void)
+{
+    return PyModuleDef_Init(&definition);
+}

@@ -1,0 +1,211 @@
+/* The ends that send, and one record: at once, or left to Python. */
+#include "direct.h"
+
+static int sender_traverse(Sender *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(self->ring);
+    Py_VISIT(self->encode);
+    Py_VISIT(self->dtype);
+    Py_VISIT(self->array);
+    return 0;
+}
+
+static int sender_clear(Sender *self)
+{
+    Py_CLEAR(self->ring);
+    Py_CLEAR(self->encode);
+    Py_CLEAR(self->dtype);
+    Py_CLEAR(self->array);
+    return 0;
+}
+
+static void sender_dealloc(Sender *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    sender_clear(self);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static PyObject *sender_shorten(Sender *self, PyObject *args)
+{
+    PyObject *encode;
+    unsigned long long at;
+    int plain = 0;
+    if (!PyArg_ParseTuple(args, "KnO|p:shorten", &at, &self->size, &encode, &plain))
+        return NULL;
+    self->plain = plain || encode == Py_None;
+    self->at = (ipcq_sender *)(uintptr_t)at;
+    self->known = known_ring(self->ring, at);
+    Py_XSETREF(self->encode, Py_NewRef(encode));
+    Py_RETURN_NONE;
+}
+
+/* Call a function that may get another one stored in its place. */
+static PyObject *call(PyObject *function, PyObject *argument)
+{
+    Py_INCREF(function);
+    PyObject *result = PyObject_CallOneArg(function, argument);
+    Py_DECREF(function);
+    return result;
+}
+
+static PyObject *slowly(Sender *self, const char *how, PyObject *record)
+{
+    return PyObject_CallMethod((PyObject *)self, how, "(O)", record);
+}
+
+/* Objects whose memory is what it seems; of all others Python finds out whether it may leave this
+ * process (fdpass/_sendable.py).  A class derived from numpy's arrays may be a masked one. */
+static int keeps_no_secrets(const PyObject *object)
+{
+    if (object == NULL || PyBytes_CheckExact(object) || PyByteArray_CheckExact(object))
+        return 1;
+    const char *name = Py_TYPE(object)->tp_name;
+    return !strcmp(name, "numpy.ndarray") || !strcmp(name, "array.array") ||
+           !strcmp(name, "mmap.mmap");
+}
+
+/* Whether the bytes of an object can go as they are: no pointers (their formats are O, P, z, ...). */
+static int is_plain(PyObject *record)
+{
+    if (PyByteArray_CheckExact(record))
+        return 1;
+    if (!keeps_no_secrets(PyMemoryView_Check(record) ? PyMemoryView_GET_BASE(record) : record))
+        return 0;
+    Py_buffer view;
+    if (PyObject_GetBuffer(record, &view, PyBUF_ND | PyBUF_FORMAT) < 0) {
+        PyErr_Clear();
+        return 0;
+    }
+    const char *format = view.format == NULL ? "B" : view.format;
+    int plain = format[0] != 0 && format[1] == 0 && strchr("bBhHiIlLqQfdc?", format[0]) != NULL;
+    PyBuffer_Release(&view);
+    return plain;
+}
+
+static PyObject *slots_try_push(Sender *self, PyObject *record)
+{
+    PyObject *data;
+    if (self->plain && (PyBytes_CheckExact(record) || is_plain(record)))
+        data = Py_NewRef(record);
+    else if (ready(self->encode))
+        data = call(self->encode, record);
+    else
+        return slowly(self, "push_slowly", record);
+    if (data == NULL)
+        return NULL;
+    int result = IPCQ_AGAIN;
+    Py_buffer view;
+    if (PyBytes_CheckExact(data)) {
+        if (PyBytes_GET_SIZE(data) == self->size && usable(self->ring, self->known))
+            result = ipcq_push(self->at, PyBytes_AS_STRING(data));
+    } else if (PyObject_GetBuffer(data, &view, PyBUF_SIMPLE) == 0) {
+        if (view.len == self->size && usable(self->ring, self->known))
+            result = ipcq_push(self->at, view.buf);
+        PyBuffer_Release(&view);
+    } else if (PyErr_ExceptionMatches(PyExc_Exception)) {
+        PyErr_Clear(); /* the slow way meets it again */
+    }
+    Py_DECREF(data);
+    if (result == IPCQ_DONE)
+        Py_RETURN_TRUE;
+    if (result == IPCQ_FULL)
+        Py_RETURN_FALSE;
+    return PyErr_Occurred() ? NULL : slowly(self, "push_slowly", record);
+}
+
+/* The data, tag and flags that Python has encoded a message to; see Framed in _records/messages.py. */
+static int push_framed(Sender *self, PyObject *framed)
+{
+    if (!PyTuple_Check(framed) || PyTuple_GET_SIZE(framed) != 3)
+        return IPCQ_AGAIN;
+    unsigned long tag = PyLong_AsUnsignedLong(PyTuple_GET_ITEM(framed, 1));
+    unsigned long flags = PyLong_AsUnsignedLong(PyTuple_GET_ITEM(framed, 2));
+    Py_buffer view;
+    if (PyErr_Occurred() || tag > UINT32_MAX || flags > UINT8_MAX ||
+        PyObject_GetBuffer(PyTuple_GET_ITEM(framed, 0), &view, PyBUF_SIMPLE) < 0) {
+        PyErr_Clear();
+        return IPCQ_AGAIN;
+    }
+    int result = IPCQ_AGAIN;
+    if (view.len <= self->size && usable(self->ring, self->known)) {
+        struct ipcq_frame frame = {
+            .size = (uint32_t)view.len, .tag = (uint32_t)tag, .flags = (uint16_t)flags};
+        result = ipcq_frame_push(self->at, &frame, view.buf, NULL);
+    }
+    PyBuffer_Release(&view);
+    return result;
+}
+
+static PyObject *frames_try_push(Sender *self, PyObject *record)
+{
+    int result = IPCQ_AGAIN;
+    if (ready(self->encode)) {
+        PyObject *framed = call(self->encode, record);
+        if (framed == NULL)
+            return NULL;
+        result = push_framed(self, framed);
+        PyObject *slow = result == IPCQ_DONE || result == IPCQ_FULL
+                             ? NULL
+                             : slowly(self, "push_framed", framed);
+        Py_DECREF(framed);
+        return slow != NULL                                ? slow
+               : result == IPCQ_DONE || result == IPCQ_FULL ? PyBool_FromLong(result == IPCQ_DONE)
+                                                            : NULL;
+    }
+    if (PyBytes_CheckExact(record) && PyBytes_GET_SIZE(record) <= self->size &&
+        usable(self->ring, self->known)) {
+        struct ipcq_frame frame = {.size = (uint32_t)PyBytes_GET_SIZE(record)};
+        result = ipcq_frame_push(self->at, &frame, PyBytes_AS_STRING(record), NULL);
+    }
+    if (result == IPCQ_DONE)
+        Py_RETURN_TRUE;
+    if (result == IPCQ_FULL)
+        Py_RETURN_FALSE;
+    return slowly(self, "push_slowly", record);
+}
+
+static PyMemberDef sender_members[] = {
+    {"_ring", T_OBJECT, offsetof(Sender, ring), 0, NULL},
+    {"dtype", T_OBJECT, offsetof(Sender, dtype), 0, "Of the arrays that go as they are; or None."},
+    {"array", T_OBJECT, offsetof(Sender, array), 0, "The type of arrays; or None."},
+    {NULL},
+};
+
+#define BATCHES(shape)                                                                            \
+    {"push_all", (PyCFunction)shape##_push_all, METH_O,                                           \
+     "Publish a list, if it has nothing but what can go as it is: its length, or if not all fitted " \
+     "(how many did, a tuple of all; None for an array).  None if it has something else."},       \
+    {"push_run", (PyCFunction)shape##_push_run, METH_VARARGS,                                     \
+     "push_run(records, start): publish those from there on that fit and can go as they are, up " \
+     "to the first that does not; return how many."},                                             \
+    {"pieces", (PyCFunction)shape##_pieces, METH_O,                                               \
+     "Return a tuple of the records if all can go as they are; else None."}
+
+#define SHORTEN                                                                                   \
+    {"shorten", (PyCFunction)sender_shorten, METH_VARARGS,                                        \
+     "shorten(address, size, encode, plain=False): use the short way to the sender at an address."}
+
+static PyMethodDef slot_sender_methods[] = {
+    SHORTEN,
+    {"try_push", (PyCFunction)slots_try_push, METH_O,
+     "Publish one record; False if there is no space.  Raises BadRecord."},
+    BATCHES(slots),
+    {"push_packed", (PyCFunction)slots_push_packed, METH_VARARGS,
+     "push_packed(buffer, start): publish the records in it from there on that fit; how many."},
+    {NULL},
+};
+
+static PyMethodDef frame_sender_methods[] = {
+    SHORTEN,
+    {"try_push", (PyCFunction)frames_try_push, METH_O,
+     "Publish one message; False if there is no space.  Raises BadRecord, TooLarge."},
+    BATCHES(frames),
+    {NULL},
+};
+
+TYPE(SlotSender, Sender, Py_TPFLAGS_BASETYPE, END(sender, sender_members, slot_sender_methods))
+TYPE(FrameSender, Sender, Py_TPFLAGS_BASETYPE, END(sender, sender_members, frame_sender_methods))
