@@ -65,7 +65,7 @@ TESTS ?= tests/project/test_harness.py \
 # $(call copied,directory,flags for the compiler,objects to link): the packages, with extensions built
 # by those flags.  By way of a compiler of its own, as the flags of setup.py come behind those of the
 # environment.
-COPIED := $(SOURCES) $(wildcard fdpass/*.py ipcqueue/*.py ipcqueue/*/*.py memenpsf/*.py)
+COPIED := $(SOURCES) $(shell find fdpass ipcqueue memenpsf -name '*.py')
 define copied
 	rm -rf $(1)
 	mkdir -p $(1)

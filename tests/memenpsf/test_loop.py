@@ -496,7 +496,7 @@ def test_type_zero_is_a_client_and_any_other_a_server(pool, door, monkeypatch, t
         raise SeenEnough
 
     monkeypatch.setattr("memenpsf._loop.Interface", interface)
-    monkeypatch.setattr("memenpsf.trio.Interface", interface)
+    monkeypatch.setattr("memenpsf.trio._loop.Interface", interface)
     here, there = socket.socketpair()
     with here, there, pytest.raises(SeenEnough):
         door(pool, here, typ=typ, allow_uids={1}).result()

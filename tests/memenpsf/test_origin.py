@@ -31,7 +31,8 @@ VERBS = {
     "ipcqueue/_queue.py": {"Connection", "Sender", "Receiver"},
     "ipcqueue/_loan.py": {"Loan", "Borrowing"},
     "memenpsf/_interface.py": {"Interface"},
-    "memenpsf/trio.py": {"Interface", "AsyncLoan", "AsyncBorrowing"},
+    "memenpsf/trio/_interface.py": {"Interface"},
+    "memenpsf/trio/_blocks.py": {"AsyncLoan", "AsyncBorrowing"},
 }
 BLOCKS = {"__enter__", "__exit__", "__aenter__", "__aexit__"}
 # Not verbs: `of` wraps what has no interface yet; `try_open` is for the doors, which are verbs.
@@ -74,7 +75,7 @@ def is_guarded(node):
         return False
     calls = [called(each) for each in ast.walk(handler) if isinstance(each, ast.Call)]
     raises = any(isinstance(each, ast.Raise) for each in handler.body)
-    return raises and bool({"tag_error", "tag_unless_given", "_ours"} & set(calls))
+    return raises and bool({"tag_error", "tag_unless_given", "ours"} & set(calls))
 
 
 def test_every_verb_tags_what_it_raises():

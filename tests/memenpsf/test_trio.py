@@ -1281,7 +1281,7 @@ async def test_after_each_client_that_came_to_nothing_others_have_the_loop(
     tmp_path, autojump_clock, monkeypatch, barren, least, most
 ):
     # One clock for both, or the listener's stands still while that of Trio jumps.
-    for module in (_listener, memenpsf.trio):
+    for module in (_listener, memenpsf.trio._listener):
         monkeypatch.setattr(module, "monotonic", trio.current_time)
     path = str(tmp_path / "it")
     async with trio.open_nursery() as nursery:

@@ -645,7 +645,7 @@ async def test_a_loan_that_nobody_takes_any_more_says_so_in_words_of_trio(how):
 
 async def test_descriptors_that_cannot_be_opened_are_a_broken_resource():
     assert issubclass(mt.DescriptorsLost, trio.BrokenResourceError)
-    error = mt._translated(ipcqueue.DescriptorsLost("why"))
+    error = mt._errors.translated(ipcqueue.DescriptorsLost("why"))
     assert type(error) is mt.DescriptorsLost
     assert error.args == ("why",)
 

@@ -88,10 +88,11 @@ def classes():
     """Find every class of the three packages, public or not, by its full name."""
     found = {}
     for package in ("fdpass", "ipcqueue", "memenpsf"):
-        for path in sorted((REPOSITORY / package).glob("*.py")):
+        for path in sorted((REPOSITORY / package).rglob("*.py")):
             if path.stem in ("_build", "__main__"):
                 continue
-            name = package if path.stem == "__init__" else f"{package}.{path.stem}"
+            parts = path.relative_to(REPOSITORY).with_suffix("").parts
+            name = ".".join(parts[:-1] if path.stem == "__init__" else parts)
             module = importlib.import_module(name)
             for each in vars(module).values():
                 if inspect.isclass(each) and each.__module__ == name:

@@ -125,7 +125,7 @@ def test_the_wheel_has_the_packages_the_extension_and_nothing_else(names_in_whee
     modules = {
         str(path.relative_to(REPOSITORY))
         for package in PACKAGES
-        for path in (REPOSITORY / package).glob("*.py")
+        for path in (REPOSITORY / package).rglob("*.py")
     }
     assert modules | {f"{package}/py.typed" for package in PACKAGES} <= names_in_wheel
     extensions = [name for name in names_in_wheel if name.endswith(".so")]

@@ -37,12 +37,12 @@ class Mutant(NamedTuple):
 MUTANTS = [
     Mutant(
         "Trio hears no cause",
-        "memenpsf/trio.py",
+        "memenpsf/trio/_interface.py",
         "timeout)\n        except Exception as error:\n"
-        "            raise _ours(error, self) from error.__cause__\n\n    @enable_ki_protection\n"
+        "            raise ours(error, self) from error.__cause__\n\n    @enable_ki_protection\n"
         "    async def recv_vectored",
         "timeout)\n        except Exception as error:\n"
-        "            raise _ours(error, self) from None\n\n    @enable_ki_protection\n"
+        "            raise ours(error, self) from None\n\n    @enable_ki_protection\n"
         "    async def recv_vectored",
         "memenpsf/test_trio_payloads.py::test_a_record_that_its_class_refuses_is_taken_and_the_next_one_comes",
     ),

@@ -1,15 +1,7 @@
-"""The verbs of memenpsf for Trio: the same names, awaitable.
-
-Every call is a checkpoint.  Cancelling one loses nothing: a record is taken from the ring after
-the last point at which the call can be cancelled.  Exceptions are those of memenpsf and, where
-Trio has the word, Trio's as well: EndOfStream is a trio.EndOfChannel, PeerDied and CorruptPeer are
-a trio.BrokenResourceError, Closed is a trio.ClosedResourceError, Full is a trio.WouldBlock.
+"""Interface: the verbs of memenpsf.Interface, awaitable.
 
 One task at a time waits for the socket; the others park, and look again when it has read (the
-reasons stand in _threads.py; between tasks no mutex is needed).
-
-The file is long because it is the only one that may import Trio: it mirrors _interface, _listener,
-_loop and ipcqueue._threads, in that order, and leaves to them all that does not wait.
+reasons stand in ipcqueue/_threads.py; between tasks no mutex is needed).
 """
 
 from __future__ import annotations
@@ -19,8 +11,6 @@ import math
 import select
 import socket
 import weakref
-from collections import deque
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
@@ -44,70 +34,26 @@ from ipcqueue import (
     QueueError,
     Sending,
     Terms,
-    check_options,
     checked_socket,
     deadline_of,
-    interface_of,
     monotonic,
     seconds_of,
     shown_seconds,
-    tag_error,
-    tag_unless_given,
 )
 
-from ._interface import BOTH_WAYS, check_interface_options, checked_role, prepare_to_connect
-from ._listener import BACK_OFF, CAUSED_BY_ONE, Reception
-from ._loop import Ended, check_loop_options, hand_back, is_a_cause
-from ._policy import OnError, Policy, checked_handler, checked_on_error
-from ._seeking import connecting
+from .._interface import BOTH_WAYS, check_interface_options, checked_role, prepare_to_connect
+from .._seeking import connecting
+from ._blocks import AsyncBorrowing, AsyncLoan
+from ._drive import drive
+from ._errors import Closed, Full, ours
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Awaitable, Callable, Generator, Iterable
-    from types import TracebackType
+    from collections.abc import Callable, Iterable
 
     from ipcqueue import Credentials, Fd, MemoryRegion, Received, Seconds, Statistics
 
-__all__ = [  # noqa: RUF022 (classes and functions first)
-    "Interface", "connect", "listen", "Listener", "serve", "run", "Ended",
-    "AsyncLoan", "AsyncBorrowing",
-    "DescriptorsLost", "Full", "Closed", "EndOfStream", "PeerDied", "CorruptPeer",
-]  # fmt: skip
-
 T = TypeVar("T")
-
-
-class EndOfStream(ipcqueue.EndOfStream, trio.EndOfChannel):
-    """The peer ended in good order, and all that it published has been received."""
-
-
-class PeerDied(ipcqueue.PeerDied, trio.BrokenResourceError):
-    """The peer is gone without a word; all that it published has been received."""
-
-
-class CorruptPeer(ipcqueue.CorruptPeer, trio.BrokenResourceError):
-    """The peer broke the protocol; the connection is over."""
-
-
-class Closed(ipcqueue.Closed, trio.ClosedResourceError):
-    """This side has closed it."""
-
-
-class Full(ipcqueue.Full, trio.WouldBlock):
-    """There was no space in time; the record was not sent."""
-
-
-class DescriptorsLost(ipcqueue.DescriptorsLost, trio.BrokenResourceError):
-    """This process may not open as many descriptors as the peer sent; the connection is over."""
-
-
-_OURS: dict[type[Exception], type[QueueError]] = {
-    ipcqueue.EndOfStream: EndOfStream,
-    ipcqueue.PeerDied: PeerDied,
-    ipcqueue.CorruptPeer: CorruptPeer,
-    ipcqueue.DescriptorsLost: DescriptorsLost,
-    ipcqueue.Closed: Closed,
-}
 
 
 def _in_steps(endpoint: T) -> T:
@@ -115,25 +61,6 @@ def _in_steps(endpoint: T) -> T:
     if isinstance(endpoint, Endpoint):
         endpoint.copy_in_steps()
     return endpoint
-
-
-def _translated(error: Exception) -> Exception:
-    kind = _OURS.get(type(error))
-    if kind is None:
-        return error
-    ours = kind(*error.args)
-    tag_error(ours, interface_of(error))
-    return ours
-
-
-def _ours(error: Exception, interface: Interface, *, given: bool = False) -> Exception:
-    """Return what a verb raises, in Trio's words, as of this interface: every verb ends with it.
-
-    Unless the code of the caller raised it, if the verb was `given` records that code makes.
-    """
-    tag = tag_unless_given if given else tag_error
-    tag(error, interface)
-    return _translated(error)
 
 
 class Interface(Owner, trio.abc.Channel[Any]):
@@ -162,7 +89,7 @@ class Interface(Owner, trio.abc.Channel[Any]):
         says.  Raises TypeError or ValueError; what the handshake may raise comes from do_handshake,
         or the first call.
         """
-        sock = _plain_socket(stream)
+        sock = plain_socket(stream)
         try:
             check_interface_options(type(self).__name__, options)
             options |= {"name": name, "capacity": capacity, "timeout": timeout}
@@ -234,14 +161,14 @@ class Interface(Owner, trio.abc.Channel[Any]):
         try:
             return self._open_endpoint().statistics()
         except Exception as error:
-            raise _ours(error, self) from error.__cause__
+            raise ours(error, self) from error.__cause__
 
     def indices(self) -> tuple[int, int]:
         """Return (head, tail) of the outgoing queue; see memenpsf.Interface.indices."""
         try:
             return self._open_endpoint().indices()
         except Exception as error:
-            raise _ours(error, self) from error.__cause__
+            raise ours(error, self) from error.__cause__
 
     def _open_endpoint(self) -> Endpoint:
         if self._endpoint is None:
@@ -258,7 +185,7 @@ class Interface(Owner, trio.abc.Channel[Any]):
             await checkpoint()
             await self._opened()
         except Exception as error:
-            raise _ours(error, self) from error.__cause__
+            raise ours(error, self) from error.__cause__
 
     @enable_ki_protection
     async def _opened(self) -> Endpoint:
@@ -312,7 +239,7 @@ class Interface(Owner, trio.abc.Channel[Any]):
                 if not await self._send(endpoint, Sending(sender, parcel), until):
                     raise Full(f"no space for a record within {shown_seconds(timeout)}")
         except Exception as error:
-            raise _ours(error, self) from error.__cause__
+            raise ours(error, self) from error.__cause__
 
     async def _send(self, endpoint: Endpoint, sending: Sending, until: float) -> bool:
         while True:
@@ -349,7 +276,7 @@ class Interface(Owner, trio.abc.Channel[Any]):
             if not self._open_endpoint().try_push(record):
                 raise Full("no space for a record just now")
         except Exception as error:
-            raise _ours(error, self) from error.__cause__
+            raise ours(error, self) from error.__cause__
 
     @enable_ki_protection
     async def xmit_many(self, records: Iterable[Any], timeout: Seconds = None) -> int:
@@ -381,7 +308,7 @@ class Interface(Owner, trio.abc.Channel[Any]):
                 sending.done += sent
             return sending.done
         except Exception as error:
-            raise _ours(error, self, given=True) from error.__cause__
+            raise ours(error, self, given=True) from error.__cause__
 
     @enable_ki_protection
     async def await_space(self) -> None:
@@ -393,7 +320,7 @@ class Interface(Owner, trio.abc.Channel[Any]):
             endpoint = self._endpoint or await self._opened()
             await self._until(endpoint.has_space, Event.SPACE, None, endpoint.enough)
         except Exception as error:
-            raise _ours(error, self) from error.__cause__
+            raise ours(error, self) from error.__cause__
 
     @enable_ki_protection
     async def recv(self, timeout: Seconds = None) -> Any:
@@ -412,7 +339,7 @@ class Interface(Owner, trio.abc.Channel[Any]):
                     return record
             return await self._until(endpoint.try_pop, Event.RECORDS, timeout)
         except Exception as error:
-            raise _ours(error, self) from error.__cause__
+            raise ours(error, self) from error.__cause__
 
     @enable_ki_protection
     async def recv_vectored(self, limit: int | None = None, timeout: Seconds = None) -> Any:
@@ -437,7 +364,7 @@ class Interface(Owner, trio.abc.Channel[Any]):
             )
             return endpoint.codec.decode_many(b"", 0) if records is None else records
         except Exception as error:
-            raise _ours(error, self) from error.__cause__
+            raise ours(error, self) from error.__cause__
 
     @enable_ki_protection
     async def recv_message(self, timeout: Seconds = None) -> Received | None:
@@ -449,7 +376,7 @@ class Interface(Owner, trio.abc.Channel[Any]):
             endpoint = self._endpoint or await self._opened()
             return await self._until(endpoint.try_receive, Event.RECORDS, timeout)
         except Exception as error:
-            raise _ours(error, self) from error.__cause__
+            raise ours(error, self) from error.__cause__
 
     def loan(
         self, size: int, *, timeout: Seconds = None, tag: int = 0, flags: int = 0
@@ -458,14 +385,14 @@ class Interface(Owner, trio.abc.Channel[Any]):
         try:
             return AsyncLoan(self, size, timeout, tag, flags)
         except Exception as error:
-            raise _ours(error, self) from error.__cause__
+            raise ours(error, self) from error.__cause__
 
     def borrow(self, limit: int | None = None, *, timeout: Seconds = None) -> AsyncBorrowing:
         """Return what waits, to read in place; see memenpsf.Interface.borrow."""
         try:
             return AsyncBorrowing(self, limit, timeout)
         except Exception as error:
-            raise _ours(error, self) from error.__cause__
+            raise ours(error, self) from error.__cause__
 
     @enable_ki_protection
     async def send_ctrl_msg(self, message: bytes, timeout: Seconds = None) -> None:
@@ -487,7 +414,7 @@ class Interface(Owner, trio.abc.Channel[Any]):
                 raise Full(f"no room for a control message within {shown_seconds(timeout)}")
             await cancel_shielded_checkpoint()
         except Exception as error:
-            raise _ours(error, self) from error.__cause__
+            raise ours(error, self) from error.__cause__
 
     @enable_ki_protection
     async def recv_ctrl_msg(self, timeout: Seconds = 0) -> bytes | None:
@@ -499,7 +426,7 @@ class Interface(Owner, trio.abc.Channel[Any]):
             endpoint = self._endpoint or await self._opened()
             return await self._until(endpoint.try_take_message, Event.MESSAGE, timeout)
         except Exception as error:
-            raise _ours(error, self) from error.__cause__
+            raise ours(error, self) from error.__cause__
 
     async def send(self, value: Any) -> None:
         """Send a record, as xmit does (trio.abc.SendChannel)."""
@@ -589,7 +516,7 @@ class Interface(Owner, trio.abc.Channel[Any]):
         try:
             self._open_endpoint().finish()
         except Exception as error:
-            raise _ours(error, self) from error.__cause__
+            raise ours(error, self) from error.__cause__
 
     @enable_ki_protection
     def close(self) -> None:
@@ -606,7 +533,7 @@ class Interface(Owner, trio.abc.Channel[Any]):
                 self._endpoint.close()
                 self._followers.unpark_all()
         except Exception as error:
-            raise _ours(error, self) from error.__cause__
+            raise ours(error, self) from error.__cause__
 
     @enable_ki_protection
     async def aclose(self) -> None:
@@ -619,98 +546,6 @@ class Interface(Owner, trio.abc.Channel[Any]):
 
     def __repr__(self) -> str:
         return f"<memenpsf.trio.Interface {self.name!r}: {self._endpoint or 'no handshake yet'}>"
-
-
-class AsyncLoan(Owner):
-    """An ipcqueue.Loan for an async with block."""
-
-    def __init__(
-        self, interface: Interface, size: int, timeout: Seconds, tag: int, flags: int
-    ) -> None:
-        self._interface = interface
-        self._timeout = timeout
-        self._make = partial(ipcqueue.Loan, size=size, tag=tag, flags=flags)
-        endpoint = interface._endpoint  # noqa: SLF001 (one module)
-        # At once if that is possible, so that a mistake is raised where it is made.
-        self._loan: ipcqueue.Loan | None = self._make(endpoint) if endpoint else None
-
-    @enable_ki_protection
-    async def __aenter__(self) -> ipcqueue.Loan:
-        try:
-            interface = self._interface
-            endpoint = interface._endpoint or await interface._opened()  # noqa: SLF001
-            loan = self._loan = self._loan or self._make(endpoint)
-            opened = await interface._until(  # noqa: SLF001
-                loan.try_open, Event.SPACE, self._timeout, lambda: loan.units
-            )
-            if opened is None:
-                raise Full(f"no space for a loan within {shown_seconds(self._timeout)}")
-            return loan
-        except Exception as error:
-            raise _ours(error, self._interface) from error.__cause__
-
-    @enable_ki_protection
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        try:
-            _leave(self._interface, self._loan, kind, error, traceback)
-        except Exception as failure:
-            raise _ours(failure, self._interface) from failure.__cause__
-
-
-class AsyncBorrowing(Owner):
-    """An ipcqueue.Borrowing for an async with block."""
-
-    def __init__(self, interface: Interface, limit: int | None, timeout: Seconds) -> None:
-        self._interface = interface
-        self._timeout = timeout
-        self._make = partial(ipcqueue.Borrowing, limit=limit)
-        endpoint = interface._endpoint  # noqa: SLF001 (one module)
-        self._borrowing: ipcqueue.Borrowing | None = self._make(endpoint) if endpoint else None
-
-    @enable_ki_protection
-    async def __aenter__(self) -> ipcqueue.Borrowing:
-        try:
-            interface = self._interface
-            endpoint = interface._endpoint or await interface._opened()  # noqa: SLF001
-            borrowing = self._borrowing = self._borrowing or self._make(endpoint)
-            await interface._until(  # noqa: SLF001
-                lambda: endpoint.or_end(borrowing.try_open), Event.RECORDS, self._timeout
-            )
-            return borrowing
-        except Exception as error:
-            raise _ours(error, self._interface) from error.__cause__
-
-    @enable_ki_protection
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        try:
-            _leave(self._interface, self._borrowing, kind, error, traceback)
-        except Exception as failure:
-            raise _ours(failure, self._interface) from failure.__cause__
-
-
-def _leave(
-    interface: Interface,
-    block: ipcqueue.Loan | ipcqueue.Borrowing | None,
-    kind: type[BaseException] | None,
-    error: BaseException | None,
-    traceback: TracebackType | None,
-) -> None:
-    """End a block; raise in Trio's words what publish() or cancel() raised inside it."""
-    if block is not None:
-        block.__exit__(kind, error, traceback)
-    # Not what another connection has raised there, one of plain threads for example.
-    if isinstance(error, QueueError) and type(error) in _OURS and error.interface is interface:
-        raise error
 
 
 def _left(until: float) -> float | None:
@@ -732,7 +567,7 @@ async def _opening_can_go_on(opening: Opening) -> None:
             raise Closed("this side has closed the connection") from None
 
 
-def _plain_socket(
+def plain_socket(
     stream: trio.SocketStream | trio.socket.SocketType | socket.socket,
 ) -> socket.socket:
     """Take the socket out of what Trio wraps around it."""
@@ -741,18 +576,6 @@ def _plain_socket(
     if isinstance(stream, trio.socket.SocketType):
         return socket.socket(fileno=stream.detach())
     return checked_socket(stream)
-
-
-async def _drive(plan: Generator[float, None, T]) -> T:
-    """Run a plan that yields for how many seconds to sleep; return what it returns."""
-    with contextlib.closing(plan):
-        while True:
-            try:
-                delay = next(plan)
-            except StopIteration as end:
-                result: T = end.value
-                return result
-            await trio.sleep(delay)
 
 
 async def connect(
@@ -767,308 +590,9 @@ async def connect(
     where, terms, role = prepare_to_connect(address, record, timeout, options)
     await checkpoint()
     with contextlib.ExitStack() as undo:
-        sock = undo.enter_context(await _drive(connecting(where, timeout)))
+        sock = undo.enter_context(await drive(connecting(where, timeout)))
         interface = Interface._over(sock, terms, role, deadline)  # noqa: SLF001 (one module)
         undo.callback(interface.close)
         await interface.do_handshake()
         undo.pop_all()
     return interface
-
-
-class Listener(Owner, trio.abc.Listener[Interface]):
-    """A server's address: gives an Interface for each client.  Made by listen().
-
-    Clients introduce themselves side by side, so a slow or hostile one delays nobody.  A loop over
-    it passes over clients that do not get in; accept() raises why, which ends
-    trio.serve_listeners: use memenpsf.trio.serve instead.
-    """
-
-    _instead = Reception._instead  # noqa: SLF001 (one package)
-
-    def __init__(self, reception: Reception) -> None:
-        self._reception = reception
-        reception.per_turn = _PER_TURN
-        self._accepting = trio.Lock()
-        self._waiting = trio.CancelScope()
-
-    @property
-    def address(self) -> str:
-        """Where it listens: a path, or @name."""
-        return str(self._reception.bound.address)
-
-    @property
-    def refused(self) -> int:
-        """How many clients were refused or failed to introduce themselves."""
-        return self._reception.refused
-
-    @enable_ki_protection
-    async def accept(self) -> Interface:
-        """Return the next client.
-
-        Raises Refused, CorruptPeer or HandshakeTimeout for a client that did not get in, OSError
-        when a resource is short: the listener stays usable.  Closed, once it is closed.
-        """
-        await checkpoint_if_cancelled()
-        async with self._accepting:
-            try:
-                await self._rest()
-                while (endpoint := self._reception.turn()) is None:
-                    await self._rest()
-                    await self._wait()
-            except QueueError as error:
-                raise _translated(error) from error.__cause__
-        await cancel_shielded_checkpoint()
-        try:
-            return Interface._of(endpoint, self._reception.terms, self._reception.role)  # noqa: SLF001 (one module)
-        except BaseException:  # no memory
-            endpoint.close()
-            raise
-
-    async def _rest(self) -> None:
-        seconds = self._reception.respite()
-        if seconds:
-            with trio.move_on_after(seconds) as self._waiting:
-                await trio.sleep_forever()
-
-    async def _wait(self) -> None:
-        if self._reception.closed:  # meanwhile
-            return
-        # None at all while descriptors are short: then only the time, or the end, is waited for.
-        interests = [interest for interest in self._reception.interests() if interest[1]]
-        due = self._reception.next_deadline() - monotonic()
-        with trio.move_on_after(max(0.0, due)) as scope:
-            self._waiting = scope
-            if not interests:
-                await trio.sleep_forever()
-            try:
-                # One to wait for all, as a task for each would take longer than what it waits for.
-                epoll = select.epoll()
-            except OSError:  # no descriptor is left
-                await trio.sleep(BACK_OFF)
-                return
-            with epoll:
-                for fd, events in interests:
-                    epoll.register(fd, events)
-                await wait_readable(epoll)
-
-    def __aiter__(self) -> Listener:
-        """Yield clients until the listener is closed.
-
-        Those refused, or not served because a resource is short, are logged and passed over, so
-        that no client ends the loop; of a storm of them, the first 20 within 10 s, and the number
-        of the others.
-        """
-        return self
-
-    async def __anext__(self) -> Interface:
-        while True:
-            try:
-                return await self.accept()
-            except Closed:
-                raise StopAsyncIteration from None
-            except CAUSED_BY_ONE as error:
-                self._reception.log.add(error)
-
-    async def aclose(self) -> None:
-        """Stop listening and remove the socket file; the connections accepted live on."""
-        if not self._reception.closed:
-            self._waiting.cancel()
-            self._reception.close()
-        await checkpoint()
-
-    def __repr__(self) -> str:
-        state = "closed" if self._reception.closed else "open"
-        return f"<memenpsf.trio.Listener {self.address}: {state}>"
-
-
-# How many handshakes are begun, and helped on, before other tasks have their turn: each may cost
-# half a millisecond.
-_PER_TURN = 1
-
-
-async def listen(address: str | os.PathLike[str], record: Any, **options: Any) -> Listener:
-    """Listen at an address: a bare name, a path, or @name (abstract); as memenpsf.listen.
-
-    Where other servers of this user are just starting, other tasks run meanwhile.
-    """
-    await checkpoint()
-    reception = Reception.unbound(address, record, **options)
-    await _drive(reception.binding())
-    return Listener(reception)
-
-
-async def serve(
-    handler: Callable[[Interface], Awaitable[object]],
-    address: str | os.PathLike[str],
-    record: Any,
-    *,
-    on_error: OnError = "log",
-    task_status: trio.TaskStatus[Listener] = trio.TASK_STATUS_IGNORED,
-    **options: Any,
-) -> None:
-    """Serve many clients: a task that runs handler(interface) for each.
-
-    `await nursery.start(serve, …)` gives the Listener; closing it ends this once the handlers
-    are done.  The interface of a client is closed when its handler is done.
-
-    No client ends the server.  Whatever a verb of a client's interface raises ends that client
-    alone, and is logged in one line; a client that is refused is logged, too.  Of a storm the
-    first 20 lines in 10 s are logged, then their number.
-
-    `on_error` says what to do about an exception of a handler's own, of another interface that it
-    uses, for example: "log" it with its traceback (and serve on); "raise" it, as
-    trio.serve_listeners does, which ends all clients; or a plain function
-    on_error(interface, error), which may raise; the interface is closed by then.  In a group, only
-    what is not of the client's interface counts.  Cancelled, KeyboardInterrupt and the like always
-    propagate.
-
-    Raises TypeError and ValueError before anything is opened, and what listen raises.
-    """
-    checked_handler(handler)
-    checked_on_error(on_error)
-    check_options("serve", options, Reception.OPTIONS)
-    async with await listen(address, record, **options) as listener:
-        policy = Policy(on_error, listener.address)
-        try:
-            async with trio.open_nursery() as nursery:
-                task_status.started(listener)
-                async for interface in listener:
-                    try:
-                        nursery.start_soon(_handle, handler, interface, policy)
-                    except MemoryError as error:
-                        interface.close()
-                        listener._reception.log.add(error)  # noqa: SLF001 (one module)
-        finally:
-            policy.close()
-
-
-async def _handle(
-    handler: Callable[[Interface], Awaitable[object]], interface: Interface, policy: Policy
-) -> None:
-    try:
-        # Not aclose(): its checkpoint may raise Cancelled in place of what the handler raises.
-        with contextlib.closing(interface):
-            await handler(interface)
-    except BaseException as error:
-        rest = policy.settle(interface, error)
-        if rest is error:
-            raise
-        if rest is not None:
-            raise rest from None
-
-
-async def run(
-    name: str,
-    cap: int,
-    typ: int,
-    stream: trio.SocketStream | trio.socket.SocketType | socket.socket,
-    recvr: trio.MemoryReceiveChannel[Any],
-    sender: trio.MemorySendChannel[Any],
-    record: Any,
-    **options: Any,
-) -> Ended:
-    """Move records between a connection and two memory channels until the peer ends.
-
-    As memenpsf.run; the end of `recvr`, or None in it, ends the connection in good order.
-    """
-    role = "client" if typ == 0 else "server"
-    try:
-        check_loop_options(options)
-    except TypeError:
-        ipcqueue.drop_socket(_plain_socket(stream))
-        raise
-    async with Interface(
-        stream, record, name=name, capacity=cap, role=role, **options
-    ) as interface:
-        await interface.do_handshake()
-        return await _Loop(interface, recvr, sender).run()
-
-
-class _Loop(Owner):
-    def __init__(
-        self,
-        interface: Interface,
-        source: trio.MemoryReceiveChannel[Any],
-        sink: trio.MemorySendChannel[Any],
-    ) -> None:
-        self._interface = interface
-        self._source = source
-        self._sink = sink
-        self._scope = trio.CancelScope()
-        self._sending = trio.CancelScope()
-        self._arrived: deque[Any] = deque()
-        self._ended = Ended(Closed("the source of records has ended"))
-        self._cause: Exception | None = None  # of the end of sending, if receiving does not meet it
-        self._error: Exception | None = None
-
-    async def run(self) -> Ended:
-        try:
-            with self._scope:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._task, self._send)
-                    nursery.start_soon(self._task, self._receive)
-            if self._error is not None:
-                # What was taken from the ring is delivered all the same, if the sink takes it.
-                with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-                    await self._deliver()
-                raise self._error
-        except BaseException as error:
-            hand_back(error, self._ended.unsent)
-            raise
-        self._ended.cause = self._cause or self._ended.cause
-        return self._ended
-
-    async def _task(self, body: Callable[[], Awaitable[Exception]]) -> None:
-        try:
-            self._ended.cause = await body()
-        except Exception as error:
-            self._error = error
-            self._scope.cancel()
-
-    async def _receive(self) -> Exception:
-        while True:
-            try:
-                self._arrived.extend(await self._interface.recv_vectored())
-            except Exception as error:
-                if not is_a_cause(error, self._interface):
-                    raise
-                self._sending.cancel()
-                return error
-            await self._deliver()
-
-    async def _deliver(self) -> None:
-        while self._arrived:
-            await self._sink.send(self._arrived[0])
-            self._arrived.popleft()
-
-    async def _send(self) -> Exception:
-        try:
-            with self._sending:
-                # Space first: what is taken from the source can then be sent at once, so nothing
-                # is in hand when the loop is cancelled.
-                await self._interface.await_space()
-                async for record in self._source:
-                    if record is None:
-                        break
-                    await self._xmit(record)
-                    await self._interface.await_space()
-        except Exception as error:
-            if not is_a_cause(error, self._interface):
-                raise
-            if isinstance(error, (EndOfStream, PeerDied)):
-                return error  # the receiving side meets the same end, after draining
-            self._cause = error
-        if not self._sending.cancelled_caught:
-            self._interface.finish()
-        return self._ended.cause
-
-    async def _xmit(self, record: Any) -> None:
-        try:
-            try:
-                self._interface.xmit_nowait(record)
-            except Full:
-                # There is space, but it travels outside the ring, and too many others do.
-                await self._interface.xmit(record)
-        except BaseException:  # it was not sent
-            self._ended.unsent.append(record)
-            raise

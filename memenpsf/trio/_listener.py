@@ -1,0 +1,147 @@
+"""Listener: many clients on one address, for tasks."""
+
+from __future__ import annotations
+
+import select
+from typing import TYPE_CHECKING, Any
+
+import trio
+from trio.lowlevel import (
+    cancel_shielded_checkpoint,
+    checkpoint,
+    checkpoint_if_cancelled,
+    enable_ki_protection,
+    wait_readable,
+)
+
+from ipcqueue import Owner, QueueError, monotonic
+
+from .._listener import BACK_OFF, CAUSED_BY_ONE, Reception
+from ._drive import drive
+from ._errors import Closed, translated
+from ._interface import Interface
+
+if TYPE_CHECKING:
+    import os
+
+
+class Listener(Owner, trio.abc.Listener[Interface]):
+    """A server's address: gives an Interface for each client.  Made by listen().
+
+    Clients introduce themselves side by side, so a slow or hostile one delays nobody.  A loop over
+    it passes over clients that do not get in; accept() raises why, which ends
+    trio.serve_listeners: use memenpsf.trio.serve instead.
+    """
+
+    _instead = Reception._instead  # noqa: SLF001 (one package)
+
+    def __init__(self, reception: Reception) -> None:
+        self._reception = reception
+        reception.per_turn = _PER_TURN
+        self._accepting = trio.Lock()
+        self._waiting = trio.CancelScope()
+
+    @property
+    def address(self) -> str:
+        """Where it listens: a path, or @name."""
+        return str(self._reception.bound.address)
+
+    @property
+    def refused(self) -> int:
+        """How many clients were refused or failed to introduce themselves."""
+        return self._reception.refused
+
+    @enable_ki_protection
+    async def accept(self) -> Interface:
+        """Return the next client.
+
+        Raises Refused, CorruptPeer or HandshakeTimeout for a client that did not get in, OSError
+        when a resource is short: the listener stays usable.  Closed, once it is closed.
+        """
+        await checkpoint_if_cancelled()
+        async with self._accepting:
+            try:
+                await self._rest()
+                while (endpoint := self._reception.turn()) is None:
+                    await self._rest()
+                    await self._wait()
+            except QueueError as error:
+                raise translated(error) from error.__cause__
+        await cancel_shielded_checkpoint()
+        try:
+            return Interface._of(endpoint, self._reception.terms, self._reception.role)  # noqa: SLF001 (one package)
+        except BaseException:  # no memory
+            endpoint.close()
+            raise
+
+    async def _rest(self) -> None:
+        seconds = self._reception.respite()
+        if seconds:
+            with trio.move_on_after(seconds) as self._waiting:
+                await trio.sleep_forever()
+
+    async def _wait(self) -> None:
+        if self._reception.closed:  # meanwhile
+            return
+        # None at all while descriptors are short: then only the time, or the end, is waited for.
+        interests = [interest for interest in self._reception.interests() if interest[1]]
+        due = self._reception.next_deadline() - monotonic()
+        with trio.move_on_after(max(0.0, due)) as scope:
+            self._waiting = scope
+            if not interests:
+                await trio.sleep_forever()
+            try:
+                # One to wait for all, as a task for each would take longer than what it waits for.
+                epoll = select.epoll()
+            except OSError:  # no descriptor is left
+                await trio.sleep(BACK_OFF)
+                return
+            with epoll:
+                for fd, events in interests:
+                    epoll.register(fd, events)
+                await wait_readable(epoll)
+
+    def __aiter__(self) -> Listener:
+        """Yield clients until the listener is closed.
+
+        Those refused, or not served because a resource is short, are logged and passed over, so
+        that no client ends the loop; of a storm of them, the first 20 within 10 s, and the number
+        of the others.
+        """
+        return self
+
+    async def __anext__(self) -> Interface:
+        while True:
+            try:
+                return await self.accept()
+            except Closed:
+                raise StopAsyncIteration from None
+            except CAUSED_BY_ONE as error:
+                self._reception.log.add(error)
+
+    async def aclose(self) -> None:
+        """Stop listening and remove the socket file; the connections accepted live on."""
+        if not self._reception.closed:
+            self._waiting.cancel()
+            self._reception.close()
+        await checkpoint()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._reception.closed else "open"
+        return f"<memenpsf.trio.Listener {self.address}: {state}>"
+
+
+# How many handshakes are begun, and helped on, before other tasks have their turn: each may cost
+# half a millisecond.
+_PER_TURN = 1
+
+
+async def listen(address: str | os.PathLike[str], record: Any, **options: Any) -> Listener:
+    """Listen at an address: a bare name, a path, or @name (abstract); as memenpsf.listen.
+
+    Where other servers of this user are just starting, other tasks run meanwhile.
+    """
+    await checkpoint()
+    reception = Reception.unbound(address, record, **options)
+    await drive(reception.binding())
+    return Listener(reception)

@@ -1,0 +1,137 @@
+"""The run loop for tasks: one interface between two memory channels."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+import ipcqueue
+from ipcqueue import Owner
+
+from .._loop import Ended, check_loop_options, hand_back, is_a_cause
+from ._errors import Closed, EndOfStream, Full, PeerDied
+from ._interface import Interface, plain_socket
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Awaitable, Callable
+
+
+async def run(
+    name: str,
+    cap: int,
+    typ: int,
+    stream: trio.SocketStream | trio.socket.SocketType | socket.socket,
+    recvr: trio.MemoryReceiveChannel[Any],
+    sender: trio.MemorySendChannel[Any],
+    record: Any,
+    **options: Any,
+) -> Ended:
+    """Move records between a connection and two memory channels until the peer ends.
+
+    As memenpsf.run; the end of `recvr`, or None in it, ends the connection in good order.
+    """
+    role = "client" if typ == 0 else "server"
+    try:
+        check_loop_options(options)
+    except TypeError:
+        ipcqueue.drop_socket(plain_socket(stream))
+        raise
+    async with Interface(
+        stream, record, name=name, capacity=cap, role=role, **options
+    ) as interface:
+        await interface.do_handshake()
+        return await _Loop(interface, recvr, sender).run()
+
+
+class _Loop(Owner):
+    def __init__(
+        self,
+        interface: Interface,
+        source: trio.MemoryReceiveChannel[Any],
+        sink: trio.MemorySendChannel[Any],
+    ) -> None:
+        self._interface = interface
+        self._source = source
+        self._sink = sink
+        self._scope = trio.CancelScope()
+        self._sending = trio.CancelScope()
+        self._arrived: deque[Any] = deque()
+        self._ended = Ended(Closed("the source of records has ended"))
+        self._cause: Exception | None = None  # of the end of sending, if receiving does not meet it
+        self._error: Exception | None = None
+
+    async def run(self) -> Ended:
+        try:
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._task, self._send)
+                    nursery.start_soon(self._task, self._receive)
+            if self._error is not None:
+                # What was taken from the ring is delivered all the same, if the sink takes it.
+                with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                    await self._deliver()
+                raise self._error
+        except BaseException as error:
+            hand_back(error, self._ended.unsent)
+            raise
+        self._ended.cause = self._cause or self._ended.cause
+        return self._ended
+
+    async def _task(self, body: Callable[[], Awaitable[Exception]]) -> None:
+        try:
+            self._ended.cause = await body()
+        except Exception as error:
+            self._error = error
+            self._scope.cancel()
+
+    async def _receive(self) -> Exception:
+        while True:
+            try:
+                self._arrived.extend(await self._interface.recv_vectored())
+            except Exception as error:
+                if not is_a_cause(error, self._interface):
+                    raise
+                self._sending.cancel()
+                return error
+            await self._deliver()
+
+    async def _deliver(self) -> None:
+        while self._arrived:
+            await self._sink.send(self._arrived[0])
+            self._arrived.popleft()
+
+    async def _send(self) -> Exception:
+        try:
+            with self._sending:
+                # Space first: what is taken from the source can then be sent at once, so nothing
+                # is in hand when the loop is cancelled.
+                await self._interface.await_space()
+                async for record in self._source:
+                    if record is None:
+                        break
+                    await self._xmit(record)
+                    await self._interface.await_space()
+        except Exception as error:
+            if not is_a_cause(error, self._interface):
+                raise
+            if isinstance(error, (EndOfStream, PeerDied)):
+                return error  # the receiving side meets the same end, after draining
+            self._cause = error
+        if not self._sending.cancelled_caught:
+            self._interface.finish()
+        return self._ended.cause
+
+    async def _xmit(self, record: Any) -> None:
+        try:
+            try:
+                self._interface.xmit_nowait(record)
+            except Full:
+                # There is space, but it travels outside the ring, and too many others do.
+                await self._interface.xmit(record)
+        except BaseException:  # it was not sent
+            self._ended.unsent.append(record)
+            raise

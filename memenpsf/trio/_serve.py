@@ -1,0 +1,80 @@
+"""serve: a task for each client."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from ipcqueue import check_options
+
+from .._listener import Reception
+from .._policy import OnError, Policy, checked_handler, checked_on_error
+from ._listener import Listener, listen
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Awaitable, Callable
+
+    from ._interface import Interface
+
+
+async def serve(
+    handler: Callable[[Interface], Awaitable[object]],
+    address: str | os.PathLike[str],
+    record: Any,
+    *,
+    on_error: OnError = "log",
+    task_status: trio.TaskStatus[Listener] = trio.TASK_STATUS_IGNORED,
+    **options: Any,
+) -> None:
+    """Serve many clients: a task that runs handler(interface) for each.
+
+    `await nursery.start(serve, …)` gives the Listener; closing it ends this once the handlers
+    are done.  The interface of a client is closed when its handler is done.
+
+    No client ends the server.  Whatever a verb of a client's interface raises ends that client
+    alone, and is logged in one line; a client that is refused is logged, too.  Of a storm the
+    first 20 lines in 10 s are logged, then their number.
+
+    `on_error` says what to do about an exception of a handler's own, of another interface that it
+    uses, for example: "log" it with its traceback (and serve on); "raise" it, as
+    trio.serve_listeners does, which ends all clients; or a plain function
+    on_error(interface, error), which may raise; the interface is closed by then.  In a group, only
+    what is not of the client's interface counts.  Cancelled, KeyboardInterrupt and the like always
+    propagate.
+
+    Raises TypeError and ValueError before anything is opened, and what listen raises.
+    """
+    checked_handler(handler)
+    checked_on_error(on_error)
+    check_options("serve", options, Reception.OPTIONS)
+    async with await listen(address, record, **options) as listener:
+        policy = Policy(on_error, listener.address)
+        try:
+            async with trio.open_nursery() as nursery:
+                task_status.started(listener)
+                async for interface in listener:
+                    try:
+                        nursery.start_soon(_handle, handler, interface, policy)
+                    except MemoryError as error:
+                        interface.close()
+                        listener._reception.log.add(error)  # noqa: SLF001 (one package)
+        finally:
+            policy.close()
+
+
+async def _handle(
+    handler: Callable[[Interface], Awaitable[object]], interface: Interface, policy: Policy
+) -> None:
+    try:
+        # Not aclose(): its checkpoint may raise Cancelled in place of what the handler raises.
+        with contextlib.closing(interface):
+            await handler(interface)
+    except BaseException as error:
+        rest = policy.settle(interface, error)
+        if rest is error:
+            raise
+        if rest is not None:
+            raise rest from None
