@@ -229,7 +229,7 @@ def test_all_of_the_trio_door_is_what_it_defines_and_how_a_loop_ends():
         for name, thing in vars(memenpsf.trio).items()
         if getattr(thing, "__module__", None) == "memenpsf.trio" and not name.startswith("_")
     }
-    assert set(memenpsf.trio.__all__) == {*offered, "Ended"} - {"T"}
+    assert set(memenpsf.trio.__all__) == {*offered, "Ended"}
 
 
 def test_memenpsf_offers_every_error_of_the_queue():
