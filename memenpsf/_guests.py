@@ -1,6 +1,6 @@
 """Clients between accept() and their handshake: whose turn is it, and who is turned away.
 
-No I/O and no clock of its own: Reception (_listener.py) asks, and says what time it is.
+No I/O and no clock of its own: Reception (_reception.py) asks, and says what time it is.
 
 Clients wait in a queue for each user.  The queues take turns, so a user with many clients delays
 only itself.  Within a queue those come first that have sent something already: an honest client

@@ -52,7 +52,7 @@ def check_interface_options(
     try:
         check_options(caller, options, own, elsewhere)
     except TypeError:
-        from ._listener import Reception  # noqa: PLC0415 (slow to import)
+        from ._reception import Reception  # noqa: PLC0415 (slow to import)
 
         listening = dict.fromkeys(Reception.OPTIONS.difference(own), "listen()")
         check_options(caller, options, own, listening | elsewhere)

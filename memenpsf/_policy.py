@@ -29,7 +29,7 @@ from ipcqueue import (
     interface_of,
 )
 
-from ._listener import LimitedLog, one_line
+from ._log import LimitedLog, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from ipcqueue import Owner, check_options
 
-from ._listener import Listener, Reception
+from ._listener import Listener
 from ._policy import OnError, Policy, checked_handler, checked_on_error
+from ._reception import Reception
 
 if TYPE_CHECKING:
     import os

@@ -16,7 +16,7 @@ from trio.lowlevel import (
 
 from ipcqueue import Owner, QueueError, monotonic
 
-from .._listener import BACK_OFF, CAUSED_BY_ONE, Reception
+from .._reception import BACK_OFF, CAUSED_BY_ONE, Reception
 from ._drive import drive
 from ._errors import Closed, translated
 from ._interface import Interface

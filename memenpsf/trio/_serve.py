@@ -9,8 +9,8 @@ import trio
 
 from ipcqueue import check_options
 
-from .._listener import Reception
 from .._policy import OnError, Policy, checked_handler, checked_on_error
+from .._reception import Reception
 from ._listener import Listener, listen
 
 if TYPE_CHECKING:

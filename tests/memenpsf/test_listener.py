@@ -19,7 +19,7 @@ import fdpass
 import ipcqueue
 import memenpsf
 from ipcqueue import Opening, Role, Terms
-from memenpsf import _address, _listener
+from memenpsf import _address, _log, _reception
 from tests.kit.clients import Client, room_for_descriptors
 
 NOBODY = 65534
@@ -256,7 +256,7 @@ def test_one_that_is_late_does_not_take_the_place_of_one_in_time(path, sockets):
 
 
 def test_no_more_than_a_limit_may_be_introducing_themselves(path, sockets, monkeypatch):
-    monkeypatch.setattr(_listener, "MAX_PENDING", 3)
+    monkeypatch.setattr(_reception, "MAX_PENDING", 3)
     with memenpsf.listen(path, "<Q", timeout=None) as listener:
         silent = [sockets(path) for _ in range(3)]
         nothing_comes(listener)
@@ -272,11 +272,11 @@ def test_no_more_than_a_limit_may_be_introducing_themselves(path, sockets, monke
 
 
 def test_by_default_64_may_be_introducing_themselves():
-    assert _listener.MAX_PENDING == 64
+    assert _reception.MAX_PENDING == 64
 
 
 def test_room_for_one_more_wakes_who_accepts(path, sockets, monkeypatch, pool, about_to_wait):
-    monkeypatch.setattr(_listener, "MAX_PENDING", 1)
+    monkeypatch.setattr(_reception, "MAX_PENDING", 1)
     with memenpsf.listen(path, "<Q", timeout=None) as listener:
         silent = sockets(path)
         accepting = pool.submit(listener.accept)
@@ -498,16 +498,16 @@ def test_a_storm_of_refusals_does_not_fill_the_log(path, sockets, caplog, monkey
 
     with memenpsf.listen(path, "<Q") as listener, caplog.at_level(logging.WARNING, "memenpsf"):
         clients = iter(listener)
-        storm(_listener.LOG_LINES + 5)
-        assert len(caplog.records) == _listener.LOG_LINES
-        monkeypatch.setattr(_listener, "LOG_SECONDS", 0.0)  # over
+        storm(_log.LOG_LINES + 5)
+        assert len(caplog.records) == _log.LOG_LINES
+        monkeypatch.setattr(_log, "LOG_SECONDS", 0.0)  # over
         storm(1)
         monkeypatch.undo()
-        storm(_listener.LOG_LINES + 2)
+        storm(_log.LOG_LINES + 2)
         last = len(caplog.records)
-        assert last == 2 * _listener.LOG_LINES + 1
+        assert last == 2 * _log.LOG_LINES + 1
     messages = [record.getMessage() for record in caplog.records]
-    assert messages[_listener.LOG_LINES] == f"{path}: 5 more clients refused or not served"
+    assert messages[_log.LOG_LINES] == f"{path}: 5 more clients refused or not served"
     assert messages[last:] == [f"{path}: 3 more clients refused or not served"]
 
 
@@ -588,7 +588,7 @@ def test_a_shortage_of_descriptors_is_an_os_error_and_passes(path, room):
 def test_closing_wakes_every_thread_that_accepts(
     path, sockets, pool, about_to_wait, monkeypatch, silent_clients
 ):
-    monkeypatch.setattr(_listener, "MAX_PENDING", 3)
+    monkeypatch.setattr(_reception, "MAX_PENDING", 3)
     with memenpsf.listen(path, "<Q", timeout=None) as listener:
         for _ in range(silent_clients):
             sockets(path)
@@ -609,7 +609,7 @@ def test_closing_wakes_every_thread_that_accepts(
 
 
 def test_closing_wakes_who_gives_others_a_respite(path, sockets, pool, monkeypatch):
-    monkeypatch.setattr(_listener, "PAUSE", 3000.0)
+    monkeypatch.setattr(_reception, "PAUSE", 3000.0)
     resting, poll = threading.Event(), memenpsf.Listener._poll
 
     def noting(*arguments):
@@ -628,7 +628,7 @@ def test_closing_wakes_who_gives_others_a_respite(path, sockets, pool, monkeypat
 
 
 def test_a_respite_takes_no_longer_than_who_accepts_would_wait(path, sockets, monkeypatch):
-    monkeypatch.setattr(_listener, "PAUSE", 3000.0)
+    monkeypatch.setattr(_reception, "PAUSE", 3000.0)
     with memenpsf.listen(path, "<Q") as listener:
         sockets(path).close()
         with pytest.raises(TimeoutError):

@@ -24,9 +24,9 @@ import fdpass
 import memenpsf
 import memenpsf.trio
 from ipcqueue import Credentials, Opening, Role, Terms
-from memenpsf import _listener, _quota
-from memenpsf._listener import Reception
+from memenpsf import _quota, _reception, _reserve
 from memenpsf._quota import Quota
+from memenpsf._reception import Reception
 from tests.kit.clients import Client, connected, room_for_descriptors
 
 NOBODY = 65534
@@ -150,7 +150,7 @@ def invented(monkeypatch):
 
     real, sockets = fdpass.peer_credentials, []
     monkeypatch.setattr(fdpass, "peer_credentials", credentials)
-    monkeypatch.setattr(_listener, "peer_credentials", credentials)
+    monkeypatch.setattr(_reception, "peer_credentials", credentials)
     with contextlib.ExitStack() as stack:
         yield connect
 
@@ -212,7 +212,7 @@ def test_who_is_over_the_limit_is_refused_before_anything_is_made_for_it(
     with contextlib.closing(reception):
         invented(path, 7)
         assert turns(reception) == []
-        monkeypatch.setattr(_listener, "Opening", None)  # and is not even begun with
+        monkeypatch.setattr(_reception, "Opening", None)  # and is not even begun with
         refused = invented(path, 7)
         descriptors = sorted(Path("/proc/self/fd").iterdir())
         (error,) = turns(reception)
@@ -418,7 +418,7 @@ def test_the_time_for_a_place_is_part_of_the_time_to_be_introduced(path, invente
         late = invented(path, 7)
         assert turns(reception) == []
         (guest,) = reception._guests.of(7)
-        monkeypatch.setattr(_listener, "monotonic", lambda: guest.deadline)
+        monkeypatch.setattr(_reception, "monotonic", lambda: guest.deadline)
         reception.pending[0].deadline += 100
         (error,) = turns(reception)
         assert type(error) is memenpsf.LimitRefused
@@ -433,17 +433,17 @@ def test_who_lets_handshakes_hang_begins_no_more_than_one_a_respite(path, invent
             invented(path, 7)
         assert turns(reception) == []
         assert len(reception.pending) == 3  # none of them hangs yet
-        reception.pending[0].begun -= 2 * _listener.RESPITE
+        reception.pending[0].begun -= 2 * _reception.RESPITE
         reception.pending[-1].begun += 100  # just now, however slow this machine is
         for uid in (7, 8, 7):
             invented(path, uid)
         assert turns(reception) == []
         assert [opening.peer.uid for opening in reception.pending] == [7, 7, 7, 8]
         assert reception.next_deadline() == min(
-            reception.pending[2].begun + _listener.RESPITE,
+            reception.pending[2].begun + _reception.RESPITE,
             *(opening.deadline for opening in reception.pending),
         )
-        reception.pending[2].begun -= 100 + 2 * _listener.RESPITE
+        reception.pending[2].begun -= 100 + 2 * _reception.RESPITE
         reception.pending[0].begun = reception.pending[1].begun  # and time goes by
         assert turns(reception) == []
         assert [opening.peer.uid for opening in reception.pending][:5] == [7, 7, 7, 8, 7]
@@ -463,13 +463,13 @@ def test_a_pause_follows_clients_that_got_no_handshake(path, invented, monkeypat
         invented(path, 7).close()
         invented(path, 8).close()
         assert turns(reception) == []
-        assert [reception.respite(), reception.respite()] == [2 * _listener.PAUSE, 0]
+        assert [reception.respite(), reception.respite()] == [2 * _reception.PAUSE, 0]
         invented(path, 7)
         invented(path, 7)
         reception._let_in()
         assert reception.respite() == 0  # who accepts has something to tell first
         assert [type(error) for error in turns(reception)] == [memenpsf.LimitRefused]
-        assert [reception.respite(), reception.respite()] == [_listener.PAUSE, 0]
+        assert [reception.respite(), reception.respite()] == [_reception.PAUSE, 0]
 
 
 @pytest.mark.parametrize("kind", ["says nonsense", "leaves in the handshake", "is not admitted"])
@@ -493,13 +493,13 @@ def test_only_the_user_rests_whose_clients_came_to_nothing(path, invented, monke
         stack.callback(reception.close)
         assert [come_to_nothing(), come_to_nothing(), come_to_nothing()] == [1, 1, 0]
         (guest,) = reception._guests
-        assert reception.next_deadline() == clock.now + _listener.RESPITE
+        assert reception.next_deadline() == clock.now + _reception.RESPITE
         client = introduced(invented(path, 8), capacity=1)
         stack.callback(client.abandon)
         (endpoint,) = turns(reception)
         stack.callback(endpoint.close)
         assert list(reception._guests) == [guest]
-        clock.now += _listener.RESPITE
+        clock.now += _reception.RESPITE
         turns(reception)
         assert not reception._guests
 
@@ -516,8 +516,8 @@ def test_users_that_fill_all_places_give_one_to_another_user(path, invented, mon
         stack.callback(client.abandon)
         also_silent = invented(path, 9)
         assert turns(reception) == []  # those that are there have some time
-        assert reception.next_deadline() == clock.now + _listener.GRACE
-        clock.now += _listener.GRACE
+        assert reception.next_deadline() == clock.now + _reception.GRACE
+        clock.now += _reception.GRACE
         error, endpoint = turns(reception)
         stack.callback(endpoint.close)
         assert type(error) is memenpsf.LimitRefused
@@ -535,7 +535,7 @@ def test_users_that_fill_all_places_give_one_to_another_user(path, invented, mon
 
 def test_the_queue_is_bounded_and_its_longest_part_gives_way(path, invented, monkeypatch):
     Clock(monkeypatch)
-    monkeypatch.setattr(_listener, "GUESTS", 3)
+    monkeypatch.setattr(_reception, "GUESTS", 3)
     reception = Reception(path, "<Q", capacity=1, max_pending=1)
     with contextlib.closing(reception):
         first = invented(path, 7)
@@ -644,7 +644,7 @@ def test_a_client_that_left_without_a_word_costs_no_memory(path, invented, monke
     with contextlib.closing(reception):
         for _ in range(10):
             invented(path, 7).close()
-        monkeypatch.setattr(_listener, "Opening", None)
+        monkeypatch.setattr(_reception, "Opening", None)
         assert turns(reception) == []
         assert reception.pending == []
         assert reception.refused == 0
@@ -672,7 +672,7 @@ def test_the_limits_by_default(path):
         assert (reception._max_pending, reception._max_pending_per_uid) == (64, 32)
         assert reception.quota._max_connections is None
         assert reception.quota._max_bytes == 8 << 30
-    assert _listener.MAX_PENDING_PER_UID < _listener.MAX_PENDING
+    assert _reception.MAX_PENDING_PER_UID < _reception.MAX_PENDING
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as two users")
@@ -1048,7 +1048,7 @@ class Clock:
 
     def __init__(self, monkeypatch):
         self.now = 1e9
-        monkeypatch.setattr(_listener, "monotonic", lambda: self.now)
+        monkeypatch.setattr(_reception, "monotonic", lambda: self.now)
         monkeypatch.setattr("ipcqueue._link.opening.monotonic", lambda: self.now)
 
 
@@ -1096,13 +1096,13 @@ def test_at_the_limit_of_descriptors_a_client_is_told_and_nothing_turns_in_circl
                 assert client.recv(10) == b""
                 assert reception.refused == n + 1
                 # The next waits in the backlog, and nobody is woken by it.
-                assert reception.next_deadline() == clock.now + _listener.BACK_OFF
+                assert reception.next_deadline() == clock.now + _reception.BACK_OFF
                 assert wanted(reception) == []
                 # Turns for other reasons cost one attempt each.
                 assert turns(reception, 100) == []
                 assert sock.accepts == 102
                 sock.accepts = 0
-                clock.now += _listener.BACK_OFF
+                clock.now += _reception.BACK_OFF
             # Without a client, accept() fails all the same, and it does not matter.
             assert turns(reception, 10) == []
             assert sock.accepts == 20
@@ -1136,20 +1136,20 @@ def test_a_reserve_that_others_took_is_made_again(path, monkeypatch):
         stack.callback(reception.close)
         clients = [stack.enter_context(connected(path)) for _ in range(3)]
         with room_for_descriptors(0):
-            spare = _listener._spare
+            spare = _reserve.spare
             thief = []
 
             def too_late():
                 thief.append(os.dup(0))
                 return spare()
 
-            monkeypatch.setattr(_listener, "_spare", too_late)
+            monkeypatch.setattr(_reserve, "spare", too_late)
             (error,) = turns(reception, 1)
             assert isinstance(error, OSError)
             assert clients[0].recv(10) == LIMIT
             assert reception._reserve is None
-            monkeypatch.setattr(_listener, "_spare", spare)
-            clock.now += _listener.BACK_OFF
+            monkeypatch.setattr(_reserve, "spare", spare)
+            clock.now += _reception.BACK_OFF
             # Without it nobody can be told, but there are no circles either.
             (error,) = turns(reception, 50)
             assert isinstance(error, OSError)
@@ -1157,7 +1157,7 @@ def test_a_reserve_that_others_took_is_made_again(path, monkeypatch):
             os.close(thief.pop())
             assert turns(reception) == []
             assert reception._reserve is not None
-            clock.now += _listener.BACK_OFF
+            clock.now += _reception.BACK_OFF
             (error,) = turns(reception)
             assert clients[1].recv(10) == LIMIT
 
@@ -1179,7 +1179,7 @@ def test_a_shortage_that_no_reserve_helps_against_makes_others_wait_too(path, mo
             assert error.errno == errno.ENOMEM
             assert sock.accepts == 50 * (n + 1)
             assert wanted(reception) == []
-            clock.now += _listener.BACK_OFF
+            clock.now += _reception.BACK_OFF
         reception.bound.sock = real
         assert turns(reception) == []
         assert client.recv(2) == HELLO
@@ -1277,7 +1277,7 @@ async def test_a_storm_of_clients_does_not_keep_other_tasks_waiting(path):
 
 
 async def test_closing_wakes_who_accepts_while_descriptors_are_short(path, monkeypatch):
-    monkeypatch.setattr(_listener, "BACK_OFF", 1e6)
+    monkeypatch.setattr(_reception, "BACK_OFF", 1e6)
     listener = await memenpsf.trio.listen(path, "<Q")
     with connected(path):
         with room_for_descriptors(0), pytest.raises(OSError, match="Too many open files"):

@@ -19,7 +19,7 @@ import trio
 
 import memenpsf
 import memenpsf.trio
-from memenpsf import _listener, _policy, _serve
+from memenpsf import _log, _policy, _reception, _reserve, _serve
 
 
 class Stopped(BaseException):
@@ -607,14 +607,14 @@ def test_with_raise_the_end_of_another_client_is_a_failure(pool, tmp_path, door)
 def test_a_storm_of_ends_does_not_fill_the_log(pool, tmp_path, log, door, evil, level, others):
     path = tmp_path / "s"
     server = door(pool, evil_only(evil), path)
-    for _ in range(_listener.LOG_LINES + 5):
+    for _ in range(_log.LOG_LINES + 5):
         memenpsf.connect(path, bytes, name="evil").close()
     # All of them have been accepted, as the last comes behind them.
     with memenpsf.connect(path, bytes, name="last") as last:
         assert is_served(last)
         last.xmit(b"go")
     server.stop()
-    assert len(lines(log, "evil")) == _listener.LOG_LINES
+    assert len(lines(log, "evil")) == _log.LOG_LINES
     told = [each for each in log.records if "more" in each.getMessage()]
     assert [each.getMessage() for each in told] == [f"{path}: 5 more {others}"]
     assert {each.levelno for each in [*lines(log, "evil"), *told]} == {level}
@@ -641,9 +641,9 @@ def test_an_exception_that_cannot_be_printed_has_its_name_on_the_line():
         def __str__(self):
             raise RuntimeError
 
-    assert _listener.one_line(Mute()) == "Mute"
-    assert _listener.one_line(MemoryError()) == "MemoryError"
-    assert _listener.one_line(OSError(24, "x" * 999)).endswith("x…")
+    assert _log.one_line(Mute()) == "Mute"
+    assert _log.one_line(MemoryError()) == "MemoryError"
+    assert _log.one_line(OSError(24, "x" * 999)).endswith("x…")
 
 
 # -- what stands in groups ------------------------------------------------------------------------
@@ -791,7 +791,7 @@ def test_a_shortage_on_the_way_in_ends_one_client(
             short.pop()
             raise error
 
-    class Opening(_listener.Opening):
+    class Opening(_reception.Opening):
         def __init__(self, sock, terms, lease):
             super().__init__(sock, terms, lease)
             if where == "Opening":
@@ -810,14 +810,14 @@ def test_a_shortage_on_the_way_in_ends_one_client(
                     raise
             return super().step()
 
-    class Quota(_listener.Quota):
+    class Quota(_reception.Quota):
         def open(self, uid):
             if where == "open":
                 fail_if_short()
             return super().open(uid)
 
-    monkeypatch.setattr(_listener, "Opening", Opening)
-    monkeypatch.setattr(_listener, "Quota", Quota)
+    monkeypatch.setattr(_reception, "Opening", Opening)
+    monkeypatch.setattr(_reception, "Quota", Quota)
     server = door(pool, echo, tmp_path / "s")
     with memenpsf.connect(tmp_path / "s", bytes) as steady:
         assert is_served(steady)
@@ -849,7 +849,7 @@ def test_without_memory_for_the_log_the_server_goes_on(pool, tmp_path, log, monk
         await call(interface.recv)
 
     server = door(pool, fails, tmp_path / "s")
-    monkeypatch.setattr(_listener, "logger", Logger())
+    monkeypatch.setattr(_log, "logger", Logger())
     with memenpsf.connect(tmp_path / "s", bytes) as evil:
         evil.xmit(b"own")
         with pytest.raises(memenpsf.EndOfStream):
@@ -868,7 +868,7 @@ def test_without_memory_for_the_rest_nothing_stays_bound(tmp_path, monkeypatch, 
     def spare():
         raise MemoryError
 
-    monkeypatch.setattr(_listener, "_spare", spare)
+    monkeypatch.setattr(_reserve, "spare", spare)
     with pytest.raises(MemoryError):
         if door is ThreadServer:
             memenpsf.listen(tmp_path / "s", bytes)

@@ -16,10 +16,10 @@ import trio
 
 import memenpsf
 import memenpsf.trio
-from memenpsf import _address, _listener, _places, _seeking
+from memenpsf import _address, _listener, _places, _reception, _seeking
 from memenpsf._address import resolve, starting
-from memenpsf._listener import Reception
 from memenpsf._places import drive
+from memenpsf._reception import Reception
 from memenpsf._seeking import connecting
 
 ONLY_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as two users")
@@ -342,7 +342,7 @@ def test_a_server_notices_that_its_file_is_lost_and_says_so_once(
     directory = tmp_path / "d"
     directory.mkdir()
     path = directory / "s"
-    monkeypatch.setattr(_listener, "LOOK_AFTER_FILE", 0)
+    monkeypatch.setattr(_reception, "LOOK_AFTER_FILE", 0)
     with contextlib.closing(Reception(path, 8)) as reception, contextlib.ExitStack() as stack:
         with caplog.at_level(logging.WARNING, logger="memenpsf"):
             reception.turn()
@@ -363,7 +363,7 @@ def test_a_server_notices_that_its_file_is_lost_and_says_so_once(
 
 def test_a_server_looks_after_its_file_though_nobody_comes(tmp_path):
     with contextlib.closing(Reception(tmp_path / "s", 8)) as reception:
-        assert reception.next_deadline() <= _listener.monotonic() + _listener.LOOK_AFTER_FILE
+        assert reception.next_deadline() <= _reception.monotonic() + _reception.LOOK_AFTER_FILE
     with contextlib.closing(Reception("@memenpsf-test-look", 8)) as reception:
         assert reception.bound.lost is False
 

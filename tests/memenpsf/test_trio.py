@@ -29,7 +29,7 @@ import memenpsf
 import memenpsf.trio
 from ipcqueue._binding import direct
 from ipcqueue._link import endpoint as _endpoint
-from memenpsf import _address, _listener
+from memenpsf import _address, _reception
 from memenpsf.trio import Interface, connect, listen, serve
 
 # How many turns of the scheduler stand between an event and what it causes: fewer than this.
@@ -1243,7 +1243,7 @@ async def test_who_does_not_introduce_itself_in_time_is_refused(tmp_path, timeou
 
 
 async def test_no_more_than_a_limit_may_be_introducing_themselves(tmp_path, monkeypatch):
-    monkeypatch.setattr(_listener, "MAX_PENDING", 2)
+    monkeypatch.setattr(_reception, "MAX_PENDING", 2)
     path = tmp_path / "s"
     async with await listen(path, "<Q", timeout=None) as listener:
         with contextlib.ExitStack() as stack:
@@ -1275,13 +1275,13 @@ def come_with_nonsense(path, count):
 
 @pytest.mark.parametrize(
     ("barren", "least", "most"),
-    [(come_and_go, 0, 1), (come_with_nonsense, 100 * _listener.RESPITE, 10)],
+    [(come_and_go, 0, 1), (come_with_nonsense, 100 * _reception.RESPITE, 10)],
 )
 async def test_after_each_client_that_came_to_nothing_others_have_the_loop(
     tmp_path, autojump_clock, monkeypatch, barren, least, most
 ):
     # One clock for both, or the listener's stands still while that of Trio jumps.
-    for module in (_listener, memenpsf.trio._listener):
+    for module in (_reception, memenpsf.trio._listener):
         monkeypatch.setattr(module, "monotonic", trio.current_time)
     path = str(tmp_path / "it")
     async with trio.open_nursery() as nursery:
@@ -1289,7 +1289,7 @@ async def test_after_each_client_that_came_to_nothing_others_have_the_loop(
         begin = trio.current_time()
         barren(path, 20)
         while listener._reception.barren < 20:  # noqa: ASYNC110 (nothing tells)
-            await trio.sleep(_listener.PAUSE)
+            await trio.sleep(_reception.PAUSE)
         taken = trio.current_time() - begin
         assert least <= taken <= most
         await listener.aclose()
@@ -1320,7 +1320,7 @@ async def test_who_got_in_for_nothing_counts_as_such(tmp_path, exchanged):
 
 
 async def test_closing_wakes_who_gives_others_a_respite(tmp_path, monkeypatch):
-    monkeypatch.setattr(_listener, "PAUSE", math.inf)
+    monkeypatch.setattr(_reception, "PAUSE", math.inf)
     path = str(tmp_path / "it")
     listener = await listen(path, "<Q")
     come_and_go(path, 1)
@@ -1343,7 +1343,7 @@ async def test_clients_get_in_without_a_descriptor_to_wait_for_all_of_them(tmp_p
 
 
 async def test_closing_at_the_limit_wakes_who_accepts(tmp_path, monkeypatch):
-    monkeypatch.setattr(_listener, "MAX_PENDING", 1)
+    monkeypatch.setattr(_reception, "MAX_PENDING", 1)
     path = tmp_path / "s"
     async with await listen(path, "<Q", timeout=None) as listener:
         with socket.socket(socket.AF_UNIX) as silent:
@@ -1629,7 +1629,7 @@ async def test_a_shortage_for_one_client_does_not_end_serving(
         await interface.xmit((1,))
         return await interface.recv() == (1,)
 
-    monkeypatch.setattr(_listener, "Opening", Opening)
+    monkeypatch.setattr(_reception, "Opening", Opening)
     monkeypatch.setattr(ipcqueue._ring.segment, "adopt", adopt_unless_short)
     monkeypatch.setattr(fdpass, "send_fds", send_unless_short)
     async with served(echo, path) as listener, await connect(path, "<Q") as steady:

@@ -916,7 +916,7 @@ MUTANTS = [
     ),
     Mutant(
         "clients that get no handshake have all the time of the listener",
-        "memenpsf/_listener.py",
+        "memenpsf/_reception.py",
         "        return PAUSE * turned_away\n",
         "        return 0.0\n",
         "memenpsf/test_quota.py::test_a_pause_follows_clients_that_got_no_handshake",
@@ -958,7 +958,7 @@ MUTANTS = [
     ),
     Mutant(
         "no reserve at the limit of descriptors",
-        "memenpsf/_listener.py",
+        "memenpsf/_reception.py",
         "        if error.errno in _OUT_OF_DESCRIPTORS and self._reserve is not None:",
         "        if False:",
         "memenpsf/test_quota.py::test_at_the_limit_of_descriptors_a_client_is_told_and_nothing_turns_in_circles",
@@ -1044,14 +1044,14 @@ MUTANTS = [
     ),
     Mutant(
         "a handshake that ran out of memory stays under way",
-        "memenpsf/_listener.py",
+        "memenpsf/_reception.py",
         "CAUSED_BY_ONE = (QueueError, OSError, MemoryError)",
         "CAUSED_BY_ONE = (QueueError, OSError)",
         "memenpsf/test_serve.py::test_a_shortage_on_the_way_in_ends_one_client",
     ),
     Mutant(
         "what a client makes an exception say goes over several lines",
-        "memenpsf/_listener.py",
+        "memenpsf/_log.py",
         'return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)',
         "return text",
         "memenpsf/test_serve.py::test_what_a_client_makes_an_exception_say_stays_on_one_short_line",

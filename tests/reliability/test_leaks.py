@@ -19,8 +19,8 @@ import pytest
 import fdpass
 import memenpsf
 import memenpsf.trio
-from memenpsf import _listener
-from memenpsf._listener import Reception
+from memenpsf import _reception
+from memenpsf._reception import Reception
 from tests.kit.clients import Client, connected, room_for_descriptors
 from tests.kit.settling import settle
 from tests.reliability import campaign
@@ -356,8 +356,8 @@ FEW_BLOCKS = 500
 @pytest.mark.parametrize("door", [Threads, Tasks])
 async def test_nothing_is_left_of_thousands_of_connections(door, tmp_path, program, monkeypatch):
     # No user rests after clients that came to nothing: the next one is accepted at once.
-    monkeypatch.setattr(_listener, "RESPITE", 0.0)
-    monkeypatch.setattr(_listener, "PAUSE", 0.0)
+    monkeypatch.setattr(_reception, "RESPITE", 0.0)
+    monkeypatch.setattr(_reception, "PAUSE", 0.0)
     rng = campaign.numbers(f"leaks {door.__name__}")
     path = tmp_path / "s"
     template = Template(program(TEMPLATE, path))

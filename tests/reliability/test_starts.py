@@ -12,10 +12,10 @@ import sys
 import pytest
 
 import memenpsf
-from memenpsf import _address, _listener, _places
+from memenpsf import _address, _listener, _log, _places, _reception, _reserve
 from tests.reliability import campaign
 
-FILES = {_address.__file__, _listener.__file__, _places.__file__}
+FILES = {each.__file__ for each in (_address, _listener, _log, _places, _reception, _reserve)}
 
 
 class KilledAt:

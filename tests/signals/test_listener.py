@@ -13,7 +13,7 @@ import pytest
 
 import memenpsf
 from ipcqueue import drop_socket
-from memenpsf import _listener
+from memenpsf import _log
 from tests.kit.clients import Client, connected
 from tests.kit.places import STEP, at_every_place, interrupt
 
@@ -148,10 +148,10 @@ def test_a_listener_goes_on_after_a_signal_handler_that_raises(scene):
 
 
 def test_a_log_is_closed_by_a_signal_handler_in_the_middle_of_a_line(monkeypatch):
-    log = _listener.RefusalLog("somewhere")
+    log = _log.RefusalLog("somewhere")
     log._untold = 3
     told = []
-    monkeypatch.setattr(_listener.logger, "log", lambda *what, **_: told.append(what))
+    monkeypatch.setattr(_log.logger, "log", lambda *what, **_: told.append(what))
 
     class Interrupted(float):
         def __rsub__(self, _):  # inside the lock

@@ -1,0 +1,489 @@
+"""Reception: the clients of a listener until they have introduced themselves, for every door.
+
+It never waits: it does what can be done now, and says what to wait for.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import select
+import socket
+from collections import deque
+from itertools import islice
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ipcqueue import (
+    Closed,
+    LimitRefused,
+    Opening,
+    Owner,
+    PeerDied,
+    QueueError,
+    Terms,
+    check_options,
+    checked_number,
+    deadline_of,
+    drop_socket,
+    monotonic,
+    peer_credentials,
+    refuse,
+)
+
+from . import _reserve
+from ._address import BACKLOG, checked_permissions, resolve, starting
+from ._guests import Conduct, Guest, Guests, Places
+from ._interface import BOTH_WAYS, checked_role
+from ._log import RefusalLog, logger
+from ._places import drive
+from ._quota import Quota
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Generator, Iterator
+
+    from ipcqueue import Endpoint
+
+    from ._address import Bound
+
+# How many clients may be introducing themselves at once, and how many of them of one user; further
+# ones wait in their user's queue.  A guess, against clients that connect and say nothing: each
+# costs this side a segment meanwhile.
+MAX_PENDING = 64
+MAX_PENDING_PER_UID = 32
+
+# How many clients wait in the queues, of all users.  Each holds one descriptor.  A guess: an eighth
+# of the usual 1024.
+GUESTS = 128
+
+# How long a handshake has, in seconds, before it may have to give its place to a client of a user
+# with fewer of them.  A guess: an honest client needs milliseconds.
+GRACE = 0.2
+
+# How long to leave further clients in the backlog, in seconds, when a descriptor or memory was
+# short for one: trying again at once would only burn time.
+BACK_OFF = 0.05
+
+# How long a user rests, in seconds, whose client began a handshake that came to nothing (and longer
+# from the second on: see Conduct).  Such handshakes cost half a millisecond each.  Fifty of them a
+# second, at most, are too few to be seen in the 99th percentile of a client that does more than ten
+# thousand round trips.
+RESPITE = 0.02
+
+# How many clients a turn takes from the backlog, and how long the listener pauses, in seconds, for
+# each that was turned away before a handshake: some 25 µs of work each.  Many at once and then a
+# long pause delay one round trip of a thousand by a millisecond; a few at a time would delay most of
+# them.  At full speed, a backlog of 128 is gone within 0.1 s.
+ACCEPTS_PER_TURN = 32
+PAUSE = 0.0006
+
+# How many clients may be refused in one turn.
+REFUSALS_PER_TURN = 16
+
+# How often a server looks whether its socket file is still there, in seconds.
+LOOK_AFTER_FILE = 60.0
+
+_MOST = 1 << 62  # of anything
+
+# What one client can cause on its way in; it is refused, or not served, and the others are.
+CAUSED_BY_ONE = (QueueError, OSError, MemoryError)
+
+_OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)  # of this process, of the system
+
+
+def _limit(what: str, given: int) -> int:
+    given = checked_number(what, given, _MOST)
+    if given == 0:
+        raise ValueError(f"{what} is at least 1, not 0")
+    return given
+
+
+class Reception(Owner):
+    """A bound address and its clients until they have introduced themselves; it never waits.
+
+    But to bind may wait, for other servers that start.
+    """
+
+    _instead = "let the other process listen at an address of its own"
+
+    OPTIONS: ClassVar[frozenset[str]]
+    """The names of the options of _set_up() that are not of Terms as well."""
+
+    bound: Bound
+    log: RefusalLog
+    _reserve: socket.socket | None
+    _look_after_file: float
+
+    def __init__(self, address: str | os.PathLike[str], record: Any, **options: Any) -> None:
+        self._set_up(address, record, **options)
+        drive(self.binding())
+
+    @classmethod
+    def unbound(cls, address: str | os.PathLike[str], record: Any, **options: Any) -> Reception:
+        """Check the arguments, and no more: binding() is the next call."""
+        self = cls.__new__(cls)
+        self._set_up(address, record, **options)
+        return self
+
+    def binding(self) -> Generator[float, None, None]:
+        """Bind the address: a plan, which yields for how many seconds to wait."""
+        self.bound = yield from starting(self._where, self._permissions)
+        try:
+            self.log = RefusalLog(self.bound.address)
+            self._look_after_file = monotonic() + LOOK_AFTER_FILE
+            self._reserve = _reserve.spare()
+        except BaseException:  # no memory, or Ctrl-C
+            self.bound.close()
+            raise
+
+    def _set_up(
+        self,
+        address: str | os.PathLike[str],
+        record: Any,
+        *,
+        mode: int | None = None,
+        group: int | str | None = None,
+        role: str = "server",
+        max_pending: int | None = None,
+        max_pending_per_uid: int | None = None,
+        max_connections_per_uid: int | None = None,
+        max_bytes_per_uid: int | None = None,
+        max_descriptors_per_uid: int | None = None,
+        **options: Any,
+    ) -> None:
+        check_options("listen", options, self.OPTIONS)
+        self._where = where = resolve(address)
+        self._permissions = checked_permissions(where, mode, group)
+        if "allow_uids" not in options and (uids := where.default_uids) is not None:
+            options["allow_uids"] = uids
+        self.role = checked_role(role)
+        self.terms = Terms(record, BOTH_WAYS, **options)
+        if max_pending is None:
+            max_pending = MAX_PENDING
+        if max_pending_per_uid is None:
+            max_pending_per_uid = MAX_PENDING_PER_UID
+        if max_bytes_per_uid is None:
+            max_bytes_per_uid = max(64 * self.terms.max_segment, 2 * self.terms.segment_size)
+        if max_connections_per_uid is not None:
+            max_connections_per_uid = _limit("max_connections_per_uid", max_connections_per_uid)
+        self._max_pending = _limit("max_pending", max_pending)
+        self._max_pending_per_uid = _limit("max_pending_per_uid", max_pending_per_uid)
+        if max_descriptors_per_uid is not None:
+            max_descriptors_per_uid = _limit("max_descriptors_per_uid", max_descriptors_per_uid)
+        self.quota = Quota(
+            max_connections_per_uid,
+            _limit("max_bytes_per_uid", max_bytes_per_uid),
+            max_descriptors_per_uid,
+            self.terms.descriptors_per_message,
+        )
+        self.pending: list[Opening] = []
+        self._guests = Guests(GUESTS)
+        self._conduct = Conduct(RESPITE)
+        self._outcomes: deque[Endpoint | Exception] = deque()
+        self._resume: float | None = None  # the monotonic() until which further clients wait
+        self.accepts_per_turn = ACCEPTS_PER_TURN
+        self.per_turn = BACKLOG  # how many handshakes a turn begins, and takes a step on, at most
+        self.refused = 0
+        self._refused_or_gone = 0
+        self._turned_away = 0  # since the last pause: clients that got no handshake
+        self.closed = False
+
+    def turn(self) -> Endpoint | None:
+        """Do what can be done now; return the next client, or None if none is ready.
+
+        Raises for a client that was refused or broke the protocol.  One that left before it said
+        anything counts as nobody: so does a server that looks whether this one lives.
+        """
+        if self.closed:
+            raise Closed("this side has closed the listener")
+        self._warn_if_lost()
+        if self._reserve is None:
+            self._reserve = _reserve.spare()
+        if self._resume is not None and monotonic() >= self._resume:
+            self._resume = None
+        self._let_in()
+        self._hear_guests()
+        self._seat_guests()
+        for opening in self._due():
+            self._attempt(opening)
+        if not self._outcomes:
+            return None
+        outcome = self._outcomes.popleft()
+        if isinstance(outcome, Exception):
+            self.refused += 1
+            raise outcome
+        return outcome
+
+    def _warn_if_lost(self) -> None:
+        """Say, once, that no client can find this server any more.
+
+        Somebody has removed its file; another server may have bound the path since.
+        """
+        now = monotonic()
+        if now < self._look_after_file:
+            return
+        self._look_after_file = now + LOOK_AFTER_FILE
+        if self.bound.lost:
+            self._look_after_file = math.inf
+            logger.warning(
+                "%s: the socket file was removed, or replaced by another server's: no new client "
+                "finds this server, which has to be started again",
+                self.bound.address,
+            )
+
+    # -- from the backlog to a handshake ---------------------------------------------------------
+    #
+    # What is in the backlog is taken out at once, whoever has sent it: to accept a client and to
+    # look at its user id costs microseconds.  A client of another user may be the next one there.
+
+    def _let_in(self) -> None:
+        """Take clients from the backlog, up to some a turn."""
+        if self._outcomes:
+            return
+        for _ in range(self.accepts_per_turn):
+            if not self._accept() or len(self._outcomes) >= REFUSALS_PER_TURN:
+                break
+
+    def _accept(self) -> bool:
+        """Let the next client in; False if there is none."""
+        try:
+            sock, _ = self.bound.sock.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return False
+        except OSError as error:
+            if self._resume is None:
+                self._do_without(error)
+            return False
+        self._resume = None
+        try:
+            share = self.quota.open(peer_credentials(sock).uid)
+        except CAUSED_BY_ONE as error:
+            refuse(sock, error)
+            self._turned_away += 1
+            self._came_to_nothing(error)
+            return True
+        guest = Guest(sock, share, deadline_of(self.terms.timeout))
+        if self._is_there(guest) and (excess := self._guests.add(guest)) is not None:
+            self._turn_away(excess, "too many clients wait for a handshake here")
+        return True
+
+    def _is_there(self, guest: Guest) -> bool:
+        """Note whether a client has said something; if it has left, close its socket.
+
+        Then it costs no segment, however many such there are.
+        """
+        try:
+            guest.spoken = bool(guest.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass  # it has left, too
+        if not guest.spoken:
+            drop_socket(guest.sock)
+            guest.share.close()
+            self._turned_away += 1
+            self._came_to_nothing()
+        return guest.spoken
+
+    def _hear_guests(self) -> None:
+        """See which of the silent guests have said something, and which have left."""
+        silent = {guest.sock.fileno(): guest for guest in tuple(self._guests) if not guest.spoken}
+        if not silent:
+            return
+        poll = select.poll()
+        for fd in silent:
+            poll.register(fd, select.POLLIN)
+        for fd, _ in poll.poll(0):
+            if not self._is_there(silent[fd]):
+                self._guests.remove(silent[fd])
+
+    def _seat_guests(self) -> None:
+        """Begin handshakes of those for whom there is a place, and refuse who waited too long."""
+        now = monotonic()
+        for uid in self.quota.take_unserved():
+            self._conduct.offended(uid, now)
+        if not self._guests:
+            return
+        for _ in range(self.per_turn):
+            places = self._places()
+            guest = self._guests.take(lambda each: self._next_place(each, places, now) <= now)  # noqa: B023
+            if guest is None:
+                break
+            if places.all_taken:
+                self._displace(places.victim(guest.share.uid))
+            self._begin(guest)
+        for guest in self._guests.late(now):
+            self._guests.remove(guest)
+            uid = guest.share.uid
+            self._turn_away(
+                guest,
+                f"of uid {uid} {self._count(uid)} handshakes are under way here, of all users "
+                f"{len(self.pending)}, and no place became free in time",
+            )
+
+    def _turn_away(self, guest: Guest, why: str) -> None:
+        guest.share.close()
+        error = LimitRefused(why)
+        refuse(guest.sock, error)
+        self._turned_away += 1
+        self._came_to_nothing(error)
+
+    def _displace(self, uid: int | None) -> None:
+        """End the oldest handshake of a user, for one of another user."""
+        opening = next((each for each in tuple(self.pending) if each.peer.uid == uid), None)
+        if opening is None:
+            return  # it has ended meanwhile, in a signal handler that accepts
+        error = LimitRefused(
+            f"uid {uid} has {self._count(opening.peer.uid)} of {len(self.pending)} handshakes "
+            "under way here, and gives a place to another user"
+        )
+        self.pending.remove(opening)
+        opening.abandon(error)
+        self._came_to_nothing(error, opening.peer.uid)
+
+    def _begin(self, guest: Guest) -> None:
+        try:
+            opening = Opening(guest.sock, self.terms, guest.share)
+        except CAUSED_BY_ONE as error:
+            self._came_to_nothing(error, guest.share.uid)
+        else:
+            opening.deadline = guest.deadline
+            self.pending.append(opening)
+
+    def _count(self, uid: int) -> int:
+        return sum(opening.peer.uid == uid for opening in tuple(self.pending))
+
+    def _places(self) -> Places:
+        begun = ((opening.peer.uid, opening.begun) for opening in tuple(self.pending))
+        return Places(self._max_pending, self._max_pending_per_uid, begun)
+
+    def _next_place(self, guest: Guest, places: Places, now: float) -> float:
+        """Return the monotonic() from which the handshake of a client may begin."""
+        rest = self._conduct.rests_until(guest.share.uid)
+        return max(rest, places.next_for(guest, now, RESPITE, GRACE))
+
+    def _due(self) -> list[Opening]:
+        """Return the handshakes that can go on, or whose time is over: at most so many a turn."""
+        poll = select.poll()
+        for opening in tuple(self.pending):
+            poll.register(opening, opening.events)
+        ready = {fd for fd, _ in poll.poll(0)}
+        now = monotonic()
+        due = (
+            each for each in tuple(self.pending) if each.fileno() in ready or now >= each.deadline
+        )
+        return list(islice(due, self.per_turn))
+
+    def _attempt(self, opening: Opening) -> None:
+        over = True  # also if a signal handler raises: it may be closed, or have become an endpoint
+        try:
+            endpoint = opening.step()
+            if endpoint is None:
+                over = False
+            else:
+                self._outcomes.append(endpoint)
+        except PeerDied:
+            self._came_to_nothing(None, opening.peer.uid)
+        except CAUSED_BY_ONE as error:
+            self._came_to_nothing(error, opening.peer.uid)
+        finally:
+            # Nothing that can be interrupted comes first: one that is over must not stay.
+            if over:
+                self.pending.remove(opening)
+
+    def _came_to_nothing(self, error: Exception | None = None, uid: int | None = None) -> None:
+        """Count a client that did not get in; `uid` had a handshake for it, and rests now."""
+        self._refused_or_gone += 1
+        if uid is not None:
+            self._conduct.offended(uid, monotonic())
+        if error is not None:
+            self._outcomes.append(error)
+
+    @property
+    def barren(self) -> int:
+        """How many clients did not get in, or for nothing: no record went either way."""
+        return self._refused_or_gone + self.quota.unserved
+
+    def respite(self) -> float:
+        """Return for how many seconds to leave the listener alone; once for each client.
+
+        Clients that get no handshake cost next to nothing to make, and there may be as many as
+        somebody likes.  So they do not have all the time of the interpreter.
+        """
+        if self._outcomes or not self._turned_away:
+            return 0.0
+        turned_away, self._turned_away = self._turned_away, 0
+        return PAUSE * turned_away
+
+    # -- when descriptors are short --------------------------------------------------------------
+    #
+    # accept() fails, and leaves the client in the backlog: the listening socket stays readable,
+    # and who polls it would turn in circles.  So one descriptor is kept in reserve.  It is given up
+    # for a moment, to let that client in, tell it why, and close it; the next ones wait a while.
+    # Meanwhile the socket is not polled, and a turn for another reason tries accept() once.
+
+    def _do_without(self, error: OSError) -> None:
+        """Refuse the client that could not be accepted, and let the others wait."""
+        if self.closed:
+            return  # by another thread, which has shut the socket down
+        if error.errno in _OUT_OF_DESCRIPTORS and self._reserve is not None:
+            self._reserve.close()
+            try:
+                sock, _ = self.bound.sock.accept()
+                refuse(sock, error)
+            except BlockingIOError:
+                return  # accept() looks for a descriptor before it looks for a client
+            except OSError:
+                pass  # another thread was faster
+            finally:
+                self._reserve = _reserve.spare()
+        self._resume = monotonic() + BACK_OFF
+        self._outcomes.append(error)
+
+    # -- for who waits ---------------------------------------------------------------------------
+
+    def interests(self) -> Iterator[tuple[int, int]]:
+        """Yield descriptors to poll and for what, before the next turn."""
+        events = select.POLLIN if self._resume is None else 0  # 0: only that it is closed
+        yield self.bound.sock.fileno(), events
+        for opening in tuple(self.pending):
+            yield opening.fileno(), opening.events
+        for guest in tuple(self._guests):
+            if not guest.spoken:
+                yield guest.sock.fileno(), select.POLLIN
+
+    def next_deadline(self) -> float:
+        """Return the monotonic() at which a turn is due even if nothing happens."""
+        deadlines = [self._look_after_file, math.inf if self._resume is None else self._resume]
+        deadlines += [opening.deadline for opening in tuple(self.pending)]
+        if self._guests:
+            now, places = monotonic(), self._places()
+            first = self._guests.next_of_each()
+            deadlines += [self._next_place(guest, places, now) for guest in first]
+            deadlines += [guest.deadline for guest in tuple(self._guests)]
+        return min(deadlines)
+
+    def close(self) -> None:
+        """Stop listening, and drop the clients that nobody has accepted."""
+        self.closed = True
+        if self.bound.ours:
+            self.log.close()
+        self.bound.close()
+        if self._reserve is not None:
+            self._reserve.close()
+        for guest in self._guests.clear():
+            if self.bound.ours:
+                drop_socket(guest.sock)
+            else:
+                guest.sock.close()
+            guest.share.close()
+        for opening in tuple(self.pending):
+            opening.abandon()
+        for outcome in tuple(self._outcomes):
+            if not isinstance(outcome, Exception):
+                outcome.close()
+        self.pending.clear()
+        self._outcomes.clear()
+
+
+Reception.OPTIONS = frozenset(Reception._set_up.__kwdefaults__ or ())  # noqa: SLF001 (one module)
