@@ -5,7 +5,6 @@ It never waits: it does what can be done now, and says what to wait for.
 
 from __future__ import annotations
 
-import errno
 import math
 import select
 import socket
@@ -30,13 +29,13 @@ from ipcqueue import (
     refuse,
 )
 
-from . import _reserve
 from ._address import BACKLOG, checked_permissions, resolve, starting
 from ._guests import Conduct, Guest, Guests, Places
 from ._interface import BOTH_WAYS, checked_role
 from ._log import RefusalLog, logger
 from ._places import drive
 from ._quota import Quota
+from ._reserve import Reserve
 
 if TYPE_CHECKING:
     import os
@@ -88,8 +87,6 @@ _MOST = 1 << 62  # of anything
 # What one client can cause on its way in; it is refused, or not served, and the others are.
 CAUSED_BY_ONE = (QueueError, OSError, MemoryError)
 
-_OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)  # of this process, of the system
-
 
 def _limit(what: str, given: int) -> int:
     given = checked_number(what, given, _MOST)
@@ -111,7 +108,7 @@ class Reception(Owner):
 
     bound: Bound
     log: RefusalLog
-    _reserve: socket.socket | None
+    _reserve: Reserve
     _look_after_file: float
 
     def __init__(self, address: str | os.PathLike[str], record: Any, **options: Any) -> None:
@@ -131,7 +128,7 @@ class Reception(Owner):
         try:
             self.log = RefusalLog(self.bound.address)
             self._look_after_file = monotonic() + LOOK_AFTER_FILE
-            self._reserve = _reserve.spare()
+            self._reserve = Reserve()
         except BaseException:  # no memory, or Ctrl-C
             self.bound.close()
             raise
@@ -197,8 +194,7 @@ class Reception(Owner):
         if self.closed:
             raise Closed("this side has closed the listener")
         self._warn_if_lost()
-        if self._reserve is None:
-            self._reserve = _reserve.spare()
+        self._reserve.refill()
         if self._resume is not None and monotonic() >= self._resume:
             self._resume = None
         self._let_in()
@@ -417,26 +413,15 @@ class Reception(Owner):
 
     # -- when descriptors are short --------------------------------------------------------------
     #
-    # accept() fails, and leaves the client in the backlog: the listening socket stays readable,
-    # and who polls it would turn in circles.  So one descriptor is kept in reserve.  It is given up
-    # for a moment, to let that client in, tell it why, and close it; the next ones wait a while.
-    # Meanwhile the socket is not polled, and a turn for another reason tries accept() once.
+    # One client is refused by means of the reserve; the next ones wait a while.  Meanwhile the
+    # listening socket is not polled, and a turn for another reason tries accept() once.
 
     def _do_without(self, error: OSError) -> None:
         """Refuse the client that could not be accepted, and let the others wait."""
         if self.closed:
             return  # by another thread, which has shut the socket down
-        if error.errno in _OUT_OF_DESCRIPTORS and self._reserve is not None:
-            self._reserve.close()
-            try:
-                sock, _ = self.bound.sock.accept()
-                refuse(sock, error)
-            except BlockingIOError:
-                return  # accept() looks for a descriptor before it looks for a client
-            except OSError:
-                pass  # another thread was faster
-            finally:
-                self._reserve = _reserve.spare()
+        if not self._reserve.refuse_next(self.bound.sock, error):
+            return
         self._resume = monotonic() + BACK_OFF
         self._outcomes.append(error)
 
@@ -469,8 +454,7 @@ class Reception(Owner):
         if self.bound.ours:
             self.log.close()
         self.bound.close()
-        if self._reserve is not None:
-            self._reserve.close()
+        self._reserve.close()
         for guest in self._guests.clear():
             if self.bound.ours:
                 drop_socket(guest.sock)

@@ -1147,7 +1147,7 @@ def test_a_reserve_that_others_took_is_made_again(path, monkeypatch):
             (error,) = turns(reception, 1)
             assert isinstance(error, OSError)
             assert clients[0].recv(10) == LIMIT
-            assert reception._reserve is None
+            assert reception._reserve._kept is None
             monkeypatch.setattr(_reserve, "spare", spare)
             clock.now += _reception.BACK_OFF
             # Without it nobody can be told, but there are no circles either.
@@ -1156,7 +1156,7 @@ def test_a_reserve_that_others_took_is_made_again(path, monkeypatch):
             assert wanted(reception) == []
             os.close(thief.pop())
             assert turns(reception) == []
-            assert reception._reserve is not None
+            assert reception._reserve._kept is not None
             clock.now += _reception.BACK_OFF
             (error,) = turns(reception)
             assert clients[1].recv(10) == LIMIT

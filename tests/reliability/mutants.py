@@ -958,9 +958,9 @@ MUTANTS = [
     ),
     Mutant(
         "no reserve at the limit of descriptors",
-        "memenpsf/_reception.py",
-        "        if error.errno in _OUT_OF_DESCRIPTORS and self._reserve is not None:",
-        "        if False:",
+        "memenpsf/_reserve.py",
+        "        if error.errno not in _NONE_LEFT or self._kept is None:",
+        "        if True:",
         "memenpsf/test_quota.py::test_at_the_limit_of_descriptors_a_client_is_told_and_nothing_turns_in_circles",
     ),
     Mutant(

@@ -84,7 +84,8 @@ def test_a_signal_handler_that_closes_the_listener_leaves_nothing_behind(scene):
         assert not reception._outcomes
         assert not len(reception._guests)
         assert not reception.quota.shares(0)
-        assert reception._reserve is None or reception._reserve.fileno() == -1
+        kept = reception._reserve._kept
+        assert kept is None or kept.fileno() == -1
         assert not scene.path.exists()
 
     places = at_every_place(
