@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ipcqueue import (
     Connection,
     EndOfStream,
     Opening,
-    Role,
     Terms,
-    check_options,
     checked_socket,
     deadline_of,
     drop_socket,
@@ -22,41 +19,14 @@ from ipcqueue import (
     tagged,
 )
 
+from ._options import BOTH_WAYS, check_interface_options, checked_role, prepare_to_connect
+
 if TYPE_CHECKING:
     import os
     import socket
     from collections.abc import Callable, Iterable, Iterator
 
     from ipcqueue import Borrowing, Endpoint, Fd, Loan, MemoryRegion, Received, Seconds
-
-    from ._address import Address
-
-BOTH_WAYS = Role(sends=True, receives=True)
-ROLES = ("client", "server")
-
-
-def checked_role(role: str) -> str:
-    """Return the role; raise ValueError for what is none."""
-    if role not in ROLES:
-        raise ValueError(f"role is one of {ROLES}, not {role!r}")
-    return role
-
-
-def check_interface_options(
-    caller: str,
-    options: Iterable[str],
-    own: Iterable[str] = (),
-    elsewhere: Any = MappingProxyType({}),
-) -> None:
-    """Raise TypeError for an option that is none of an interface; see ipcqueue.check_options."""
-    try:
-        check_options(caller, options, own, elsewhere)
-    except TypeError:
-        from ._reception import Reception  # noqa: PLC0415 (slow to import)
-
-        listening = dict.fromkeys(Reception.OPTIONS.difference(own), "listen()")
-        check_options(caller, options, own, listening | elsewhere)
-        raise
 
 
 class Interface(Connection):
@@ -249,20 +219,6 @@ class Interface(Connection):
         to 16; those of one outside the ring are 32 in all.
         """
         return self._endpoint.indices()
-
-
-def prepare_to_connect(
-    address: str | os.PathLike[str], record: Any, timeout: Seconds, options: dict[str, Any]
-) -> tuple[Address, Terms, str]:
-    """Check what connect() was given, before anything is opened; return the role as well."""
-    from ._address import resolve  # noqa: PLC0415 (slow to import, and not needed by pair())
-
-    check_interface_options("connect", options, ("role",))
-    role = checked_role(options.pop("role", "client"))
-    where = resolve(address)
-    if "allow_uids" not in options and (uids := where.default_uids) is not None:
-        options["allow_uids"] = uids
-    return where, Terms(record, BOTH_WAYS, timeout=timeout, **options), role
 
 
 def connect(

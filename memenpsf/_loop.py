@@ -24,7 +24,8 @@ from ipcqueue import (
     interface_of,
 )
 
-from ._interface import Interface, check_interface_options
+from ._interface import Interface
+from ._options import check_interface_options
 
 if TYPE_CHECKING:
     import socket

@@ -10,7 +10,7 @@ import select
 import socket
 from collections import deque
 from itertools import islice
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from ipcqueue import (
     Closed,
@@ -31,8 +31,8 @@ from ipcqueue import (
 
 from ._address import BACKLOG, checked_permissions, resolve, starting
 from ._guests import Conduct, Guest, Guests, Places
-from ._interface import BOTH_WAYS, checked_role
 from ._log import RefusalLog, logger
+from ._options import BOTH_WAYS, LISTENING, checked_role
 from ._places import drive
 from ._quota import Quota
 from ._reserve import Reserve
@@ -103,9 +103,6 @@ class Reception(Owner):
 
     _instead = "let the other process listen at an address of its own"
 
-    OPTIONS: ClassVar[frozenset[str]]
-    """The names of the options of _set_up() that are not of Terms as well."""
-
     bound: Bound
     log: RefusalLog
     _reserve: Reserve
@@ -148,7 +145,7 @@ class Reception(Owner):
         max_descriptors_per_uid: int | None = None,
         **options: Any,
     ) -> None:
-        check_options("listen", options, self.OPTIONS)
+        check_options("listen", options, LISTENING)
         self._where = where = resolve(address)
         self._permissions = checked_permissions(where, mode, group)
         if "allow_uids" not in options and (uids := where.default_uids) is not None:
@@ -468,6 +465,3 @@ class Reception(Owner):
                 outcome.close()
         self.pending.clear()
         self._outcomes.clear()
-
-
-Reception.OPTIONS = frozenset(Reception._set_up.__kwdefaults__ or ())  # noqa: SLF001 (one module)

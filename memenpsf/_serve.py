@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ipcqueue import Owner, check_options
 
 from ._listener import Listener
+from ._options import LISTENING
 from ._policy import OnError, Policy, checked_handler, checked_on_error
 from ._reception import Reception
 
@@ -56,7 +57,7 @@ def serve(
     checked_on_error(on_error)
     if started is not None and not callable(started):
         raise TypeError(f"started is a function or None, not {started!r}")
-    check_options("serve", options, Reception.OPTIONS)
+    check_options("serve", options, LISTENING)
     with Listener(Reception(address, record, **options)) as listener:
         _Server(handler, listener, Policy(on_error, listener.address)).run(started)
 

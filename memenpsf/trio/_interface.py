@@ -41,7 +41,7 @@ from ipcqueue import (
     shown_seconds,
 )
 
-from .._interface import BOTH_WAYS, check_interface_options, checked_role, prepare_to_connect
+from .._options import BOTH_WAYS, check_interface_options, checked_role, prepare_to_connect
 from .._seeking import connecting
 from ._blocks import AsyncBorrowing, AsyncLoan
 from ._drive import drive

@@ -9,8 +9,8 @@ import trio
 
 from ipcqueue import check_options
 
+from .._options import LISTENING
 from .._policy import OnError, Policy, checked_handler, checked_on_error
-from .._reception import Reception
 from ._listener import Listener, listen
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ async def serve(
     """
     checked_handler(handler)
     checked_on_error(on_error)
-    check_options("serve", options, Reception.OPTIONS)
+    check_options("serve", options, LISTENING)
     async with await listen(address, record, **options) as listener:
         policy = Policy(on_error, listener.address)
         try:

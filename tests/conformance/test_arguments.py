@@ -19,7 +19,7 @@ import trio
 import ipcqueue
 import memenpsf
 import memenpsf.trio
-from memenpsf import BadRecord, Message
+from memenpsf import BadRecord, Message, _options, _reception
 
 
 class Union(ctypes.Union):
@@ -208,6 +208,10 @@ class TestDoors:
                 with first, second:
                     assert first.capacity == 8192
                     assert type(first.capacity) is int
+
+
+def test_the_options_of_a_listener_are_those_that_it_takes():
+    assert _reception.Reception._set_up.__kwdefaults__.keys() == _options.LISTENING
 
 
 def test_options_of_a_listener_are_sent_there():

@@ -1,0 +1,59 @@
+"""The options of connections and listeners: checked before anything is opened, for every door."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from ipcqueue import Role, Terms, check_options
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable
+
+    from ipcqueue import Seconds
+
+    from ._address import Address
+
+BOTH_WAYS = Role(sends=True, receives=True)
+ROLES = ("client", "server")
+
+# Options of listen() that connections do not have, and `role`, which connect() has as well.
+LISTENING = frozenset(
+    {
+        "mode", "group", "role", "max_pending", "max_pending_per_uid", "max_connections_per_uid",
+        "max_bytes_per_uid", "max_descriptors_per_uid",
+    }
+)  # fmt: skip
+
+
+def checked_role(role: str) -> str:
+    """Return the role; raise ValueError for what is none."""
+    if role not in ROLES:
+        raise ValueError(f"role is one of {ROLES}, not {role!r}")
+    return role
+
+
+def check_interface_options(
+    caller: str,
+    options: Iterable[str],
+    own: Iterable[str] = (),
+    elsewhere: Any = MappingProxyType({}),
+) -> None:
+    """Raise TypeError for an option that is none of an interface; see ipcqueue.check_options."""
+    listening = dict.fromkeys(LISTENING.difference(own), "listen()")
+    check_options(caller, options, own, listening | elsewhere)
+
+
+def prepare_to_connect(
+    address: str | os.PathLike[str], record: Any, timeout: Seconds, options: dict[str, Any]
+) -> tuple[Address, Terms, str]:
+    """Check what connect() was given, before anything is opened; return the role as well."""
+    from ._address import resolve  # noqa: PLC0415 (slow to import, and not needed by pair())
+
+    check_interface_options("connect", options, ("role",))
+    role = checked_role(options.pop("role", "client"))
+    where = resolve(address)
+    if "allow_uids" not in options and (uids := where.default_uids) is not None:
+        options["allow_uids"] = uids
+    return where, Terms(record, BOTH_WAYS, timeout=timeout, **options), role
