@@ -236,7 +236,7 @@ def connect(
     HandshakeTimeout, and what Interface raises.
     """
     # Slow to import, and not needed by programs that bring their own sockets.
-    from ._places import drive  # noqa: PLC0415
+    from ._drive import drive  # noqa: PLC0415
     from ._seeking import connecting  # noqa: PLC0415
 
     deadline = deadline_of(timeout)

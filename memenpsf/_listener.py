@@ -19,14 +19,17 @@ from ipcqueue import (
     shown_seconds,
 )
 
+from ._drive import drive
 from ._interface import Interface
 from ._reception import CAUSED_BY_ONE, Reception
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from ipcqueue import Seconds
+
+    from ._reception import Wait
 
 _SLICE = 3600.0  # seconds; poll() cannot wait much longer at once
 
@@ -77,12 +80,7 @@ class Listener(Owner):
             )
         try:
             self._busy = True
-            self._rest(deadline)
-            while (endpoint := self._reception.turn()) is None:
-                if monotonic() >= deadline:
-                    raise TimeoutError(f"no client within {shown_seconds(timeout)}")
-                self._rest(deadline)
-                self._wait(deadline)
+            endpoint = drive(self._reception.next_client(deadline), self._wait)
         finally:
             self._busy = False
             try:
@@ -90,6 +88,8 @@ class Listener(Owner):
                     self._reception.close()
             finally:
                 self._lock.release()
+        if endpoint is None:
+            raise TimeoutError(f"no client within {shown_seconds(timeout)}")
         try:
             interface = Interface.of(endpoint)
             interface.role = self._reception.role
@@ -98,23 +98,11 @@ class Listener(Owner):
             raise
         return interface
 
-    def _rest(self, deadline: float) -> None:
-        seconds = self._reception.respite()
-        if seconds and not self._reception.closed:
-            self._poll(
-                [(self._reception.bound.sock.fileno(), 0)],
-                min(deadline, monotonic() + seconds),
-            )
-
-    def _wait(self, deadline: float) -> None:
-        due = min(deadline, self._reception.next_deadline())
-        self._poll(self._reception.interests(), due)
-
-    def _poll(self, interests: Iterable[tuple[int, int]], deadline: float) -> None:
+    def _wait(self, awaited: Wait) -> None:
         poll = select.poll()
-        for fd, events in interests:
+        for fd, events in awaited.interests:
             poll.register(fd, events)
-        left = max(0, math.ceil(min(deadline - monotonic(), _SLICE) * 1000))
+        left = max(0, math.ceil(min(awaited.until - monotonic(), _SLICE) * 1000))
         try:
             self._busy = False
             poll.poll(left)

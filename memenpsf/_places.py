@@ -20,7 +20,6 @@ import fcntl
 import os
 import secrets
 import stat
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -37,18 +36,6 @@ TEMPORARY = Path("/tmp")  # noqa: S108 (whatever is used in it is checked)
 OVERRIDE = "MEMENPSF_RUNTIME_DIR"
 
 _LOCK_PATIENCE = 1.0  # seconds for other servers to start; each needs about a millisecond
-
-
-def drive(plan: Generator[float, None, T]) -> T:
-    """Run a plan in this thread: sleep for the seconds it yields; return what it returns."""
-    with contextlib.closing(plan):
-        while True:
-            try:
-                delay = next(plan)
-            except StopIteration as end:
-                result: T = end.value
-                return result
-            time.sleep(delay)
 
 
 def delays() -> Iterator[float]:

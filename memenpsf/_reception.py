@@ -10,7 +10,7 @@ import select
 import socket
 from collections import deque
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ipcqueue import (
     Closed,
@@ -30,10 +30,10 @@ from ipcqueue import (
 )
 
 from ._address import BACKLOG, checked_permissions, resolve, starting
+from ._drive import drive
 from ._guests import Conduct, Guest, Guests, Places
 from ._log import RefusalLog, logger
 from ._options import BOTH_WAYS, LISTENING, checked_role
-from ._places import drive
 from ._quota import Quota
 from ._reserve import Reserve
 
@@ -93,6 +93,16 @@ def _limit(what: str, given: int) -> int:
     if given == 0:
         raise ValueError(f"{what} is at least 1, not 0")
     return given
+
+
+class Wait(NamedTuple):
+    """What a listener waits for before its next turn, unless it is closed first."""
+
+    interests: list[tuple[int, int]]
+    """Descriptors to poll, and for what: for 0, only that it is closed."""
+
+    until: float
+    """A monotonic()."""
 
 
 class Reception(Owner):
@@ -181,6 +191,25 @@ class Reception(Owner):
         self._refused_or_gone = 0
         self._turned_away = 0  # since the last pause: clients that got no handshake
         self.closed = False
+
+    def next_client(self, deadline: float = math.inf) -> Generator[Wait, None, Endpoint | None]:
+        """Return the next client: a plan, which yields what to wait for.  None at the deadline.
+
+        Raises as turn() does.
+        """
+        yield from self._rest(deadline)
+        while (endpoint := self.turn()) is None:
+            if monotonic() >= deadline:
+                return None
+            yield from self._rest(deadline)
+            if not self.closed:  # meanwhile
+                yield Wait(list(self.interests()), min(deadline, self.next_deadline()))
+        return endpoint
+
+    def _rest(self, deadline: float) -> Iterator[Wait]:
+        seconds = self.respite()
+        if seconds and not self.closed:
+            yield Wait([(self.bound.sock.fileno(), 0)], min(deadline, monotonic() + seconds))
 
     def turn(self) -> Endpoint | None:
         """Do what can be done now; return the next client, or None if none is ready.

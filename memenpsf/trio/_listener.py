@@ -24,6 +24,8 @@ from ._interface import Interface
 if TYPE_CHECKING:
     import os
 
+    from .._reception import Wait
+
 
 class Listener(Owner, trio.abc.Listener[Interface]):
     """A server's address: gives an Interface for each client.  Made by listen().
@@ -61,33 +63,21 @@ class Listener(Owner, trio.abc.Listener[Interface]):
         await checkpoint_if_cancelled()
         async with self._accepting:
             try:
-                await self._rest()
-                while (endpoint := self._reception.turn()) is None:
-                    await self._rest()
-                    await self._wait()
+                endpoint = await drive(self._reception.next_client(), self._wait)
             except QueueError as error:
                 raise translated(error) from error.__cause__
         await cancel_shielded_checkpoint()
+        assert endpoint is not None  # noqa: S101 (there is no deadline)
         try:
             return Interface._of(endpoint, self._reception.terms, self._reception.role)  # noqa: SLF001 (one package)
         except BaseException:  # no memory
             endpoint.close()
             raise
 
-    async def _rest(self) -> None:
-        seconds = self._reception.respite()
-        if seconds:
-            with trio.move_on_after(seconds) as self._waiting:
-                await trio.sleep_forever()
-
-    async def _wait(self) -> None:
-        if self._reception.closed:  # meanwhile
-            return
-        # None at all while descriptors are short: then only the time, or the end, is waited for.
-        interests = [interest for interest in self._reception.interests() if interest[1]]
-        due = self._reception.next_deadline() - monotonic()
-        with trio.move_on_after(max(0.0, due)) as scope:
-            self._waiting = scope
+    async def _wait(self, awaited: Wait) -> None:
+        # None at all while it rests or descriptors are short: then only for the time, or the end.
+        interests = [interest for interest in awaited.interests if interest[1]]
+        with trio.move_on_after(max(0.0, awaited.until - monotonic())) as self._waiting:
             if not interests:
                 await trio.sleep_forever()
             try:

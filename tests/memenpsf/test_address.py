@@ -17,7 +17,8 @@ import pytest
 import memenpsf
 from memenpsf import _address, _seeking
 from memenpsf._address import resolve, starting
-from memenpsf._places import drive, open_place, places
+from memenpsf._drive import drive
+from memenpsf._places import open_place, places
 
 NOT_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as two users")
 NOBODY = 65534

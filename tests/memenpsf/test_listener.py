@@ -75,9 +75,10 @@ def about_to_wait(monkeypatch):
     semaphore = threading.Semaphore(0)
     wait = memenpsf.Listener._wait
 
-    def noting(self, deadline):
-        semaphore.release()
-        wait(self, deadline)
+    def noting(self, awaited):
+        if any(events for _, events in awaited.interests):  # not only a rest
+            semaphore.release()
+        wait(self, awaited)
 
     monkeypatch.setattr(memenpsf.Listener, "_wait", noting)
     return semaphore
@@ -610,7 +611,7 @@ def test_closing_wakes_every_thread_that_accepts(
 
 def test_closing_wakes_who_gives_others_a_respite(path, sockets, pool, monkeypatch):
     monkeypatch.setattr(_reception, "PAUSE", 3000.0)
-    resting, poll = threading.Event(), memenpsf.Listener._poll
+    resting, poll = threading.Event(), memenpsf.Listener._wait
 
     def noting(*arguments):
         resting.set()
@@ -620,7 +621,7 @@ def test_closing_wakes_who_gives_others_a_respite(path, sockets, pool, monkeypat
         sockets(path).close()
         with pytest.raises(TimeoutError):
             listener.accept(timeout=0)
-        monkeypatch.setattr(memenpsf.Listener, "_poll", noting)
+        monkeypatch.setattr(memenpsf.Listener, "_wait", noting)
         accepting = pool.submit(listener.accept)
         resting.wait()
         listener.close()

@@ -23,7 +23,8 @@ import memenpsf
 import memenpsf.trio
 from memenpsf import _address, _places, _seeking
 from memenpsf._address import resolve, starting
-from memenpsf._places import drive, lock_places, places
+from memenpsf._drive import drive
+from memenpsf._places import lock_places, places
 from memenpsf._seeking import connecting
 from tests.project.test_layers import MODULES, parsed
 

@@ -18,7 +18,7 @@ import memenpsf
 import memenpsf.trio
 from memenpsf import _address, _listener, _places, _reception, _seeking
 from memenpsf._address import resolve, starting
-from memenpsf._places import drive
+from memenpsf._drive import drive
 from memenpsf._reception import Reception
 from memenpsf._seeking import connecting
 

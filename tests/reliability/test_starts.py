@@ -12,10 +12,11 @@ import sys
 import pytest
 
 import memenpsf
-from memenpsf import _address, _listener, _log, _places, _reception, _reserve
+from memenpsf import _address, _drive, _listener, _log, _places, _reception, _reserve
 from tests.reliability import campaign
 
-FILES = {each.__file__ for each in (_address, _listener, _log, _places, _reception, _reserve)}
+TRACED = (_address, _drive, _listener, _log, _places, _reception, _reserve)
+FILES = {each.__file__ for each in TRACED}
 
 
 class KilledAt:
