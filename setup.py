@@ -35,7 +35,7 @@ DIRECT = extension(
 )
 
 # As is that of many tuples.
-PACKER = extension("_packer", "packer", "packing unpacking records")
+PACKER = extension("_packer", "packer", "packing unpacking packer")
 
 setup(
     cffi_modules=["ipcqueue/_build.py:core", "ipcqueue/_build.py:waiting"],

@@ -2,7 +2,7 @@
 
 `direct` is the module of the short way (core/python), one call of C for what can be done at
 once, or None: where it was not built (PyPy), or where cffi is to serve all calls.  `packer` is
-that of many tuples at a time (core/python/records.c), or None where the struct module does it all.
+that of many tuples at a time (core/python/packer.h), or None where the struct module does it all.
 """
 
 import os

@@ -982,7 +982,7 @@ except TypeError:
 
 
 def both_ways(spec: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[Codec, Codec]:
-    """Make the codec with core/python/records.c, and the one without."""
+    """Make the codec with core/python/packer.h, and the one without."""
     in_c = pytest.importorskip("ipcqueue._packer", reason="CPython has it")
     made = []
     for module in (in_c, None):

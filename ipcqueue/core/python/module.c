@@ -60,7 +60,8 @@ static int execute(PyObject *module)
     static const char words[] =
         "module ipcqueue._direct does not support loading in subinterpreters";
     if (PyInterpreterState_Get() != PyInterpreterState_Main()) {
-        /* What counts lines does not run in subinterpreters; tests/test_interpreters.py does. */
+        /* What counts lines does not run in subinterpreters;
+         * tests/project/test_interpreters.py does. */
         PyErr_SetString(PyExc_ImportError, words); /* not counted: GCOV_EXCL_LINE */
         return -1;                                 /* nor this: GCOV_EXCL_LINE */
     }

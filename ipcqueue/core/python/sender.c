@@ -117,7 +117,8 @@ static PyObject *slots_try_push(Sender *self, PyObject *record)
     return PyErr_Occurred() ? NULL : slowly(self, "push_slowly", record);
 }
 
-/* The data, tag and flags that Python has encoded a message to; see Framed in _records/messages.py. */
+/* The data, tag and flags that Python has encoded a message to; see Framed in
+ * _records/messages.py. */
 static int push_framed(Sender *self, PyObject *framed)
 {
     if (!PyTuple_Check(framed) || PyTuple_GET_SIZE(framed) != 3)

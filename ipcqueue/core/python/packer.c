@@ -1,4 +1,4 @@
-/* The module of records: the type Packer, and whether values are plain. */
+/* The module and its type, Packer, and whether values are plain. */
 #include "packer.h"
 
 static int packer_traverse(Packer *self, visitproc visit, void *arg)
