@@ -1,12 +1,10 @@
 """Sends file descriptors over Unix sockets; makes, seals and checks memory worth sending.
 
-For sockets of Trio, import fdpass.trio. Who calls recvmsg() himself needs ANCILLARY_SPACE,
-RECEIVE_FLAGS and unpack().
+For sockets of Trio, import fdpass.trio. Doors of other kinds are built of fdpass.lowlevel.
 """
 
 import typing
 
-from ._clock import monotonic
 from ._errors import (
     ClosedFd,
     ClosedRegion,
@@ -29,24 +27,18 @@ from ._errors import (
     WrongTag,
     WrongType,
 )
-from ._fd import Fd, closing_all
-from ._forks import renewed_after_fork
-from ._mappings import Mappings
+from ._fd import Fd
 from ._memfd import Memfd, Seal
-from ._numbers import Seconds, index_of, seconds_of, shown_seconds
-from ._owner import Owner, cannot_copy
+from ._numbers import Seconds
 from ._region import MemoryRegion, Mode
-from ._rights import ANCILLARY_SPACE, MAX_FDS, RECEIVE_FLAGS, unpack
-from ._sendable import check_sendable, exported, is_masked
+from ._rights import MAX_FDS
 from ._socket import (
     Credentials,
     is_ambiguous_uid,
-    pass_pidfd,
     peer_credentials,
     peer_pidfd,
     recv_fd,
     recv_fds,
-    recv_fds_and_pidfd,
     send_fd,
     send_fds,
 )
@@ -69,9 +61,7 @@ else:
 
 
 __all__ = [
-    "ANCILLARY_SPACE",
     "MAX_FDS",
-    "RECEIVE_FLAGS",
     "ClosedFd",
     "ClosedRegion",
     "ClosedRegistry",
@@ -80,14 +70,12 @@ __all__ = [
     "Fd",
     "FdPassError",
     "ForkedRegistry",
-    "Mappings",
     "Memfd",
     "MemfdRefused",
     "MemoryRegion",
     "MemoryRegistry",
     "Mode",
     "NotReserved",
-    "Owner",
     "RegionError",
     "RegionInUse",
     "RegistryStatistics",
@@ -104,26 +92,13 @@ __all__ = [
     "WrongSize",
     "WrongTag",
     "WrongType",
-    "cannot_copy",
-    "check_sendable",
     "close_untrusted",
-    "closing_all",
     "drop_socket",
-    "exported",
-    "index_of",
     "is_ambiguous_uid",
-    "is_masked",
-    "monotonic",
-    "pass_pidfd",
     "peer_credentials",
     "peer_pidfd",
     "recv_fd",
     "recv_fds",
-    "recv_fds_and_pidfd",
-    "renewed_after_fork",
-    "seconds_of",
     "send_fd",
     "send_fds",
-    "shown_seconds",
-    "unpack",
 ]

@@ -14,15 +14,12 @@ from fdpass import (
     Credentials,
     Fd,
     MemoryRegion,
-    Owner,
     Seconds,
     drop_socket,
     is_ambiguous_uid,
-    monotonic,
     peer_credentials,
-    seconds_of,
-    shown_seconds,
 )
+from fdpass.lowlevel import Owner, monotonic, seconds_of, shown_seconds
 
 from . import _interpreter  # noqa: F401 (first of all: it refuses where nothing here would hold)
 from ._errors import (

@@ -8,6 +8,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import fdpass
+from fdpass.lowlevel import Owner
 
 from ._binding import persist
 from ._errors import EndOfStream, HandshakeTimeout
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from ._records.messages import Received
 
 
-class Connection(fdpass.Owner):
+class Connection(Owner):
     """What both ends of any queue can do beside moving records.
 
     Any number of threads may use one.  A forked child may only close it (ForkedUse).

@@ -20,7 +20,7 @@ import select
 import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fdpass import Owner, monotonic, shown_seconds
+from fdpass.lowlevel import Owner, monotonic, shown_seconds
 
 from ._binding import persist
 from ._errors import Closed, Full

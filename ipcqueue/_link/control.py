@@ -9,7 +9,7 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import NamedTuple
 
-from fdpass import exported
+from fdpass.lowlevel import exported
 from ipcqueue._errors import (
     CorruptPeer,
     CredentialsRefused,

@@ -36,6 +36,15 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
 import fdpass
+from fdpass.lowlevel import (
+    ANCILLARY_SPACE,
+    RECEIVE_FLAGS,
+    Owner,
+    closing_all,
+    index_of,
+    renewed_after_fork,
+    unpack,
+)
 from ipcqueue._binding import direct, persist
 from ipcqueue._errors import (
     Closed,
@@ -120,7 +129,7 @@ class Statistics(NamedTuple):
     # or one that sends control messages which nobody takes here
 
 
-class Endpoint(fdpass.Owner):
+class Endpoint(Owner):
     """One side of an open connection; see the module.  Made by Opening.
 
     Threads: everything here may be called from any.  `reading`, `waiting` and `followers` belong
@@ -181,7 +190,7 @@ class Endpoint(fdpass.Owner):
         self._count_descriptors(terms)
         self.ready: Iterable[Any] = () if self.receiver is None else self.receiver.ready(False)
         self._released = False
-        fdpass.renewed_after_fork(self)
+        renewed_after_fork(self)
 
     def _make_rings(self, terms: Terms) -> None:
         own, peer = self._own, self._peer
@@ -385,7 +394,7 @@ class Endpoint(fdpass.Owner):
             return min(capacity, receiver.most_at_once())
         if type(limit) is not int:
             try:
-                limit = fdpass.index_of(limit)
+                limit = index_of(limit)
             except TypeError:
                 expected = "a number of records (int) or None"
                 raise TypeError(f"limit is {expected}, not {limit!r}") from None
@@ -688,9 +697,9 @@ class Endpoint(fdpass.Owner):
         """Read once into the list of what is unread: see `receive` of core/python/socket.c."""
         if direct is not None:
             whole, room = not self._parser.rest, self._room
-            how = fdpass.RECEIVE_FLAGS, whole, self._unread, room, most, wary
+            how = RECEIVE_FLAGS, whole, self._unread, room, most, wary
             return int(direct.receive(sock, *how) or 0)
-        size, space = 4096, fdpass.ANCILLARY_SPACE
+        size, space = 4096, ANCILLARY_SPACE
         if most >= 0:
             space = min(space, socket.CMSG_SPACE((most + 1) * 4))
         if wary:
@@ -699,7 +708,7 @@ class Endpoint(fdpass.Owner):
             if data and flags & socket.MSG_CTRUNC:
                 return -1 - data[-1]
             size = len(data) or size
-        self._unread.extend(map(sock.recvmsg, (size,), (space,), (fdpass.RECEIVE_FLAGS,)))
+        self._unread.extend(map(sock.recvmsg, (size,), (space,), (RECEIVE_FLAGS,)))
         return 0
 
     def _make_room(self, count: int) -> bool:
@@ -715,10 +724,10 @@ class Endpoint(fdpass.Owner):
 
     def _digest(self, data: bytes, ancillary: Any, flags: int) -> None:
         """Act on what was read, entirely or (if an exception strikes) not at all."""
-        numbers, strays = fdpass.unpack(ancillary)
+        numbers, strays = unpack(ancillary)
         if strays:  # of the kernel's own, where the application has asked for that
             rights = [item for item in ancillary if item[1] == socket.SCM_RIGHTS]
-            closing = fdpass.closing_all(strays)
+            closing = closing_all(strays)
             # No bytecode between these can be interrupted.
             self._unread[0] = (data, rights, flags, None)
             deque(closing, maxlen=0)
@@ -953,7 +962,7 @@ class Endpoint(fdpass.Owner):
         _drop(self._room)
         unread, self._unread = self._unread, []
         for _, ancillary, _, _ in unread:
-            numbers = list(chain(*fdpass.unpack(ancillary)))
+            numbers = list(chain(*unpack(ancillary)))
             fds = fdpass.Fd.blank(len(numbers))
             fdpass.Fd.own(fds, numbers)
             fdpass.close_untrusted(fds)

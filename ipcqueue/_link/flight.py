@@ -15,7 +15,7 @@ import struct
 import termios
 from typing import TYPE_CHECKING
 
-import fdpass
+from fdpass.lowlevel import Owner
 
 if TYPE_CHECKING:
     from .lease import Lease
@@ -41,7 +41,7 @@ def _memory_of_one() -> int:
         return max(1, _unread_memory(here))
 
 
-class Flight(fdpass.Owner):
+class Flight(Owner):
     """What was sent through one socket, and how much of it is on its way.
 
     admit() and settle() want the lock of the sending end; count() can be called at any time.

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import fdpass
+from fdpass.lowlevel import Owner
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-class Lease(fdpass.Owner):
+class Lease(Owner):
     """What a connection takes of a limit; who counts makes a subclass."""
 
     counts_descriptors = False

@@ -17,7 +17,7 @@ import contextlib
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
-from fdpass import Owner, index_of
+from fdpass.lowlevel import Owner, index_of
 from ipcqueue._core import ffi, lib
 from ipcqueue._errors import BadRecord, LoanError, TooLarge
 from ipcqueue._origin import tagged

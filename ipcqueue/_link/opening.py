@@ -13,7 +13,7 @@ import socket
 from typing import TYPE_CHECKING
 
 import fdpass
-from fdpass import monotonic, shown_seconds
+from fdpass.lowlevel import Owner, monotonic, pass_pidfd, recv_fds_and_pidfd, shown_seconds
 from ipcqueue._binding import persist
 from ipcqueue._errors import CorruptPeer, CredentialsRefused, HandshakeTimeout, PeerDied, QueueError
 from ipcqueue._ring.memory import fork_generation
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from .terms import Terms
 
 
-class Opening(fdpass.Owner):
+class Opening(Owner):
     """A connection in the making, in steps that do not wait.
 
     Takes the socket: it becomes non-blocking, and is closed when the opening fails.  Takes the
@@ -69,7 +69,7 @@ class Opening(fdpass.Owner):
                     f"the peer's uid {self.peer.uid} stands for every user that this user "
                     "namespace does not map, so it says nothing about who the peer is"
                 )
-            self._passed_pidfd = fdpass.pass_pidfd(sock)
+            self._passed_pidfd = pass_pidfd(sock)
             self.lease.take(terms.segment_size)
             self._segments.append(create(terms.codec, terms.capacity, terms.name, terms.limits))
         except BaseException as error:
@@ -102,7 +102,7 @@ class Opening(fdpass.Owner):
                         f"{shown_seconds(self.terms.timeout)}"
                     )
                 return None
-            fdpass.pass_pidfd(self.sock, on=self._passed_pidfd)
+            pass_pidfd(self.sock, on=self._passed_pidfd)
             segment = self._adopt_segment()
             pid = segment.identity.creator_pid
             sender, self._sender = self._sender, None
@@ -127,7 +127,7 @@ class Opening(fdpass.Owner):
         while self._greeting.missing:
             try:
                 missing = self._greeting.missing
-                data, fds, sender = fdpass.recv_fds_and_pidfd(self.sock, 1, missing)
+                data, fds, sender = recv_fds_and_pidfd(self.sock, 1, missing)
             except BlockingIOError:
                 return False
             except fdpass.TruncatedDescriptors as error:

@@ -16,6 +16,7 @@ import select
 from typing import TYPE_CHECKING
 
 import fdpass
+from fdpass.lowlevel import Owner
 
 if TYPE_CHECKING:
     import socket
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from fdpass import Credentials, Fd
 
 
-class Process(fdpass.Owner):
+class Process(Owner):
     """A pidfd of the peer; it becomes readable when the peer has exited."""
 
     def __init__(self, pidfd: Fd) -> None:

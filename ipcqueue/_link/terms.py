@@ -10,7 +10,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import fdpass
-from fdpass import Seconds, index_of, monotonic, seconds_of
+from fdpass import Seconds
+from fdpass.lowlevel import index_of, monotonic, seconds_of
 from ipcqueue._records.messages import Limits
 from ipcqueue._records.spec import codec_for
 from ipcqueue._ring.identity import HEADER_SIZE
@@ -35,7 +36,8 @@ def checked_socket(sock: socket.socket) -> socket.socket:
 def deadline_of(timeout: Seconds) -> float:
     """Return the monotonic() at which `timeout` seconds are over; None means never.
 
-    What `timeout` means everywhere: see fdpass.seconds_of(), which says what it raises.
+    What `timeout` means everywhere: see fdpass.lowlevel.seconds_of(), which says what it
+    raises.
     """
     if timeout is None:
         return math.inf

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fdpass import Unsendable, check_sendable
+from fdpass import Unsendable
+from fdpass.lowlevel import check_sendable
 from ipcqueue._errors import BadRecord
 
 from .codec import (

@@ -9,7 +9,7 @@ from itertools import starmap
 from operator import attrgetter
 from typing import TYPE_CHECKING, Annotated, Any
 
-from fdpass import index_of
+from fdpass.lowlevel import index_of
 from ipcqueue._errors import BadRecord
 
 from .codec import Codec, bad_record, encoder_of_many, window_of

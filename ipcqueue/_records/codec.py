@@ -6,7 +6,7 @@ import reprlib
 import sys
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from fdpass import check_sendable
+from fdpass.lowlevel import check_sendable
 from ipcqueue._binding import packer as _packer
 from ipcqueue._errors import BadRecord
 

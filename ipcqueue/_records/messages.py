@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, SupportsIndex, TypeVar
 
-from fdpass import Unsendable, cannot_copy, exported, index_of
+from fdpass import Unsendable
+from fdpass.lowlevel import cannot_copy, exported, index_of
 from ipcqueue._errors import BadRecord, TooLarge, Unaccepted
 
 from .layout import Layout

@@ -6,7 +6,8 @@ import reprlib
 import struct
 from typing import TYPE_CHECKING, Any
 
-from fdpass import Unsendable, exported
+from fdpass import Unsendable
+from fdpass.lowlevel import exported
 from ipcqueue._errors import BadRecord
 
 from .codec import CASTABLE, Codec, encoder_of_many, window_of

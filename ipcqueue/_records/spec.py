@@ -33,7 +33,7 @@ import sys
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from fdpass import index_of
+from fdpass.lowlevel import index_of
 
 from .arrays import numpy_codec
 from .classes import ctypes_codec, dataclass_codec, namedtuple_codec

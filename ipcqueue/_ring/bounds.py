@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from fdpass import monotonic
+from fdpass.lowlevel import monotonic
 from ipcqueue._core import lib
 
 if TYPE_CHECKING:

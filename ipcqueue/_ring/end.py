@@ -15,7 +15,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-import fdpass
+from fdpass.lowlevel import Owner, renewed_after_fork
 from ipcqueue._core import ffi
 from ipcqueue._errors import ConcurrentUse, ForkedUse
 
@@ -49,7 +49,7 @@ class Place(NamedTuple):
     process: HasFileno | None = None  # of the peer
 
 
-class End(fdpass.Owner):
+class End(Owner):
     """One end of a ring of either shape: the core's struct, who may use it now, and its views.
 
     While its memory is lent to the application, the ring is parked, and every other use fails: also
@@ -71,7 +71,7 @@ class End(fdpass.Owner):
         self._parked: Any = None
         self._borrower: weakref.ref[Any] | None = None
         self._views = Views()
-        fdpass.renewed_after_fork(self)
+        renewed_after_fork(self)
 
     def renew_locks(self) -> None:
         """In a forked child: forget who held them."""

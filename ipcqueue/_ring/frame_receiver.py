@@ -21,6 +21,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import fdpass
+from fdpass.lowlevel import Mappings, Owner
 from ipcqueue._binding import direct, persist
 from ipcqueue._core import ffi, lib
 from ipcqueue._errors import Unaccepted
@@ -67,7 +68,7 @@ _free, _see, _seen = lib.ipcq_take, lib.ipcq_see, lib.ipcq_seen
 _IN_PIECES = sys.implementation.name == "cpython"  # where cffi can write to new bytes in place
 
 
-class _Lending(fdpass.Owner):
+class _Lending(Owner):
     """What is lent in one borrowing, and what happens when it is taken."""
 
     def __init__(self) -> None:
@@ -80,7 +81,7 @@ class _Lending(fdpass.Owner):
         self.kept: dict[int, Mapping] = {}  # regions of the peer, after these
 
 
-class _Large(fdpass.Owner):
+class _Large(Owner):
     """A message above LARGE bytes, which is copied in pieces: in one call, or in several.
 
     Its frame stands in the ring meanwhile.  It says what it was then; the peer may change it.
@@ -123,7 +124,7 @@ class FrameReceiver(ReceiverEnd):
         self._decode = codec.decode
         self._limits = limits
         self._attached = attached  # to messages not built yet, in order
-        self._mappings = fdpass.Mappings()  # of regions that a registry of the peer's lends
+        self._mappings = Mappings()  # of regions that a registry of the peer's lends
         self._kept: dict[int, Mapping] = {}  # of those in which its messages travel, by number
         self._wanted = 0  # how many of these there must be to go on
         self._built: list[Built] = []

@@ -8,6 +8,7 @@ import stat
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import fdpass
+from fdpass.lowlevel import Owner
 from ipcqueue._binding import direct
 from ipcqueue._core import ffi, lib
 from ipcqueue._errors import BadRecord, Unaccepted
@@ -43,7 +44,7 @@ class Admission(Protocol):
         """Note what became of what was admitted."""
 
 
-class Parcel(fdpass.Owner):
+class Parcel(Owner):
     """One message ready to go: its frame, its bytes, and the descriptors beside it.
 
     Borrows the descriptors; has, until close(), a memory region to itself if the message travels

@@ -7,7 +7,7 @@ import mmap
 import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import fdpass
+from fdpass.lowlevel import Owner
 from ipcqueue._core import ffi, lib
 from ipcqueue._waiting import lib as waiting
 
@@ -31,7 +31,7 @@ class Counts(NamedTuple):
     last_active_ns: int
 
 
-class Mapping(fdpass.Owner):
+class Mapping(Owner):
     """A segment in memory, unmapped when the last one that holds `at` lets go."""
 
     def __init__(self, at: Any = None, size: int = 0) -> None:
@@ -143,7 +143,7 @@ def allocate(kind: str, size: int, *kept: object) -> Any:
     return ffi.from_buffer(kind, memory)
 
 
-class _Memory(fdpass.Owner, bytearray):
+class _Memory(Owner, bytearray):
     kept: object = None
 
 

@@ -27,6 +27,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import fdpass
+from fdpass.lowlevel import Owner
 from ipcqueue._binding import persist
 from ipcqueue._core import ffi
 
@@ -61,7 +62,7 @@ def region_size(size: int) -> int:
     return max(_LEAST, -(-size // step) * step)
 
 
-class Region(fdpass.Owner):
+class Region(Owner):
     """Memory that only this process writes, and the descriptor to give it with, once."""
 
     def __init__(self, size: int) -> None:
@@ -92,7 +93,7 @@ class Region(fdpass.Owner):
                 copy_memory(self._mapping.at + done, buffer + done, count)
 
 
-class _Slot(fdpass.Owner):
+class _Slot(Owner):
     """The region of one number, if there is one; used by one message at a time."""
 
     def __init__(self, number: int) -> None:
@@ -137,7 +138,7 @@ class Load(NamedTuple):
     slot: _Slot | None  # None: it is for this message only
 
 
-class Outgoing(fdpass.Owner):
+class Outgoing(Owner):
     """The regions of a sender, at most one for each of SIZES.
 
     take() wants the lock of its end; the rest is for who has taken one.
@@ -181,7 +182,7 @@ def _drop(slot: _Slot) -> None:
     slot.region = None
 
 
-class Outside(fdpass.Owner):
+class Outside(Owner):
     """One message that travels outside the ring; close() it in the end, sent or not.
 
     Each step can be repeated.

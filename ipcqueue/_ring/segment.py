@@ -11,7 +11,8 @@ import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from fdpass import Fd, Memfd, MemfdRefused, NotReserved, Owner, Seal, WrongSize, index_of
+from fdpass import Fd, Memfd, MemfdRefused, NotReserved, Seal, WrongSize
+from fdpass.lowlevel import Owner, index_of
 from ipcqueue._binding import persist
 from ipcqueue._core import lib
 from ipcqueue._errors import SealsRefused, SizeRefused

@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from typing import Any, NamedTuple
 
-import fdpass
+from fdpass.lowlevel import Owner
 from ipcqueue._core import ffi
 from ipcqueue._errors import LoanError
 
@@ -20,7 +20,7 @@ class Lent(NamedTuple):
     flags: int
 
 
-class Views(fdpass.Owner):
+class Views(Owner):
     """Views of shared memory that were handed out, and must be gone before it is used again.
 
     A memoryview can be released, but not the slices and arrays made of it.  They all keep alive

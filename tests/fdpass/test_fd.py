@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import fdpass
+import fdpass.lowlevel
 
 
 @pytest.fixture(autouse=True)
@@ -145,7 +146,7 @@ def test_closing_what_somebody_else_has_closed_is_an_error():
 def test_all_are_closed_though_one_of_them_fails():
     numbers = [os.dup(0) for _ in range(3)]
     os.close(numbers[0])
-    deque(fdpass.closing_all(numbers), maxlen=0)
+    deque(fdpass.lowlevel.closing_all(numbers), maxlen=0)
     for number in numbers:
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(number)

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import fdpass
-from fdpass import Fd, Mappings, MemoryRegion, MemoryRegistry
+from fdpass import Fd, MemoryRegion, MemoryRegistry
 from fdpass._memfd import Mapped, Memfd
+from fdpass.lowlevel import Mappings
 
 MAX = 1 << 20
 SIZE = 5000

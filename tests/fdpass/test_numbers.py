@@ -12,6 +12,7 @@ import numpy.ma
 import pytest
 
 import fdpass
+import fdpass.lowlevel
 
 
 class Index:
@@ -21,7 +22,7 @@ class Index:
 
 @pytest.mark.parametrize("number", [7, np.int64(7), np.uint8(7), np.array(7), Index()], ids=repr)
 def test_whatever_has_an_index_is_a_number(number):
-    result = fdpass.index_of(number)
+    result = fdpass.lowlevel.index_of(number)
     assert result == 7
     assert type(result) is int
 
@@ -33,15 +34,15 @@ def test_whatever_has_an_index_is_a_number(number):
 )
 def test_all_else_is_none(number):
     with pytest.raises(TypeError):
-        fdpass.index_of(number)
+        fdpass.lowlevel.index_of(number)
 
 
 def test_a_masked_number_is_none():
     with pytest.raises(TypeError):
-        fdpass.index_of(numpy.ma.array(7, mask=True))
+        fdpass.lowlevel.index_of(numpy.ma.array(7, mask=True))
     with pytest.raises(TypeError, match="not masked"):
-        fdpass.seconds_of(numpy.ma.array(7.0, mask=True).reshape(()), "timeout")
-    assert fdpass.index_of(numpy.ma.array(7)) == 7
+        fdpass.lowlevel.seconds_of(numpy.ma.array(7.0, mask=True).reshape(()), "timeout")
+    assert fdpass.lowlevel.index_of(numpy.ma.array(7)) == 7
 
 
 @pytest.mark.parametrize(
@@ -68,8 +69,8 @@ def test_a_masked_number_is_none():
     ids=repr,
 )
 def test_a_time_is_seconds_or_says_its_unit(given, seconds):
-    assert fdpass.seconds_of(given) == seconds
-    assert type(fdpass.seconds_of(given)) is float
+    assert fdpass.lowlevel.seconds_of(given) == seconds
+    assert type(fdpass.lowlevel.seconds_of(given)) is float
 
 
 @pytest.mark.parametrize(
@@ -80,7 +81,7 @@ def test_a_time_is_seconds_or_says_its_unit(given, seconds):
 def test_what_is_no_time_is_told_what_is(given):
     expected = r"patience is None, a number of seconds or a datetime.timedelta, not "
     with pytest.raises(TypeError, match=expected):
-        fdpass.seconds_of(given, "patience")
+        fdpass.lowlevel.seconds_of(given, "patience")
 
 
 @pytest.mark.parametrize(
@@ -90,7 +91,7 @@ def test_what_is_no_time_is_told_what_is(given):
 )
 def test_no_time_is_less_than_nothing(given):
     with pytest.raises(ValueError, match="timeout is None or at least 0 seconds, not "):
-        fdpass.seconds_of(given)
+        fdpass.lowlevel.seconds_of(given)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +109,7 @@ def test_no_time_is_less_than_nothing(given):
     ids=repr,
 )
 def test_a_time_is_shown_as_it_was_given(given, text):
-    assert fdpass.shown_seconds(given) == text
+    assert fdpass.lowlevel.shown_seconds(given) == text
 
 
 @pytest.mark.parametrize("index", [np.int64, np.uint32], ids=str)

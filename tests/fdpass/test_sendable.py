@@ -14,6 +14,7 @@ import numpy.ma
 import pytest
 
 import fdpass
+import fdpass.lowlevel
 
 
 class Union(ctypes.Union):
@@ -101,13 +102,13 @@ def hiding():
 @pytest.mark.parametrize("what", POINTERS)
 def test_pointers_are_refused(what):
     with pytest.raises(fdpass.Unsendable, match="pointers into this process"):
-        fdpass.exported(POINTERS[what])
+        fdpass.lowlevel.exported(POINTERS[what])
 
 
 @pytest.mark.parametrize("what", hiding())
 def test_masked_values_are_refused(what):
     with pytest.raises(fdpass.Unsendable, match=r"masked values.*filled.*compressed"):
-        fdpass.exported(hiding()[what])
+        fdpass.lowlevel.exported(hiding()[what])
 
 
 @pytest.mark.parametrize(
@@ -133,34 +134,34 @@ def test_masked_values_are_refused(what):
     ids=repr,
 )
 def test_what_says_all_that_it_is_may_go(data):
-    view = fdpass.exported(data)
+    view = fdpass.lowlevel.exported(data)
     assert view.tobytes() == memoryview(data).tobytes()
 
 
 def test_a_mapping_may_go():
-    with mmap.mmap(-1, 4096) as mapping, fdpass.exported(mapping) as view:
+    with mmap.mmap(-1, 4096) as mapping, fdpass.lowlevel.exported(mapping) as view:
         assert len(view) == 4096
 
 
 def test_a_masked_array_that_hides_nothing_may_go():
-    assert fdpass.exported(masked([1, 2], False)).tolist() == [1, 2]
-    assert fdpass.exported(masked([1, 2], [0, 0])).tolist() == [1, 2]
-    fdpass.check_sendable(masked([(1, 2.0)], [(0, 0)], "i4,f8"))
-    fdpass.check_sendable(masked([(1, 2.0)], [(0, 0)], "i4,f8")[0])
-    assert not fdpass.is_masked(masked([1, 2], False))
-    assert fdpass.is_masked(masked([1, 2], [0, 1]))
+    assert fdpass.lowlevel.exported(masked([1, 2], False)).tolist() == [1, 2]
+    assert fdpass.lowlevel.exported(masked([1, 2], [0, 0])).tolist() == [1, 2]
+    fdpass.lowlevel.check_sendable(masked([(1, 2.0)], [(0, 0)], "i4,f8"))
+    fdpass.lowlevel.check_sendable(masked([(1, 2.0)], [(0, 0)], "i4,f8")[0])
+    assert not fdpass.lowlevel.is_masked(masked([1, 2], False))
+    assert fdpass.lowlevel.is_masked(masked([1, 2], [0, 1]))
 
 
 @pytest.mark.parametrize("thing", [None, 1, "text", object(), len, np.zeros(1), type])
 def test_what_is_no_memory_is_nothing_to_refuse(thing):
-    fdpass.check_sendable(thing)
-    assert not fdpass.is_masked(thing)
+    fdpass.lowlevel.check_sendable(thing)
+    assert not fdpass.lowlevel.is_masked(thing)
 
 
 @pytest.mark.parametrize("thing", [1, "text", None, object(), [1], len])
 def test_what_has_no_memory_is_an_ordinary_error(thing):
     with pytest.raises(TypeError) as caught:
-        fdpass.exported(thing)
+        fdpass.lowlevel.exported(thing)
     assert not isinstance(caught.value, fdpass.Unsendable)
 
 
@@ -168,7 +169,7 @@ def test_nothing_is_imported_to_find_out(monkeypatch):
     monkeypatch.delitem(sys.modules, "numpy.ma", raising=False)
     monkeypatch.delitem(sys.modules, "_ctypes")
     other = type("Other", (), {})()
-    fdpass.check_sendable(other)
+    fdpass.lowlevel.check_sendable(other)
     assert "numpy.ma" not in sys.modules
     assert "_ctypes" not in sys.modules
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import fdpass
+import fdpass.lowlevel
 from fdpass import _rights
 from tests.kit.settling import settle
 
@@ -599,7 +600,7 @@ def test_a_byte_out_of_band_comes_in_its_place_with_its_descriptor(pair, null):
     assert right.recv(2) == b"y"
 
 
-@pytest.mark.parametrize("receive", [fdpass.recv_fds, fdpass.recv_fds_and_pidfd])
+@pytest.mark.parametrize("receive", [fdpass.recv_fds, fdpass.lowlevel.recv_fds_and_pidfd])
 @pytest.mark.parametrize("wrong", [-5, -1, 254, 1 << 40])
 def test_how_many_descriptors_to_expect_is_checked_first(receive, wrong):
     first, second = socket.socketpair()

@@ -14,6 +14,7 @@ import types
 import pytest
 
 import fdpass
+import fdpass.lowlevel
 from fdpass import Fd, _untrusted
 from tests.kit.lingering import lingering, queued
 from tests.kit.settling import settle
@@ -442,7 +443,7 @@ def test_a_socket_into_which_no_descriptors_were_sent_needs_no_thread(pair, thre
     started = []
     thread_module(start_new_thread=lambda *_: started.append(1))
     left, right = pair
-    fdpass.pass_pidfd(right)
+    fdpass.lowlevel.pass_pidfd(right)
     right.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
     left.send(b"something" * 20_000)
     fdpass.drop_socket(right)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import fdpass
+import fdpass.lowlevel
 import ipcqueue
 import memenpsf
 from ipcqueue import _core, _waiting
@@ -691,15 +692,15 @@ def test_a_pidfd_that_there_is_no_memory_for_is_closed(short_of_memory):
     for nth in range(10):
         one, other = socket.socketpair()
         with one, other:
-            fdpass.pass_pidfd(other)  # as an application may
+            fdpass.lowlevel.pass_pidfd(other)  # as an application may
             one.send(b"\x80\x00")
             room, got = bytearray(direct.ROOM), []
-            arguments = other, fdpass.RECEIVE_FLAGS, True, got, room
+            arguments = other, fdpass.lowlevel.RECEIVE_FLAGS, True, got, room
             short_of_memory(nth, lambda arguments=arguments: direct.receive(*arguments))
             dropped += direct.waiting(room) > 0
             direct.drop(room)
             for _, ancillary, *_ in got:
-                for number in fdpass.unpack(ancillary)[1]:
+                for number in fdpass.lowlevel.unpack(ancillary)[1]:
                     os.close(number)
     assert dropped > 0  # conftest.py looks for what is left open
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import fdpass
+import fdpass.lowlevel
 import ipcqueue
 from ipcqueue import Lease
 from ipcqueue._binding import direct
@@ -117,7 +118,7 @@ class TestWaryReading:
 
     def receive(self, sock, into, **how):
         room = bytearray(direct.ROOM)
-        return direct.receive(sock, fdpass.RECEIVE_FLAGS, True, into, room, *how.values())
+        return direct.receive(sock, fdpass.lowlevel.RECEIVE_FLAGS, True, into, room, *how.values())
 
     def test_descriptors_are_announced_and_left(self, pair):
         here, there = pair
@@ -130,7 +131,7 @@ class TestWaryReading:
         assert list(Path("/proc/self/fd").iterdir()) == before
         assert self.receive(there, into, most=5) is None
         ((data, ancillary, _, _),) = into
-        numbers, _ = fdpass.unpack(ancillary)
+        numbers, _ = fdpass.lowlevel.unpack(ancillary)
         for number in numbers:
             os.close(number)
         assert data == b"\x01\x00\x11\x05"

@@ -18,6 +18,7 @@ import pytest
 from ipcqueue._core import ffi, lib
 
 import fdpass
+import fdpass.lowlevel
 import ipcqueue
 import memenpsf
 from ipcqueue import _binding
@@ -258,7 +259,7 @@ def test_descriptors_that_come_while_memory_is_short_are_closed_or_noted(short_o
             return open_count(), [], bytearray(direct.ROOM)
 
         def receive(before, into, room):
-            return direct.receive(ends[1], fdpass.RECEIVE_FLAGS, True, into, room)
+            return direct.receive(ends[1], fdpass.lowlevel.RECEIVE_FLAGS, True, into, room)
 
         def check(result, before, into, room):
             if result is MemoryError:
@@ -266,7 +267,7 @@ def test_descriptors_that_come_while_memory_is_short_are_closed_or_noted(short_o
                 receive(before, into, room)  # from the room, or the socket
             ((data, ancillary, _, _),) = into
             assert data == b"\x11\x03"
-            numbers, strays = fdpass.unpack(ancillary)
+            numbers, strays = fdpass.lowlevel.unpack(ancillary)
             assert len(numbers) == 3
             for number in (*numbers, *strays):
                 os.close(number)

@@ -1049,7 +1049,8 @@ class Clock:
     def __init__(self, monkeypatch):
         self.now = 1e9
         monkeypatch.setattr(_reception, "monotonic", lambda: self.now)
-        monkeypatch.setattr("ipcqueue._link.opening.monotonic", lambda: self.now)
+        for file in ("opening", "terms"):
+            monkeypatch.setattr(f"ipcqueue._link.{file}.monotonic", lambda: self.now)
 
 
 class Counting:

@@ -26,10 +26,12 @@ import pytest
 import trio
 
 import fdpass
+import fdpass.lowlevel
 import ipcqueue
 import memenpsf
 import memenpsf.trio
-from fdpass import Fd, Memfd, MemoryRegion, Owner
+from fdpass import Fd, Memfd, MemoryRegion
+from fdpass.lowlevel import Owner
 
 REPOSITORY = Path(__file__).parent.parent.parent
 
@@ -116,7 +118,7 @@ def test_every_class_refuses_copies_or_is_known_to_own_nothing():
         for name, each in CLASSES.items()
         if not (issubclass(each, Owner) or is_value(each) or name in PLAIN)
     ]
-    assert wrong == [], "derive it from fdpass.Owner, or say in PLAIN why it owns nothing"
+    assert wrong == [], "derive it from fdpass.lowlevel.Owner, or say in PLAIN why it owns nothing"
     assert len(OWNERS) > 30
     assert not {name for name in PLAIN if name in OWNERS}
 
@@ -165,7 +167,7 @@ def owners():
         region = keep(MemoryRegion.create(4096))
         shared = keep(MemoryRegion.create(4096, mode="shared"))
         mapping = keep(memfd.map())
-        mappings = keep(contextlib.closing(fdpass.Mappings()))
+        mappings = keep(contextlib.closing(fdpass.lowlevel.Mappings()))
         one, other = memenpsf.pair(bytes, accept_fds=1)
         keep(one)
         keep(other)

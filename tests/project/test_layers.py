@@ -105,14 +105,31 @@ def test_only_public_names_of_the_layer_below_are_used(module):
     below = BELOW[package_of(module)]
     if below is None:
         return
-    public = set(importlib.import_module(below).__all__)
+    public = {below: set(importlib.import_module(below).__all__)}
+    lowlevel = f"{below}.lowlevel"
+    if (REPOSITORY / below / "lowlevel.py").exists():
+        public[lowlevel] = set(importlib.import_module(lowlevel).__all__)
     for found in imports(module):
         if found.module.split(".")[0] == below:
-            assert found.module == below, f"{module}:{found.line} imports {found.module}"
-            assert set(found.names) <= public, f"{module}:{found.line}"
+            assert found.module in public, f"{module}:{found.line} imports {found.module}"
+            assert found.names or found.module == below, f"{module}:{found.line} takes no names"
+            assert set(found.names) <= public[found.module], f"{module}:{found.line}"
     for node in ast.walk(parsed(module)):
         if isinstance(node, ast.Attribute) and getattr(node.value, "id", None) == below:
-            assert node.attr in public, f"{module}:{node.lineno} uses {below}.{node.attr}"
+            assert node.attr in public[below], f"{module}:{node.lineno} uses {below}.{node.attr}"
+
+
+def test_what_is_in_lowlevel_is_for_doors_only():
+    import fdpass.lowlevel
+
+    offered = {
+        alias.name
+        for node in ast.walk(parsed("fdpass/lowlevel.py"))
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert offered == {*fdpass.lowlevel.__all__}
+    assert offered & {*fdpass.__all__} == set()
 
 
 def imported_by(module: str) -> set[str]:
@@ -287,7 +304,7 @@ def test_no_module_has_a_clock_that_others_may_stop(module):
 
 
 # Where memory is looked at as bytes, and why none of it can be a pointer into this process, or what
-# a masked array hides.  What an application gives goes through fdpass.exported(), and nothing else.
+# a masked array hides.  What an application gives goes through fdpass.lowlevel.exported(), and nothing else.
 VIEWS = {
     ("fdpass/_sendable.py", "exported"): "the door itself",
     ("fdpass/_sendable.py", "_hides_something"): "a mask",
@@ -412,7 +429,7 @@ def test_nobody_reckons_with_a_timeout_before_it_is_seconds(module):
 
 @pytest.mark.parametrize("module", MODULES)
 def test_one_function_says_what_is_a_number(module):
-    """isinstance(…, int) refuses numpy's; fdpass.index_of() takes all that have __index__."""
+    """isinstance(…, int) refuses numpy's; fdpass.lowlevel.index_of() takes all that have __index__."""
 
     def asks(node):
         return (

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import fdpass
+import fdpass.lowlevel
 import ipcqueue
 import memenpsf
 from fdpass import _memfd
@@ -700,7 +701,7 @@ def registry(case):
     registry = case.do(fdpass.MemoryRegistry)
     if registry is FAILED:
         return
-    mappings = fdpass.Mappings()
+    mappings = fdpass.lowlevel.Mappings()
     for _ in range(2):
         region = case.do(registry.alloc, 5000, "tag")
         if region is FAILED:

@@ -532,7 +532,7 @@ MUTANTS = [
     Mutant(
         "a class that owns may be copied",
         "ipcqueue/_link/process.py",
-        "class Process(fdpass.Owner):",
+        "class Process(Owner):",
         "class Process:",
         "project/test_copies.py::test_every_class_refuses_copies_or_is_known_to_own_nothing",
     ),

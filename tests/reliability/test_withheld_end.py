@@ -13,6 +13,7 @@ import pytest
 import trio
 
 import fdpass
+import fdpass.lowlevel
 import memenpsf
 import memenpsf.trio
 from memenpsf import EndOfStream, PeerDied
@@ -258,7 +259,7 @@ end(other, "print('open', flush=True)\\nprint(interface.recv().decode(), flush=T
     def test_without_a_word_of_the_kernel_the_process_that_connected_if_the_segment_agrees(
         self, monkeypatch
     ):
-        monkeypatch.setattr(fdpass, "pass_pidfd", lambda sock, on=True: False)
+        monkeypatch.setattr("ipcqueue._link.opening.pass_pidfd", lambda sock, on=True: False)
         first, second = self.pair()
         for end in (first, second):
             assert not end._endpoint.process.has_exited()
@@ -266,7 +267,7 @@ end(other, "print('open', flush=True)\\nprint(interface.recv().decode(), flush=T
 
     @pytest.mark.parametrize("missing", ["pass_pidfd", "both"])
     def test_otherwise_nobody(self, monkeypatch, missing):
-        monkeypatch.setattr(fdpass, "pass_pidfd", lambda sock, on=True: False)
+        monkeypatch.setattr("ipcqueue._link.opening.pass_pidfd", lambda sock, on=True: False)
         if missing == "both":
             monkeypatch.setattr(fdpass, "peer_pidfd", lambda sock: None)
         else:
@@ -281,11 +282,11 @@ end(other, "print('open', flush=True)\\nprint(interface.recv().decode(), flush=T
 
     def test_an_application_that_wants_to_know_who_sends_still_does(self):
         ours, theirs = socket.socketpair()
-        fdpass.pass_pidfd(ours)
+        fdpass.lowlevel.pass_pidfd(ours)
         thread = threading.Thread(target=lambda: memenpsf.Interface(theirs, 8).close())
         thread.start()
         with memenpsf.Interface(ours, 8) as interface:
             thread.join()
-            assert fdpass.pass_pidfd(interface._endpoint._sock)
+            assert fdpass.lowlevel.pass_pidfd(interface._endpoint._sock)
             with pytest.raises(EndOfStream):
                 interface.recv(timeout=50)
