@@ -524,7 +524,7 @@ def short_of_memory(monkeypatch):
             raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
         return adopt(fd, *terms)
 
-    monkeypatch.setattr(ipcqueue._ring.segment, "adopt", adopt_but_not_the_first)
+    monkeypatch.setattr(ipcqueue._link.opening, "adopt", adopt_but_not_the_first)
 
 
 @pytest.mark.usefixtures("short_of_memory")

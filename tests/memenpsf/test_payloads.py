@@ -87,7 +87,7 @@ def test_a_batch_larger_than_the_ring_is_not_copied_again_for_each_piece(monkeyp
         copied.append(len(data))
         return push(ring, frames, data, count, pushed)
 
-    monkeypatch.setattr(ipcqueue._ring.frame_receiver, "_push_many", push_many)
+    monkeypatch.setattr(ipcqueue._ring.frame_sender, "_push_many", push_many)
     batch = [bytes(1000)] * 200
     with pair(capacity=4096, inline=4096) as (one, other):
         got = []

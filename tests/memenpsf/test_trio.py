@@ -1630,7 +1630,7 @@ async def test_a_shortage_for_one_client_does_not_end_serving(
         return await interface.recv() == (1,)
 
     monkeypatch.setattr(_reception, "Opening", Opening)
-    monkeypatch.setattr(ipcqueue._ring.segment, "adopt", adopt_unless_short)
+    monkeypatch.setattr(ipcqueue._link.opening, "adopt", adopt_unless_short)
     monkeypatch.setattr(fdpass, "send_fds", send_unless_short)
     async with served(echo, path) as listener, await connect(path, "<Q") as steady:
         assert await is_served(steady)
