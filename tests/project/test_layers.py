@@ -132,29 +132,6 @@ def test_what_is_in_lowlevel_is_for_doors_only():
     assert offered & {*fdpass.__all__} == set()
 
 
-def imported_by(module: str) -> set[str]:
-    """The files of its own package that a module imports, also where only types are checked."""
-
-    def file_of(name):
-        path = name.replace(".", "/")
-        return next((f for f in (f"{path}.py", f"{path}/__init__.py") if f in MODULES), None)
-
-    files = set()
-    for found in imports(module):
-        for name in found.names or [""]:  # a file of the folder, or what its __init__ defines
-            files.add(file_of(f"{found.module}.{name}") or file_of(found.module))
-    return {file for file in files if file and package_of(file) == package_of(module)}
-
-
-@pytest.mark.parametrize("package", ["fdpass", "memenpsf"])
-def test_no_files_import_each_other(package):
-    left = {module: imported_by(module) for module in MODULES if package_of(module) == package}
-    while ready := {module for module, imported in left.items() if not imported & left.keys()}:
-        for module in ready:
-            del left[module]
-    assert left == {}
-
-
 def test_only_the_ends_of_the_rings_know_the_c_core():
     def knows_it(module):
         return any(i.module == "ipcqueue._core" or "_core" in i.names for i in imports(module))
@@ -204,7 +181,7 @@ def test_no_two_modules_import_each_other():
     arrows = {module: {*modules_imported(module)} for module in MODULES}
     arrows["ipcqueue/_link/endpoint.py"].remove("ipcqueue/_link/opening.py")  # one that is left
     roots = {f"{package}/__init__.py" for package in BELOW}
-    rest = {m: a - roots for m, a in arrows.items() if m not in roots and "memenpsf" not in m}
+    rest = {m: a - roots for m, a in arrows.items() if m not in roots}
     found = True
     while found:  # what imports nothing that is left is in no circle
         found = [m for m, a in rest.items() if not a & rest.keys()]
