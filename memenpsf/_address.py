@@ -40,7 +40,7 @@ BACKLOG = 128
 # How long, in seconds, a server may take from bind() to listen(); it takes about 0.1 ms.
 STARTING = 0.25
 
-_MOST_ID = 0xFFFFFFFE  # of a group; the next one means "leave it"
+_MAX_ID = 0xFFFFFFFE  # of a group; the next one means "leave it"
 
 
 class Address(NamedTuple):
@@ -145,7 +145,7 @@ def checked_permissions(
         except KeyError:
             raise ValueError(f"there is no group called {group!r}") from None
     elif group is not None:
-        group = checked_number("group", group, _MOST_ID)
+        group = checked_number("group", group, _MAX_ID)
     return Permissions(mode, group)
 
 

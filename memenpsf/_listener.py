@@ -21,7 +21,7 @@ from ipcqueue import (
 
 from ._drive import drive
 from ._interface import Interface
-from ._reception import CAUSED_BY_ONE, Reception
+from ._pending import CAUSED_BY_ONE, PendingClients
 
 if TYPE_CHECKING:
     import os
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from ipcqueue import Seconds
 
-    from ._reception import Wait
+    from ._pending import Wait
 
 _SLICE = 3600.0  # seconds; poll() cannot wait much longer at once
 
@@ -41,10 +41,10 @@ class Listener(Owner):
     number of threads may accept.  Made by listen().
     """
 
-    _instead = Reception._instead  # noqa: SLF001 (one package)
+    _instead = PendingClients._instead  # noqa: SLF001 (one package)
 
-    def __init__(self, reception: Reception) -> None:
-        self._reception = reception
+    def __init__(self, pending: PendingClients) -> None:
+        self._pending = pending
         self._lock = threading.RLock()
         # Whether who has the lock is in the middle of something: then a signal handler, which has
         # it as well, leaves all as it is.
@@ -53,12 +53,12 @@ class Listener(Owner):
     @property
     def address(self) -> str:
         """Where it listens: a path, or @name."""
-        return str(self._reception.bound.address)
+        return str(self._pending.bound.address)
 
     @property
     def refused(self) -> int:
         """How many clients were refused or failed to introduce themselves."""
-        return self._reception.refused
+        return self._pending.refused
 
     def accept(self, timeout: Seconds = None) -> Interface:
         """Return the next client; raise TimeoutError if none came in time.
@@ -80,19 +80,19 @@ class Listener(Owner):
             )
         try:
             self._busy = True
-            endpoint = drive(self._reception.next_client(deadline), self._wait)
+            endpoint = drive(self._pending.next_client(deadline), self._wait)
         finally:
             self._busy = False
             try:
-                if self._reception.closed:  # by a signal handler, perhaps, which could not go on
-                    self._reception.close()
+                if self._pending.closed:  # by a signal handler, perhaps, which could not go on
+                    self._pending.close()
             finally:
                 self._lock.release()
         if endpoint is None:
             raise TimeoutError(f"no client within {shown_seconds(timeout)}")
         try:
             interface = Interface.of(endpoint)
-            interface.role = self._reception.role
+            interface.role = self._pending.role
         except BaseException:  # no memory, or Ctrl-C
             endpoint.close()
             raise
@@ -124,7 +124,7 @@ class Listener(Owner):
             except ConcurrentUse:  # by this loop, in a signal handler: it would go on for ever
                 raise
             except CAUSED_BY_ONE as error:
-                self._reception.log.add(error)
+                self._pending.log.add(error)
             else:
                 yield interface
 
@@ -134,18 +134,18 @@ class Listener(Owner):
         Idempotent; threads that wait in accept() get Closed.  In a forked child it only closes
         the child's copy of the descriptor.
         """
-        reception = self._reception
-        reception.closed = True
-        if not reception.bound.ours:
-            reception.close()
+        pending = self._pending
+        pending.closed = True
+        if not pending.bound.ours:
+            pending.close()
             return
-        reception.bound.remove_file()  # while it listens: a dead server's is anybody's
+        pending.bound.remove_file()  # while it listens: a dead server's is anybody's
         with contextlib.suppress(OSError):
-            reception.bound.sock.shutdown(socket.SHUT_RDWR)  # wakes who accepts
+            pending.bound.sock.shutdown(socket.SHUT_RDWR)  # wakes who accepts
         with self._lock:
             # This may be a signal handler in the middle of accept(), which then does it in the end.
             if not self._busy:
-                reception.close()
+                pending.close()
 
     def __enter__(self) -> Self:
         return self
@@ -154,7 +154,7 @@ class Listener(Owner):
         self.close()
 
     def __repr__(self) -> str:
-        state = "closed" if self._reception.closed else "open"
+        state = "closed" if self._pending.closed else "open"
         return f"<Listener {self.address}: {state}>"
 
 
@@ -197,4 +197,4 @@ def listen(address: str | os.PathLike[str], record: Any, **options: Any) -> List
     user whose clients came to nothing, again and again, waits longer.  The clients of one user
     cannot be told apart: who runs hostile and honest ones under one user id has both wait.
     """
-    return Listener(Reception(address, record, **options))
+    return Listener(PendingClients(address, record, **options))

@@ -14,7 +14,7 @@ logger = logging.getLogger("memenpsf")
 # So many lines say, within so many seconds, why clients were not served; of more, only how many.
 LOG_LINES = 20
 LOG_SECONDS = 10.0
-_MOST_CHARACTERS = 500  # of what an exception says, which may quote what a client sent
+_MAX_CHARACTERS = 500  # of what an exception says, which may quote what a client sent
 
 
 def one_line(error: BaseException) -> str:
@@ -24,8 +24,8 @@ def one_line(error: BaseException) -> str:
     except Exception:  # noqa: BLE001 (whatever the class of a user does)
         text = ""
     text = text or type(error).__name__
-    if len(text) > _MOST_CHARACTERS:
-        text = text[:_MOST_CHARACTERS] + "…"
+    if len(text) > _MAX_CHARACTERS:
+        text = text[:_MAX_CHARACTERS] + "…"
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 

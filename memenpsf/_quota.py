@@ -32,7 +32,7 @@ _PART_OF_ONE = 7, 8
 _PART_OF_ALL = 15, 16
 
 # Users whose clients got in for nothing, remembered until a listener asks: more rest as well.
-_MOST_UNSERVED = 1024
+_MAX_UNSERVED = 1024
 
 
 def connections_by_default() -> int:
@@ -103,7 +103,7 @@ class Quota(Owner):
         self._reserved = reserved
         self._shares: set[weakref.ref[Share]] = set()
         self.unserved = 0  # connections that ended before any record went over them
-        self._unserved_uids: deque[int] = deque(maxlen=_MOST_UNSERVED)
+        self._unserved_uids: deque[int] = deque(maxlen=_MAX_UNSERVED)
 
     def open(self, uid: int) -> Share:
         """Count one more connection of a user; raise LimitRefused if it is one too many."""

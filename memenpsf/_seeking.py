@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 _NO_SERVER = (errno.ENOENT, errno.ECONNREFUSED)
 
 _LISTENS = 0x10000  # __SO_ACCEPTCON, in the flags of /proc/net/unix
-_MOST_READ = 128 * 1024  # bytes of /proc/net/unix: some 2,000 sockets, which take about 7 ms
-_MOST_FILES = 1000  # of a directory
-_MOST_COMPARED = 100
-_MOST_NAMED = 5
+_MAX_READ = 128 * 1024  # bytes of /proc/net/unix: some 2,000 sockets, which take about 7 ms
+_MAX_FILES = 1000  # of a directory
+_MAX_COMPARED = 100
+_MAX_NAMED = 5
 _LONGEST = 40  # characters of a name
 
 
@@ -168,7 +168,7 @@ class _Search:
         if self._address.is_name:
             of_others = _owners_of(self._address.given, listening) - {os.geteuid()}
             if of_others:
-                uids = ", ".join(map(str, sorted(of_others)[:_MOST_NAMED]))
+                uids = ", ".join(map(str, sorted(of_others)[:_MAX_NAMED]))
                 said.append(
                     f"uid {uids} has a server of this name, but names are for one user alone: "
                     "servers for others have a path"
@@ -181,7 +181,7 @@ def _sockets(directory: Path) -> list[Path]:
     with contextlib.suppress(OSError), os.scandir(directory) as entries:
         return [
             directory / entry.name
-            for entry in islice(entries, _MOST_FILES)
+            for entry in islice(entries, _MAX_FILES)
             if not entry.is_file(follow_symlinks=False)  # which costs nothing
             and stat.S_ISSOCK(entry.stat(follow_symlinks=False).st_mode)
         ]
@@ -194,14 +194,14 @@ def _listening() -> tuple[list[str], bool]:
     Somebody who binds a path with a line feed in it can make up others.
     """
     with Path("/proc/net/unix").open("rb") as file:
-        text = file.read(_MOST_READ)
+        text = file.read(_MAX_READ)
     found = []
     for line in text.splitlines()[1:]:
         words = line.split(None, 7)
         with contextlib.suppress(ValueError):
             if len(words) == 8 and int(words[3], 16) & _LISTENS:  # noqa: PLR2004 (of columns)
                 found.append(os.fsdecode(words[7]))
-    return found, len(text) < _MOST_READ
+    return found, len(text) < _MAX_READ
 
 
 def _closest(wanted: str, names: list[str], *, only_close: bool = False) -> list[str]:
@@ -212,11 +212,11 @@ def _closest(wanted: str, names: list[str], *, only_close: bool = False) -> list
         pairs = zip(name, wanted, strict=False)
         return -next((n for n, (a, b) in enumerate(pairs) if a != b), len(wanted))
 
-    likely = sorted(sorted(set(names)), key=in_common)[:_MOST_COMPARED]
-    close = difflib.get_close_matches(wanted, likely, _MOST_NAMED)
+    likely = sorted(sorted(set(names)), key=in_common)[:_MAX_COMPARED]
+    close = difflib.get_close_matches(wanted, likely, _MAX_NAMED)
     if only_close:
         return close
-    return (close + [each for each in likely if each not in close])[:_MOST_NAMED]
+    return (close + [each for each in likely if each not in close])[:_MAX_NAMED]
 
 
 def _told(names: list[str], count: int = 0) -> str:

@@ -11,8 +11,8 @@ from ipcqueue import Owner, check_options
 
 from ._listener import Listener
 from ._options import LISTENING
+from ._pending import PendingClients
 from ._policy import OnError, Policy, checked_handler, checked_on_error
-from ._reception import Reception
 
 if TYPE_CHECKING:
     import os
@@ -58,7 +58,7 @@ def serve(
     if started is not None and not callable(started):
         raise TypeError(f"started is a function or None, not {started!r}")
     check_options("serve", options, LISTENING)
-    with Listener(Reception(address, record, **options)) as listener:
+    with Listener(PendingClients(address, record, **options)) as listener:
         _Server(handler, listener, Policy(on_error, listener.address)).run(started)
 
 
@@ -134,7 +134,7 @@ class _Server(Owner):
                 self._clients.pop(interface, None)
             with contextlib.suppress(Exception):
                 interface.close()
-            self._listener._reception.log.add(error)  # noqa: SLF001 (of one package)
+            self._listener._pending.log.add(error)  # noqa: SLF001 (of one package)
 
     def _run(self, interface: Interface) -> None:
         try:

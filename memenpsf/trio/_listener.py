@@ -16,7 +16,7 @@ from trio.lowlevel import (
 
 from ipcqueue import Owner, QueueError, monotonic
 
-from .._reception import BACK_OFF, CAUSED_BY_ONE, Reception
+from .._pending import BACK_OFF, CAUSED_BY_ONE, PendingClients
 from ._drive import drive
 from ._errors import Closed, translated
 from ._interface import Interface
@@ -24,7 +24,7 @@ from ._interface import Interface
 if TYPE_CHECKING:
     import os
 
-    from .._reception import Wait
+    from .._pending import Wait
 
 
 class Listener(Owner, trio.abc.Listener[Interface]):
@@ -35,23 +35,23 @@ class Listener(Owner, trio.abc.Listener[Interface]):
     trio.serve_listeners: use memenpsf.trio.serve instead.
     """
 
-    _instead = Reception._instead  # noqa: SLF001 (one package)
+    _instead = PendingClients._instead  # noqa: SLF001 (one package)
 
-    def __init__(self, reception: Reception) -> None:
-        self._reception = reception
-        reception.per_turn = _PER_TURN
+    def __init__(self, pending: PendingClients) -> None:
+        self._pending = pending
+        pending.per_turn = _PER_TURN
         self._accepting = trio.Lock()
         self._waiting = trio.CancelScope()
 
     @property
     def address(self) -> str:
         """Where it listens: a path, or @name."""
-        return str(self._reception.bound.address)
+        return str(self._pending.bound.address)
 
     @property
     def refused(self) -> int:
         """How many clients were refused or failed to introduce themselves."""
-        return self._reception.refused
+        return self._pending.refused
 
     @enable_ki_protection
     async def accept(self) -> Interface:
@@ -63,13 +63,13 @@ class Listener(Owner, trio.abc.Listener[Interface]):
         await checkpoint_if_cancelled()
         async with self._accepting:
             try:
-                endpoint = await drive(self._reception.next_client(), self._wait)
+                endpoint = await drive(self._pending.next_client(), self._wait)
             except QueueError as error:
                 raise translated(error) from error.__cause__
         await cancel_shielded_checkpoint()
         assert endpoint is not None  # noqa: S101 (there is no deadline)
         try:
-            return Interface._of(endpoint, self._reception.terms, self._reception.role)  # noqa: SLF001 (one package)
+            return Interface._of(endpoint, self._pending.terms, self._pending.role)  # noqa: SLF001 (one package)
         except BaseException:  # no memory
             endpoint.close()
             raise
@@ -107,17 +107,17 @@ class Listener(Owner, trio.abc.Listener[Interface]):
             except Closed:
                 raise StopAsyncIteration from None
             except CAUSED_BY_ONE as error:
-                self._reception.log.add(error)
+                self._pending.log.add(error)
 
     async def aclose(self) -> None:
         """Stop listening and remove the socket file; the connections accepted live on."""
-        if not self._reception.closed:
+        if not self._pending.closed:
             self._waiting.cancel()
-            self._reception.close()
+            self._pending.close()
         await checkpoint()
 
     def __repr__(self) -> str:
-        state = "closed" if self._reception.closed else "open"
+        state = "closed" if self._pending.closed else "open"
         return f"<memenpsf.trio.Listener {self.address}: {state}>"
 
 
@@ -132,6 +132,6 @@ async def listen(address: str | os.PathLike[str], record: Any, **options: Any) -
     Where other servers of this user are just starting, other tasks run meanwhile.
     """
     await checkpoint()
-    reception = Reception.unbound(address, record, **options)
-    await drive(reception.binding())
-    return Listener(reception)
+    pending = PendingClients.unbound(address, record, **options)
+    await drive(pending.binding())
+    return Listener(pending)

@@ -60,7 +60,7 @@ async def serve(
                         nursery.start_soon(_handle, handler, interface, policy)
                     except MemoryError as error:
                         interface.close()
-                        listener._reception.log.add(error)  # noqa: SLF001 (one package)
+                        listener._pending.log.add(error)  # noqa: SLF001 (one package)
         finally:
             policy.close()
 

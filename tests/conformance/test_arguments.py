@@ -19,7 +19,7 @@ import trio
 import ipcqueue
 import memenpsf
 import memenpsf.trio
-from memenpsf import BadRecord, Message, _options, _reception
+from memenpsf import BadRecord, Message, _options, _pending
 
 
 class Union(ctypes.Union):
@@ -211,7 +211,7 @@ class TestDoors:
 
 
 def test_the_options_of_a_listener_are_those_that_it_takes():
-    assert _reception.Reception._set_up.__kwdefaults__.keys() == _options.LISTENING
+    assert _pending.PendingClients._set_up.__kwdefaults__.keys() == _options.LISTENING
 
 
 def test_options_of_a_listener_are_sent_there():

@@ -260,7 +260,7 @@ def test_a_live_server_is_not_replaced_and_takes_the_probe_for_nobody(tmp_path):
         with listener.accept() as accepted, client.result():
             assert accepted.peer_name == "a real one"
         assert listener.refused == 0
-        assert listener._reception.pending == []
+        assert listener._pending.handshakes == []
 
 
 def test_a_live_server_whose_backlog_is_full_is_not_replaced(tmp_path):

@@ -19,7 +19,7 @@ import fdpass
 import ipcqueue
 import memenpsf
 from ipcqueue import Opening, Role, Terms
-from memenpsf import _address, _log, _reception
+from memenpsf import _address, _log, _pending
 from tests.kit.clients import Client, room_for_descriptors
 
 NOBODY = 65534
@@ -188,10 +188,10 @@ def test_a_client_that_says_nothing_delays_nobody(path, sockets):
         nothing_comes(listener)
         for _ in range(5):
             assert serves(listener, path)
-        assert len(listener._reception.pending) == 1
+        assert len(listener._pending.handshakes) == 1
         silent.close()
         nothing_comes(listener)
-        assert listener._reception.pending == []
+        assert listener._pending.handshakes == []
         assert listener.refused == 0
 
 
@@ -207,7 +207,7 @@ def test_introductions_in_any_order_and_in_pieces_all_succeed(path):
             # The descriptor comes with the first byte, the second byte stays behind.
             fdpass.send_fds(sock, [segment], HELLO[:1])
         nothing_comes(listener)
-        assert len(listener._reception.pending) == 20
+        assert len(listener._pending.handshakes) == 20
         order = list(range(20))
         rng.shuffle(order)
         for n in order:
@@ -257,27 +257,27 @@ def test_one_that_is_late_does_not_take_the_place_of_one_in_time(path, sockets):
 
 
 def test_no_more_than_a_limit_may_be_introducing_themselves(path, sockets, monkeypatch):
-    monkeypatch.setattr(_reception, "MAX_PENDING", 3)
+    monkeypatch.setattr(_pending, "MAX_PENDING", 3)
     with memenpsf.listen(path, "<Q", timeout=None) as listener:
         silent = [sockets(path) for _ in range(3)]
         nothing_comes(listener)
         with Client(path, name="patient").say_hello() as client:
             for _ in range(3):
                 nothing_comes(listener)
-                assert len(listener._reception.pending) == 3
+                assert len(listener._pending.handshakes) == 3
             silent[1].close()
             with listener.accept() as accepted:
                 assert accepted.peer_name == "patient"
             client.finish()
-        assert len(listener._reception.pending) == 2
+        assert len(listener._pending.handshakes) == 2
 
 
 def test_by_default_64_may_be_introducing_themselves():
-    assert _reception.MAX_PENDING == 64
+    assert _pending.MAX_PENDING == 64
 
 
 def test_room_for_one_more_wakes_who_accepts(path, sockets, monkeypatch, pool, about_to_wait):
-    monkeypatch.setattr(_reception, "MAX_PENDING", 1)
+    monkeypatch.setattr(_pending, "MAX_PENDING", 1)
     with memenpsf.listen(path, "<Q", timeout=None) as listener:
         silent = sockets(path)
         accepting = pool.submit(listener.accept)
@@ -342,7 +342,7 @@ def test_a_client_that_breaks_the_protocol_is_refused_and_the_next_is_served(
             listener.accept()
         assert type(caught.value) is error
         assert listener.refused == 1
-        assert listener._reception.pending == []
+        assert listener._pending.handshakes == []
         assert serves(listener, path)
         nothing_comes(listener)
 
@@ -356,7 +356,7 @@ def test_a_client_that_leaves_before_it_said_anything_is_nobody(path, sockets, w
         sock.close()
         nothing_comes(listener)
         assert listener.refused == 0
-        assert listener._reception.pending == []
+        assert listener._pending.handshakes == []
         assert serves(listener, path)
 
 
@@ -566,7 +566,7 @@ def test_descriptors_in_flight_beyond_the_limit_are_an_os_error_and_leave_no_tra
             with pytest.raises((OSError, memenpsf.QueueError)):
                 listener.accept(timeout=0)
             assert next(refusals, None) is None
-        assert listener._reception.pending == []
+        assert listener._pending.handshakes == []
         assert serves(listener, path)
 
 
@@ -589,7 +589,7 @@ def test_a_shortage_of_descriptors_is_an_os_error_and_passes(path, room):
 def test_closing_wakes_every_thread_that_accepts(
     path, sockets, pool, about_to_wait, monkeypatch, silent_clients
 ):
-    monkeypatch.setattr(_reception, "MAX_PENDING", 3)
+    monkeypatch.setattr(_pending, "MAX_PENDING", 3)
     with memenpsf.listen(path, "<Q", timeout=None) as listener:
         for _ in range(silent_clients):
             sockets(path)
@@ -600,7 +600,7 @@ def test_closing_wakes_every_thread_that_accepts(
         try:
             closing.result(timeout=10)
         finally:
-            for client in listener._reception.pending:  # or a failure here would hang
+            for client in listener._pending.handshakes:  # or a failure here would hang
                 with contextlib.suppress(OSError):
                     client.sock.shutdown(socket.SHUT_RDWR)
         for future in accepting:
@@ -610,7 +610,7 @@ def test_closing_wakes_every_thread_that_accepts(
 
 
 def test_closing_wakes_who_gives_others_a_respite(path, sockets, pool, monkeypatch):
-    monkeypatch.setattr(_reception, "PAUSE", 3000.0)
+    monkeypatch.setattr(_pending, "PAUSE", 3000.0)
     resting, poll = threading.Event(), memenpsf.Listener._wait
 
     def noting(*arguments):
@@ -629,7 +629,7 @@ def test_closing_wakes_who_gives_others_a_respite(path, sockets, pool, monkeypat
 
 
 def test_a_respite_takes_no_longer_than_who_accepts_would_wait(path, sockets, monkeypatch):
-    monkeypatch.setattr(_reception, "PAUSE", 3000.0)
+    monkeypatch.setattr(_pending, "PAUSE", 3000.0)
     with memenpsf.listen(path, "<Q") as listener:
         sockets(path).close()
         with pytest.raises(TimeoutError):

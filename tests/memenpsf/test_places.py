@@ -531,8 +531,8 @@ def test_an_abstract_address_without_a_server_names_similar_ones():
 def test_among_very_many_sockets_files_are_named_without_a_look_who_listens(
     roots, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(_seeking, "_MOST_READ", 10)
-    monkeypatch.setattr(_seeking, "_MOST_FILES", 2)
+    monkeypatch.setattr(_seeking, "_MAX_READ", 10)
+    monkeypatch.setattr(_seeking, "_MAX_FILES", 2)
     assert "servers there" not in refused("prices")
     with contextlib.ExitStack() as stack:
         for n in range(3):

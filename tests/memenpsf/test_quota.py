@@ -24,9 +24,9 @@ import fdpass
 import memenpsf
 import memenpsf.trio
 from ipcqueue import Credentials, Opening, Role, Terms
-from memenpsf import _quota, _reception, _reserve
+from memenpsf import _pending, _quota, _reserve
+from memenpsf._pending import PendingClients
 from memenpsf._quota import Quota
-from memenpsf._reception import Reception
 from tests.kit.clients import Client, connected, room_for_descriptors
 
 NOBODY = 65534
@@ -150,7 +150,7 @@ def invented(monkeypatch):
 
     real, sockets = fdpass.peer_credentials, []
     monkeypatch.setattr(fdpass, "peer_credentials", credentials)
-    monkeypatch.setattr(_reception, "peer_credentials", credentials)
+    monkeypatch.setattr(_pending, "peer_credentials", credentials)
     with contextlib.ExitStack() as stack:
         yield connect
 
@@ -166,12 +166,12 @@ def terms(record="<Q", **options):
     return Terms(record, Role(sends=True, receives=True), **options)
 
 
-def turns(reception, count=4):
+def turns(pending, count=4):
     """Turn a few times; return the outcomes."""
     found = []
     for _ in range(count):
         try:
-            outcome = reception.turn()
+            outcome = pending.turn()
         except (memenpsf.QueueError, OSError) as error:
             outcome = error
         if outcome is not None:
@@ -181,13 +181,13 @@ def turns(reception, count=4):
 
 def test_a_user_with_too_many_connections_is_refused_and_others_are_served(path, invented):
     with contextlib.ExitStack() as stack:
-        reception = Reception(path, "<Q", max_connections_per_uid=2, capacity=1)
-        stack.callback(reception.close)
+        pending = PendingClients(path, "<Q", max_connections_per_uid=2, capacity=1)
+        stack.callback(pending.close)
 
         def connect(uid):
             opening = introduced(invented(path, uid), capacity=1)
             stack.callback(opening.abandon)
-            (outcome,) = turns(reception)
+            (outcome,) = turns(pending)
             if isinstance(outcome, Exception):
                 return outcome, opening
             stack.callback(outcome.close)
@@ -196,7 +196,7 @@ def test_a_user_with_too_many_connections_is_refused_and_others_are_served(path,
         first, _ = connect(1000), connect(1000)
         error, client = connect(1000)
         assert type(error) is memenpsf.LimitRefused
-        assert reception.refused == 1
+        assert pending.refused == 1
         with pytest.raises(memenpsf.LimitRefused, match="this user has all it may have"):
             client.step()
         assert connect(0).peer.uid == 0
@@ -208,14 +208,14 @@ def test_a_user_with_too_many_connections_is_refused_and_others_are_served(path,
 def test_who_is_over_the_limit_is_refused_before_anything_is_made_for_it(
     path, invented, monkeypatch
 ):
-    reception = Reception(path, "<Q", max_connections_per_uid=1)
-    with contextlib.closing(reception):
+    pending = PendingClients(path, "<Q", max_connections_per_uid=1)
+    with contextlib.closing(pending):
         invented(path, 7)
-        assert turns(reception) == []
-        monkeypatch.setattr(_reception, "Opening", None)  # and is not even begun with
+        assert turns(pending) == []
+        monkeypatch.setattr(_pending, "Opening", None)  # and is not even begun with
         refused = invented(path, 7)
         descriptors = sorted(Path("/proc/self/fd").iterdir())
-        (error,) = turns(reception)
+        (error,) = turns(pending)
         assert type(error) is memenpsf.LimitRefused
         assert sorted(Path("/proc/self/fd").iterdir()) == descriptors
         assert refused.recv(10) == LIMIT  # no HELLO, and no descriptor beside it
@@ -226,47 +226,47 @@ def test_a_user_for_whom_this_side_shares_too_much_memory_is_refused_before_it_i
     path, invented
 ):
     ours = terms(capacity=1).segment_size
-    reception = Reception(path, "<Q", capacity=1, max_bytes_per_uid=2 * ours - 1)
-    with contextlib.closing(reception):
+    pending = PendingClients(path, "<Q", capacity=1, max_bytes_per_uid=2 * ours - 1)
+    with contextlib.closing(pending):
         invented(path, 7)
-        assert turns(reception) == []
-        assert [share.size for share in reception.quota.shares(7)] == [ours]
+        assert turns(pending) == []
+        assert [share.size for share in pending.quota.shares(7)] == [ours]
         maps = memory_files()
         refused = invented(path, 7)
-        (error,) = turns(reception)
+        (error,) = turns(pending)
         assert type(error) is memenpsf.LimitRefused
         assert refused.recv(10) == LIMIT
         assert memory_files() == maps
         invented(path, 8)
-        assert turns(reception) == []
-        assert [share.size for share in reception.quota.shares(8)] == [ours]
+        assert turns(pending) == []
+        assert [share.size for share in pending.quota.shares(8)] == [ours]
 
 
 def test_a_user_who_shares_too_much_memory_is_refused_before_it_is_mapped(path, invented):
     ours = terms(capacity=1).segment_size
     theirs = terms(capacity=1024).segment_size
-    reception = Reception(path, "<Q", capacity=1, max_bytes_per_uid=2 * (ours + theirs) - 1)
+    pending = PendingClients(path, "<Q", capacity=1, max_bytes_per_uid=2 * (ours + theirs) - 1)
     with contextlib.ExitStack() as stack:
-        stack.callback(reception.close)
+        stack.callback(pending.close)
         clients = [introduced(invented(path, 7), capacity=1024) for _ in range(2)]
         for client in clients:
             stack.callback(client.abandon)
         maps = memory_files()
-        endpoint, error = turns(reception)
+        endpoint, error = turns(pending)
         stack.callback(endpoint.close)
         assert type(error) is memenpsf.LimitRefused
         assert f"uid 7 shares {2 * ours + theirs} bytes" in str(error)
-        assert [share.size for share in reception.quota.shares(7)] == [ours + theirs]
+        assert [share.size for share in pending.quota.shares(7)] == [ours + theirs]
         # One of each side for the first; nothing for the second.
         assert memory_files() - maps == 2
-        assert reception.refused == 1
+        assert pending.refused == 1
         # It had heard HELLO before, and is told now.
         with memenpsf.Interface.of(clients[1].step()) as late:
             with pytest.raises(memenpsf.LimitRefused):
                 late.recv()
         other = introduced(invented(path, 8), capacity=1)
         stack.callback(other.abandon)
-        (endpoint,) = turns(reception)
+        (endpoint,) = turns(pending)
         stack.callback(endpoint.close)
         assert endpoint.peer.uid == 8
 
@@ -291,16 +291,16 @@ def test_whatever_way_a_connection_ends_its_user_gets_back_what_it_took(path, in
         options["allow_uids"] = {1}
     if end == "too much memory":
         options["max_bytes_per_uid"] = 3 * PAGE
-    reception = Reception(path, "<Q", capacity=1, max_pending_per_uid=1, **options)
+    pending = PendingClients(path, "<Q", capacity=1, max_pending_per_uid=1, **options)
     with contextlib.ExitStack() as stack:
-        stack.callback(reception.close)
+        stack.callback(pending.close)
         sock = invented(path, 7)
         if end in ("left early", "said nothing in time", "not admitted", "the listener closed"):
             pass
         elif end == "broke the protocol":
             sock.sendall(b"nonsense")
         elif end == "waited for a place in vain":
-            reception.pending.append(SimpleNamespace(
+            pending.handshakes.append(SimpleNamespace(
                 peer=SimpleNamespace(uid=7), step=lambda: None, abandon=lambda: None,
                 fileno=sock.fileno, events=0, deadline=math.inf, begun=math.inf,
             ))  # fmt: skip
@@ -310,13 +310,13 @@ def test_whatever_way_a_connection_ends_its_user_gets_back_what_it_took(path, in
             client = introduced(sock, record, capacity=capacity)
             stack.callback(client.abandon)
         if end == "left early":
-            assert reception.turn() is None
-            assert [share.size for share in reception.quota.shares(7)] == [2 * PAGE]
+            assert pending.turn() is None
+            assert [share.size for share in pending.quota.shares(7)] == [2 * PAGE]
             sock.close()
-        outcomes = turns(reception)
+        outcomes = turns(pending)
         if end in ("closed here", "dropped here", "the peer closed", "the peer left"):
             (endpoint,) = outcomes
-            assert [share.size for share in reception.quota.shares(7)] == [4 * PAGE]
+            assert [share.size for share in pending.quota.shares(7)] == [4 * PAGE]
             theirs = client.step()
             if end == "the peer left":
                 sock.close()
@@ -330,7 +330,7 @@ def test_whatever_way_a_connection_ends_its_user_gets_back_what_it_took(path, in
                 with pytest.raises((memenpsf.EndOfStream, memenpsf.PeerDied)):
                     interface.recv()
                 # The descriptors are still held, and so is the share.
-                assert len(reception.quota.shares(7)) == 1
+                assert len(pending.quota.shares(7)) == 1
             if end == "dropped here":
                 outcomes.clear()
                 del endpoint
@@ -338,13 +338,13 @@ def test_whatever_way_a_connection_ends_its_user_gets_back_what_it_took(path, in
             else:
                 endpoint.close()
         elif end == "the listener closed":
-            assert len(reception.quota.shares(7)) == 1
-            reception.close()
+            assert len(pending.quota.shares(7)) == 1
+            pending.close()
         else:
             assert len(outcomes) == (end != "left early")
-        assert reception.quota.shares(7) == []
-        assert not reception.quota._shares
-        reception.pending.clear()
+        assert pending.quota.shares(7) == []
+        assert not pending.quota._shares
+        pending.handshakes.clear()
 
 
 # -- handshakes under way ---------------------------------------------------------------------
@@ -354,171 +354,171 @@ def test_a_user_with_slow_clients_leaves_places_for_others_and_keeps_its_order(
     path, invented, monkeypatch
 ):
     Clock(monkeypatch)
-    reception = Reception(path, "<Q", capacity=1, max_pending=4, max_pending_per_uid=3)
+    pending = PendingClients(path, "<Q", capacity=1, max_pending=4, max_pending_per_uid=3)
     with contextlib.ExitStack() as stack:
-        stack.callback(reception.close)
+        stack.callback(pending.close)
         slow = [invented(path, 7) for _ in range(20)]
         maps = memory_files()
-        assert turns(reception) == []
+        assert turns(pending) == []
         # Those without a place cost a descriptor each, and no memory.
         assert memory_files() - maps == 3
         for uid in (8, 9, 10):
             opening = introduced(invented(path, uid), capacity=1)
             stack.callback(opening.abandon)
-            (endpoint,) = turns(reception)
+            (endpoint,) = turns(pending)
             stack.callback(endpoint.close)
             assert endpoint.peer.uid == uid
         for n in range(17):
             # One place at a time becomes free, and who came first has it.
-            assert len(reception.pending) == 3
-            assert len(reception._guests.of(7)) == 17 - n
+            assert len(pending.handshakes) == 3
+            assert len(pending._candidates.of(7)) == 17 - n
             theirs = Opening(slow[n], terms(capacity=1, name=f"client {n}")).step()
             stack.callback(theirs.close)
-            (endpoint,) = turns(reception)
+            (endpoint,) = turns(pending)
             stack.callback(endpoint.close)
             assert endpoint.peer_name == f"client {n}"
-        assert reception.refused == 0
+        assert pending.refused == 0
 
 
 def test_a_client_that_waits_for_a_place_is_served_when_its_time_has_come(path, invented):
-    reception = Reception(path, "<Q", capacity=1, max_pending_per_uid=1)
+    pending = PendingClients(path, "<Q", capacity=1, max_pending_per_uid=1)
     with contextlib.ExitStack() as stack:
-        stack.callback(reception.close)
+        stack.callback(pending.close)
         silent = invented(path, 7)
-        assert turns(reception) == []
+        assert turns(pending) == []
         patient = introduced(invented(path, 7), capacity=1, name="patient")
         stack.callback(patient.abandon)
-        assert turns(reception) == []
+        assert turns(pending) == []
         silent.close()
-        assert reception.turn() is None
-        assert reception.next_deadline() == 0.0  # a turn is due: there is a place
-        endpoint = reception.turn()
+        assert pending.turn() is None
+        assert pending.next_deadline() == 0.0  # a turn is due: there is a place
+        endpoint = pending.turn()
         stack.callback(endpoint.close)
         assert endpoint.peer_name == "patient"
-        assert reception.refused == 0
+        assert pending.refused == 0
 
 
 def test_who_got_a_place_late_has_no_more_time_than_others(path, invented):
-    reception = Reception(path, "<Q", capacity=1, max_pending_per_uid=1)
-    with contextlib.closing(reception):
+    pending = PendingClients(path, "<Q", capacity=1, max_pending_per_uid=1)
+    with contextlib.closing(pending):
         first, second = invented(path, 7), invented(path, 7)
-        assert turns(reception) == []
-        (guest,) = reception._guests.of(7)
+        assert turns(pending) == []
+        (candidate,) = pending._candidates.of(7)
         first.close()
-        assert turns(reception) == []
-        (opening,) = reception.pending
-        assert opening.deadline == guest.deadline
+        assert turns(pending) == []
+        (opening,) = pending.handshakes
+        assert opening.deadline == candidate.deadline
         assert second.recv(2) == HELLO
 
 
 def test_the_time_for_a_place_is_part_of_the_time_to_be_introduced(path, invented, monkeypatch):
-    reception = Reception(path, "<Q", capacity=1, max_pending_per_uid=1, timeout=5.0)
-    with contextlib.closing(reception):
+    pending = PendingClients(path, "<Q", capacity=1, max_pending_per_uid=1, timeout=5.0)
+    with contextlib.closing(pending):
         invented(path, 7)
         late = invented(path, 7)
-        assert turns(reception) == []
-        (guest,) = reception._guests.of(7)
-        monkeypatch.setattr(_reception, "monotonic", lambda: guest.deadline)
-        reception.pending[0].deadline += 100
-        (error,) = turns(reception)
+        assert turns(pending) == []
+        (candidate,) = pending._candidates.of(7)
+        monkeypatch.setattr(_pending, "monotonic", lambda: candidate.deadline)
+        pending.handshakes[0].deadline += 100
+        (error,) = turns(pending)
         assert type(error) is memenpsf.LimitRefused
         assert "of uid 7 1 handshakes are under way here, of all users 1" in str(error)
         assert late.recv(10) == LIMIT
 
 
 def test_who_lets_handshakes_hang_begins_no_more_than_one_a_respite(path, invented):
-    reception = Reception(path, "<Q", capacity=1)
-    with contextlib.closing(reception):
+    pending = PendingClients(path, "<Q", capacity=1)
+    with contextlib.closing(pending):
         for _ in range(3):
             invented(path, 7)
-        assert turns(reception) == []
-        assert len(reception.pending) == 3  # none of them hangs yet
-        reception.pending[0].begun -= 2 * _reception.RESPITE
-        reception.pending[-1].begun += 100  # just now, however slow this machine is
+        assert turns(pending) == []
+        assert len(pending.handshakes) == 3  # none of them hangs yet
+        pending.handshakes[0].begun -= 2 * _pending.COOLDOWN
+        pending.handshakes[-1].begun += 100  # just now, however slow this machine is
         for uid in (7, 8, 7):
             invented(path, uid)
-        assert turns(reception) == []
-        assert [opening.peer.uid for opening in reception.pending] == [7, 7, 7, 8]
-        assert reception.next_deadline() == min(
-            reception.pending[2].begun + _reception.RESPITE,
-            *(opening.deadline for opening in reception.pending),
+        assert turns(pending) == []
+        assert [opening.peer.uid for opening in pending.handshakes] == [7, 7, 7, 8]
+        assert pending.next_deadline() == min(
+            pending.handshakes[2].begun + _pending.COOLDOWN,
+            *(opening.deadline for opening in pending.handshakes),
         )
-        reception.pending[2].begun -= 100 + 2 * _reception.RESPITE
-        reception.pending[0].begun = reception.pending[1].begun  # and time goes by
-        assert turns(reception) == []
-        assert [opening.peer.uid for opening in reception.pending][:5] == [7, 7, 7, 8, 7]
+        pending.handshakes[2].begun -= 100 + 2 * _pending.COOLDOWN
+        pending.handshakes[0].begun = pending.handshakes[1].begun  # and time goes by
+        assert turns(pending) == []
+        assert [opening.peer.uid for opening in pending.handshakes][:5] == [7, 7, 7, 8, 7]
 
 
 def test_a_pause_follows_clients_that_got_no_handshake(path, invented, monkeypatch):
     Clock(monkeypatch)
-    reception = Reception(path, "<Q", capacity=1, max_connections_per_uid=2)
-    with contextlib.closing(reception):
-        assert reception.respite() == 0
+    pending = PendingClients(path, "<Q", capacity=1, max_connections_per_uid=2)
+    with contextlib.closing(pending):
+        assert pending.cooldown() == 0
         first = [invented(path, 7) for _ in range(2)]
-        assert turns(reception) == []
-        assert reception.respite() == 0  # a handshake under way is no reason
+        assert turns(pending) == []
+        assert pending.cooldown() == 0  # a handshake under way is no reason
         first[0].close()
-        assert turns(reception) == []
-        assert reception.respite() == 0  # for that, its user rests
+        assert turns(pending) == []
+        assert pending.cooldown() == 0  # for that, its user rests
         invented(path, 7).close()
         invented(path, 8).close()
-        assert turns(reception) == []
-        assert [reception.respite(), reception.respite()] == [2 * _reception.PAUSE, 0]
+        assert turns(pending) == []
+        assert [pending.cooldown(), pending.cooldown()] == [2 * _pending.PAUSE, 0]
         invented(path, 7)
         invented(path, 7)
-        reception._let_in()
-        assert reception.respite() == 0  # who accepts has something to tell first
-        assert [type(error) for error in turns(reception)] == [memenpsf.LimitRefused]
-        assert [reception.respite(), reception.respite()] == [_reception.PAUSE, 0]
+        pending._let_in()
+        assert pending.cooldown() == 0  # who accepts has something to tell first
+        assert [type(error) for error in turns(pending)] == [memenpsf.LimitRefused]
+        assert [pending.cooldown(), pending.cooldown()] == [_pending.PAUSE, 0]
 
 
 @pytest.mark.parametrize("kind", ["says nonsense", "leaves in the handshake", "is not admitted"])
 def test_only_the_user_rests_whose_clients_came_to_nothing(path, invented, monkeypatch, kind):
     clock = Clock(monkeypatch)
     options = {"allow_uids": {8}} if kind == "is not admitted" else {}
-    reception = Reception(path, "<Q", capacity=1, **options)
+    pending = PendingClients(path, "<Q", capacity=1, **options)
 
     def come_to_nothing():
         sock = invented(path, 7)
         if kind == "says nonsense":
             sock.sendall(b"nonsense")
-        before = reception.barren
-        turns(reception)
-        if kind == "leaves in the handshake" and not reception._guests:
+        before = pending.fruitless
+        turns(pending)
+        if kind == "leaves in the handshake" and not pending._candidates:
             sock.close()
-            turns(reception)
-        return reception.barren - before
+            turns(pending)
+        return pending.fruitless - before
 
     with contextlib.ExitStack() as stack:
-        stack.callback(reception.close)
+        stack.callback(pending.close)
         assert [come_to_nothing(), come_to_nothing(), come_to_nothing()] == [1, 1, 0]
-        (guest,) = reception._guests
-        assert reception.next_deadline() == clock.now + _reception.RESPITE
+        (candidate,) = pending._candidates
+        assert pending.next_deadline() == clock.now + _pending.COOLDOWN
         client = introduced(invented(path, 8), capacity=1)
         stack.callback(client.abandon)
-        (endpoint,) = turns(reception)
+        (endpoint,) = turns(pending)
         stack.callback(endpoint.close)
-        assert list(reception._guests) == [guest]
-        clock.now += _reception.RESPITE
-        turns(reception)
-        assert not reception._guests
+        assert list(pending._candidates) == [candidate]
+        clock.now += _pending.COOLDOWN
+        turns(pending)
+        assert not pending._candidates
 
 
 def test_users_that_fill_all_places_give_one_to_another_user(path, invented, monkeypatch):
     clock = Clock(monkeypatch)
-    reception = Reception(path, "<Q", capacity=1, max_pending=4, max_pending_per_uid=3)
+    pending = PendingClients(path, "<Q", capacity=1, max_pending=4, max_pending_per_uid=3)
     with contextlib.ExitStack() as stack:
-        stack.callback(reception.close)
+        stack.callback(pending.close)
         silent = [invented(path, uid) for uid in (5, 6, 6, 6)]
-        assert turns(reception) == []
-        assert len(reception.pending) == 4
+        assert turns(pending) == []
+        assert len(pending.handshakes) == 4
         client = introduced(invented(path, 8), capacity=1)
         stack.callback(client.abandon)
         also_silent = invented(path, 9)
-        assert turns(reception) == []  # those that are there have some time
-        assert reception.next_deadline() == clock.now + _reception.GRACE
-        clock.now += _reception.GRACE
-        error, endpoint = turns(reception)
+        assert turns(pending) == []  # those that are there have some time
+        assert pending.next_deadline() == clock.now + _pending.GRACE
+        clock.now += _pending.GRACE
+        error, endpoint = turns(pending)
         stack.callback(endpoint.close)
         assert type(error) is memenpsf.LimitRefused
         assert "uid 6 has 3 of 4 handshakes" in str(error)
@@ -526,98 +526,100 @@ def test_users_that_fill_all_places_give_one_to_another_user(path, invented, mon
         assert [silent[1].recv(10), silent[1].recv(10)] == [HELLO, LIMIT]
         # Its place is free again, and goes to the next one.
         assert also_silent.recv(2) == HELLO
-        assert [opening.peer.uid for opening in reception.pending] == [5, 6, 6, 9]
+        assert [opening.peer.uid for opening in pending.handshakes] == [5, 6, 6, 9]
         invented(path, 10)
         clock.now += 1
-        assert turns(reception) == []
-        assert [guest.share.uid for guest in reception._guests] == [10]  # it said nothing yet
+        assert turns(pending) == []
+        assert [candidate.share.uid for candidate in pending._candidates] == [
+            10
+        ]  # it said nothing yet
 
 
 def test_the_queue_is_bounded_and_its_longest_part_gives_way(path, invented, monkeypatch):
     Clock(monkeypatch)
-    monkeypatch.setattr(_reception, "GUESTS", 3)
-    reception = Reception(path, "<Q", capacity=1, max_pending=1)
-    with contextlib.closing(reception):
+    monkeypatch.setattr(_pending, "MAX_CANDIDATES", 3)
+    pending = PendingClients(path, "<Q", capacity=1, max_pending=1)
+    with contextlib.closing(pending):
         first = invented(path, 7)
-        assert turns(reception) == []
-        guests = [invented(path, 7) for _ in range(3)]
-        assert turns(reception) == []
-        assert len(reception._guests) == 3
+        assert turns(pending) == []
+        candidates = [invented(path, 7) for _ in range(3)]
+        assert turns(pending) == []
+        assert len(pending._candidates) == 3
         refused = invented(path, 7)
-        (error,) = turns(reception)
+        (error,) = turns(pending)
         assert type(error) is memenpsf.LimitRefused
         assert refused.recv(10) == LIMIT
-        guests[0].sendall(HELLO[:1])
-        assert turns(reception) == []
-        for uid, gone in ((8, guests[1]), (9, guests[2])):
+        candidates[0].sendall(HELLO[:1])
+        assert turns(pending) == []
+        for uid, gone in ((8, candidates[1]), (9, candidates[2])):
             invented(path, uid)
-            (error,) = turns(reception)
+            (error,) = turns(pending)
             assert type(error) is memenpsf.LimitRefused
             assert gone.recv(10) == LIMIT
-        assert [guest.share.uid for guest in reception._guests] == [7, 8, 9]
+        assert [candidate.share.uid for candidate in pending._candidates] == [7, 8, 9]
         assert first.recv(2) == HELLO
-        assert [len(reception.quota.shares(uid)) for uid in (7, 8, 9)] == [2, 1, 1]
+        assert [len(pending.quota.shares(uid)) for uid in (7, 8, 9)] == [2, 1, 1]
 
 
 def test_a_guest_that_speaks_or_leaves_is_noticed(path, invented, monkeypatch):
     Clock(monkeypatch)
-    reception = Reception(path, "<Q", capacity=1, max_pending=1)
-    with contextlib.closing(reception):
+    pending = PendingClients(path, "<Q", capacity=1, max_pending=1)
+    with contextlib.closing(pending):
         invented(path, 7)
         speaking, leaving, _ = (invented(path, 8) for _ in range(3))
-        assert turns(reception) == []
-        assert wanted(reception) == []
+        assert turns(pending) == []
+        assert wanted(pending) == []
         speaking.sendall(HELLO[:1])
-        assert len(wanted(reception)) == 1
-        assert turns(reception) == []
-        assert [guest.spoken for guest in reception._guests] == [True, False, False]
-        assert wanted(reception) == []  # or who waits would turn in circles
+        assert len(wanted(pending)) == 1
+        assert turns(pending) == []
+        assert [candidate.spoken for candidate in pending._candidates] == [True, False, False]
+        assert wanted(pending) == []  # or who waits would turn in circles
         leaving.close()
-        assert len(wanted(reception)) == 1
-        assert turns(reception) == []
-        assert len(reception._guests) == 2
-        assert reception.refused == 0
-        assert len(reception.quota.shares(8)) == 2
+        assert len(wanted(pending)) == 1
+        assert turns(pending) == []
+        assert len(pending._candidates) == 2
+        assert pending.refused == 0
+        assert len(pending.quota.shares(8)) == 2
 
 
 def test_a_turn_begins_no_more_handshakes_than_it_is_told(path, invented, monkeypatch):
     clock = Clock(monkeypatch)
-    reception = Reception(path, "<Q", capacity=1)
-    reception.per_turn, reception.accepts_per_turn = 4, 7
-    reception.bound.sock = sock = Counting(reception.bound.sock)
-    with contextlib.closing(reception):
+    pending = PendingClients(path, "<Q", capacity=1)
+    pending.per_turn, pending.accepts_per_turn = 4, 7
+    pending.bound.sock = sock = Counting(pending.bound.sock)
+    with contextlib.closing(pending):
         for n in range(10):
             invented(path, 7 + n % 2)
-        for pending, guests in ((4, 3), (8, 2), (10, 0)):
+        for begun, waiting in ((4, 3), (8, 2), (10, 0)):
             # So the next turn follows at once.
-            assert wanted(reception) or reception.next_deadline() <= clock.now
+            assert wanted(pending) or pending.next_deadline() <= clock.now
             sock.accepts = 0
-            assert reception.turn() is None
-            assert (len(reception.pending), len(reception._guests)) == (pending, guests)
+            assert pending.turn() is None
+            assert (len(pending.handshakes), len(pending._candidates)) == (begun, waiting)
             assert sock.accepts <= 7
 
 
 def test_users_take_turns(path, invented, monkeypatch):
     Clock(monkeypatch)
-    reception = Reception(path, "<Q", capacity=1, max_pending=6)
-    reception.per_turn = 1
-    with contextlib.closing(reception):
+    pending = PendingClients(path, "<Q", capacity=1, max_pending=6)
+    pending.per_turn = 1
+    with contextlib.closing(pending):
         for uid in (7, 7, 7, 7, 8, 8, 9):
             invented(path, uid)
         for _ in range(6):
-            assert reception.turn() is None
-        assert [opening.peer.uid for opening in reception.pending] == [7, 8, 9, 7, 8, 7]
+            assert pending.turn() is None
+        assert [opening.peer.uid for opening in pending.handshakes] == [7, 8, 9, 7, 8, 7]
 
 
 def test_a_turn_takes_a_step_on_with_no_more_than_it_is_told_and_only_who_has_spoken(
     path, invented, monkeypatch
 ):
-    reception = Reception(path, "<Q", capacity=1)
-    with contextlib.closing(reception):
+    pending = PendingClients(path, "<Q", capacity=1)
+    with contextlib.closing(pending):
         silent = [invented(path, 7) for _ in range(5)]
-        assert turns(reception) == []
+        assert turns(pending) == []
         speaking = [invented(path, 8) for _ in range(3)]
-        assert turns(reception) == []
+        assert turns(pending) == []
         steps = []
         step = Opening.step
 
@@ -628,27 +630,27 @@ def test_a_turn_takes_a_step_on_with_no_more_than_it_is_told_and_only_who_has_sp
         monkeypatch.setattr(Opening, "step", counted)
         for sock in speaking:
             sock.sendall(b"nonsense")
-        reception.per_turn = 1
+        pending.per_turn = 1
         for n in (1, 2, 3):
             with pytest.raises(memenpsf.CorruptPeer):
-                reception.turn()
+                pending.turn()
             assert steps == [8] * n
-            assert bool(wanted(reception)) == (n < 3)
-        assert reception.turn() is None
+            assert bool(wanted(pending)) == (n < 3)
+        assert pending.turn() is None
         assert len(steps) == len(speaking)
-        assert len(reception.pending) == len(silent)
+        assert len(pending.handshakes) == len(silent)
 
 
 def test_a_client_that_left_without_a_word_costs_no_memory(path, invented, monkeypatch):
-    reception = Reception(path, "<Q")
-    with contextlib.closing(reception):
+    pending = PendingClients(path, "<Q")
+    with contextlib.closing(pending):
         for _ in range(10):
             invented(path, 7).close()
-        monkeypatch.setattr(_reception, "Opening", None)
-        assert turns(reception) == []
-        assert reception.pending == []
-        assert reception.refused == 0
-        assert reception.quota.shares(7) == []
+        monkeypatch.setattr(_pending, "Opening", None)
+        assert turns(pending) == []
+        assert pending.handshakes == []
+        assert pending.refused == 0
+        assert pending.quota.shares(7) == []
 
 
 @pytest.mark.parametrize(
@@ -668,11 +670,11 @@ async def test_a_limit_that_is_none_is_refused_by_both_doors(path, limit, value,
 
 
 def test_the_limits_by_default(path):
-    with contextlib.closing(Reception(path, "<Q")) as reception:
-        assert (reception._max_pending, reception._max_pending_per_uid) == (64, 32)
-        assert reception.quota._max_connections is None
-        assert reception.quota._max_bytes == 8 << 30
-    assert _reception.MAX_PENDING_PER_UID < _reception.MAX_PENDING
+    with contextlib.closing(PendingClients(path, "<Q")) as pending:
+        assert (pending._max_pending, pending._max_pending_per_uid) == (64, 32)
+        assert pending.quota._max_connections is None
+        assert pending.quota._max_bytes == 8 << 30
+    assert _pending.MAX_PENDING_PER_UID < _pending.MAX_PENDING
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as two users")
@@ -784,13 +786,13 @@ class Counted:
 
     def __init__(self, path, invented, stack, limit):
         options = {**MESSAGES, "max_descriptors_per_uid": limit}
-        self.reception = Reception(path, bytes, **options)
+        self.pending = PendingClients(path, bytes, **options)
         self._path, self._invented, self._stack = path, invented, stack
-        stack.callback(self.reception.close)
+        stack.callback(self.pending.close)
 
     def connect(self, uid):
         opening = introduced(self._invented(self._path, uid), bytes, **MESSAGES)
-        (endpoint,) = turns(self.reception)
+        (endpoint,) = turns(self.pending)
         server = self._stack.enter_context(memenpsf.Interface.of(endpoint))
         client = self._stack.enter_context(memenpsf.Interface.of(opening.step()))
         return server, client
@@ -1008,11 +1010,11 @@ def test_of_too_many_descriptors_only_a_few_are_ever_open(
         return blank(count)
 
     with contextlib.ExitStack() as stack:
-        reception = Reception(path, spec, capacity=PAGE)
-        stack.callback(reception.close)
+        pending = PendingClients(path, spec, capacity=PAGE)
+        stack.callback(pending.close)
         sock = invented(path, 7)
         opening = introduced(sock, spec, capacity=PAGE)
-        (endpoint,) = turns(reception)
+        (endpoint,) = turns(pending)
         server = stack.enter_context(memenpsf.Interface.of(endpoint))
         stack.enter_context(memenpsf.Interface.of(opening.step()))
         fdpass.send_fds(sock, [null] * 253, bytes((17, claimed)))
@@ -1031,11 +1033,11 @@ def test_of_too_many_descriptors_beside_hello_only_a_few_are_ever_open(path, nul
         arrived.append(len(numbers))
         own(fds, numbers, *then)
 
-    with contextlib.closing(Reception(path, "<Q", capacity=1)) as reception:
+    with contextlib.closing(PendingClients(path, "<Q", capacity=1)) as pending:
         with connected(path) as sock:
             fdpass.send_fds(sock, [null] * 253, HELLO)
             monkeypatch.setattr(fdpass.Fd, "own", noted)
-            (error,) = turns(reception)
+            (error,) = turns(pending)
     assert type(error) is memenpsf.CorruptPeer
     assert 1 < max(arrived) < 20
 
@@ -1048,7 +1050,7 @@ class Clock:
 
     def __init__(self, monkeypatch):
         self.now = 1e9
-        monkeypatch.setattr(_reception, "monotonic", lambda: self.now)
+        monkeypatch.setattr(_pending, "monotonic", lambda: self.now)
         for file in ("opening", "terms"):
             monkeypatch.setattr(f"ipcqueue._link.{file}.monotonic", lambda: self.now)
 
@@ -1068,10 +1070,10 @@ class Counting:
         return self._sock.accept()
 
 
-def wanted(reception):
-    """What a poll of what the reception waits for would return at once."""
+def wanted(pending):
+    """What a poll of what the pending waits for would return at once."""
     poll = select.poll()
-    for fd, events in reception.interests():
+    for fd, events in pending.interests():
         poll.register(fd, events)
     return poll.poll(0)
 
@@ -1080,61 +1082,61 @@ def test_at_the_limit_of_descriptors_a_client_is_told_and_nothing_turns_in_circl
     path, monkeypatch
 ):
     clock = Clock(monkeypatch)
-    reception = Reception(path, "<Q", capacity=1)
-    reception.bound.sock = sock = Counting(reception.bound.sock)
+    pending = PendingClients(path, "<Q", capacity=1)
+    pending.bound.sock = sock = Counting(pending.bound.sock)
     with contextlib.ExitStack() as stack:
-        stack.callback(reception.close)
+        stack.callback(pending.close)
         clients = [stack.enter_context(connected(path)) for _ in range(5)]
         with room_for_descriptors(0):
             for n, client in enumerate(clients):
-                assert n or wanted(reception)
-                assert not n or reception.next_deadline() <= clock.now
-                (error,) = turns(reception, 1)
+                assert n or wanted(pending)
+                assert not n or pending.next_deadline() <= clock.now
+                (error,) = turns(pending, 1)
                 assert isinstance(error, OSError)
                 assert error.errno == errno.EMFILE
                 assert sock.accepts == 2
                 assert client.recv(10) == LIMIT
                 assert client.recv(10) == b""
-                assert reception.refused == n + 1
+                assert pending.refused == n + 1
                 # The next waits in the backlog, and nobody is woken by it.
-                assert reception.next_deadline() == clock.now + _reception.BACK_OFF
-                assert wanted(reception) == []
+                assert pending.next_deadline() == clock.now + _pending.BACK_OFF
+                assert wanted(pending) == []
                 # Turns for other reasons cost one attempt each.
-                assert turns(reception, 100) == []
+                assert turns(pending, 100) == []
                 assert sock.accepts == 102
                 sock.accepts = 0
-                clock.now += _reception.BACK_OFF
+                clock.now += _pending.BACK_OFF
             # Without a client, accept() fails all the same, and it does not matter.
-            assert turns(reception, 10) == []
+            assert turns(pending, 10) == []
             assert sock.accepts == 20
-            assert reception._resume is None
+            assert pending._resume is None
         late = introduced(stack.enter_context(connected(path)), capacity=1)
         stack.callback(late.abandon)
-        (endpoint,) = turns(reception)
+        (endpoint,) = turns(pending)
         endpoint.close()
 
 
 def test_descriptors_that_are_free_again_end_the_waiting_at_the_next_turn(path, monkeypatch):
     Clock(monkeypatch)
-    reception = Reception(path, "<Q", capacity=1)
+    pending = PendingClients(path, "<Q", capacity=1)
     with contextlib.ExitStack() as stack:
-        stack.callback(reception.close)
+        stack.callback(pending.close)
         clients = [introduced(connected(path), capacity=1) for _ in range(2)]
         for client in clients:
             stack.callback(client.abandon)
         with room_for_descriptors(0):
-            (error,) = turns(reception)
+            (error,) = turns(pending)
             assert isinstance(error, OSError)
-        (endpoint,) = turns(reception)
+        (endpoint,) = turns(pending)
         endpoint.close()
-        assert reception._resume is None
+        assert pending._resume is None
 
 
 def test_a_reserve_that_others_took_is_made_again(path, monkeypatch):
     clock = Clock(monkeypatch)
-    reception = Reception(path, "<Q", capacity=1)
+    pending = PendingClients(path, "<Q", capacity=1)
     with contextlib.ExitStack() as stack:
-        stack.callback(reception.close)
+        stack.callback(pending.close)
         clients = [stack.enter_context(connected(path)) for _ in range(3)]
         with room_for_descriptors(0):
             spare = _reserve.spare
@@ -1145,44 +1147,44 @@ def test_a_reserve_that_others_took_is_made_again(path, monkeypatch):
                 return spare()
 
             monkeypatch.setattr(_reserve, "spare", too_late)
-            (error,) = turns(reception, 1)
+            (error,) = turns(pending, 1)
             assert isinstance(error, OSError)
             assert clients[0].recv(10) == LIMIT
-            assert reception._reserve._kept is None
+            assert pending._reserve._kept is None
             monkeypatch.setattr(_reserve, "spare", spare)
-            clock.now += _reception.BACK_OFF
+            clock.now += _pending.BACK_OFF
             # Without it nobody can be told, but there are no circles either.
-            (error,) = turns(reception, 50)
+            (error,) = turns(pending, 50)
             assert isinstance(error, OSError)
-            assert wanted(reception) == []
+            assert wanted(pending) == []
             os.close(thief.pop())
-            assert turns(reception) == []
-            assert reception._reserve._kept is not None
-            clock.now += _reception.BACK_OFF
-            (error,) = turns(reception)
+            assert turns(pending) == []
+            assert pending._reserve._kept is not None
+            clock.now += _pending.BACK_OFF
+            (error,) = turns(pending)
             assert clients[1].recv(10) == LIMIT
 
 
 def test_a_shortage_that_no_reserve_helps_against_makes_others_wait_too(path, monkeypatch):
     clock = Clock(monkeypatch)
-    reception = Reception(path, "<Q", capacity=1)
-    real = reception.bound.sock
+    pending = PendingClients(path, "<Q", capacity=1)
+    real = pending.bound.sock
 
     class NoMemory(Counting):
         def accept(self):
             self.accepts += 1
             raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
 
-    reception.bound.sock = sock = NoMemory(real)
-    with contextlib.closing(reception), connected(path) as client:
+    pending.bound.sock = sock = NoMemory(real)
+    with contextlib.closing(pending), connected(path) as client:
         for n in range(3):
-            (error,) = turns(reception, 50)
+            (error,) = turns(pending, 50)
             assert error.errno == errno.ENOMEM
             assert sock.accepts == 50 * (n + 1)
-            assert wanted(reception) == []
-            clock.now += _reception.BACK_OFF
-        reception.bound.sock = real
-        assert turns(reception) == []
+            assert wanted(pending) == []
+            clock.now += _pending.BACK_OFF
+        pending.bound.sock = real
+        assert turns(pending) == []
         assert client.recv(2) == HELLO
 
 
@@ -1272,13 +1274,13 @@ async def test_a_storm_of_clients_does_not_keep_other_tasks_waiting(path):
                 nursery.start_soon(listener.accept)
                 while not seen or seen[-1] < 30:
                     await trio.lowlevel.checkpoint()
-                    seen.append(len(listener._reception.pending))
+                    seen.append(len(listener._pending.handshakes))
                 nursery.cancel_scope.cancel()
         assert max(b - a for a, b in itertools.pairwise([0, *seen])) <= 4
 
 
 async def test_closing_wakes_who_accepts_while_descriptors_are_short(path, monkeypatch):
-    monkeypatch.setattr(_reception, "BACK_OFF", 1e6)
+    monkeypatch.setattr(_pending, "BACK_OFF", 1e6)
     listener = await memenpsf.trio.listen(path, "<Q")
     with connected(path):
         with room_for_descriptors(0), pytest.raises(OSError, match="Too many open files"):
@@ -1291,8 +1293,8 @@ async def test_closing_wakes_who_accepts_while_descriptors_are_short(path, monke
             except memenpsf.trio.Closed as error:
                 caught.append(error)
 
-        sock = listener._reception.bound.sock
-        listener._reception.bound.sock = SimpleNamespace(
+        sock = listener._pending.bound.sock
+        listener._pending.bound.sock = SimpleNamespace(
             accept=shortage, fileno=sock.fileno, shutdown=sock.shutdown, close=sock.close
         )
         async with trio.open_nursery() as nursery:

@@ -19,7 +19,7 @@ import trio
 
 import memenpsf
 import memenpsf.trio
-from memenpsf import _log, _policy, _reception, _reserve, _serve
+from memenpsf import _log, _pending, _policy, _reserve, _serve
 
 
 class Stopped(BaseException):
@@ -791,7 +791,7 @@ def test_a_shortage_on_the_way_in_ends_one_client(
             short.pop()
             raise error
 
-    class Opening(_reception.Opening):
+    class Opening(_pending.Opening):
         def __init__(self, sock, terms, lease):
             super().__init__(sock, terms, lease)
             if where == "Opening":
@@ -810,14 +810,14 @@ def test_a_shortage_on_the_way_in_ends_one_client(
                     raise
             return super().step()
 
-    class Quota(_reception.Quota):
+    class Quota(_pending.Quota):
         def open(self, uid):
             if where == "open":
                 fail_if_short()
             return super().open(uid)
 
-    monkeypatch.setattr(_reception, "Opening", Opening)
-    monkeypatch.setattr(_reception, "Quota", Quota)
+    monkeypatch.setattr(_pending, "Opening", Opening)
+    monkeypatch.setattr(_pending, "Quota", Quota)
     server = door(pool, echo, tmp_path / "s")
     with memenpsf.connect(tmp_path / "s", bytes) as steady:
         assert is_served(steady)

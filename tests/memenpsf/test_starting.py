@@ -16,10 +16,10 @@ import trio
 
 import memenpsf
 import memenpsf.trio
-from memenpsf import _address, _listener, _places, _reception, _seeking
+from memenpsf import _address, _listener, _pending, _places, _seeking
 from memenpsf._address import resolve, starting
 from memenpsf._drive import drive
-from memenpsf._reception import Reception
+from memenpsf._pending import PendingClients
 from memenpsf._seeking import connecting
 
 ONLY_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as two users")
@@ -307,15 +307,15 @@ class Recording:
 def test_the_file_is_gone_before_the_server_is_deaf(tmp_path, door):
     """Else it looks like a dead server's, and may be replaced before it is removed."""
     path = tmp_path / "s"
-    reception = Reception(path, 8)
-    bound = reception.bound
+    pending = PendingClients(path, 8)
+    bound = pending.bound
     bound.sock = recording = Recording(bound.sock, path)
     if door == "threads":
-        _listener.Listener(reception).close()
+        _listener.Listener(pending).close()
     elif door == "trio":
-        trio.run(memenpsf.trio.Listener(reception).aclose)
+        trio.run(memenpsf.trio.Listener(pending).aclose)
     else:
-        reception.close()
+        pending.close()
     assert recording.seen[0] is False
     assert not path.exists()
 
@@ -342,10 +342,10 @@ def test_a_server_notices_that_its_file_is_lost_and_says_so_once(
     directory = tmp_path / "d"
     directory.mkdir()
     path = directory / "s"
-    monkeypatch.setattr(_reception, "LOOK_AFTER_FILE", 0)
-    with contextlib.closing(Reception(path, 8)) as reception, contextlib.ExitStack() as stack:
+    monkeypatch.setattr(_pending, "LOOK_AFTER_FILE", 0)
+    with contextlib.closing(PendingClients(path, 8)) as pending, contextlib.ExitStack() as stack:
         with caplog.at_level(logging.WARNING, logger="memenpsf"):
-            reception.turn()
+            pending.turn()
             assert caplog.messages == []
             if how == "replaced":
                 replace(path, stack)
@@ -353,8 +353,8 @@ def test_a_server_notices_that_its_file_is_lost_and_says_so_once(
                 path.unlink()
                 if how == "directory":
                     directory.rmdir()
-            reception.turn()
-            reception.turn()
+            pending.turn()
+            pending.turn()
             assert len(caplog.messages) == 1
             assert caplog.messages[0].startswith(f"{path}: the socket file was removed")
         successor = path.exists()
@@ -362,10 +362,10 @@ def test_a_server_notices_that_its_file_is_lost_and_says_so_once(
 
 
 def test_a_server_looks_after_its_file_though_nobody_comes(tmp_path):
-    with contextlib.closing(Reception(tmp_path / "s", 8)) as reception:
-        assert reception.next_deadline() <= _reception.monotonic() + _reception.LOOK_AFTER_FILE
-    with contextlib.closing(Reception("@memenpsf-test-look", 8)) as reception:
-        assert reception.bound.lost is False
+    with contextlib.closing(PendingClients(tmp_path / "s", 8)) as pending:
+        assert pending.next_deadline() <= _pending.monotonic() + _pending.LOOK_AFTER_FILE
+    with contextlib.closing(PendingClients("@memenpsf-test-look", 8)) as pending:
+        assert pending.bound.lost is False
 
 
 def test_a_path_that_is_a_name_with_an_at_sign_is_a_path(tmp_path, monkeypatch):

@@ -29,7 +29,7 @@ import memenpsf
 import memenpsf.trio
 from ipcqueue._binding import direct
 from ipcqueue._link import endpoint as _endpoint
-from memenpsf import _address, _reception
+from memenpsf import _address, _pending
 from memenpsf.trio import Interface, connect, listen, serve
 
 # How many turns of the scheduler stand between an event and what it causes: fewer than this.
@@ -726,7 +726,7 @@ async def test_a_call_cancelled_in_the_very_moment_it_is_done_is_done(moment):
 
 async def test_an_accept_cancelled_in_the_very_moment_its_client_is_ready_has_it(tmp_path):
     async with await listen(tmp_path / "s", "<Q") as listener, trio.open_nursery() as nursery:
-        turn = listener._reception.turn
+        turn = listener._pending.turn
 
         def turn_and_be_cancelled():
             endpoint = turn()
@@ -734,7 +734,7 @@ async def test_an_accept_cancelled_in_the_very_moment_its_client_is_ready_has_it
                 accepting.scope.cancel()
             return endpoint
 
-        listener._reception.turn = turn_and_be_cancelled
+        listener._pending.turn = turn_and_be_cancelled
         accepting = Call(nursery, listener.accept)
         client = await connect(tmp_path / "s", "<Q", name="client")
         while not accepting.done:
@@ -1225,9 +1225,9 @@ async def test_a_client_that_says_nothing_delays_nobody(tmp_path):
             silent.connect(str(path))
             for n in range(3):
                 assert await serves(listener, path, f"client {n}")
-            assert len(listener._reception.pending) == 1
+            assert len(listener._pending.handshakes) == 1
         assert await serves(listener, path)
-        assert listener._reception.pending == []
+        assert listener._pending.handshakes == []
         assert listener.refused == 0
 
 
@@ -1243,7 +1243,7 @@ async def test_who_does_not_introduce_itself_in_time_is_refused(tmp_path, timeou
 
 
 async def test_no_more_than_a_limit_may_be_introducing_themselves(tmp_path, monkeypatch):
-    monkeypatch.setattr(_reception, "MAX_PENDING", 2)
+    monkeypatch.setattr(_pending, "MAX_PENDING", 2)
     path = tmp_path / "s"
     async with await listen(path, "<Q", timeout=None) as listener:
         with contextlib.ExitStack() as stack:
@@ -1254,7 +1254,7 @@ async def test_no_more_than_a_limit_may_be_introducing_themselves(tmp_path, monk
                 client = Call(nursery, lambda: connect(path, "<Q"))
                 await wait_all_tasks_blocked(0.001)
                 assert not accepting.done
-                assert len(listener._reception.pending) == 2
+                assert len(listener._pending.handshakes) == 2
                 stack.close()
         async with accepting.result, client.result:
             pass
@@ -1274,22 +1274,22 @@ def come_with_nonsense(path, count):
 
 
 @pytest.mark.parametrize(
-    ("barren", "least", "most"),
-    [(come_and_go, 0, 1), (come_with_nonsense, 100 * _reception.RESPITE, 10)],
+    ("fruitless", "least", "most"),
+    [(come_and_go, 0, 1), (come_with_nonsense, 100 * _pending.COOLDOWN, 10)],
 )
 async def test_after_each_client_that_came_to_nothing_others_have_the_loop(
-    tmp_path, autojump_clock, monkeypatch, barren, least, most
+    tmp_path, autojump_clock, monkeypatch, fruitless, least, most
 ):
     # One clock for both, or the listener's stands still while that of Trio jumps.
-    for module in (_reception, memenpsf.trio._listener):
+    for module in (_pending, memenpsf.trio._listener):
         monkeypatch.setattr(module, "monotonic", trio.current_time)
     path = str(tmp_path / "it")
     async with trio.open_nursery() as nursery:
         listener = await nursery.start(partial(serve, Interface.recv), path, "<Q")
         begin = trio.current_time()
-        barren(path, 20)
-        while listener._reception.barren < 20:  # noqa: ASYNC110 (nothing tells)
-            await trio.sleep(_reception.PAUSE)
+        fruitless(path, 20)
+        while listener._pending.fruitless < 20:  # noqa: ASYNC110 (nothing tells)
+            await trio.sleep(_pending.PAUSE)
         taken = trio.current_time() - begin
         assert least <= taken <= most
         await listener.aclose()
@@ -1316,17 +1316,17 @@ async def test_who_got_in_for_nothing_counts_as_such(tmp_path, exchanged):
                 assert await client.recv() == (1,)
             await served.wait()
         await listener.aclose()
-    assert listener._reception.barren == (exchanged == "nothing")
+    assert listener._pending.fruitless == (exchanged == "nothing")
 
 
 async def test_closing_wakes_who_gives_others_a_respite(tmp_path, monkeypatch):
-    monkeypatch.setattr(_reception, "PAUSE", math.inf)
+    monkeypatch.setattr(_pending, "PAUSE", math.inf)
     path = str(tmp_path / "it")
     listener = await listen(path, "<Q")
     come_and_go(path, 1)
     async with trio.open_nursery() as nursery:
         accepting = Call(nursery, listener.accept)
-        while not listener._reception.barren:
+        while not listener._pending.fruitless:
             await trio.lowlevel.checkpoint()
         await wait_all_tasks_blocked()
         await listener.aclose()
@@ -1343,7 +1343,7 @@ async def test_clients_get_in_without_a_descriptor_to_wait_for_all_of_them(tmp_p
 
 
 async def test_closing_at_the_limit_wakes_who_accepts(tmp_path, monkeypatch):
-    monkeypatch.setattr(_reception, "MAX_PENDING", 1)
+    monkeypatch.setattr(_pending, "MAX_PENDING", 1)
     path = tmp_path / "s"
     async with await listen(path, "<Q", timeout=None) as listener:
         with socket.socket(socket.AF_UNIX) as silent:
@@ -1629,12 +1629,12 @@ async def test_a_shortage_for_one_client_does_not_end_serving(
         await interface.xmit((1,))
         return await interface.recv() == (1,)
 
-    monkeypatch.setattr(_reception, "Opening", Opening)
+    monkeypatch.setattr(_pending, "Opening", Opening)
     monkeypatch.setattr(ipcqueue._link.opening, "adopt", adopt_unless_short)
     monkeypatch.setattr(fdpass, "send_fds", send_unless_short)
     async with served(echo, path) as listener, await connect(path, "<Q") as steady:
         assert await is_served(steady)
-        listener._reception.bound.sock = Short(listener._reception.bound.sock)
+        listener._pending.bound.sock = Short(listener._pending.bound.sock)
         short.add(where)
         with contextlib.suppress(OSError, memenpsf.QueueError):
             async with await connect(path, "<Q") as unlucky:

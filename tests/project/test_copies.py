@@ -54,8 +54,8 @@ PLAIN = {
     "ipcqueue._ring.sender.Sending": "holds an end of a ring",
     "ipcqueue._ring.slot_sender.Batch": "records of the application",
     "ipcqueue._ring.slot_sender.Pieces": "records of the application",
-    "memenpsf._guests.Conduct": "numbers",
-    "memenpsf._guests.Places": "numbers",
+    "memenpsf._candidates.Conduct": "numbers",
+    "memenpsf._candidates.Places": "numbers",
     "memenpsf._seeking._Search": "paths, and errors",
     "memenpsf._loop.Ended": "an error, and records of the application",
 }

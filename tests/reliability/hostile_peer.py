@@ -503,10 +503,10 @@ def victim(shape, door, seed, connections):
 
 async def accept_and_serve(listener, shape, chance, took, outcomes):
     # Trio's door on a connection that the other listener has accepted.
-    reception = listener._reception
-    while (endpoint := reception.turn()) is None:  # noqa: ASYNC110 (nothing tells a second door)
+    pending = listener._pending
+    while (endpoint := pending.turn()) is None:  # noqa: ASYNC110 (nothing tells a second door)
         await trio.sleep(0.0001)
-    async with memenpsf.trio.Interface._of(endpoint, reception.terms, "server") as it:
+    async with memenpsf.trio.Interface._of(endpoint, pending.terms, "server") as it:
         await serve_trio(it, shape, chance, took, outcomes)
 
 

@@ -19,8 +19,8 @@ import pytest
 import fdpass
 import memenpsf
 import memenpsf.trio
-from memenpsf import _reception
-from memenpsf._reception import Reception
+from memenpsf import _pending
+from memenpsf._pending import PendingClients
 from tests.kit.clients import Client, connected, room_for_descriptors
 from tests.kit.settling import settle
 from tests.reliability import campaign
@@ -37,7 +37,7 @@ class Threads:
 
     def __init__(self, path, **options):
         self._listener = memenpsf.listen(path, bytes, capacity=4096, **options)
-        self.reception = self._listener._reception
+        self.pending = self._listener._pending
 
     async def accept(self):
         return self._listener.accept(timeout=0)
@@ -63,14 +63,16 @@ class Tasks:
     """The door for Trio."""
 
     def __init__(self, path, **options):
-        self._listener = memenpsf.trio.Listener(Reception(path, bytes, capacity=4096, **options))
-        self.reception = self._listener._reception
+        self._listener = memenpsf.trio.Listener(
+            PendingClients(path, bytes, capacity=4096, **options)
+        )
+        self.pending = self._listener._pending
 
     async def accept(self):
         return await self._listener.accept()
 
     async def nobody(self):
-        assert self.reception.turn() is None
+        assert self.pending.turn() is None
 
     async def recv(self, interface):
         return await interface.recv()
@@ -176,9 +178,9 @@ class Ways:
             fdpass.send_fds(sock, [fd], HELLO[:1])
             os.close(fd)
             await self.door.nobody()
-            assert len(self.door.reception.pending) == 1
+            assert len(self.door.pending.handshakes) == 1
         await self.door.nobody()
-        assert self.door.reception.pending == []
+        assert self.door.pending.handshakes == []
 
     async def another_record(self):
         with Client(self._path, "<Q", capacity=1).say_hello():
@@ -236,7 +238,7 @@ class Ways:
         await door.close()
 
     async def over_the_limit_of_descriptors(self):
-        self.door.reception._resume = None  # or this one would wait because of the one before
+        self.door.pending._resume = None  # or this one would wait because of the one before
         with self.client().say_hello(), room_for_descriptors(self._rng.randrange(3)):
             with pytest.raises(OSError, match="Too many open files"):
                 await self.door.accept()
@@ -255,7 +257,7 @@ class Ways:
         with contextlib.ExitStack() as stack:
             for _ in range(3):  # the last one waits for a place
                 stack.enter_context(connected(path))
-            assert door.reception.turn() is None
+            assert door.pending.turn() is None
             with Client(path, bytes, capacity=4096).say_hello():
                 await door.close()
         assert not path.exists()
@@ -356,8 +358,8 @@ FEW_BLOCKS = 500
 @pytest.mark.parametrize("door", [Threads, Tasks])
 async def test_nothing_is_left_of_thousands_of_connections(door, tmp_path, program, monkeypatch):
     # No user rests after clients that came to nothing: the next one is accepted at once.
-    monkeypatch.setattr(_reception, "RESPITE", 0.0)
-    monkeypatch.setattr(_reception, "PAUSE", 0.0)
+    monkeypatch.setattr(_pending, "COOLDOWN", 0.0)
+    monkeypatch.setattr(_pending, "PAUSE", 0.0)
     rng = campaign.numbers(f"leaks {door.__name__}")
     path = tmp_path / "s"
     template = Template(program(TEMPLATE, path))
@@ -367,7 +369,7 @@ async def test_nothing_is_left_of_thousands_of_connections(door, tmp_path, progr
         before, middle = await cycles(ways, kinds, rng, tmp_path)
         grown = blocks() - middle
         assert state(tmp_path) == before
-        assert not ways.door.reception.quota._shares
+        assert not ways.door.pending.quota._shares
         assert CYCLES < 1000 or grown < FEW_BLOCKS, f"MEMENPSF_SEED={campaign.SEED}"
     finally:
         await ways.door.close()

@@ -79,12 +79,12 @@ OTHERS = (b"\x10", b"nonsense", None, b"\x10", b"")
 def test_a_signal_handler_that_closes_the_listener_leaves_nothing_behind(scene):
     def check(_):
         scene.listener.close()
-        reception = scene.listener._reception
-        assert not reception.pending
-        assert not reception._outcomes
-        assert not len(reception._guests)
-        assert not reception.quota.shares(0)
-        kept = reception._reserve._kept
+        pending = scene.listener._pending
+        assert not pending.handshakes
+        assert not pending._outcomes
+        assert not len(pending._candidates)
+        assert not pending.quota.shares(0)
+        kept = pending._reserve._kept
         assert kept is None or kept.fileno() == -1
         assert not scene.path.exists()
 
@@ -110,7 +110,7 @@ def test_a_signal_handler_that_accepts_is_told_so_and_disturbs_nothing(scene):
 
     def check(peer):
         assert {memenpsf.ConcurrentUse, memenpsf.Closed}.isdisjoint(scene.raised)
-        assert peer or accepted or scene.listener._reception.pending
+        assert peer or accepted or scene.listener._pending.handshakes
 
     at_every_place(lambda: scene.set_up(*OTHERS), scene.accept, handler, check, 3, 2 * STEP)
 
@@ -124,7 +124,7 @@ def test_a_loop_in_a_signal_handler_inside_accept_ends(scene, monkeypatch):
             next(iter(scene.listener))
         seen.append(True)
 
-    monkeypatch.setattr(scene.listener._reception, "turn", turn)
+    monkeypatch.setattr(scene.listener._pending, "turn", turn)
     with pytest.raises(TimeoutError):
         scene.listener.accept(0)
     assert seen

@@ -1,4 +1,4 @@
-"""Reception: the clients of a listener until they have introduced themselves, for every door.
+"""PendingClients: the clients of a listener until they have introduced themselves, for every door.
 
 It never waits: it does what can be done now, and says what to wait for.
 """
@@ -9,6 +9,7 @@ import math
 import select
 import socket
 from collections import deque
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -30,8 +31,8 @@ from ipcqueue import (
 )
 
 from ._address import BACKLOG, checked_permissions, resolve, starting
+from ._candidates import Candidate, Candidates, Conduct, Places
 from ._drive import drive
-from ._guests import Conduct, Guest, Guests, Places
 from ._log import RefusalLog, logger
 from ._options import BOTH_WAYS, LISTENING, checked_role
 from ._quota import Quota
@@ -53,7 +54,7 @@ MAX_PENDING_PER_UID = 32
 
 # How many clients wait in the queues, of all users.  Each holds one descriptor.  A guess: an eighth
 # of the usual 1024.
-GUESTS = 128
+MAX_CANDIDATES = 128
 
 # How long a handshake has, in seconds, before it may have to give its place to a client of a user
 # with fewer of them.  A guess: an honest client needs milliseconds.
@@ -67,7 +68,7 @@ BACK_OFF = 0.05
 # from the second on: see Conduct).  Such handshakes cost half a millisecond each.  Fifty of them a
 # second, at most, are too few to be seen in the 99th percentile of a client that does more than ten
 # thousand round trips.
-RESPITE = 0.02
+COOLDOWN = 0.02
 
 # How many clients a turn takes from the backlog, and how long the listener pauses, in seconds, for
 # each that was turned away before a handshake: some 25 µs of work each.  Many at once and then a
@@ -82,14 +83,14 @@ REFUSALS_PER_TURN = 16
 # How often a server looks whether its socket file is still there, in seconds.
 LOOK_AFTER_FILE = 60.0
 
-_MOST = 1 << 62  # of anything
+_MAX = 1 << 62  # of anything
 
 # What one client can cause on its way in; it is refused, or not served, and the others are.
 CAUSED_BY_ONE = (QueueError, OSError, MemoryError)
 
 
 def _limit(what: str, given: int) -> int:
-    given = checked_number(what, given, _MOST)
+    given = checked_number(what, given, _MAX)
     if given == 0:
         raise ValueError(f"{what} is at least 1, not 0")
     return given
@@ -105,7 +106,7 @@ class Wait(NamedTuple):
     """A monotonic()."""
 
 
-class Reception(Owner):
+class PendingClients(Owner):
     """A bound address and its clients until they have introduced themselves; it never waits.
 
     But to bind may wait, for other servers that start.
@@ -123,7 +124,9 @@ class Reception(Owner):
         drive(self.binding())
 
     @classmethod
-    def unbound(cls, address: str | os.PathLike[str], record: Any, **options: Any) -> Reception:
+    def unbound(
+        cls, address: str | os.PathLike[str], record: Any, **options: Any
+    ) -> PendingClients:
         """Check the arguments, and no more: binding() is the next call."""
         self = cls.__new__(cls)
         self._set_up(address, record, **options)
@@ -180,9 +183,9 @@ class Reception(Owner):
             max_descriptors_per_uid,
             self.terms.descriptors_per_message,
         )
-        self.pending: list[Opening] = []
-        self._guests = Guests(GUESTS)
-        self._conduct = Conduct(RESPITE)
+        self.handshakes: list[Opening] = []
+        self._candidates = Candidates(MAX_CANDIDATES)
+        self._conduct = Conduct(COOLDOWN)
         self._outcomes: deque[Endpoint | Exception] = deque()
         self._resume: float | None = None  # the monotonic() until which further clients wait
         self.accepts_per_turn = ACCEPTS_PER_TURN
@@ -207,7 +210,7 @@ class Reception(Owner):
         return endpoint
 
     def _rest(self, deadline: float) -> Iterator[Wait]:
-        seconds = self.respite()
+        seconds = self.cooldown()
         if seconds and not self.closed:
             yield Wait([(self.bound.sock.fileno(), 0)], min(deadline, monotonic() + seconds))
 
@@ -224,8 +227,8 @@ class Reception(Owner):
         if self._resume is not None and monotonic() >= self._resume:
             self._resume = None
         self._let_in()
-        self._hear_guests()
-        self._seat_guests()
+        self._hear_candidates()
+        self._begin_handshakes()
         for opening in self._due():
             self._attempt(opening)
         if not self._outcomes:
@@ -284,32 +287,36 @@ class Reception(Owner):
             self._turned_away += 1
             self._came_to_nothing(error)
             return True
-        guest = Guest(sock, share, deadline_of(self.terms.timeout))
-        if self._is_there(guest) and (excess := self._guests.add(guest)) is not None:
+        candidate = Candidate(sock, share, deadline_of(self.terms.timeout))
+        if self._is_there(candidate) and (excess := self._candidates.add(candidate)) is not None:
             self._turn_away(excess, "too many clients wait for a handshake here")
         return True
 
-    def _is_there(self, guest: Guest) -> bool:
+    def _is_there(self, candidate: Candidate) -> bool:
         """Note whether a client has said something; if it has left, close its socket.
 
         Then it costs no segment, however many such there are.
         """
         try:
-            guest.spoken = bool(guest.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+            candidate.spoken = bool(candidate.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
         except BlockingIOError:
             return True
         except OSError:
             pass  # it has left, too
-        if not guest.spoken:
-            drop_socket(guest.sock)
-            guest.share.close()
+        if not candidate.spoken:
+            drop_socket(candidate.sock)
+            candidate.share.close()
             self._turned_away += 1
             self._came_to_nothing()
-        return guest.spoken
+        return candidate.spoken
 
-    def _hear_guests(self) -> None:
-        """See which of the silent guests have said something, and which have left."""
-        silent = {guest.sock.fileno(): guest for guest in tuple(self._guests) if not guest.spoken}
+    def _hear_candidates(self) -> None:
+        """See which of the silent candidates have said something, and which have left."""
+        silent = {
+            candidate.sock.fileno(): candidate
+            for candidate in tuple(self._candidates)
+            if not candidate.spoken
+        }
         if not silent:
             return
         poll = select.poll()
@@ -317,82 +324,88 @@ class Reception(Owner):
             poll.register(fd, select.POLLIN)
         for fd, _ in poll.poll(0):
             if not self._is_there(silent[fd]):
-                self._guests.remove(silent[fd])
+                self._candidates.remove(silent[fd])
 
-    def _seat_guests(self) -> None:
+    def _begin_handshakes(self) -> None:
         """Begin handshakes of those for whom there is a place, and refuse who waited too long."""
         now = monotonic()
         for uid in self.quota.take_unserved():
             self._conduct.offended(uid, now)
-        if not self._guests:
+        if not self._candidates:
             return
         for _ in range(self.per_turn):
             places = self._places()
-            guest = self._guests.take(lambda each: self._next_place(each, places, now) <= now)  # noqa: B023
-            if guest is None:
+            may_begin = partial(self._may_begin, places, now)
+            candidate = self._candidates.take(may_begin)
+            if candidate is None:
                 break
             if places.all_taken:
-                self._displace(places.victim(guest.share.uid))
-            self._begin(guest)
-        for guest in self._guests.late(now):
-            self._guests.remove(guest)
-            uid = guest.share.uid
+                self._displace(places.victim(candidate.share.uid))
+            self._begin(candidate)
+        for candidate in self._candidates.late(now):
+            self._candidates.remove(candidate)
+            uid = candidate.share.uid
             self._turn_away(
-                guest,
+                candidate,
                 f"of uid {uid} {self._count(uid)} handshakes are under way here, of all users "
-                f"{len(self.pending)}, and no place became free in time",
+                f"{len(self.handshakes)}, and no place became free in time",
             )
 
-    def _turn_away(self, guest: Guest, why: str) -> None:
-        guest.share.close()
+    def _turn_away(self, candidate: Candidate, why: str) -> None:
+        candidate.share.close()
         error = LimitRefused(why)
-        refuse(guest.sock, error)
+        refuse(candidate.sock, error)
         self._turned_away += 1
         self._came_to_nothing(error)
 
     def _displace(self, uid: int | None) -> None:
         """End the oldest handshake of a user, for one of another user."""
-        opening = next((each for each in tuple(self.pending) if each.peer.uid == uid), None)
+        opening = next((each for each in tuple(self.handshakes) if each.peer.uid == uid), None)
         if opening is None:
             return  # it has ended meanwhile, in a signal handler that accepts
         error = LimitRefused(
-            f"uid {uid} has {self._count(opening.peer.uid)} of {len(self.pending)} handshakes "
+            f"uid {uid} has {self._count(opening.peer.uid)} of {len(self.handshakes)} handshakes "
             "under way here, and gives a place to another user"
         )
-        self.pending.remove(opening)
+        self.handshakes.remove(opening)
         opening.abandon(error)
         self._came_to_nothing(error, opening.peer.uid)
 
-    def _begin(self, guest: Guest) -> None:
+    def _begin(self, candidate: Candidate) -> None:
         try:
-            opening = Opening(guest.sock, self.terms, guest.share)
+            opening = Opening(candidate.sock, self.terms, candidate.share)
         except CAUSED_BY_ONE as error:
-            self._came_to_nothing(error, guest.share.uid)
+            self._came_to_nothing(error, candidate.share.uid)
         else:
-            opening.deadline = guest.deadline
-            self.pending.append(opening)
+            opening.deadline = candidate.deadline
+            self.handshakes.append(opening)
 
     def _count(self, uid: int) -> int:
-        return sum(opening.peer.uid == uid for opening in tuple(self.pending))
+        return sum(opening.peer.uid == uid for opening in tuple(self.handshakes))
 
     def _places(self) -> Places:
-        begun = ((opening.peer.uid, opening.begun) for opening in tuple(self.pending))
+        begun = ((opening.peer.uid, opening.begun) for opening in tuple(self.handshakes))
         return Places(self._max_pending, self._max_pending_per_uid, begun)
 
-    def _next_place(self, guest: Guest, places: Places, now: float) -> float:
+    def _may_begin(self, places: Places, now: float, candidate: Candidate) -> bool:
+        return self._next_place(candidate, places, now) <= now
+
+    def _next_place(self, candidate: Candidate, places: Places, now: float) -> float:
         """Return the monotonic() from which the handshake of a client may begin."""
-        rest = self._conduct.rests_until(guest.share.uid)
-        return max(rest, places.next_for(guest, now, RESPITE, GRACE))
+        rest = self._conduct.rests_until(candidate.share.uid)
+        return max(rest, places.next_for(candidate, now, COOLDOWN, GRACE))
 
     def _due(self) -> list[Opening]:
         """Return the handshakes that can go on, or whose time is over: at most so many a turn."""
         poll = select.poll()
-        for opening in tuple(self.pending):
+        for opening in tuple(self.handshakes):
             poll.register(opening, opening.events)
         ready = {fd for fd, _ in poll.poll(0)}
         now = monotonic()
         due = (
-            each for each in tuple(self.pending) if each.fileno() in ready or now >= each.deadline
+            each
+            for each in tuple(self.handshakes)
+            if each.fileno() in ready or now >= each.deadline
         )
         return list(islice(due, self.per_turn))
 
@@ -411,7 +424,7 @@ class Reception(Owner):
         finally:
             # Nothing that can be interrupted comes first: one that is over must not stay.
             if over:
-                self.pending.remove(opening)
+                self.handshakes.remove(opening)
 
     def _came_to_nothing(self, error: Exception | None = None, uid: int | None = None) -> None:
         """Count a client that did not get in; `uid` had a handshake for it, and rests now."""
@@ -422,11 +435,11 @@ class Reception(Owner):
             self._outcomes.append(error)
 
     @property
-    def barren(self) -> int:
+    def fruitless(self) -> int:
         """How many clients did not get in, or for nothing: no record went either way."""
         return self._refused_or_gone + self.quota.unserved
 
-    def respite(self) -> float:
+    def cooldown(self) -> float:
         """Return for how many seconds to leave the listener alone; once for each client.
 
         Clients that get no handshake cost next to nothing to make, and there may be as many as
@@ -457,21 +470,21 @@ class Reception(Owner):
         """Yield descriptors to poll and for what, before the next turn."""
         events = select.POLLIN if self._resume is None else 0  # 0: only that it is closed
         yield self.bound.sock.fileno(), events
-        for opening in tuple(self.pending):
+        for opening in tuple(self.handshakes):
             yield opening.fileno(), opening.events
-        for guest in tuple(self._guests):
-            if not guest.spoken:
-                yield guest.sock.fileno(), select.POLLIN
+        for candidate in tuple(self._candidates):
+            if not candidate.spoken:
+                yield candidate.sock.fileno(), select.POLLIN
 
     def next_deadline(self) -> float:
         """Return the monotonic() at which a turn is due even if nothing happens."""
         deadlines = [self._look_after_file, math.inf if self._resume is None else self._resume]
-        deadlines += [opening.deadline for opening in tuple(self.pending)]
-        if self._guests:
+        deadlines += [opening.deadline for opening in tuple(self.handshakes)]
+        if self._candidates:
             now, places = monotonic(), self._places()
-            first = self._guests.next_of_each()
-            deadlines += [self._next_place(guest, places, now) for guest in first]
-            deadlines += [guest.deadline for guest in tuple(self._guests)]
+            first = self._candidates.next_of_each()
+            deadlines += [self._next_place(candidate, places, now) for candidate in first]
+            deadlines += [candidate.deadline for candidate in tuple(self._candidates)]
         return min(deadlines)
 
     def close(self) -> None:
@@ -481,16 +494,16 @@ class Reception(Owner):
             self.log.close()
         self.bound.close()
         self._reserve.close()
-        for guest in self._guests.clear():
+        for candidate in self._candidates.clear():
             if self.bound.ours:
-                drop_socket(guest.sock)
+                drop_socket(candidate.sock)
             else:
-                guest.sock.close()
-            guest.share.close()
-        for opening in tuple(self.pending):
+                candidate.sock.close()
+            candidate.share.close()
+        for opening in tuple(self.handshakes):
             opening.abandon()
         for outcome in tuple(self._outcomes):
             if not isinstance(outcome, Exception):
                 outcome.close()
-        self.pending.clear()
+        self.handshakes.clear()
         self._outcomes.clear()
