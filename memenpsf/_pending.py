@@ -1,6 +1,9 @@
 """PendingClients: the clients of a listener until they have introduced themselves, for every door.
 
 It never waits: it does what can be done now, and says what to wait for.
+
+The file is long because a client's whole way stands here in order: from the backlog to a handshake,
+to a connection or a refusal.  _candidates.py says whose turn it is, _quota.py what a user may have.
 """
 
 from __future__ import annotations
