@@ -628,6 +628,24 @@ def test_closing_wakes_who_gives_others_a_respite(path, sockets, pool, monkeypat
         assert isinstance(accepting.exception(), memenpsf.Closed)
 
 
+def test_who_closes_a_listener_that_rests_ends_accept_at_once(path, sockets, monkeypatch):
+    monkeypatch.setattr(_pending, "PAUSE", 3000.0)
+    waits = []
+
+    def closes(self, awaited):  # as a signal handler may while it waits
+        waits.append(awaited)
+        self._busy = False
+        self.close()
+        self._busy = True
+
+    monkeypatch.setattr(memenpsf.Listener, "_wait", closes)
+    with memenpsf.listen(path, "<Q") as listener:
+        sockets(path).close()
+        with pytest.raises(memenpsf.Closed):
+            listener.accept()
+    assert len(waits) == 1
+
+
 def test_a_respite_takes_no_longer_than_who_accepts_would_wait(path, sockets, monkeypatch):
     monkeypatch.setattr(_pending, "PAUSE", 3000.0)
     with memenpsf.listen(path, "<Q") as listener:
