@@ -197,8 +197,8 @@ class Threads(Owner):
         endpoint = self._endpoint
         left = max(0.0, deadline - monotonic())
         events = 0 if endpoint.reading else select.POLLIN
-        if endpoint.crowded():
-            left = min(left, endpoint.crowded_for())
+        if endpoint.in_flight_limit_reached():
+            left = min(left, endpoint.retry_after())
         else:
             events |= select.POLLOUT
         poll = select.poll()

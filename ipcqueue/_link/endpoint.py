@@ -70,6 +70,7 @@ from ipcqueue._ring.memory import fork_generation
 from ipcqueue._ring.patience import BUSY, suited
 from ipcqueue._ring.segment import limits_of
 
+from .alarms import FalseAlarms, doubled
 from .control import ControlParser, Opcode, application_message, err
 from .flight import Flight
 
@@ -89,16 +90,11 @@ if TYPE_CHECKING:
 # that sends two bytes at a time means a handful; a peer that sends more wants our memory.
 MAX_INBOX = 65536
 
-# So often in a row a peer may wake this side with nothing new.  An honest one does it too, as what
-# it rings for may have been found already, but not often in a row.  Guesses, both.
-MOST_FALSE_ALARMS = 32
-# More messages that nobody takes are nothing new.  A guess, too: in waking for each a program has no
-# time for others.
-MOST_UNTAKEN = 64
-# From 30 ms to about half a second.
-MOST_DOUBLINGS = 4
-# From 2 ms to 128: a peer that reads nothing may have many senders wait.
-MOST_CROWDED_DOUBLINGS = 6
+# More control messages that nobody takes are no news.  A guess: a program that wakes for each of them
+# has no time for anything else.
+MAX_UNTAKEN = 64
+# From 2 ms to 128: many senders may wait for a peer that reads nothing.
+MAX_RETRY_DOUBLINGS = 6
 
 T = TypeVar("T")
 
@@ -136,11 +132,8 @@ class Endpoint(Owner):
     to the doors and are guarded by `mutex`; a call that reads the socket does so as `reading`.
     """
 
-    CROWDED = 0.002
-    """How long to wait at first, in seconds, where crowded(); a guess."""
-
-    NAP = 0.03
-    """How long to leave the socket alone at first, in seconds, where cries_wolf(); a guess."""
+    RETRY_AFTER = 0.002
+    """Seconds until the first retry where in_flight_limit_reached(); a guess."""
 
     _released = True  # so that __del__ is right about an object that was never completed
 
@@ -158,10 +151,7 @@ class Endpoint(Owner):
         self.waiting = [0] * len(Event)
         self.followers: set[threading.Lock] = set()
         self.rescues = 0
-        self._false_alarms = 0
-        self._naps = 0  # in a row
-        self._alarms = 0  # wake-ups, up to so many as call for a look
-        self._known = (0, 0, 0)  # at the last look: received, taken by the peer, messages
+        self.alarms = FalseAlarms()
         self._messages = 0  # received, while not too many were untaken
         self._sock = opening.sock
         self.process = opening.process  # of the peer, where the kernel tells
@@ -480,7 +470,7 @@ class Endpoint(Owner):
             full=sending.refused,
             dropped=0 if self.receiver is None else self.receiver.dropped,
             rescues=self.rescues,
-            false_alarms=self._false_alarms,
+            false_alarms=self.alarms.total,
         )
 
     # -- control messages --------------------------------------------------------------------
@@ -584,35 +574,27 @@ class Endpoint(Owner):
 
     def answer(self) -> int:
         """Do as service(), after a wake-up."""
-        self._alarms += 1
+        self.alarms.woken()
         return self.service()
 
-    def cries_wolf(self) -> bool:
-        """Whether the peer wakes this side again and again with nothing new.
+    def should_back_off(self) -> bool:
+        """Whether to leave the socket alone for back_off_length() before waiting as `reading`.
 
-        For who is about to wait as `reading`: it leaves the socket alone for nap_length() first, or a
-        peer that only rings would have all the time of this process.  What tells is nothing that
-        it can make up: this side's index, its own (the core does not let it go back), and messages.
+        So it is after too many wake-ups without news (alarms.py), and while descriptors must stay in
+        the socket because their user has no room for them.
         """
-        if self._held_back:
-            return True
-        if self._alarms < MOST_FALSE_ALARMS:
-            return False
+        return self._held_back > 0 or self.alarms.should_back_off(self._progress)
+
+    def _progress(self) -> tuple[int, int, int]:
         received = self.receiver.indices()[1] if self.receiver else 0
         taken = self.sender.indices()[1] if self.sender else 0
-        known, self._known = self._known, (received, taken, self._messages)
-        news = self._known != known
-        self._alarms = 0 if news else MOST_FALSE_ALARMS - 1
-        self._false_alarms += not news
-        self._naps = 0 if news else self._naps + 1
-        return not news
+        return received, taken, self._messages
 
-    def nap_length(self) -> float:
-        """Return for how many seconds to leave the socket alone: longer each time it was in vain."""
-        times = self._held_back or self._naps
-        return self.NAP * (1 << min(max(0, times - 1), MOST_DOUBLINGS))
+    def back_off_length(self) -> float:
+        """Return for how many seconds to leave the socket alone: longer each time in a row."""
+        return self.alarms.back_off_length(self._held_back)
 
-    def only_the_end(self) -> select.epoll:
+    def end_poller(self) -> select.epoll:
         """Return what is readable once the connection or the peer's process has ended.
 
         It is the caller's.  Raises Closed, OSError.
@@ -627,12 +609,12 @@ class Endpoint(Owner):
             raise
         return epoll
 
-    def _nap(self, seconds: float) -> float:
+    def _back_off(self, seconds: float) -> float:
         """Leave the socket alone, if the connection does not end; return what is left of a time."""
         poll = select.poll()
         if not self._held_back:  # else the end comes behind what waits in the socket
             self.watch(poll, 0)
-        length = min(seconds, self.nap_length())
+        length = min(seconds, self.back_off_length())
         poll.poll(math.ceil(length * 1000))
         return seconds - length
 
@@ -642,11 +624,11 @@ class Endpoint(Owner):
         As `reading`, and as `dozing`, which keeps the socket in hand until wake_followers().  No
         longer than a second or so: a poll() that a signal comes just before sleeps on.
         """
-        if self.cries_wolf():
-            seconds = self._nap(seconds)
+        if self.should_back_off():
+            seconds = self._back_off(seconds)
         woken = self._poll.poll(math.ceil(seconds * 1000))
         if woken:
-            self._alarms += 1
+            self.alarms.woken()
         if self.process is not None and any(fd == self.process.fileno() for fd, _ in woken):
             self._hang_up(self._sock)
         self._read(self._sock)
@@ -747,7 +729,7 @@ class Endpoint(Owner):
             self._inbox += drained.messages
             self._parser = parser
             del self._unread[0]
-        if len(self._inbox) <= MOST_UNTAKEN:
+        if len(self._inbox) <= MAX_UNTAKEN:
             self._messages += len(drained.messages)
         if len(self._inbox) > MAX_INBOX:
             raise CorruptPeer(f"the peer sent over {MAX_INBOX} messages that nobody took")
@@ -834,18 +816,18 @@ class Endpoint(Owner):
     def _wanted(self, event: Event) -> int:
         return self.enough() if event is Event.SPACE else 1
 
-    def crowded(self) -> bool:
+    def in_flight_limit_reached(self) -> bool:
         """Whether the socket has room, though it did not take descriptors.
 
-        Then too many of this user's are under way in the whole system, or too many of the peer's
-        user are here or on their way; and nothing tells when there are fewer.
+        Then too many descriptors of this user are in flight in the whole system, or too many of the
+        peer's user are here or in flight.  The kernel does not tell when there are fewer.
         """
         return self.with_socket(_has_room)
 
-    def crowded_for(self) -> float:
-        """Return for how many seconds to wait where crowded(): longer each time it was in vain."""
+    def retry_after(self) -> float:
+        """Return the seconds to wait where in_flight_limit_reached(): longer each time in a row."""
         times = 0 if self._flight is None else self._flight.refusals
-        return self.CROWDED * (1 << min(max(0, times - 1), MOST_CROWDED_DOUBLINGS))
+        return doubled(self.RETRY_AFTER, times, MAX_RETRY_DOUBLINGS)
 
     # -- the end ---------------------------------------------------------------------------------
 

@@ -109,7 +109,7 @@ class Interface(Owner, trio.abc.Channel[Any]):
         self._handshake = trio.Lock()
         self._writing = trio.Lock()
         self._followers = trio.lowlevel.ParkingLot()
-        self._napping = trio.CancelScope()
+        self._backing_off = trio.CancelScope()
 
     @classmethod
     def _over(cls, sock: socket.socket, terms: Terms, role: str, deadline: float) -> Interface:
@@ -258,8 +258,8 @@ class Interface(Owner, trio.abc.Channel[Any]):
         try:
             async with self._writing:
                 with trio.move_on_at(min(until, trio.current_time() + _SLICE)):
-                    if endpoint.crowded():
-                        await trio.sleep(endpoint.crowded_for())
+                    if endpoint.in_flight_limit_reached():
+                        await trio.sleep(endpoint.retry_after())
                     else:
                         await wait_writable(endpoint.fileno())
                 endpoint.turn()
@@ -483,8 +483,8 @@ class Interface(Owner, trio.abc.Channel[Any]):
             else:
                 endpoint.reading = True
                 try:
-                    if endpoint.cries_wolf():
-                        await self._nap(endpoint)
+                    if endpoint.should_back_off():
+                        await self._back_off(endpoint)
                     await wait_readable(endpoint.events_fileno())
                     endpoint.answer()
                 finally:
@@ -497,11 +497,11 @@ class Interface(Owner, trio.abc.Channel[Any]):
             if not endpoint.waiting[event]:
                 endpoint.withdraw(event)
 
-    async def _nap(self, endpoint: Endpoint) -> None:
+    async def _back_off(self, endpoint: Endpoint) -> None:
         """Leave the socket alone for a while, unless the connection ends."""
-        with trio.move_on_after(endpoint.nap_length()) as self._napping:
+        with trio.move_on_after(endpoint.back_off_length()) as self._backing_off:
             try:
-                end = endpoint.only_the_end()
+                end = endpoint.end_poller()
             except OSError:  # no descriptor is left
                 await trio.sleep_forever()
             with end:
@@ -529,7 +529,7 @@ class Interface(Owner, trio.abc.Channel[Any]):
             elif self._endpoint is not None and not self._endpoint.closed:
                 for number in self._endpoint.awaited():
                     notify_closing(number)
-                self._napping.cancel()
+                self._backing_off.cancel()
                 self._endpoint.close()
                 self._followers.unpark_all()
         except Exception as error:

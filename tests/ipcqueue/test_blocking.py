@@ -38,6 +38,7 @@ from ipcqueue import (
     open_pair,
 )
 from ipcqueue._binding import direct
+from ipcqueue._link import alarms
 from ipcqueue._link import endpoint as _endpoint
 from ipcqueue._link.control import HELLO
 from ipcqueue._records.spec import codec_for
@@ -660,7 +661,7 @@ class TestEnds:
 class TestFalseAlarms:
     """Who rings and rings with nothing new is left waiting; who brings something is not."""
 
-    MOST = _endpoint.MOST_FALSE_ALARMS
+    MOST = alarms.MAX_FALSE_ALARMS
 
     @pytest.fixture
     def naps(self, monkeypatch):
@@ -670,7 +671,7 @@ class TestFalseAlarms:
             naps.append(seconds)
             return seconds
 
-        monkeypatch.setattr(_endpoint.Endpoint, "_nap", nap)
+        monkeypatch.setattr(_endpoint.Endpoint, "_back_off", nap)
         return naps
 
     def ring(self, peer, times, message=b"\x01\x00"):
@@ -721,7 +722,7 @@ class TestFalseAlarms:
         assert len(naps) == 5 * self.MOST
 
     def test_messages_that_nobody_takes_are_nothing_new_in_the_end(self, peer, naps):
-        peer.say(b"\x80\x01" * _endpoint.MOST_UNTAKEN)
+        peer.say(b"\x80\x01" * _endpoint.MAX_UNTAKEN)
         peer.endpoint.turn()
         self.ring(peer, 3 * self.MOST, b"\x80\x01")
         assert len(naps) >= self.MOST
@@ -740,7 +741,7 @@ class TestFalseAlarms:
     @pytest.mark.parametrize("end", ["closes", "is closed"])
     def test_the_end_ends_a_nap(self, peer, in_thread, monkeypatch, end):
         monkeypatch.setattr(_threads, "SLICE", 3000.0)
-        monkeypatch.setattr(_endpoint.Endpoint, "NAP", 3000.0)
+        monkeypatch.setattr(alarms.FalseAlarms, "BACK_OFF", 3000.0)
         self.ring(peer, self.MOST)
         popper = in_thread(Side(peer.endpoint).pop, None)
         until(lambda: peer.endpoint.statistics().false_alarms == 1)
@@ -751,7 +752,7 @@ class TestFalseAlarms:
         fails(PeerDied if end == "closes" else Closed, popper)
 
     def test_a_nap_does_not_outlast_the_timeout(self, peer, monkeypatch):
-        monkeypatch.setattr(_endpoint.Endpoint, "NAP", 3000.0)
+        monkeypatch.setattr(alarms.FalseAlarms, "BACK_OFF", 3000.0)
         self.ring(peer, self.MOST)
         assert Side(peer.endpoint).pop(0.001) is None
 

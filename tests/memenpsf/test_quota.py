@@ -842,12 +842,12 @@ def test_a_message_whose_descriptors_wait_is_no_broken_promise(counted, null):
     with two.borrow(timeout=0) as lent:
         assert len(lent) == 0
     assert held(two) == 0
-    assert two._endpoint.cries_wolf()
+    assert two._endpoint.should_back_off()
     assert other.recv(timeout=0) == b"3"
     assert one.recv(timeout=0) == b"1"
     assert two.recv(timeout=0) == b"2"
-    assert not two._endpoint.cries_wolf()
-    assert not other._endpoint.cries_wolf()
+    assert not two._endpoint.should_back_off()
+    assert not other._endpoint.should_back_off()
 
 
 def test_what_is_moved_while_it_is_counted_counts(counted, null):
@@ -904,11 +904,11 @@ def test_who_waits_for_room_looks_ever_less_often_and_not_at_the_end(counted, nu
     lengths = []
     for _ in range(8):
         endpoint.turn()
-        assert endpoint.cries_wolf()
-        lengths.append(endpoint.nap_length() / endpoint.NAP)
+        assert endpoint.should_back_off()
+        lengths.append(endpoint.back_off_length() / endpoint.alarms.BACK_OFF)
     assert lengths == [1, 2, 4, 8, 16, 16, 16, 16]
     client.close()
-    with endpoint.only_the_end() as end:
+    with endpoint.end_poller() as end:
         assert end.poll(0) == []  # or who waits would turn in circles
     assert server.recv(timeout=0) is None
     assert held(server) == 4
@@ -924,12 +924,12 @@ def test_what_its_peer_has_not_read_keeps_a_sender_waiting(counted, null):
         one.xmit(b"y", timeout=0, fds=[null] * 3)
     assert held(one) == 6
     one.xmit(b"z", timeout=0)  # without descriptors
-    assert one._endpoint.crowded()
-    waits = [one._endpoint.crowded_for() / one._endpoint.CROWDED]
+    assert one._endpoint.in_flight_limit_reached()
+    waits = [one._endpoint.retry_after() / one._endpoint.RETRY_AFTER]
     for _ in range(8):
         with pytest.raises(memenpsf.Full):
             one.xmit(b"y", timeout=0, fds=[null] * 3)
-        waits.append(one._endpoint.crowded_for() / one._endpoint.CROWDED)
+        waits.append(one._endpoint.retry_after() / one._endpoint.RETRY_AFTER)
     assert waits[0] == 1
     assert waits == sorted(waits)
     assert waits[-1] == 64
@@ -937,7 +937,7 @@ def test_what_its_peer_has_not_read_keeps_a_sender_waiting(counted, null):
     his._endpoint.turn()  # read from the socket, and not taken
     assert held(one) == 0
     one.xmit(b"y", timeout=0, fds=[null] * 3)
-    assert one._endpoint.crowded_for() == one._endpoint.CROWDED
+    assert one._endpoint.retry_after() == one._endpoint.RETRY_AFTER
 
 
 def test_messages_outside_the_ring_and_regions_count_as_well(counted):

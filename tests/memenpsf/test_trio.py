@@ -28,7 +28,7 @@ import ipcqueue
 import memenpsf
 import memenpsf.trio
 from ipcqueue._binding import direct
-from ipcqueue._link import endpoint as _endpoint
+from ipcqueue._link import alarms
 from memenpsf import _address, _pending
 from memenpsf.trio import Interface, connect, listen, serve
 
@@ -930,7 +930,7 @@ async def test_aclose_wakes_every_task_that_waits():
 
 async def cried_wolf(interface, peer):
     """Have the peer ring so often with nothing new that the next wait begins with a nap."""
-    for _ in range(_endpoint.MOST_FALSE_ALARMS):
+    for _ in range(alarms.MAX_FALSE_ALARMS):
         peer._endpoint._sock.send(b"\x01\x00")
         interface._endpoint.answer()
 
@@ -945,9 +945,11 @@ async def test_who_rings_and_rings_with_nothing_new_is_left_waiting(autojump_clo
             other._endpoint._sock.send(b"\x01\x00")
             await wait_all_tasks_blocked()
             assert one.statistics().false_alarms == turn  # it does not look
-            await trio.sleep(one._endpoint.NAP * 2 ** (turn - 1))  # each time for longer
+            await trio.sleep(
+                one._endpoint.alarms.BACK_OFF * 2 ** (turn - 1)
+            )  # each time for longer
         other.xmit_nowait((7,))
-        await trio.sleep(one._endpoint.nap_length())
+        await trio.sleep(one._endpoint.back_off_length())
         other.xmit_nowait((8,))
         await wait_all_tasks_blocked()
         assert await one.recv() == (8,)
@@ -955,7 +957,7 @@ async def test_who_rings_and_rings_with_nothing_new_is_left_waiting(autojump_clo
 
 async def test_a_record_a_time_is_never_kept_waiting():
     async with opened(capacity=1) as (one, other), trio.open_nursery() as nursery:
-        count = 10 * _endpoint.MOST_FALSE_ALARMS
+        count = 10 * alarms.MAX_FALSE_ALARMS
         nursery.start_soon(one.xmit_many, numbers(count))
         for number in range(count):
             await wait_all_tasks_blocked()
@@ -965,7 +967,7 @@ async def test_a_record_a_time_is_never_kept_waiting():
 
 @pytest.mark.parametrize("end", ["closes", "is closed", "is closed, without a descriptor left"])
 async def test_the_end_ends_a_nap(monkeypatch, end):
-    monkeypatch.setattr(ipcqueue.Endpoint, "NAP", math.inf)
+    monkeypatch.setattr(alarms.FalseAlarms, "BACK_OFF", math.inf)
 
     def short():
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
@@ -986,7 +988,7 @@ async def test_a_nap_can_be_cancelled_and_the_next_who_waits_takes_his_own(autoj
     async with opened() as (one, other):
         await cried_wolf(one, other)
         for turn in (1, 2):
-            assert await one.recv(one._endpoint.NAP / 2) is None
+            assert await one.recv(one._endpoint.alarms.BACK_OFF / 2) is None
             assert one.statistics().false_alarms == 1, turn
         other.xmit_nowait((7,))
         assert await one.recv() == (7,)
