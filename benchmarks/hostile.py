@@ -36,7 +36,7 @@ from ipcqueue._core import ffi  # an attacker is not bound to any rule
 
 import fdpass
 import memenpsf
-from ipcqueue import Opening, Role, Terms
+from ipcqueue import Opening, Role, Terms, advance
 
 from .machine import machine
 from .processes import module_path
@@ -148,7 +148,7 @@ class Introduced:
         self.opening = Opening(connected(address), TERMS)
         try:
             poll = select.poll()
-            while (endpoint := self.opening.step()) is None:
+            while (endpoint := advance(self.opening)) is None:
                 poll.register(self.opening.fileno(), self.opening.events)
                 poll.poll(1000)
         except BaseException:

@@ -47,7 +47,7 @@ from ._errors import (
     Unaccepted,
     VersionRefused,
 )
-from ._link.endpoint import Endpoint, Event, Statistics
+from ._link.endpoint import Endpoint, Event, Statistics, advance
 from ._link.handshake import Role
 from ._link.lease import Lease
 from ._link.loans import Borrowing, Loan
@@ -106,6 +106,7 @@ __all__ = [
     "TooLarge",
     "Unaccepted",
     "VersionRefused",
+    "advance",
     "char",
     "check_options",
     "checked_number",

@@ -12,6 +12,7 @@ from fdpass.lowlevel import Owner
 
 from ._binding import persist
 from ._errors import EndOfStream, HandshakeTimeout
+from ._link.endpoint import advance
 from ._link.handshake import Role
 from ._link.opening import Opening
 from ._link.terms import Terms, check_options, checked_socket
@@ -397,7 +398,7 @@ def open_pair(*both: Terms) -> tuple[Endpoint, Endpoint]:
         opened: dict[Opening, Endpoint] = {}
         # The first says hello and hears nothing yet; the second does both; then the first hears.
         for opening in openings * 2:
-            if opening not in opened and (endpoint := opening.step()) is not None:
+            if opening not in opened and (endpoint := advance(opening)) is not None:
                 undo.callback(endpoint.close)
                 opened[opening] = endpoint
         if len(opened) < len(openings):

@@ -24,7 +24,7 @@ from fdpass.lowlevel import Owner, monotonic, shown_seconds
 
 from ._binding import persist
 from ._errors import Closed, Full
-from ._link.endpoint import Event
+from ._link.endpoint import Event, advance
 from ._link.loans import Borrowing, Loan
 from ._link.terms import deadline_of
 from ._ring.sender import Sending
@@ -50,7 +50,7 @@ def open_endpoint(opening: Opening) -> Endpoint:
     """Wait until both sides have agreed.  Raises what Opening.step does."""
     poll = select.poll()
     try:
-        while (endpoint := opening.step()) is None:
+        while (endpoint := advance(opening)) is None:
             poll.register(opening.fileno(), opening.events)
             poll.poll(_milliseconds(max(0.0, opening.deadline - monotonic())))
     except BaseException:

@@ -24,6 +24,7 @@ from ipcqueue import (
     PeerDied,
     QueueError,
     Terms,
+    advance,
     check_options,
     checked_number,
     deadline_of,
@@ -415,7 +416,7 @@ class PendingClients(Owner):
     def _attempt(self, opening: Opening) -> None:
         over = True  # also if a signal handler raises: it may be closed, or have become an endpoint
         try:
-            endpoint = opening.step()
+            endpoint = advance(opening)
             if endpoint is None:
                 over = False
             else:

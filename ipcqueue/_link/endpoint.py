@@ -2,7 +2,7 @@
 
 An Endpoint owns the socket and both segments (three descriptors), has the ends of the rings in
 them, reads the control messages, and knows how the connection ended.  It
-begins with an Opening (opening.py).  Waiting is for the doors above: `_threads` for threads,
+begins with the Agreement of an Opening (opening.py).  Waiting is for the doors above: `_threads` for threads,
 `memenpsf.trio` for tasks.
 
 The file is long because it is one class, and the class because records, messages, descriptors and
@@ -73,6 +73,7 @@ from ipcqueue._ring.segment import limits_of
 from .alarms import FalseAlarms, doubled
 from .control import ControlParser, Opcode, application_message, err
 from .flight import Flight
+from .wire import tell
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -80,10 +81,9 @@ if TYPE_CHECKING:
     from fdpass import Credentials
     from ipcqueue._ring.codes import Trouble
     from ipcqueue._ring.receiver import ReceiverEnd
-    from ipcqueue._ring.segment import Segment
     from ipcqueue._ring.sender import SenderEnd
 
-    from .opening import Opening
+    from .opening import Agreement, Opening
     from .terms import Terms
 
 # How many control messages of the peer may wait for recv_ctrl_msg.  A guess: an application
@@ -126,7 +126,7 @@ class Statistics(NamedTuple):
 
 
 class Endpoint(Owner):
-    """One side of an open connection; see the module.  Made by Opening.
+    """One side of an open connection; see the module.  Takes all that an Agreement consists of.
 
     Threads: everything here may be called from any.  `reading`, `waiting` and `followers` belong
     to the doors and are guarded by `mutex`; a call that reads the socket does so as `reading`.
@@ -137,12 +137,12 @@ class Endpoint(Owner):
 
     _released = True  # so that __del__ is right about an object that was never completed
 
-    def __init__(self, opening: Opening, own: Segment, peer: Segment) -> None:
-        terms = opening.terms
+    def __init__(self, agreement: Agreement) -> None:
+        terms, own, peer = agreement.terms, agreement.own, agreement.peer
         self.codec = terms.codec
         self.name = terms.name
         self.peer_name = peer.identity.name
-        self.peer: Credentials = opening.peer
+        self.peer: Credentials = agreement.credentials
         self.capacity = own.identity.capacity or peer.identity.capacity
         self.closed = False
         self.owner: Callable[[], object] = _nobody  # a weak reference: whose errors those here are
@@ -153,13 +153,13 @@ class Endpoint(Owner):
         self.rescues = 0
         self.alarms = FalseAlarms()
         self._messages = 0  # received, while not too many were untaken
-        self._sock = opening.sock
-        self.process = opening.process  # of the peer, where the kernel tells
+        self._sock = agreement.sock
+        self.process = agreement.process  # of the peer, where the kernel tells
         self._poll = select.poll()  # for one thread at a time, which is `reading`
         self.watch(self._poll, select.POLLIN)
         self._events: select.epoll | None = None
         self._own, self._peer = own, peer
-        self._lease = opening.lease
+        self._lease = agreement.lease
         self._generation = fork_generation()
         self._unread: list[Any] = []  # results of recvmsg(), or what they turned out to be
         self._room = bytearray(_ROOM)  # one such result, where memory is too short to have it there
@@ -1012,7 +1012,14 @@ def _weak_trouble(endpoint: Endpoint) -> Trouble:
     return trouble
 
 
-def tell(sock: socket.socket, message: bytes) -> None:
-    """Send what does no harm if it gets lost."""
-    with contextlib.suppress(OSError):
-        sock.send(message, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+def advance(opening: Opening) -> Endpoint | None:
+    """Take a step of a handshake; return the Endpoint once both sides have agreed.
+
+    Raises what Opening.step() does, and OSError; then everything is closed.
+    """
+    try:
+        agreement = opening.step()
+        return None if agreement is None else Endpoint(agreement)
+    except BaseException as error:
+        persist(opening.abandon, error)
+        raise

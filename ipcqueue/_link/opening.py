@@ -1,7 +1,7 @@
-"""From a connected socket to an Endpoint, in steps that do not wait.
+"""From a connected socket to an Agreement of both sides, in steps that do not wait.
 
-An `Opening` is one handshake under given Terms.  Who waits for it: `open_endpoint` of _threads.py,
-listeners, and `memenpsf.trio`.
+An `Opening` is one handshake under given Terms.  `advance` of endpoint.py makes an Endpoint of what
+it agrees on; `open_endpoint` of _threads.py, listeners and `memenpsf.trio` wait between the steps.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import errno
 import os
 import select
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import fdpass
 from fdpass.lowlevel import Owner, monotonic, pass_pidfd, recv_fds_and_pidfd, shown_seconds
@@ -20,17 +20,33 @@ from ipcqueue._ring.memory import fork_generation
 from ipcqueue._ring.segment import adopt, create
 
 from .control import HELLO, err
-from .endpoint import Endpoint, tell
 from .handshake import Greeting, check
 from .lease import Lease
 from .process import Process, process_behind
 from .terms import checked_socket, deadline_of
+from .wire import tell
 
 if TYPE_CHECKING:
+    from fdpass import Credentials
     from ipcqueue._ring.identity import Identity
     from ipcqueue._ring.segment import Segment
 
     from .terms import Terms
+
+
+class Agreement(NamedTuple):
+    """What a handshake ends with: all that a connection needs.
+
+    Its Opening owns it until an Endpoint has been made of it.
+    """
+
+    terms: Terms
+    credentials: Credentials  # of the peer
+    sock: socket.socket
+    process: Process | None  # the peer's, if the kernel tells
+    own: Segment
+    peer: Segment
+    lease: Lease
 
 
 class Opening(Owner):
@@ -85,8 +101,8 @@ class Opening(Owner):
         """What the next step waits for: POLLIN, with POLLOUT until HELLO is sent."""
         return select.POLLIN if self._said_hello else select.POLLIN | select.POLLOUT
 
-    def step(self) -> Endpoint | None:
-        """Do what can be done now; return the Endpoint once both sides have agreed.
+    def step(self) -> Agreement | None:
+        """Do what can be done now; return the Agreement once both sides have agreed.
 
         Raises Refused, CorruptPeer, PeerDied, OSError, and HandshakeTimeout from `deadline` on (a
         monotonic()); then everything is closed, and the peer has been told why as far as it
@@ -107,7 +123,15 @@ class Opening(Owner):
             pid = segment.identity.creator_pid
             sender, self._sender = self._sender, None
             self.process = process_behind(self.sock, sender, self.peer, pid)
-            return Endpoint(self, self._segments[0], segment)
+            return Agreement(
+                self.terms,
+                self.peer,
+                self.sock,
+                self.process,
+                self._segments[0],
+                segment,
+                self.lease,
+            )
         except BaseException as error:
             persist(self.abandon, error)
             raise

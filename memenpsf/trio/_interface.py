@@ -34,6 +34,7 @@ from ipcqueue import (
     QueueError,
     Sending,
     Terms,
+    advance,
     checked_socket,
     deadline_of,
     monotonic,
@@ -197,7 +198,7 @@ class Interface(Owner, trio.abc.Channel[Any]):
                 if opening is None:
                     raise Closed("this side has closed the connection")
                 try:
-                    self._endpoint = _in_steps(opening.step())
+                    self._endpoint = _in_steps(advance(opening))
                 except (QueueError, OSError) as error:
                     self._failure = error
                 else:

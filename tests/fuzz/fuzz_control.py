@@ -12,7 +12,7 @@ Whatever comes through the socket once the handshake is over:
 import socket
 
 import fdpass
-from ipcqueue import CorruptPeer, Opening, QueueError, Role, Terms
+from ipcqueue import CorruptPeer, Opening, QueueError, Role, Terms, advance
 from ipcqueue._binding import direct
 from ipcqueue._link import endpoint as _endpoint
 from ipcqueue._link.control import HELLO, ControlParser, refusal
@@ -63,7 +63,7 @@ class Victim:
         segment = _segment.create(codec_for(terms.codec.spec), 4096, "peer")
         fdpass.send_fds(self.sock, [segment.memfd], HELLO)
         segment.close()
-        self.endpoint = Opening(ours, terms).step()
+        self.endpoint = advance(Opening(ours, terms))
         assert heard(self.sock) == (HELLO, False)
 
     def turn(self):

@@ -19,6 +19,7 @@ from ipcqueue import (
     Refused,
     Role,
     Terms,
+    advance,
 )
 from ipcqueue._link.control import HELLO, Reason
 from ipcqueue._records.spec import codec_for
@@ -208,12 +209,12 @@ def attempt(script):
                         gone = True
                         leave(script, sock)
                     case 3 | 4:
-                        endpoint = opening.step()
+                        endpoint = advance(opening)
                     case _:
                         said_by(script, sock, terms)
             opening.deadline = -math.inf
             if endpoint is None:
-                endpoint = opening.step()
+                endpoint = advance(opening)
             assert endpoint is not None, "nothing happens behind the deadline"
         except FINE as error:
             assert type(error) is not QueueError

@@ -33,6 +33,7 @@ from ipcqueue import (
     Refused,
     Role,
     Terms,
+    advance,
 )
 from ipcqueue._link.control import HELLO
 from ipcqueue._records.spec import codec_for
@@ -106,7 +107,7 @@ class Victim:
                 stack.enter_context(
                     mock.patch.object(_slot_receiver, "receiver", _slot_receiver.SlotReceiver)
                 )
-            self.endpoint = Opening(ours, terms).step()
+            self.endpoint = advance(Opening(ours, terms))
 
     def poke(self, at, data):
         ffi.memmove(self.segment.mapping.at + at, data, len(data))

@@ -33,6 +33,7 @@ from ipcqueue import (
     Refused,
     Role,
     Terms,
+    advance,
     deadline_of,
     open_pair,
     pair,
@@ -106,7 +107,7 @@ class Peer:
         ours, self.sock = socket.socketpair()
         self.segment = _segment.create(codec_for(SPEC), capacity, "peer")
         fdpass.send_fds(self.sock, [self.segment.memfd], HELLO)
-        self.endpoint = Opening(ours, Terms(SPEC, role, capacity=4)).step()
+        self.endpoint = advance(Opening(ours, Terms(SPEC, role, capacity=4)))
         data, (fd,) = fdpass.recv_fds(self.sock, 1, 2)
         assert data == HELLO
         self.theirs = _segment.adopt(fd, 1 << 20)
@@ -1219,13 +1220,15 @@ class TestFork:
         raises_for_good(EndOfStream, second.try_pop)
 
 
-@pytest.mark.parametrize("step", ["check", "Endpoint"])
-def test_a_constructor_that_is_interrupted_closes_what_it_took(monkeypatch, step):
+@pytest.mark.parametrize(
+    ("module", "step"), [(_opening, "check"), (_endpoint, "Endpoint")], ids=["check", "Endpoint"]
+)
+def test_a_constructor_that_is_interrupted_closes_what_it_took(monkeypatch, module, step):
     before = descriptors()
     ours, theirs = socket.socketpair()
     segment = _segment.create(codec_for(SPEC), 4, "")
     fdpass.send_fds(theirs, [segment.memfd], HELLO)
-    monkeypatch.setattr(_opening, step, interrupt)
+    monkeypatch.setattr(module, step, interrupt)
     with theirs, pytest.raises(Interrupt):
         Receiver(ours, SPEC)
     segment.close()

@@ -31,6 +31,7 @@ from ipcqueue import (
     SizeRefused,
     Terms,
     VersionRefused,
+    advance,
     open_pair,
 )
 from ipcqueue._link.control import HELLO, Reason, refusal
@@ -466,13 +467,13 @@ class TestDescriptors:
 
     def test_our_own_segment_sent_back_is_a_corrupt_peer(self, peer):
         opening = Opening(peer.ours, Terms(SPEC, BOTH))
-        assert opening.step() is None
+        assert advance(opening) is None
         data, fds = fdpass.recv_fds(peer.sock, 1, 2)
         assert data == HELLO
         with fds[0] as own:
             peer.hello(own)
         with pytest.raises(CorruptPeer, match="our own segment"):
-            opening.step()
+            advance(opening)
         assert peer.heard_bytes() == bytes((100, Reason.PROTOCOL))
 
     def test_two_descriptors_are_a_corrupt_peer(self, peer):
@@ -591,13 +592,13 @@ class TestGreetings:
         opening = Opening(peer.ours, Terms(SPEC, RECEIVES))
         assert opening.fileno() == peer.ours.fileno()
         assert opening.events == select.POLLIN | select.POLLOUT
-        assert opening.step() is None
+        assert advance(opening) is None
         assert opening.events == select.POLLIN
         with segment_of() as segment:
             fdpass.send_fds(peer.sock, [segment.memfd], HELLO[:1])
-            assert opening.step() is None
+            assert advance(opening) is None
             peer.sock.send(HELLO[1:])
-            endpoint = opening.step()
+            endpoint = advance(opening)
         assert endpoint.capacity == 4
         endpoint.close()
 
@@ -625,10 +626,10 @@ class TestGreetings:
 
     def test_a_peer_that_leaves_without_reading_our_hello_has_died(self, peer):
         opening = Opening(peer.ours, Terms(SPEC, RECEIVES))
-        assert opening.step() is None
+        assert advance(opening) is None
         peer.sock.close()  # with our HELLO unread: ECONNRESET for us
         with pytest.raises(PeerDied):
-            opening.step()
+            advance(opening)
         assert peer.ours.fileno() == -1
 
     @pytest.mark.parametrize("said", [b"", HELLO[:1]])
@@ -651,14 +652,14 @@ class TestGreetings:
 
     def test_the_deadline_can_be_moved_by_who_runs_the_steps(self, peer):
         opening = Opening(peer.ours, Terms(SPEC, RECEIVES, timeout=None))
-        assert opening.step() is None
+        assert advance(opening) is None
         opening.deadline = time.monotonic()
         with pytest.raises(HandshakeTimeout):
-            opening.step()
+            advance(opening)
 
     def test_giving_up_twice_does_no_harm(self, peer):
         opening = Opening(peer.ours, Terms(SPEC, RECEIVES))
-        opening.step()
+        advance(opening)
         opening.abandon()
         opening.abandon()
         assert peer.heard() == b""  # there was no error to tell
@@ -696,11 +697,11 @@ class TestRoles:
     @pytest.mark.parametrize("role", [SENDS, RECEIVES], ids=str)
     def test_two_of_a_kind_refuse_each_other(self, role):
         first, second = self.openings(role, role)
-        assert first.step() is None
+        assert advance(first) is None
         with pytest.raises(RoleRefused, match=f"this end {role}, and its peer"):
-            second.step()
+            advance(second)
         with pytest.raises(RoleRefused):
-            first.step()
+            advance(first)
 
     @pytest.mark.parametrize(("picky", "content"), [(SENDS, BOTH), (BOTH, RECEIVES)], ids=str)
     @pytest.mark.parametrize("picky_begins", [True, False])
@@ -708,14 +709,14 @@ class TestRoles:
         picky, content = self.openings(picky, content)
         # What suits one of them does not suit the other, which says so.
         if picky_begins:
-            assert picky.step() is None
-            endpoint = content.step()
+            assert advance(picky) is None
+            endpoint = advance(content)
         else:
-            assert content.step() is None
+            assert advance(content) is None
         with pytest.raises(RoleRefused):
-            picky.step()
+            advance(picky)
         if not picky_begins:
-            endpoint = content.step()
+            endpoint = advance(content)
         endpoint.turn()
         with pytest.raises(RoleRefused):
             endpoint.try_pop()
@@ -723,9 +724,9 @@ class TestRoles:
 
     def test_ends_that_fit_come_together(self):
         first, second = self.openings(SENDS, RECEIVES)
-        assert first.step() is None
-        receiver = second.step()
-        sender = first.step()
+        assert advance(first) is None
+        receiver = advance(second)
+        sender = advance(first)
         assert sender.try_push((5,))
         assert receiver.try_pop() == (5,)
         sender.close()
@@ -735,10 +736,10 @@ class TestRoles:
         socks = socket.socketpair()
         first = Opening(socks[0], Terms("<Q", SENDS))
         second = Opening(socks[1], Terms("<d", RECEIVES))
-        assert first.step() is None
+        assert advance(first) is None
         for opening, mine, theirs in ((second, "f64", "u64"), (first, "u64", "f64")):
             with pytest.raises(RecordRefused, match=rf"0:{mine}\].*0:{theirs}\]"):
-                opening.step()
+                advance(opening)
 
 
 class TestSockets:

@@ -27,6 +27,7 @@ from ipcqueue import (
     RoleRefused,
     Sender,
     Terms,
+    advance,
     open_pair,
     pair,
 )
@@ -182,9 +183,9 @@ class TestConnection:
         ours, theirs = socket.socketpair()
         terms = Terms(Quote, Role(sends=False, receives=True), name="théirs")
         opening = ipcqueue.Opening(theirs, terms)
-        assert opening.step() is None
+        assert advance(opening) is None
         with Sender(ours, Quote, capacity=100, name="ours") as sender:
-            receiver = Receiver.of(opening.step())
+            receiver = Receiver.of(advance(opening))
             assert (sender.name, sender.peer_name) == ("ours", "théirs")
             assert (receiver.name, receiver.peer_name) == ("théirs", "ours")
             assert sender.capacity == receiver.capacity == 128

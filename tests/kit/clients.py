@@ -6,7 +6,7 @@ import resource
 import socket
 
 import memenpsf
-from ipcqueue import Opening, Role, Terms
+from ipcqueue import Opening, Role, Terms, advance
 from tests.kit.settling import settle
 
 
@@ -20,11 +20,11 @@ class Client:
         self.endpoint = None
 
     def say_hello(self):
-        self.endpoint = self.opening.step()
+        self.endpoint = advance(self.opening)
         return self
 
     def finish(self):
-        self.endpoint = self.endpoint or self.opening.step()
+        self.endpoint = self.endpoint or advance(self.opening)
         return memenpsf.Interface.of(self.endpoint)
 
     def __enter__(self):

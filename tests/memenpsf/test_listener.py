@@ -18,7 +18,7 @@ import pytest
 import fdpass
 import ipcqueue
 import memenpsf
-from ipcqueue import Opening, Role, Terms
+from ipcqueue import Opening, Role, Terms, advance
 from memenpsf import _address, _log, _pending
 from tests.kit.clients import Client, room_for_descriptors
 
@@ -224,7 +224,7 @@ def segment_of(stack, name):
         terms = Terms("<Q", Role(sends=True, receives=True), capacity=1, name=name)
         opening = Opening(there, terms)
         try:
-            opening.step()
+            advance(opening)
             data, fds = fdpass.recv_fds(here)
         finally:
             opening.abandon()

@@ -246,7 +246,7 @@ def test_the_limits_of_the_peer_and_a_full_ring():
     ends = [Opening(a, Terms(bytes, role)), Opening(b, Terms(bytes, role, **limits))]
     endpoints = {}
     for each in ends * 2:
-        if each not in endpoints and (endpoint := each.step()) is not None:
+        if each not in endpoints and (endpoint := ipcqueue.advance(each)) is not None:
             endpoints[each] = endpoint
     interface, peer = (memenpsf.Interface.of(endpoints[each]) for each in ends)
     with interface, peer:

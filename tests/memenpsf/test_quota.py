@@ -23,7 +23,7 @@ from trio.testing import wait_all_tasks_blocked
 import fdpass
 import memenpsf
 import memenpsf.trio
-from ipcqueue import Credentials, Opening, Role, Terms
+from ipcqueue import Credentials, Opening, Role, Terms, advance
 from memenpsf import _pending, _quota, _reserve
 from memenpsf._pending import PendingClients
 from memenpsf._quota import Quota
@@ -158,7 +158,7 @@ def invented(monkeypatch):
 def introduced(sock, record="<Q", **options):
     """Let a connected socket say HELLO; return its side."""
     opening = Opening(sock, terms(record, **options))
-    assert opening.step() is None
+    assert advance(opening) is None
     return opening
 
 
@@ -198,7 +198,7 @@ def test_a_user_with_too_many_connections_is_refused_and_others_are_served(path,
         assert type(error) is memenpsf.LimitRefused
         assert pending.refused == 1
         with pytest.raises(memenpsf.LimitRefused, match="this user has all it may have"):
-            client.step()
+            advance(client)
         assert connect(0).peer.uid == 0
         assert connect(1001).peer.uid == 1001
         first.close()
@@ -261,7 +261,7 @@ def test_a_user_who_shares_too_much_memory_is_refused_before_it_is_mapped(path, 
         assert memory_files() - maps == 2
         assert pending.refused == 1
         # It had heard HELLO before, and is told now.
-        with memenpsf.Interface.of(clients[1].step()) as late:
+        with memenpsf.Interface.of(advance(clients[1])) as late:
             with pytest.raises(memenpsf.LimitRefused):
                 late.recv()
         other = introduced(invented(path, 8), capacity=1)
@@ -317,7 +317,7 @@ def test_whatever_way_a_connection_ends_its_user_gets_back_what_it_took(path, in
         if end in ("closed here", "dropped here", "the peer closed", "the peer left"):
             (endpoint,) = outcomes
             assert [share.size for share in pending.quota.shares(7)] == [4 * PAGE]
-            theirs = client.step()
+            theirs = advance(client)
             if end == "the peer left":
                 sock.close()
                 theirs._released = True
@@ -372,7 +372,7 @@ def test_a_user_with_slow_clients_leaves_places_for_others_and_keeps_its_order(
             # One place at a time becomes free, and who came first has it.
             assert len(pending.handshakes) == 3
             assert len(pending._candidates.of(7)) == 17 - n
-            theirs = Opening(slow[n], terms(capacity=1, name=f"client {n}")).step()
+            theirs = advance(Opening(slow[n], terms(capacity=1, name=f"client {n}")))
             stack.callback(theirs.close)
             (endpoint,) = turns(pending)
             stack.callback(endpoint.close)
@@ -794,7 +794,7 @@ class Counted:
         opening = introduced(self._invented(self._path, uid), bytes, **MESSAGES)
         (endpoint,) = turns(self.pending)
         server = self._stack.enter_context(memenpsf.Interface.of(endpoint))
-        client = self._stack.enter_context(memenpsf.Interface.of(opening.step()))
+        client = self._stack.enter_context(memenpsf.Interface.of(advance(opening)))
         return server, client
 
 
@@ -1016,7 +1016,7 @@ def test_of_too_many_descriptors_only_a_few_are_ever_open(
         opening = introduced(sock, spec, capacity=PAGE)
         (endpoint,) = turns(pending)
         server = stack.enter_context(memenpsf.Interface.of(endpoint))
-        stack.enter_context(memenpsf.Interface.of(opening.step()))
+        stack.enter_context(memenpsf.Interface.of(advance(opening)))
         fdpass.send_fds(sock, [null] * 253, bytes((17, claimed)))
         monkeypatch.setattr(fdpass.Fd, "blank", noted)
         with pytest.raises(memenpsf.CorruptPeer, match="descriptors nobody asked for"):

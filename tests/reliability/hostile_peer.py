@@ -33,7 +33,7 @@ from ipcqueue._core import ffi
 import fdpass
 import memenpsf
 import memenpsf.trio
-from ipcqueue import Opening, Role, Terms
+from ipcqueue import Opening, Role, Terms, advance
 from ipcqueue._ring.frame import extent
 from tests.kit.settling import settle
 
@@ -79,7 +79,7 @@ class Attacker:
         sock.connect(str(path))
         opening = Opening(sock, Terms(spec, BOTH, capacity=capacity, **ACCEPT_ALL))
         deadline = time.monotonic() + PATIENCE
-        while (endpoint := opening.step()) is None:
+        while (endpoint := advance(opening)) is None:
             if time.monotonic() > deadline:
                 raise TimeoutError("the victim does not introduce itself")
             time.sleep(0.0001)
@@ -427,9 +427,9 @@ class Honest:
         sock = socket.socket(socket.AF_UNIX)
         sock.connect(str(path))
         opening = Opening(sock, Terms(spec, BOTH, **accept))
-        opening.step()
+        advance(opening)
         self.here = listener.accept(timeout=PATIENCE)
-        self.there = memenpsf.Interface.of(opening.step())
+        self.there = memenpsf.Interface.of(advance(opening))
         self.region = fdpass.MemoryRegion.create(100) if spec is bytes else None
         if self.region is not None:
             self.region.buffer[:] = bytes(range(100))

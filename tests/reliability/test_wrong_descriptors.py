@@ -25,6 +25,7 @@ from ipcqueue import (
     Role,
     Terms,
     VersionRefused,
+    advance,
 )
 from ipcqueue._records.spec import codec_for
 from ipcqueue._ring import segment as _segment
@@ -64,9 +65,9 @@ def refused(say, **options):
         say(theirs)
         opening = Opening(ours, Terms(wrong.SPEC, BOTH, capacity=4, max_segment=wrong.MAX))
         with pytest.raises(QueueError) as caught:
-            assert opening.step() is None
+            assert advance(opening) is None
             theirs.shutdown(socket.SHUT_WR)  # where it waits for more, there is none
-            opening.step()
+            advance(opening)
         assert ours.fileno() == -1
         return caught.value
 
@@ -163,19 +164,21 @@ def test_our_own_segment_is_not_the_peers():
         ours, theirs = socket.socketpair()
         with theirs:
             opening = Opening(ours, Terms(wrong.SPEC, BOTH, capacity=4))
-            assert opening.step() is None
+            assert advance(opening) is None
             data, (fd,) = fdpass.recv_fds(theirs, 1, 2)
             with fd:
                 fdpass.send_fds(theirs, [fd], data)
             with pytest.raises(CorruptPeer, match="our own segment back"):
-                opening.step()
+                advance(opening)
 
 
 def test_the_segment_used_here_as_a_base_is_right_but_for_what_is_changed():
     ours, theirs = socket.socketpair()
     with theirs, contextlib.ExitStack() as stack:
         fdpass.send_fds(theirs, [wrong.segment(stack)], GOOD)
-        endpoint = Opening(ours, Terms(wrong.SPEC, BOTH, capacity=4, max_segment=wrong.MAX)).step()
+        endpoint = advance(
+            Opening(ours, Terms(wrong.SPEC, BOTH, capacity=4, max_segment=wrong.MAX))
+        )
         endpoint.close()
 
 
@@ -193,9 +196,9 @@ def test_a_listener_refuses_it_and_serves_the_next(name, tmp_path):
             sock = socket.socket(socket.AF_UNIX)
             sock.connect(str(path))
             good = Opening(sock, Terms(wrong.SPEC, BOTH, capacity=4))
-            assert good.step() is None
+            assert advance(good) is None
             with it.accept(timeout=10) as accepted:
-                with memenpsf.Interface.of(good.step()) as client:
+                with memenpsf.Interface.of(advance(good)) as client:
                     client.xmit((7,))
                     assert accepted.recv() == (7,)
 
@@ -215,7 +218,7 @@ def test_where_nobody_asked_for_descriptors_every_opcode_ends_the_connection(nam
                 stack.enter_context(theirs)
                 segment = _segment.create(segments, 4, "peer")
                 fdpass.send_fds(theirs, [segment.memfd], GOOD)
-                with memenpsf.Interface.of(Opening(ours, terms).step()) as victim:
+                with memenpsf.Interface.of(advance(Opening(ours, terms))) as victim:
                     fdpass.send_fds(theirs, [number], bytes((opcode, 1)))
                     with pytest.raises(CorruptPeer, match="1 descriptors nobody asked for"):
                         victim.recv(timeout=0)
@@ -401,7 +404,7 @@ def test_what_takes_long_to_close_delays_no_end(when, make, tmp_path):
                     theirs.send(b"x")
                     leave(theirs, GOOD)
                     with pytest.raises(CorruptPeer):
-                        opening.step()
+                        advance(opening)
                 else:
                     leave(theirs, GOOD)
                     opening.abandon()

@@ -12,7 +12,7 @@ import threading
 import pytest
 
 import memenpsf
-from ipcqueue import drop_socket
+from ipcqueue import advance, drop_socket
 from memenpsf import _log
 from tests.kit.clients import Client, connected
 from tests.kit.places import STEP, at_every_place, interrupt
@@ -138,7 +138,7 @@ def test_a_listener_goes_on_after_a_signal_handler_that_raises(scene):
         with Client(scene.path).say_hello() as client:
             for _ in range(3):  # the first client may be there still
                 scene.accept()
-                client.endpoint = client.endpoint or client.opening.step()
+                client.endpoint = client.endpoint or advance(client.opening)
             assert client.endpoint is not None
         assert set(scene.raised) <= {TimeoutError}
         gc.collect()
