@@ -22,6 +22,7 @@ from fdpass import (
 from fdpass.lowlevel import Owner, monotonic, seconds_of, shown_seconds
 
 from . import _interpreter  # noqa: F401 (first of all: it refuses where nothing here would hold)
+from ._binding import persist
 from ._errors import (
     BadRecord,
     Closed,
@@ -47,12 +48,13 @@ from ._errors import (
     Unaccepted,
     VersionRefused,
 )
-from ._link.endpoint import Endpoint, Event, Statistics, advance
+from ._link.endpoint import Endpoint, Statistics, advance
 from ._link.handshake import Role
 from ._link.lease import Lease
 from ._link.loans import Borrowing, Loan
 from ._link.opening import Opening, refuse
 from ._link.terms import Terms, check_options, checked_number, checked_socket, deadline_of
+from ._link.waiters import Event, Waiter
 from ._origin import interface_of, tag_error, tag_unless_given, tagged
 from ._queue import Connection, Receiver, Sender, open_pair, pair
 from ._records.classes import char, f32, f64, i8, i16, i32, i64, u8, u16, u32, u64
@@ -106,6 +108,7 @@ __all__ = [
     "TooLarge",
     "Unaccepted",
     "VersionRefused",
+    "Waiter",
     "advance",
     "char",
     "check_options",
@@ -126,6 +129,7 @@ __all__ = [
     "open_pair",
     "pair",
     "peer_credentials",
+    "persist",
     "refuse",
     "seconds_of",
     "shown_seconds",

@@ -1,36 +1,28 @@
 """The door for plain threads: the verbs of an Endpoint, with waiting.
 
-Any number of threads may wait on one connection, for different things, but the doorbells of all
-come through one socket.  So one of them at a time reads it, and the others follow: each sleeps on
-a lock of its own until the reader has read something, and then all of them look again at what
-concerns them.  Nobody needs to know for whom a doorbell was meant.
-
-Why no wake-up is lost between them: a thread announces itself, looks again, and becomes reader or
-follower in one critical section of `endpoint.mutex`.  The reader takes the same mutex after it
-has read, to release the followers.  Whoever entered before that is released; whoever enters after
-it announced itself after the read, so the doorbell that answers is still to come.  A reader stops
-being one without the mutex; so what counts is whether somebody read when the section began.  If so,
-the release is still to come; if not, nobody reads before the section ends.
+Any number of threads may wait on one connection: one of them reads its socket, and the others
+follow, each asleep on a lock of its own.  Why no wake-up is lost stands in _link/waiters.py.
 """
 
 from __future__ import annotations
 
 import math
 import select
-import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fdpass.lowlevel import Owner, monotonic, shown_seconds
 
 from ._binding import persist
 from ._errors import Closed, Full
-from ._link.endpoint import Event, advance
+from ._link.endpoint import advance
 from ._link.loans import Borrowing, Loan
 from ._link.terms import deadline_of
+from ._link.waiters import Event, Waiter
 from ._ring.sender import Sending
 
 if TYPE_CHECKING:
     import socket
+    import threading
     from collections.abc import Callable, Iterable
 
     from fdpass import Seconds
@@ -196,7 +188,7 @@ class Threads(Owner):
         """
         endpoint = self._endpoint
         left = max(0.0, deadline - monotonic())
-        events = 0 if endpoint.reading else select.POLLIN
+        events = 0 if endpoint.waiters.reading else select.POLLIN
         if endpoint.in_flight_limit_reached():
             left = min(left, endpoint.retry_after())
         else:
@@ -257,13 +249,11 @@ class Threads(Owner):
     def _sleep(self, event: Event, deadline: float, units: int) -> bool:
         """Sleep until `event` may have come; return whether only a slice of time had passed."""
         endpoint = self._endpoint
-        leading = counted = False
+        waiters, waiter = endpoint.waiters, Waiter(event)
         follower: threading.Lock | None = None
         try:
-            with endpoint.mutex:
-                endpoint.waiting[event] += 1
-                counted = True
-                others = endpoint.reading  # before the announcement; see the module
+            with waiters.mutex:
+                waiters.enter(waiter)  # before the announcement; see Waiters
                 if not endpoint.announce(event, units):
                     return False
                 left = SLICE
@@ -271,30 +261,13 @@ class Threads(Owner):
                     left = min(deadline - monotonic(), SLICE)
                     if left <= 0:
                         return False
-                if others:
-                    follower = threading.Lock()
-                    follower.acquire()
-                    endpoint.followers.add(follower)
+                if waiter.late:
+                    follower = waiters.follow(waiter)
                 else:
-                    endpoint.reading = endpoint.dozing = leading = True
+                    waiters.read(waiter)
             woken = endpoint.doze(left) if follower is None else follower.acquire(timeout=left)
             return not woken and left == SLICE
         except Closed:
             return False  # the attempt that follows says so
         finally:
-            # First what must be done, by bytecodes that cannot be interrupted.
-            if leading:
-                endpoint.reading = endpoint.dozing = False
-            if counted:
-                endpoint.waiting[event] -= 1
-            persist(self._leave, event, follower, leading)
-
-    def _leave(self, event: Event, follower: threading.Lock | None, leading: bool) -> None:
-        endpoint = self._endpoint
-        with endpoint.mutex:
-            if not endpoint.waiting[event]:
-                endpoint.withdraw(event)
-            if follower is not None:
-                endpoint.followers.discard(follower)
-            if leading and (endpoint.followers or endpoint.closed):
-                endpoint.wake_followers()  # what was read may be for them, whoever reads by now
+            persist(endpoint.leave, waiter)

@@ -17,7 +17,6 @@ empty for the last time, so a receiver that sees both has drained everything.
 from __future__ import annotations
 
 import contextlib
-import enum
 import fcntl
 import math
 import operator
@@ -27,7 +26,6 @@ import socket
 import struct
 import sys
 import termios
-import threading
 import warnings
 import weakref
 from collections import deque
@@ -42,7 +40,6 @@ from fdpass.lowlevel import (
     Owner,
     closing_all,
     index_of,
-    renewed_after_fork,
     unpack,
 )
 from ipcqueue._binding import direct, persist
@@ -73,6 +70,7 @@ from ipcqueue._ring.segment import limits_of
 from .alarms import FalseAlarms, doubled
 from .control import ControlParser, Opcode, application_message, err
 from .flight import Flight
+from .waiters import Event, Waiters
 from .wire import tell
 
 if TYPE_CHECKING:
@@ -85,6 +83,7 @@ if TYPE_CHECKING:
 
     from .opening import Agreement, Opening
     from .terms import Terms
+    from .waiters import Waiter
 
 # How many control messages of the peer may wait for recv_ctrl_msg.  A guess: an application
 # that sends two bytes at a time means a handful; a peer that sends more wants our memory.
@@ -97,14 +96,6 @@ MAX_UNTAKEN = 64
 MAX_RETRY_DOUBLINGS = 6
 
 T = TypeVar("T")
-
-
-class Event(enum.IntEnum):
-    """What one can wait for."""
-
-    RECORDS = 0
-    SPACE = 1
-    MESSAGE = 2
 
 
 class Statistics(NamedTuple):
@@ -128,8 +119,8 @@ class Statistics(NamedTuple):
 class Endpoint(Owner):
     """One side of an open connection; see the module.  Takes all that an Agreement consists of.
 
-    Threads: everything here may be called from any.  `reading`, `waiting` and `followers` belong
-    to the doors and are guarded by `mutex`; a call that reads the socket does so as `reading`.
+    Threads: everything here may be called from any.  A call that reads the socket does so as the
+    reader of `waiters`.
     """
 
     RETRY_AFTER = 0.002
@@ -146,16 +137,13 @@ class Endpoint(Owner):
         self.capacity = own.identity.capacity or peer.identity.capacity
         self.closed = False
         self.owner: Callable[[], object] = _nobody  # a weak reference: whose errors those here are
-        self.mutex = threading.RLock()
-        self.reading = False
-        self.waiting = [0] * len(Event)
-        self.followers: set[threading.Lock] = set()
+        self.waiters = Waiters()
         self.rescues = 0
         self.alarms = FalseAlarms()
         self._messages = 0  # received, while not too many were untaken
         self._sock = agreement.sock
         self.process = agreement.process  # of the peer, where the kernel tells
-        self._poll = select.poll()  # for one thread at a time, which is `reading`
+        self._poll = select.poll()  # for one thread at a time, the reader
         self.watch(self._poll, select.POLLIN)
         self._events: select.epoll | None = None
         self._own, self._peer = own, peer
@@ -168,7 +156,6 @@ class Endpoint(Owner):
         self._end: QueueError | None = None
         self._left: QueueError | None = None  # how the peer went, as a push was told
         self._users = 0  # threads that have the socket's number in hand
-        self.dozing = False  # and one that sleeps with it, or not
         self._last_statistics: Statistics | None = None
         self._attached: list[list[fdpass.Fd]] = []  # to frames not received yet, in order
         self._unwelcome: list[list[fdpass.Fd]] = []  # until they are closed
@@ -180,7 +167,6 @@ class Endpoint(Owner):
         self._count_descriptors(terms)
         self.ready: Iterable[Any] = () if self.receiver is None else self.receiver.ready(False)
         self._released = False
-        renewed_after_fork(self)
 
     def _make_rings(self, terms: Terms) -> None:
         own, peer = self._own, self._peer
@@ -255,7 +241,7 @@ class Endpoint(Owner):
         number = self.fileno()
         if self.process is None:
             return number
-        with self.mutex:
+        with self.waiters.mutex:
             if self._events is None:
                 try:
                     events = select.epoll()
@@ -361,17 +347,7 @@ class Endpoint(Owner):
 
         As turn(), but also when the connection has ended.
         """
-        reading = False
-        try:
-            with self.mutex:
-                if self.reading:
-                    return None
-                self.reading = reading = True
-            return self.service()
-        finally:
-            if reading:
-                self.reading = False  # first, and not by a call: an exception may strike again
-                persist(self.wake_followers)
+        return self.waiters.read_if_free(self.service)
 
     def most(self, limit: int | None) -> int:
         """Return how many records to take at once at most: `limit`, but no more than a ringful.
@@ -511,7 +487,7 @@ class Endpoint(Owner):
         self._check_usable()
         entered = False
         try:
-            with self.mutex:
+            with self.waiters.mutex:
                 if self.closed:
                     self.raise_end()
                 self._users += 1
@@ -535,38 +511,17 @@ class Endpoint(Owner):
 
     def _let_go(self) -> None:
         """When the socket was in hand: the last one closes what is closed."""
-        with self.mutex:
-            if self.closed and not self._users and not self.dozing:
+        with self.waiters.mutex:
+            if self.closed and not self._users:
                 self._release()
 
     def turn(self) -> None:
         """Read the control messages that wait, unless somebody else is reading."""
-        reading = False
-        try:
-            with self.mutex:
-                if self.reading or self.closed or self._end is not None:
-                    return
-                self.reading = reading = True
-            self.service()
-        finally:
-            if reading:
-                self.reading = False  # first, and not by a call: an exception may strike again
-                persist(self.wake_followers)
-
-    def wake_followers(self) -> None:
-        """Have every sleeper look again at what concerns it; after reading, and not during."""
-        with self.mutex:
-            if self.followers:
-                # A copy, as a signal handler may wake them, or follow itself, at any place in here.
-                for follower in tuple(self.followers):
-                    with contextlib.suppress(RuntimeError):  # it is awake already
-                        follower.release()
-                    self.followers.discard(follower)
-            if self.closed:
-                self._let_go()
+        if not self.ended:
+            self.waiters.read_if_free(self.service)
 
     def service(self) -> int:
-        """Read once from the socket, as `reading`: doorbells, messages, descriptors, the end.
+        """Read once from the socket, as the reader: doorbells, messages, descriptors, the end.
 
         Return how many bytes.
         """
@@ -578,7 +533,7 @@ class Endpoint(Owner):
         return self.service()
 
     def should_back_off(self) -> bool:
-        """Whether to leave the socket alone for back_off_length() before waiting as `reading`.
+        """Whether to leave the socket alone for back_off_length() before waiting as the reader.
 
         So it is after too many wake-ups without news (alarms.py), and while descriptors must stay in
         the socket because their user has no room for them.
@@ -619,20 +574,26 @@ class Endpoint(Owner):
         return seconds - length
 
     def doze(self, seconds: float) -> bool:
-        """Sleep until the socket is readable, and read; False if it was not in time.
+        """Sleep until the socket is readable, and read, as the reader; False if it was not in time.
 
-        As `reading`, and as `dozing`, which keeps the socket in hand until wake_followers().  No
-        longer than a second or so: a poll() that a signal comes just before sleeps on.
+        No longer than a second or so: a poll() that a signal comes just before sleeps on.
         """
+        return self.with_socket(partial(self._doze, seconds))
+
+    def _doze(self, seconds: float, sock: socket.socket) -> bool:
         if self.should_back_off():
             seconds = self._back_off(seconds)
         woken = self._poll.poll(math.ceil(seconds * 1000))
         if woken:
             self.alarms.woken()
         if self.process is not None and any(fd == self.process.fileno() for fd, _ in woken):
-            self._hang_up(self._sock)
-        self._read(self._sock)
+            self._hang_up(sock)
+        self._read(sock)
         return bool(woken)
+
+    def leave(self, waiter: Waiter) -> None:
+        """Undo what a waiter has announced and become; for persist(), as Waiters.leave()."""
+        self.waiters.leave(waiter, self.withdraw)
 
     @staticmethod
     def _hang_up(sock: socket.socket) -> None:
@@ -723,7 +684,7 @@ class Endpoint(Owner):
         drained = parser.feed(data)
         if drained.refusal is not None:
             self._note_end(drained.refusal)
-        with self.mutex:
+        with self.waiters.mutex:
             # No bytecode between these can be interrupted; and the first, which does not copy what
             # is there, adds all or (no memory) nothing.
             self._inbox += drained.messages
@@ -781,7 +742,7 @@ class Endpoint(Owner):
 
         For SPACE, `units` says of how much.
         """
-        if self._is_behind() and not self.reading:
+        if self._is_behind() and not self.waiters.reading:
             self.turn()
         if self.closed or self._end is not None:
             return False
@@ -801,12 +762,12 @@ class Endpoint(Owner):
     def arm(self, *, records: bool, space: bool) -> bool:
         """For foreign event loops: see Receiver.arm."""
         self._check_usable()
-        with self.mutex:
-            if self.reading or any(self.waiting):
+        with self.waiters.mutex:
+            if self.waiters.reading or any(self.waiters.counts):
                 raise ConcurrentUse("arm() while another thread waits on the same connection")
         self.turn()
         events = [Event.MESSAGE] + [Event.RECORDS] * records + [Event.SPACE] * space
-        with self.mutex:
+        with self.waiters.mutex:
             if all(self.announce(event, self._wanted(event)) for event in events):
                 return True
             for event in events:
@@ -843,18 +804,13 @@ class Endpoint(Owner):
         # A new one each time: two threads that raise one exception write into its traceback.
         raise type(self._end)(*self._end.args)
 
-    def renew_locks(self) -> None:
-        """In a forked child: forget who held them."""
-        self.mutex = threading.RLock()
-        self.followers = set()
-
     def _who_left(self) -> QueueError:
         if self._peer.mapping.is_closed():
             return EndOfStream("the peer has ended the stream, and all of it has been received")
         return PeerDied("the peer is gone without a word")
 
     def _note_end(self, end: QueueError) -> None:
-        with self.mutex:
+        with self.waiters.mutex:
             if self._end is None:
                 self._end = end
         if self.sender is not None:

@@ -34,10 +34,12 @@ from ipcqueue import (
     QueueError,
     Sending,
     Terms,
+    Waiter,
     advance,
     checked_socket,
     deadline_of,
     monotonic,
+    persist,
     seconds_of,
     shown_seconds,
 )
@@ -475,28 +477,25 @@ class Interface(Owner, trio.abc.Channel[Any]):
 
     async def _sleep(self, endpoint: Endpoint, event: Event, units: int) -> None:
         """Sleep until `event` may have come; a checkpoint in any case."""
-        endpoint.waiting[event] += 1
+        waiters, waiter = endpoint.waiters, Waiter(event)
         try:
+            waiters.enter(waiter)
             if not endpoint.announce(event, units):
                 await checkpoint()
-            elif endpoint.reading:
+            elif waiter.late:
                 await self._followers.park()
             else:
-                endpoint.reading = True
-                try:
-                    if endpoint.should_back_off():
-                        await self._back_off(endpoint)
-                    await wait_readable(endpoint.events_fileno())
-                    endpoint.answer()
-                finally:
-                    endpoint.reading = False
-                    self._followers.unpark_all()
+                waiters.read(waiter)
+                if endpoint.should_back_off():
+                    await self._back_off(endpoint)
+                await wait_readable(endpoint.events_fileno())
+                endpoint.answer()
         except (trio.ClosedResourceError, ipcqueue.Closed):
             pass  # the attempt that follows says so
         finally:
-            endpoint.waiting[event] -= 1
-            if not endpoint.waiting[event]:
-                endpoint.withdraw(event)
+            persist(endpoint.leave, waiter)
+            if waiter.led:
+                self._followers.unpark_all()
 
     async def _back_off(self, endpoint: Endpoint) -> None:
         """Leave the socket alone for a while, unless the connection ends."""

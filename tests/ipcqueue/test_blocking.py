@@ -71,7 +71,7 @@ class Side:
 
     def waiting(self, *counts):
         """Wait until so many threads wait for records, space, and messages."""
-        until(lambda: tuple(self.endpoint.waiting) == counts)
+        until(lambda: tuple(self.endpoint.waiters.counts) == counts)
 
     def fill(self):
         while self.endpoint.try_push((0,)):
@@ -450,7 +450,7 @@ class TestOneSocketForAll:
     def test_a_reader_that_leaves_hands_over(self, sides, in_thread):
         first, second = sides
         leaves = in_thread(first.pop, 1.0)  # long enough to be seen waiting
-        until(lambda: first.endpoint.reading)
+        until(lambda: first.endpoint.waiters.reading)
         stays = in_thread(first.take_message, None)
         first.waiting(1, 0, 1)
         assert leaves.result() is None
@@ -547,14 +547,14 @@ class TestOneSocketForAll:
         """Between his announcement and his decision to read, the doorbell for it is read."""
         peer, side = sides
         both = [in_thread(side.pop, None)]
-        until(lambda: side.endpoint.dozing)
+        until(lambda: side.endpoint._users)
         announce = side.endpoint.announce
 
         def announce_and_tarry(event, units=1):
             announced = announce(event, units)
             side.endpoint.announce = announce
             peer.push((1,), None)
-            until(lambda: not side.endpoint.reading)
+            until(lambda: not side.endpoint.waiters.reading)
             return announced
 
         side.endpoint.announce = announce_and_tarry
@@ -592,7 +592,7 @@ class TestEnds:
         side.fill()
         arguments = {"push": [(9,)], "push_many": [[(9,)]], "pop_many": [None]}.get(verb, [])
         waiter = in_thread(getattr(side, verb), *arguments, None)
-        until(lambda: any(side.endpoint.waiting))
+        until(lambda: any(side.endpoint.waiters.counts))
         side.close()
         fails(Closed, waiter)
 
@@ -767,7 +767,7 @@ class TestRescues:
     @pytest.mark.usefixtures("_short_slices")
     def test_a_lost_wake_up_is_survived_and_counted(self, peer, in_thread):
         popper = in_thread(Side(peer.endpoint).pop, None)
-        until(lambda: peer.endpoint.reading)
+        until(lambda: peer.endpoint.waiters.reading)
         peer.publish(7)  # and rings no bell
         assert popper.result() == (7,)
         assert peer.endpoint.rescues == peer.endpoint.statistics().rescues == 1
@@ -775,7 +775,7 @@ class TestRescues:
     @pytest.mark.usefixtures("_short_slices")
     def test_who_is_woken_by_a_doorbell_was_not_rescued(self, peer, in_thread):
         popper = in_thread(Side(peer.endpoint).pop, None)
-        until(lambda: peer.endpoint.reading)
+        until(lambda: peer.endpoint.waiters.reading)
         peer.say(b"\x01\x00" * 3)
         peer.say(b"\x80\x01")
         until(lambda: peer.endpoint.statistics().waits > 1)
@@ -1002,7 +1002,7 @@ class TestInterruptsAnywhere:
 
 def holds_a_lock_of(endpoint):
     """Whether this thread is where no other can go on."""
-    locks = endpoint.mutex, endpoint.sender._lock, endpoint.receiver._lock
+    locks = endpoint.waiters.mutex, endpoint.sender._lock, endpoint.receiver._lock
     return any(lock._is_owned() for lock in locks)
 
 
@@ -1030,7 +1030,7 @@ class TestHandOverAnywhere:
             if threading.current_thread() is threading.main_thread() and len(at_hand) == 2:
                 peer, side = at_hand
                 at_hand.extend(in_thread(side.take_message, None) for _ in range(2))
-                until(lambda: len(peer.endpoint.followers) == 2)
+                until(lambda: len(peer.endpoint.waiters.followers) == 2)
             sys.settrace(tracer)
             return real(*arguments)
 
@@ -1069,10 +1069,10 @@ class TestHandOverAnywhere:
 
         def begin(peer, side, *followers):
             if followers:
-                poppers = side.endpoint.waiting[Event.RECORDS]
+                poppers = side.endpoint.waiters.counts[Event.RECORDS]
                 newcomers.append(in_thread(side.pop, None))
                 if not holds_a_lock_of(side.endpoint):  # else it waits for us
-                    until(lambda: side.endpoint.waiting[Event.RECORDS] > poppers)
+                    until(lambda: side.endpoint.waiters.counts[Event.RECORDS] > poppers)
 
         def then(peer, side, *followers):
             # What was read belongs to them.

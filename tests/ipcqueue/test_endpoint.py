@@ -982,7 +982,7 @@ class TestClose:
         # That thread has looked at the ring and wants the mutex, which close() has.
         endpoint, outcome = peer.endpoint, []
         peer.poke(HEAD, 99)
-        endpoint.mutex = Watched(endpoint.mutex)
+        endpoint.waiters.mutex = Watched(endpoint.waiters.mutex)
 
         def pop():
             try:
@@ -991,9 +991,9 @@ class TestClose:
                 outcome.append(type(error))
 
         popper = threading.Thread(target=pop)
-        with endpoint.mutex:
+        with endpoint.waiters.mutex:
             popper.start()
-            endpoint.mutex.wanted.wait()
+            endpoint.waiters.mutex.wanted.wait()
             endpoint.close()
         popper.join()
         assert outcome[0] in (CorruptPeer, Closed)
@@ -1180,7 +1180,7 @@ class TestFork:
     def test_a_child_never_waits_for_a_thread_that_it_does_not_have(self, two_way, forked, lock):
         # Forked while another thread of the parent was in the middle of a call.
         endpoint = two_way[0]
-        held = endpoint.mutex if lock == "mutex" else getattr(endpoint, lock)._lock
+        held = endpoint.waiters.mutex if lock == "mutex" else getattr(endpoint, lock)._lock
         locked, done = threading.Event(), threading.Event()
 
         def hold():

@@ -1250,7 +1250,7 @@ def test_waiting_for_descriptors_that_never_come_takes_no_time_of_the_processor(
     attempt = endpoint.receiver.try_pop
     messages = threading.Thread(target=lambda: it.victim.recv_ctrl_msg(timeout=None))
     messages.start()
-    while not endpoint.reading:
+    while not endpoint.waiters.reading:
         pass
     it.frame(b"x", fds=1)
     pops = mock.Mock(side_effect=attempt)

@@ -412,7 +412,7 @@ def test_every_long_timeout_waits_for_what_comes(pool, timeout):
         waiting.result()
         assert other.recv() == (3,)
         waiting = pool.submit(other.recv_ctrl_msg, timeout)
-        until(lambda: other._endpoint.reading)
+        until(lambda: other._endpoint.waiters.reading)
         one.send_ctrl_msg(b"\x80!")
         assert waiting.result() == b"\x80!"
 
@@ -526,7 +526,7 @@ def test_a_thread_that_waits_for_space_does_not_keep_one_from_its_records(pool):
         blocked = pool.submit(one.xmit, (2,))
         until(lambda: one.statistics().waits > 0)
         receiving = pool.submit(one.recv)
-        until(lambda: len(one._endpoint.followers) == 1)
+        until(lambda: len(one._endpoint.waiters.followers) == 1)
         other.xmit((10,))
         assert receiving.result() == (10,)
         assert not blocked.done()
@@ -540,9 +540,9 @@ def test_a_thread_that_stops_waiting_takes_nothing_back_from_those_that_wait_on(
     with one, other:
         one.xmit((0,))
         receiving = pool.submit(one.recv)
-        until(lambda: one._endpoint.waiting[0] == 1)
+        until(lambda: one._endpoint.waiters.counts[0] == 1)
         sending = pool.submit(one.xmit, (1,))
-        until(lambda: one._endpoint.waiting[1] == 1)
+        until(lambda: one._endpoint.waiters.counts[1] == 1)
         assert one.recv(timeout=0.01) is None
         with pytest.raises(memenpsf.Full):
             one.xmit((2,), timeout=0.01)
@@ -786,7 +786,7 @@ def test_closing_wakes_every_thread_that_waits_here(pool):
                     lambda: one.xmit_many([(2,)]),
                 )
             ]
-            until(lambda: len(one._endpoint.followers) == 4)
+            until(lambda: len(one._endpoint.waiters.followers) == 4)
         for future in waiting:
             assert isinstance(future.exception(), memenpsf.Closed)
         assert list(other) == [(1,)]
@@ -803,7 +803,7 @@ def test_the_end_of_the_peer_wakes_every_thread_that_waits(pool):
             lambda: one.xmit((2,)),
         )
         waiting = [pool.submit(call) for call in calls]
-        until(lambda: len(one._endpoint.followers) == 3)
+        until(lambda: len(one._endpoint.waiters.followers) == 3)
         other.close()
         for future in waiting:
             assert isinstance(future.exception(), memenpsf.EndOfStream)
@@ -833,7 +833,7 @@ def test_finish_drains_and_then_says_closed(pool):
     one, other = memenpsf.pair("<Q", capacity=4)
     with one, other:
         waiting = pool.submit(one.recv_ctrl_msg, None)
-        until(lambda: one._endpoint.reading)
+        until(lambda: one._endpoint.waiters.reading)
         other.xmit_many([(1,), (2,)])
         one.finish()
         assert isinstance(waiting.exception(), memenpsf.Closed)

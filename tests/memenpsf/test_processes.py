@@ -265,7 +265,7 @@ def test_the_death_of_the_peer_ends_every_wait(program, pool, door, verb):
             assert survivor.call("recv_vectored") == numbers(3)
         waiting = pool.submit(survivor.call, verb, *argument.get(verb, []))
         if verb == "recv_ctrl_msg":
-            until(lambda: any(survivor._interface._endpoint.waiting))
+            until(lambda: any(survivor._interface._endpoint.waiters.counts))
         else:
             until(lambda: survivor.statistics().waits > 0)
         assert not waiting.done()

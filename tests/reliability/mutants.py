@@ -97,7 +97,7 @@ MUTANTS = [
     ),
     Mutant(
         "a follower is woken while a handler wakes it",
-        "ipcqueue/_link/endpoint.py",
+        "ipcqueue/_link/waiters.py",
         "for follower in tuple(self.followers):",
         "for follower in self.followers:",
         "project/test_layers.py::test_no_loop_is_over_what_a_signal_handler_may_change[ipcqueue/_endpoint.py]",
@@ -875,8 +875,8 @@ MUTANTS = [
     Mutant(
         "a wake-up between two threads is lost",
         "ipcqueue/_threads.py",
-        "                if others:\n                    follower = ",
-        "                if endpoint.reading:\n                    follower = ",
+        "                if waiter.late:\n                    follower = ",
+        "                if waiters.reading:\n                    follower = ",
         "ipcqueue/test_blocking.py::TestOneSocketForAll::test_who_falls_asleep_while_another_reads_his_doorbell_is_woken",
     ),
     Mutant(

@@ -274,10 +274,9 @@ def test_two_exceptions_in_a_wait_leave_nothing_behind():
     def check(_):
         one, other = made
         endpoint = other._endpoint
-        assert not endpoint.reading
-        assert not endpoint.dozing
-        assert endpoint.waiting == [0, 0, 0]
-        assert not endpoint.followers
+        assert not endpoint.waiters.reading
+        assert endpoint.waiters.counts == [0, 0, 0]
+        assert not endpoint.waiters.followers
         assert endpoint._users == 0
         one.xmit(bytes(8))
         assert other.recv(timeout=0) == bytes(8)
@@ -692,13 +691,13 @@ def test_a_handler_may_use_a_connection_on_which_others_wait():
     def prepare():
         made[:] = memenpsf.pair(8, wait="sleep")
         endpoint = made[1]._endpoint
-        endpoint.reading = True  # so that they follow
+        endpoint.waiters.reading = True  # so that they follow
         threads[:] = [threading.Thread(target=follow, args=(made[1],)) for _ in range(3)]
         for thread in threads:
             thread.start()
-        while len(endpoint.followers) < 3:
+        while len(endpoint.waiters.followers) < 3:
             os.sched_yield()
-        endpoint.reading = False
+        endpoint.waiters.reading = False
 
     def follow(side):
         with contextlib.suppress(memenpsf.Closed, memenpsf.EndOfStream):
@@ -708,7 +707,7 @@ def test_a_handler_may_use_a_connection_on_which_others_wait():
         one, other = made
         one.xmit(bytes(8))
         assert other.recv(timeout=0) == bytes(8)
-        other._endpoint.wake_followers()
+        other._endpoint.waiters.wake_followers()
 
     def check(_):
         for side in made:

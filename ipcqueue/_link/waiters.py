@@ -1,0 +1,130 @@
+"""Who waits on one connection, and which of them reads its socket.
+
+Any number of threads may wait for different things, but the doorbells for all of them come through
+one socket.  One waiter at a time reads it; the others follow: each sleeps until the reader has read
+something, and then looks again.  Nobody needs to know for whom a doorbell was meant.
+
+Why no wake-up is lost between them: a waiter enters, announces what it waits for, looks again, and
+stays as reader or follower, all in one critical section of `mutex`.  The reader takes the same mutex
+after it has read, to release the followers.  A follower that entered before that is released.  One
+that entered later announced itself after the read, so the doorbell that answers is still to come.  A
+reader stops being one without the mutex.  So what counts is whether somebody was reading when the
+waiter entered: if so, the release is still to come; if not, nobody reads before the section ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import threading
+from typing import TYPE_CHECKING, TypeVar
+
+from fdpass.lowlevel import Owner, renewed_after_fork
+from ipcqueue._binding import persist
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
+
+
+class Event(enum.IntEnum):
+    """What one can wait for."""
+
+    RECORDS = 0
+    SPACE = 1
+    MESSAGE = 2
+
+
+class Waiter:
+    """A thread or task that waits for one event; its marks in Waiters, for leave() to undo."""
+
+    __slots__ = ("counted", "event", "follows", "late", "led", "reads")
+
+    def __init__(self, event: Event) -> None:
+        self.event = event
+        self.counted = False
+        self.late = False
+        """Whether somebody else was reading when it entered: then it must follow."""
+        self.reads = self.led = False
+        self.follows: threading.Lock | None = None
+        """What a thread that follows sleeps on."""
+
+
+class Waiters(Owner):
+    """The waiters of one connection.  Threads: everything here may be called from any."""
+
+    def __init__(self) -> None:
+        self.mutex = threading.RLock()
+        self.reading = False
+        """Whether somebody reads the socket, or sleeps until it can be read."""
+        self.counts = [0] * len(Event)
+        """How many wait for each event."""
+        self.followers: set[threading.Lock] = set()
+        renewed_after_fork(self)
+
+    def renew_locks(self) -> None:
+        """In a forked child: forget who held them."""
+        self.mutex = threading.RLock()
+        self.followers = set()
+
+    def enter(self, waiter: Waiter) -> None:
+        """Count a waiter; before it announces what it waits for, and with the mutex held."""
+        # No bytecode between these can be interrupted.
+        self.counts[waiter.event] += 1
+        waiter.counted = True
+        waiter.late = self.reading
+
+    def read(self, waiter: Waiter) -> None:
+        """Make a waiter that is not late the reader; with the mutex held since it entered."""
+        self.reading = waiter.reads = waiter.led = True
+
+    def follow(self, waiter: Waiter) -> threading.Lock:
+        """Return a lock to sleep on until the reader has read; with the mutex held."""
+        follower = waiter.follows = threading.Lock()
+        follower.acquire()
+        self.followers.add(follower)
+        return follower
+
+    def leave(self, waiter: Waiter, withdraw: Callable[[Event], None]) -> None:
+        """Undo what a waiter has done here, as far as it came; for persist().
+
+        Calls withdraw(event) if nobody waits for that any more, and wakes the followers of a reader:
+        what it read may be for them, whoever reads by now.
+        """
+        # First what others wait for.  No bytecode between these can be interrupted.
+        if waiter.reads:
+            self.reading = waiter.reads = False
+        if waiter.counted:
+            self.counts[waiter.event] -= 1
+            waiter.counted = False
+        with self.mutex:
+            if not self.counts[waiter.event]:
+                withdraw(waiter.event)
+            if waiter.follows is not None:
+                self.followers.discard(waiter.follows)
+            if waiter.led and self.followers:
+                self.wake_followers()
+
+    def read_if_free(self, read: Callable[[], T]) -> T | None:
+        """Call read() as the reader; None if somebody else is reading."""
+        reading = False
+        try:
+            with self.mutex:
+                if self.reading:
+                    return None
+                self.reading = reading = True
+            return read()
+        finally:
+            if reading:
+                self.reading = False  # first, and not by a call: an exception may strike again
+                persist(self.wake_followers)
+
+    def wake_followers(self) -> None:
+        """Have every follower look again at what concerns it; after reading, and not during."""
+        with self.mutex:
+            # A copy, because a signal handler may wake them, or follow itself, at any place in here.
+            for follower in tuple(self.followers):
+                with contextlib.suppress(RuntimeError):  # it is awake already
+                    follower.release()
+                self.followers.discard(follower)
