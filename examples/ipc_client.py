@@ -30,7 +30,7 @@ from recording import Recorder, RecordingError
 
 import memenpsf
 import memenpsf.trio
-from memenpsf import EndOfStream, PeerDied, QueueError
+from memenpsf import EndOfStream, PeerDied, QueueError, ReceiverGone
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,7 +84,7 @@ def watch(address: str, session: Session) -> None:
     with memenpsf.connect(address, Sample, name=NAME, capacity=1) as interface, session:
         if session.command:
             # A server that has ended already may have left something to receive.
-            with contextlib.suppress(EndOfStream, PeerDied):
+            with contextlib.suppress(ReceiverGone, PeerDied):
                 interface.send_ctrl_msg(session.command)
         while session.goes_on():
             session.take(interface.recv_vectored(session.limit, session.seconds_left()))
@@ -96,7 +96,7 @@ async def watch_trio(address: str, session: Session) -> None:
     async with interface:
         with session:
             if session.command:
-                with contextlib.suppress(EndOfStream, PeerDied):
+                with contextlib.suppress(ReceiverGone, PeerDied):
                     await interface.send_ctrl_msg(session.command)
             while session.goes_on():
                 session.take(await interface.recv_vectored(session.limit, session.seconds_left()))

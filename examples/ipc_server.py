@@ -34,7 +34,7 @@ from source import Feed, Live, Replay, Source
 
 import memenpsf
 import memenpsf.trio
-from memenpsf import EndOfStream, QueueError
+from memenpsf import EndOfStream, QueueError, ReceiverGone
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,7 +51,7 @@ ENDS = (QueueError, OSError, MemoryError)
 
 def farewell(end: Exception) -> str:
     """Return what the log says of a client whose connection has ended like this."""
-    return "left" if isinstance(end, EndOfStream) else f"lost: {end}"
+    return "left" if isinstance(end, EndOfStream | ReceiverGone) else f"lost: {end}"
 
 
 class ThreadServer:

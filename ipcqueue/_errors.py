@@ -1,8 +1,9 @@
 """What can go wrong with a queue, in words that do not overlap.
 
-Ours: BadRecord, Closed, ConcurrentUse, ForkedUse.  Nobody's: Full.  The peer's: EndOfStream
-(it said goodbye), PeerDied (it did not), CorruptPeer (it broke the protocol), and Refused (we
-and the peer do not fit together; the message shows both views).
+Ours: BadRecord, Closed, ConcurrentUse, ForkedUse.  Nobody's: Full.  The peer's: it said
+goodbye (EndOfStream for calls that receive, ReceiverGone for those that send), it did not
+(PeerDied), it broke the protocol (CorruptPeer), or the two sides do not fit together (Refused,
+whose message shows both views).
 """
 
 from __future__ import annotations
@@ -63,7 +64,17 @@ class ForkedUse(QueueError):
 
 
 class EndOfStream(QueueError):
-    """The peer ended in good order, and all that it published has been received."""
+    """The peer ended in good order, and all that it published has been received.
+
+    Only calls that receive raise it; those that send raise ReceiverGone.
+    """
+
+
+class ReceiverGone(QueueError):
+    """The peer ended in good order, so nobody will receive what is sent; it was not sent.
+
+    Only calls that send raise it.  What the peer published before can still be received.
+    """
 
 
 class PeerDied(QueueError):

@@ -141,7 +141,7 @@ class Connection(Owner):
         """Send two bytes to the peer's application, the first from 128 to 255.
 
         Delivered in order, apart from the records and never dropped.  Raises ValueError, Full
-        (no room in time), EndOfStream, PeerDied, CorruptPeer, Refused, Closed; OSError (no memory).
+        (no room in time), ReceiverGone, PeerDied, CorruptPeer, Refused, Closed; OSError (no memory).
         """
         try:
             self._threads.send_message(message, timeout)
@@ -222,8 +222,8 @@ class Sender(Connection):
         With messages of any length, descriptors and memory regions can go along; they are
         borrowed, and may be closed afterwards.
 
-        Raises BadRecord (TooLarge, Unaccepted), Full (no space in time; not sent), EndOfStream
-        or PeerDied (nobody is left to take it), CorruptPeer, Refused, Closed, ForkedUse.
+        Raises BadRecord (TooLarge, Unaccepted), Full (no space in time; not sent),
+        ReceiverGone or PeerDied (nobody is left to take it), CorruptPeer, Refused, Closed, ForkedUse.
         """
         try:
             if fds is not None or regions is not None:

@@ -90,8 +90,8 @@ class Interface(Connection):
         any length, descriptors and memory regions can go along; they are borrowed, and may be
         closed afterwards.
 
-        Raises BadRecord (TooLarge, Unaccepted), Full (no space in time; not sent), EndOfStream
-        or PeerDied (nobody is left to take it), CorruptPeer, Refused, Closed, ForkedUse;
+        Raises BadRecord (TooLarge, Unaccepted), Full (no space in time; not sent),
+        ReceiverGone or PeerDied (nobody is left to take it), CorruptPeer, Refused, Closed, ForkedUse;
         ConcurrentUse and LoanError beside a loan; OSError (no memory for what travels outside the
         ring).
         """

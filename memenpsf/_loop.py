@@ -16,6 +16,7 @@ from ipcqueue import (
     EndOfStream,
     Owner,
     PeerDied,
+    ReceiverGone,
     Refused,
     TooLarge,
     Unaccepted,
@@ -65,7 +66,7 @@ class Ended:
 _LOOK_UP = 0.1
 
 # How a connection ends for both directions: the receiving side meets it, too, after draining.
-_ENDS = (EndOfStream, PeerDied, Refused, CorruptPeer, DescriptorsLost, Closed)
+_ENDS = (EndOfStream, ReceiverGone, PeerDied, Refused, CorruptPeer, DescriptorsLost, Closed)
 
 # What is no end of a peer's that a program goes on after.
 _RAISED = (Refused, CorruptPeer, DescriptorsLost, BadRecord)

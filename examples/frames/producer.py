@@ -21,7 +21,7 @@ from footage import CAPACITY, FRAME, Clock, Film, Way, announcement, blank
 
 import memenpsf
 import memenpsf.trio
-from memenpsf import EndOfStream, PeerDied, QueueError
+from memenpsf import PeerDied, QueueError, ReceiverGone
 
 EXIT_STATUS = """\
 exit status: 0 all frames were sent; 1 no consumer, or it left early, or it cannot be used;
@@ -111,7 +111,7 @@ def main() -> int:
 def explain(error: Exception) -> tuple[int, str]:
     """Return the exit status and the word for what went wrong."""
     match error:
-        case EndOfStream():
+        case ReceiverGone():
             return 1, "the consumer has left early"
         case PeerDied():
             return 3, "the consumer died"

@@ -32,7 +32,7 @@ from wire import NAME, End, Interface, Packet, encode
 
 import memenpsf
 import memenpsf.trio
-from memenpsf import Closed, EndOfStream, Message, QueueError
+from memenpsf import Closed, EndOfStream, Message, QueueError, ReceiverGone
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -102,7 +102,7 @@ class Stream:
     def ended_by(self, end: Exception) -> None:
         """Note that the client, or this side, has ended it."""
         match end:
-            case EndOfStream():
+            case EndOfStream() | ReceiverGone():
                 self._verdict = f"left after {self._sent} packets"
             case Closed():  # by this side: it was cut short
                 pass

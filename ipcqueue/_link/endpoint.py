@@ -52,6 +52,7 @@ from ipcqueue._errors import (
     ForkedUse,
     PeerDied,
     QueueError,
+    ReceiverGone,
 )
 from ipcqueue._records.codec import in_place
 from ipcqueue._records.messages import MessageCodec, Received
@@ -170,10 +171,11 @@ class Endpoint(Owner):
 
     def _make_rings(self, terms: Terms) -> None:
         own, peer = self._own, self._peer
-        codec, both, trouble = self.codec, (own.mapping, peer.mapping), _weak_trouble(self)
+        codec, both = self.codec, (own.mapping, peer.mapping)
         bell = self._sock.fileno()
         patience = suited(terms.patience, shares=self.peer.pid == os.getpid())
         if terms.role.sends:
+            trouble = _weak_trouble(self, sending=True)
             size = own.identity.capacity
             place = Place(size, codec.size, bell, patience=patience, process=self.process)
             if isinstance(codec, MessageCodec):
@@ -184,6 +186,7 @@ class Endpoint(Owner):
             else:
                 self.sender = slot_sender.sender(*both, place, codec, trouble)
         if terms.role.receives:
+            trouble = _weak_trouble(self, sending=False)
             place = Place(peer.identity.capacity, codec.size, bell, patience=patience)
             if isinstance(codec, MessageCodec):
                 self.receiver = frame_receiver.receiver(
@@ -411,7 +414,7 @@ class Endpoint(Owner):
     def has_space(self) -> bool | None:
         """Whether the next record can be pushed at once; None if not.  Raises the end."""
         if self.closed or self._end is not None:
-            self.raise_end()
+            self.raise_end(sending=True)
         return self.sending().has_space(self.enough()) or None
 
     def enough(self) -> int:
@@ -472,14 +475,14 @@ class Endpoint(Owner):
         """Send a message to the peer's application; False if the socket is full."""
         message = application_message(message)
         if self._end is not None:
-            self.raise_end()
+            self.raise_end(sending=True)
         flags = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
         try:
             self.with_socket(lambda sock: sock.send(message, flags))
         except BlockingIOError:
             return False
         except (BrokenPipeError, ConnectionResetError):
-            self._trouble(GONE)
+            self._trouble(GONE, sending=True)
         return True
 
     def with_socket(self, use: Callable[[socket.socket], T]) -> T:
@@ -797,12 +800,11 @@ class Endpoint(Owner):
         """Whether nothing more will come through the socket."""
         return self.closed or self._end is not None
 
-    def raise_end(self) -> NoReturn:
-        """Raise why this connection cannot be used any more."""
+    def raise_end(self, *, sending: bool = False) -> NoReturn:
+        """Raise why this connection cannot be used any more; `sending`: to a caller that sends."""
         if self.closed or self._end is None:
             raise Closed("this side has closed the connection")
-        # A new one each time: two threads that raise one exception write into its traceback.
-        raise type(self._end)(*self._end.args)
+        raise _seen(self._end, sending=sending)
 
     def _who_left(self) -> QueueError:
         if self._peer.mapping.is_closed():
@@ -828,7 +830,9 @@ class Endpoint(Owner):
             self.with_socket(partial(tell, message=err(error)))
             self.with_socket(operator.methodcaller("shutdown", socket.SHUT_RDWR))
 
-    def _trouble(self, code: int, message: str = "the peer's index cannot be true") -> NoReturn:
+    def _trouble(
+        self, code: int, message: str = "the peer's index cannot be true", *, sending: bool = False
+    ) -> NoReturn:
         """Turn a result of a ring that is neither done nor a matter of waiting into an error."""
         self._check_usable()
         if code == CORRUPT:
@@ -842,8 +846,8 @@ class Endpoint(Owner):
                 self.turn()
             else:  # not noted: what it has sent is still to be received
                 left = self._left = self._left or self._who_left()
-                raise type(left)(*left.args)
-        self.raise_end()
+                raise _seen(left, sending=sending)
+        self.raise_end(sending=sending)
 
     def _check_usable(self) -> None:
         if self._forked():
@@ -955,7 +959,17 @@ def _has_room(sock: socket.socket) -> bool:
     return bool(poll.poll(0))
 
 
-def _weak_trouble(endpoint: Endpoint) -> Trouble:
+def _seen(end: QueueError, *, sending: bool) -> QueueError:
+    """Return what a call that sends, or one that receives, raises for an end.
+
+    A new one each time: two threads that raise one exception write into its traceback.
+    """
+    if sending and isinstance(end, EndOfStream):
+        return ReceiverGone("the peer has ended the connection: nobody will receive what is sent")
+    return type(end)(*end.args)
+
+
+def _weak_trouble(endpoint: Endpoint, *, sending: bool) -> Trouble:
     """Return endpoint._trouble without a reference cycle: what is dropped is freed at once."""
     this = weakref.ref(endpoint)
 
@@ -963,7 +977,7 @@ def _weak_trouble(endpoint: Endpoint) -> Trouble:
         endpoint = this()
         if endpoint is None:
             raise Closed("this end was dropped")
-        endpoint._trouble(code, message)  # noqa: SLF001 (the other half of this module)
+        endpoint._trouble(code, message, sending=sending)  # noqa: SLF001 (the other half of this module)
 
     return trouble
 

@@ -51,7 +51,7 @@ class Loan(Owner):
     at first is left over from records of before.  Nobody sees it before it is published.  What is
     assigned to it is not looked at: of a masked array numpy takes what is behind the mask, too.
 
-    Publishing raises LoanError (views outlive the block; nothing is published), EndOfStream,
+    Publishing raises LoanError (views outlive the block; nothing is published), ReceiverGone,
     PeerDied, CorruptPeer, Closed.
     """
 

@@ -12,6 +12,10 @@ class EndOfStream(ipcqueue.EndOfStream, trio.EndOfChannel):
     """The peer ended in good order, and all that it published has been received."""
 
 
+class ReceiverGone(ipcqueue.ReceiverGone, trio.BrokenResourceError):
+    """The peer ended in good order, so nobody will receive what is sent; it was not sent."""
+
+
 class PeerDied(ipcqueue.PeerDied, trio.BrokenResourceError):
     """The peer is gone without a word; all that it published has been received."""
 
@@ -24,6 +28,10 @@ class Closed(ipcqueue.Closed, trio.ClosedResourceError):
     """This side has closed it."""
 
 
+class ConcurrentUse(ipcqueue.ConcurrentUse, trio.BusyResourceError):
+    """Two uses that exclude each other met; neither lost anything."""
+
+
 class Full(ipcqueue.Full, trio.WouldBlock):
     """There was no space in time; the record was not sent."""
 
@@ -34,10 +42,12 @@ class DescriptorsLost(ipcqueue.DescriptorsLost, trio.BrokenResourceError):
 
 OURS: dict[type[Exception], type[QueueError]] = {
     ipcqueue.EndOfStream: EndOfStream,
+    ipcqueue.ReceiverGone: ReceiverGone,
     ipcqueue.PeerDied: PeerDied,
     ipcqueue.CorruptPeer: CorruptPeer,
     ipcqueue.DescriptorsLost: DescriptorsLost,
     ipcqueue.Closed: Closed,
+    ipcqueue.ConcurrentUse: ConcurrentUse,
 }
 
 

@@ -224,7 +224,7 @@ class Interface(Owner, trio.abc.Channel[Any]):
         If it raises, it was not sent.  With messages of any length, descriptors and memory
         regions can go along; they are borrowed, and may be closed afterwards.
 
-        Raises BadRecord (TooLarge, Unaccepted), Full (no space in time), EndOfStream or PeerDied
+        Raises BadRecord (TooLarge, Unaccepted), Full (no space in time), ReceiverGone or PeerDied
         (nobody is left to take it), CorruptPeer, Refused, Closed, ForkedUse; ConcurrentUse and
         LoanError beside a loan; OSError (no memory for what travels outside the ring).
         """
@@ -402,7 +402,7 @@ class Interface(Owner, trio.abc.Channel[Any]):
         """Send two bytes to the peer's application, the first from 128 to 255.
 
         Delivered in order, apart from the records and never dropped.  Raises ValueError, Full
-        (no room in time), EndOfStream, PeerDied, CorruptPeer, Refused, Closed.
+        (no room in time), ReceiverGone, PeerDied, CorruptPeer, Refused, Closed.
         """
         try:
             endpoint = self._endpoint or await self._opened()

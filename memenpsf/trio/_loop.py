@@ -12,7 +12,7 @@ import ipcqueue
 from ipcqueue import Owner
 
 from .._loop import Ended, check_loop_options, hand_back, is_a_cause
-from ._errors import Closed, EndOfStream, Full, PeerDied
+from ._errors import Closed, EndOfStream, Full, PeerDied, ReceiverGone
 from ._interface import Interface, plain_socket
 
 if TYPE_CHECKING:
@@ -118,8 +118,9 @@ class _Loop(Owner):
         except Exception as error:
             if not is_a_cause(error, self._interface):
                 raise
-            if isinstance(error, (EndOfStream, PeerDied)):
-                return error  # the receiving side meets the same end, after draining
+            if isinstance(error, (EndOfStream, ReceiverGone, PeerDied)):
+                # The receiving side meets the same end, after draining, and says it best.
+                return self._ended.cause
             self._cause = error
         if not self._sending.cancelled_caught:
             self._interface.finish()

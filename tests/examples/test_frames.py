@@ -339,7 +339,8 @@ def test_a_producer_notices_that_the_consumer_has_left(start_producer, address, 
 
 def test_every_failure_has_a_status():
     for explain in (consumer.explain, producer.explain):
-        assert explain(memenpsf.EndOfStream())[0] == 1
+        end = memenpsf.EndOfStream if explain is consumer.explain else memenpsf.ReceiverGone
+        assert explain(end())[0] == 1
         assert explain(memenpsf.PeerDied())[0] == 3
         assert explain(memenpsf.Refused("why")) == (1, "why")
     assert consumer.explain(OSError(28, "No space left", "a.png")) == (1, "a.png: No space left")

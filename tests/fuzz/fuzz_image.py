@@ -30,6 +30,7 @@ from ipcqueue import (
     Opening,
     PeerDied,
     Received,
+    ReceiverGone,
     Refused,
     Role,
     Terms,
@@ -60,7 +61,7 @@ HEAD, WAIT_SPACE, CLOSED, RING = 1024, 1284, 1288, 4096
 CAPACITY = {1: 2 * PAGE, 0: 8}  # by shape
 MOST_MESSAGE = 3000
 FLAGS = 0, 0, 0x8000, 0x4000, 0xC000
-FINE = CorruptPeer, EndOfStream, PeerDied, Refused
+FINE = CorruptPeer, EndOfStream, PeerDied, ReceiverGone, Refused
 
 
 def decode(data):

@@ -27,6 +27,7 @@ from memenpsf import (
     ForkedUse,
     Full,
     PeerDied,
+    ReceiverGone,
     Unaccepted,
 )
 from tests.ipcqueue.test_frames import (  # noqa: F401 (the fixture)
@@ -676,7 +677,7 @@ def test_the_end_wakes_who_waits_for_room_in_the_socket(pair, which):
             pass
         (one if which == "this side" else other).close()
         sending.join()
-    assert errors == [memenpsf.Closed if which == "this side" else EndOfStream]
+    assert errors == [memenpsf.Closed if which == "this side" else ReceiverGone]
 
 
 def test_a_socket_with_little_room_delays_and_loses_nothing():

@@ -241,7 +241,7 @@ def test_how_a_connection_ended_is_raised_as_by_other_verbs(kind):
             one.xmit_many(make(range(3)))
         with pytest.raises(ipcqueue.Closed):
             one.recv_vectored()
-        with pytest.raises(ipcqueue.EndOfStream):
+        with pytest.raises(ipcqueue.ReceiverGone):
             other.xmit_many(make(range(3)))
         assert numbers(other.recv_vectored()) == [0, 1, 2]
         with pytest.raises(ipcqueue.EndOfStream):

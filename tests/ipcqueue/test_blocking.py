@@ -31,6 +31,7 @@ from ipcqueue import (
     PeerDied,
     QueueError,
     Receiver,
+    ReceiverGone,
     Role,
     Sender,
     Terms,
@@ -324,7 +325,7 @@ class TestBatches:
         pusher = in_thread(first.push_many, [(n,) for n in range(100)], None)
         first.waiting(0, 1, 0)
         second.close()
-        fails(EndOfStream, pusher)
+        fails(ReceiverGone, pusher)
 
     @pytest.mark.parametrize(("limit", "expected"), [(1, 1), (3, 3), (4, 4), (5, 4), (None, 4)])
     def test_a_batch_has_as_many_as_there_are_and_as_are_wanted(self, sides, limit, expected):
@@ -405,7 +406,7 @@ class TestMessages:
         first.fill_socket()
         talker = in_thread(first.send_message, b"\xff\xff", None)
         second.close()
-        fails(EndOfStream, talker)
+        fails(ReceiverGone, talker)
 
 
 class TestOneSocketForAll:

@@ -29,6 +29,7 @@ from ipcqueue import (
     PeerDied,
     QueueError,
     Receiver,
+    ReceiverGone,
     RecordRefused,
     Refused,
     Role,
@@ -491,7 +492,7 @@ class TestCorruptPeer:
     def test_looking_for_the_end_takes_a_whole_flood_of_doorbells_but_not_for_ever(self, peer):
         peer.say(b"\x01\x00" * 5000)
         peer.poke(ENDED, 1)
-        with pytest.raises(EndOfStream):
+        with pytest.raises(ReceiverGone):
             peer.endpoint.try_push((1,))
 
 
@@ -516,7 +517,7 @@ class TestPeersEnd:
             first.try_push((n,))
         first.close()
         turns(second)
-        raises_for_good(EndOfStream, lambda: second.try_push((9,)))
+        raises_for_good(ReceiverGone, lambda: second.try_push((9,)))
         assert second.try_pop() == (0,)
         assert second.try_pop_many(2) == [(1,), (2,)]
         assert second.try_pop_many(2) == [(3,)]
@@ -527,7 +528,7 @@ class TestPeersEnd:
     def test_a_push_notices_the_orderly_end_by_itself(self, two_way):
         first, second = two_way
         first.close()
-        raises_for_good(EndOfStream, lambda: second.try_push((9,)))
+        raises_for_good(ReceiverGone, lambda: second.try_push((9,)))
 
     def test_a_peer_that_hangs_up_without_a_word_has_died(self, peer):
         peer.publish(1, 2)
@@ -560,7 +561,8 @@ class TestPeersEnd:
         first.close()
         turns(second)
         assert second.try_pop() == (1,)
-        raises_for_good(EndOfStream, second.try_pop, lambda: second.try_push((1,)))
+        raises_for_good(EndOfStream, second.try_pop)
+        raises_for_good(ReceiverGone, lambda: second.try_push((1,)), second.has_space)
 
     @pytest.mark.parametrize("unread", [False, True])
     def test_a_message_to_who_has_gone_raises_how_it_went(self, peer, unread):
@@ -696,7 +698,7 @@ class TestStatistics:
         sender.push_many([(1,), (2,), (3,)])
         receiver.pop()
         receiver.close()
-        with pytest.raises(EndOfStream):
+        with pytest.raises(ReceiverGone):
             sender.push((4,))
         assert sender.statistics()[:2] == (3, 1)
 
@@ -843,18 +845,19 @@ class TestFinish:
         assert second.try_pop() == (1,)
         assert second.try_take_message() == b"\x80\x01"
         raises_for_good(
-            EndOfStream,
-            second.try_pop,
+            ReceiverGone,
             lambda: second.try_push((1,)),
             lambda: second.try_send_message(b"\x80\x00"),
         )
+        raises_for_good(EndOfStream, second.try_pop, second.try_take_message)
 
     def test_after_the_peers_end_it_changes_nothing(self, two_way):
         first, second = two_way
         first.close()
         turns(second)
         second.finish()
-        raises_for_good(EndOfStream, second.try_pop, lambda: second.try_push((1,)))
+        raises_for_good(EndOfStream, second.try_pop)
+        raises_for_good(ReceiverGone, lambda: second.try_push((1,)), second.has_space)
 
     def test_after_close_it_does_nothing(self, two_way):
         two_way[0].close()

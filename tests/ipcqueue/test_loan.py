@@ -25,6 +25,7 @@ from memenpsf import (
     LoanError,
     Message,
     PeerDied,
+    ReceiverGone,
     TooLarge,
 )
 from tests.ipcqueue.test_frames import (  # noqa: F401 (the fixture)
@@ -598,7 +599,7 @@ def test_a_loan_may_be_open_when_this_side_closes(any_pair, exception):
 @pytest.mark.parametrize("how", ["close", "death"])
 def test_a_loan_may_be_open_when_the_peer_ends(any_pair, how, exception):
     one, other, said = any_pair
-    error = EndOfStream if how == "close" else PeerDied
+    error = ReceiverGone if how == "close" else PeerDied
     with pytest.raises(KeyError if exception else error), one.loan(3) as loan:
         if how == "close":
             other.close()

@@ -34,6 +34,7 @@ from memenpsf import (
     Full,
     Message,
     PeerDied,
+    ReceiverGone,
     TooLarge,
 )
 from tests.ipcqueue.test_frames import connection, open_descriptors, quick_collector  # noqa: F401 (the fixture)
@@ -566,7 +567,7 @@ def test_everything_published_comes_before_the_end():
             other.recv_message()
         with pytest.raises(EndOfStream):
             other.borrow().__enter__()
-        with pytest.raises(EndOfStream):
+        with pytest.raises(ReceiverGone):
             other.xmit(b"")
 
 
@@ -579,7 +580,7 @@ def test_the_end_may_come_while_a_large_message_waits_for_space():
         def send():
             try:
                 one.xmit(bytes(5000))
-            except EndOfStream as error:
+            except ReceiverGone as error:
                 errors.append(error)
 
         sending = threading.Thread(target=send)

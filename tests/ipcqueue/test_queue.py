@@ -21,6 +21,7 @@ from ipcqueue import (
     PeerDied,
     QueueError,
     Receiver,
+    ReceiverGone,
     RecordRefused,
     Refused,
     Role,
@@ -310,7 +311,7 @@ class TestConnection:
             receiver.finish()
             assert receiver.pop() == (1,)
             ends(Closed, receiver.pop)
-            ends(EndOfStream, lambda: sender.push((2,)))
+            ends(ReceiverGone, lambda: sender.push((2,)))
 
     def test_a_wrapper_and_its_endpoint_are_one(self):
         first, second = open_pair(
@@ -536,7 +537,7 @@ class TestErrorsThatAreKept:
             "for end in (other, another, third): end.close()\n"
             "def keep():\n"
             f"    try: {call}\n"
-            "    except ipcqueue.EndOfStream as error: kept = error\n"
+            "    except ipcqueue.QueueError as error: kept = error\n"
             "keep()\n"
             "gc.collect()\n"
             "for end in (sender, receiver, buffers): end.close()\n"

@@ -742,11 +742,11 @@ def test_iteration_ends_where_the_peer_ends():
                 call()
             with pytest.raises(memenpsf.EndOfStream):
                 call(timeout=0)
-        with pytest.raises(memenpsf.EndOfStream):
+        with pytest.raises(memenpsf.ReceiverGone):
             other.xmit((1,))
-        with pytest.raises(memenpsf.EndOfStream):
+        with pytest.raises(memenpsf.ReceiverGone):
             other.xmit_many([(1,)])
-        with pytest.raises(memenpsf.EndOfStream):
+        with pytest.raises(memenpsf.ReceiverGone):
             other.send_ctrl_msg(b"\x80!")
 
 
@@ -805,8 +805,9 @@ def test_the_end_of_the_peer_wakes_every_thread_that_waits(pool):
         waiting = [pool.submit(call) for call in calls]
         until(lambda: len(one._endpoint.waiters.followers) == 3)
         other.close()
-        for future in waiting:
-            assert isinstance(future.exception(), memenpsf.EndOfStream)
+        *receiving, sending = (type(future.exception()) for future in waiting)
+        assert receiving == [memenpsf.EndOfStream] * 3
+        assert sending is memenpsf.ReceiverGone
 
 
 def test_a_closed_interface_says_so_at_every_verb():
@@ -855,7 +856,7 @@ def test_the_peer_of_one_that_finishes_drains_and_sees_the_end():
         with pytest.raises(memenpsf.EndOfStream):
             other.recv()
         for send in (lambda: other.xmit((3,)), lambda: other.send_ctrl_msg(b"\x80!")):
-            with pytest.raises(memenpsf.EndOfStream):
+            with pytest.raises(memenpsf.ReceiverGone):
                 send()
         assert one.recv() == (2,)
 

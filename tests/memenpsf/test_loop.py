@@ -203,7 +203,7 @@ def test_none_ends_in_good_order_on_the_other_side(pool, door):
         assert isinstance(ended.cause, memenpsf.Closed)
         assert ended.unsent == []
         assert loop.left == [(10,)]
-        with pytest.raises(memenpsf.EndOfStream):
+        with pytest.raises(memenpsf.ReceiverGone):
             peer.xmit((1,))
 
 
@@ -574,7 +574,7 @@ def test_what_the_sink_raises_is_raised_and_both_threads_end(pool):
         peer.xmit((1,))
         with pytest.raises(Broken):
             loop.result()
-        with pytest.raises(memenpsf.EndOfStream):
+        with pytest.raises(memenpsf.ReceiverGone):
             peer.xmit_many(numbers(100))
     assert not any("memenpsf run" in thread.name for thread in threading.enumerate())
 

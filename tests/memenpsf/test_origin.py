@@ -275,7 +275,7 @@ def test_the_blocks_of_a_loan_and_a_borrowing(messages):
     assert interface_of(caught.value) is interface
     view.release()
     peer.close()
-    with pytest.raises(memenpsf.EndOfStream) as caught:
+    with pytest.raises(memenpsf.ReceiverGone) as caught:
         while True:
             with interface.loan(3) as loan:
                 loan.publish()
@@ -510,7 +510,7 @@ def test_so_do_the_verbs_of_trio_that_do_not_wait():
     async def main():
         interface, peer = await trio_pair()
         await peer.aclose()
-        with pytest.raises(memenpsf.trio.EndOfStream) as caught:
+        with pytest.raises(memenpsf.trio.ReceiverGone) as caught:
             while True:
                 interface.xmit_nowait(b"x")
         assert caught.value.interface is interface
@@ -565,7 +565,7 @@ def test_a_loan_published_inside_its_block_says_it_in_trios_words():
     async def main():
         interface, peer = await trio_pair()
         await peer.aclose()
-        with pytest.raises(memenpsf.trio.EndOfStream) as caught:
+        with pytest.raises(memenpsf.trio.ReceiverGone) as caught:
             while True:
                 async with interface.loan(3) as loan:
                     loan.publish()

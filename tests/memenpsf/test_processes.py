@@ -288,7 +288,7 @@ def test_a_goodbye_is_told_from_a_death(program, door):
         assert got == numbers(50)
         assert isinstance(error, memenpsf.EndOfStream)
         assert isinstance(error, trio.EndOfChannel) == (door == "trio")
-        with pytest.raises(memenpsf.EndOfStream):
+        with pytest.raises(memenpsf.ReceiverGone):
             survivor.call("xmit", (1,))
 
 

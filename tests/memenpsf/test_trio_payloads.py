@@ -416,12 +416,12 @@ async def test_two_sides_that_wait_for_room_in_the_same_socket_make_it_for_each_
 async def test_the_end_wakes_who_waits_for_room_in_the_socket(which, tries):
     async with connected(accept_fds=1) as (one, other):
         await fill_socket(one)
-        expected = mt.Closed if which == "this side" else mt.EndOfStream
+        expected = mt.Closed if which == "this side" else mt.ReceiverGone
 
         async def send():
             with numbers(1) as files, pytest.raises(expected) as caught:
                 await one.xmit(b"x", fds=files)
-            kind = trio.ClosedResourceError if which == "this side" else trio.EndOfChannel
+            kind = trio.ClosedResourceError if which == "this side" else trio.BrokenResourceError
             assert isinstance(caught.value, kind)
 
         async with trio.open_nursery() as nursery:
@@ -576,7 +576,7 @@ async def test_the_end_may_come_while_memory_is_lent(kind, which):
         await one.xmit(b"message")
         side, peer = (one, other) if kind == "loan" else (other, one)
         closed = which == "this side"
-        expected = mt.Closed if closed else mt.EndOfStream
+        expected = mt.Closed if closed else mt.ReceiverGone
         with contextlib.ExitStack() as undo:
             if closed or kind == "loan":
                 caught = undo.enter_context(pytest.raises(expected))
@@ -589,7 +589,7 @@ async def test_the_end_may_come_while_memory_is_lent(kind, which):
                 else:
                     assert lent[0].data == b"message"
         if closed or kind == "loan":
-            trios = trio.ClosedResourceError if closed else trio.EndOfChannel
+            trios = trio.ClosedResourceError if closed else trio.BrokenResourceError
             assert isinstance(caught.value, trios)
         else:
             with pytest.raises(mt.EndOfStream):

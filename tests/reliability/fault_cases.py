@@ -100,6 +100,7 @@ ERRORS = {
 }
 # Those by which a peer that lives seems to be gone.
 GONE = {"EPIPE", "ECONNRESET", "ENOTCONN"}
+ENDS = ipcqueue.EndOfStream, ipcqueue.ReceiverGone, ipcqueue.PeerDied
 # And a server that does.
 ABSENT = {"ECONNREFUSED", "ENOENT"}
 
@@ -174,7 +175,7 @@ class CallFails(Fault):
         return self.library.times() > 0
 
     def explains(self, error):  # noqa: PLR0911 (a table)
-        if isinstance(error, ipcqueue.PeerDied | ipcqueue.EndOfStream | fdpass.Disconnected):
+        if isinstance(error, (*ENDS, fdpass.Disconnected)):
             return self.is_one_of(GONE)
         if isinstance(error, ipcqueue.CorruptPeer):
             return self.distrusts
@@ -415,7 +416,7 @@ class Flow:
         try:
             while (record := self.receive()) is not None:
                 self.got.append(record)
-        except (ipcqueue.EndOfStream, ipcqueue.PeerDied):
+        except ENDS:
             pass
         except (ipcqueue.DescriptorsLost, ipcqueue.CorruptPeer) as error:
             if isinstance(error, ipcqueue.CorruptPeer) and not self.case.fault.distrusts:

@@ -439,7 +439,9 @@ def _the_end(case, kind, finish):
             case.expect(got == sent, f"sent {sent}, received {got}")
             for _ in range(3):  # a peer that is gone is found out by looking, now and then
                 value = _or_end(
-                    case, kind, lambda other=other, record=record: other.xmit(record(3), timeout=0)
+                    case,
+                    ipcqueue.ReceiverGone if kind is ipcqueue.EndOfStream else kind,
+                    lambda other=other, record=record: other.xmit(record(3), timeout=0),
                 )
                 if value is not FAILED:
                     break
@@ -598,7 +600,7 @@ def run_loop(case):
 
     def other():
         with memenpsf.Interface(ends[1], 8) as interface:
-            with contextlib.suppress(ipcqueue.EndOfStream):  # it may have ended already
+            with contextlib.suppress(ipcqueue.ReceiverGone):  # it may have ended already
                 interface.xmit(b"backward")
             got.extend(interface)
 

@@ -55,6 +55,7 @@ ALLOWED = (
     memenpsf.Refused,
     memenpsf.PeerDied,
     memenpsf.EndOfStream,
+    memenpsf.ReceiverGone,
     memenpsf.DescriptorsLost,
 )
 

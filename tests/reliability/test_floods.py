@@ -183,7 +183,12 @@ def ends_in_time(call, victim, timeout):
         call(victim, timeout)
     except memenpsf.Full:
         return None
-    except (memenpsf.CorruptPeer, memenpsf.PeerDied, memenpsf.EndOfStream) as error:
+    except (
+        memenpsf.CorruptPeer,
+        memenpsf.PeerDied,
+        memenpsf.EndOfStream,
+        memenpsf.ReceiverGone,
+    ) as error:
         return type(error)
     finally:
         assert time.process_time() - cpu < MOST_CPU

@@ -44,6 +44,7 @@ from ipcqueue import (
     LoanError,
     Message,
     PeerDied,
+    ReceiverGone,
     Role,
     Terms,
     TooLarge,
@@ -303,7 +304,7 @@ class Model(RuleBasedStateMachine):
             self.sender_end = self.receiver_end = PeerDied
         else:
             getattr(self.other, how)()
-            self.receiver_end = EndOfStream
+            self.receiver_end = ReceiverGone
             if how == "close":
                 self.waiting.clear()
                 self.other_closed = True
