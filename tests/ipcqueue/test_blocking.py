@@ -617,8 +617,11 @@ class TestEnds:
         first, second = sides
         running = self.waiters(first, in_thread)
         second.close()
-        for waiter in running:
+        pop, pop_many, push, push_many, message = running
+        for waiter in (pop, pop_many, message):
             fails(EndOfStream, waiter)
+        for waiter in (push, push_many):
+            fails(ReceiverGone, waiter)
 
     def test_a_death_wakes_all(self, peer, in_thread):
         running = self.waiters(Side(peer.endpoint), in_thread)
@@ -1109,7 +1112,7 @@ class TestClosedAnywhere:
     OUTCOMES: ClassVar = {
         "idle": (Closed, Full),
         "busy": (Closed, Full),
-        "ended": (Closed, EndOfStream),
+        "ended": (Closed, EndOfStream, ReceiverGone),
         "corrupt": (Closed, CorruptPeer, Full),
     }
 
