@@ -196,7 +196,7 @@ class Threads(Owner):
         poll = select.poll()
 
         def wait(_: socket.socket) -> None:
-            endpoint.watch(poll, events)
+            endpoint.wire.watch(poll, events)
             poll.poll(_milliseconds(left))
 
         endpoint.with_socket(wait)

@@ -17,37 +17,19 @@ empty for the last time, so a receiver that sees both has drained everything.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import math
-import operator
 import os
-import select
-import socket
-import struct
 import sys
-import termios
 import warnings
 import weakref
-from collections import deque
 from functools import partial
-from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
-import fdpass
-from fdpass.lowlevel import (
-    ANCILLARY_SPACE,
-    RECEIVE_FLAGS,
-    Owner,
-    closing_all,
-    index_of,
-    unpack,
-)
-from ipcqueue._binding import direct, persist
+from fdpass.lowlevel import Owner, index_of
+from ipcqueue._binding import persist
 from ipcqueue._errors import (
     Closed,
     ConcurrentUse,
     CorruptPeer,
-    DescriptorsLost,
     EndOfStream,
     ForkedUse,
     PeerDied,
@@ -57,7 +39,6 @@ from ipcqueue._errors import (
 from ipcqueue._records.codec import in_place
 from ipcqueue._records.messages import MessageCodec, Received
 from ipcqueue._ring import frame_receiver, frame_sender, slot_receiver, slot_sender
-from ipcqueue._ring.arrivals import close_received
 from ipcqueue._ring.bounds import Budget
 from ipcqueue._ring.codes import CORRUPT, GONE
 from ipcqueue._ring.end import Place
@@ -69,12 +50,13 @@ from ipcqueue._ring.patience import BUSY, suited
 from ipcqueue._ring.segment import limits_of
 
 from .alarms import FalseAlarms, doubled
-from .control import ControlParser, Opcode, application_message, err
+from .control import application_message, err
 from .flight import Flight
 from .waiters import Event, Waiters
-from .wire import tell
+from .wire import Wire, hang_up, has_room, tell
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Iterable
 
     from fdpass import Credentials
@@ -85,14 +67,8 @@ if TYPE_CHECKING:
     from .opening import Agreement, Opening
     from .terms import Terms
     from .waiters import Waiter
+    from .wire import Read
 
-# How many control messages of the peer may wait for recv_ctrl_msg.  A guess: an application
-# that sends two bytes at a time means a handful; a peer that sends more wants our memory.
-MAX_INBOX = 65536
-
-# More control messages that nobody takes are no news.  A guess: a program that wakes for each of them
-# has no time for anything else.
-MAX_UNTAKEN = 64
 # From 2 ms to 128: many senders may wait for a peer that reads nothing.
 MAX_RETRY_DOUBLINGS = 6
 
@@ -141,43 +117,33 @@ class Endpoint(Owner):
         self.waiters = Waiters()
         self.rescues = 0
         self.alarms = FalseAlarms()
-        self._messages = 0  # received, while not too many were untaken
-        self._sock = agreement.sock
-        self.process = agreement.process  # of the peer, where the kernel tells
-        self._poll = select.poll()  # for one thread at a time, the reader
-        self.watch(self._poll, select.POLLIN)
-        self._events: select.epoll | None = None
+        limits, frames = terms.limits, isinstance(self.codec, MessageCodec)
+        accepts_fds = limits.most_fds() if terms.role.receives and frames else 0
+        self.wire = Wire(agreement.sock, agreement.process, agreement.lease, accepts_fds)
         self._own, self._peer = own, peer
         self._lease = agreement.lease
         self._generation = fork_generation()
-        self._unread: list[Any] = []  # results of recvmsg(), or what they turned out to be
-        self._room = bytearray(_ROOM)  # one such result, where memory is too short to have it there
-        self._parser = ControlParser()
-        self._inbox: list[bytes] = []
         self._end: QueueError | None = None
         self._left: QueueError | None = None  # how the peer went, as a push was told
-        self._users = 0  # threads that have the socket's number in hand
         self._last_statistics: Statistics | None = None
-        self._attached: list[list[fdpass.Fd]] = []  # to frames not received yet, in order
-        self._unwelcome: list[list[fdpass.Fd]] = []  # until they are closed
         self.sender: SenderEnd | None = None
         self.receiver: ReceiverEnd | None = None
         self._peer_limits = limits_of(peer.identity)
         self.busy = terms.patience == BUSY
         self._make_rings(terms)
-        self._count_descriptors(terms)
+        self._count_descriptors()
         self.ready: Iterable[Any] = () if self.receiver is None else self.receiver.ready(False)
         self._released = False
 
     def _make_rings(self, terms: Terms) -> None:
         own, peer = self._own, self._peer
         codec, both = self.codec, (own.mapping, peer.mapping)
-        bell = self._sock.fileno()
+        bell = self.wire.fileno()
         patience = suited(terms.patience, shares=self.peer.pid == os.getpid())
         if terms.role.sends:
             trouble = _weak_trouble(self, sending=True)
             size = own.identity.capacity
-            place = Place(size, codec.size, bell, patience=patience, process=self.process)
+            place = Place(size, codec.size, bell, patience=patience, process=self.wire.process)
             if isinstance(codec, MessageCodec):
                 limits = self._peer_limits
                 self.sender = frame_sender.sender(
@@ -190,25 +156,18 @@ class Endpoint(Owner):
             place = Place(peer.identity.capacity, codec.size, bell, patience=patience)
             if isinstance(codec, MessageCodec):
                 self.receiver = frame_receiver.receiver(
-                    *both, place, codec, trouble, terms.limits, self._attached
+                    *both, place, codec, trouble, terms.limits, self.wire.attached
                 )
             else:
                 self.receiver = slot_receiver.receiver(*both, place, codec, trouble)
 
-    def _count_descriptors(self, terms: Terms) -> None:
+    def _count_descriptors(self) -> None:
         """Have the lease count what comes and goes with messages, if it does that."""
-        self._most_fds = terms.limits.most_fds() if isinstance(self.receiver, FrameReceiver) else 0
-        self._incoming = 0  # descriptors that are just being read
-        # Where they are counted, the kernel gives no more of them than a message may bring, and one
-        # that tells: those that nobody asked for would be here until they are closed.
-        self._most_at_once = self._most_fds if self._lease.counts_descriptors else -1
-        self._held_back = 0  # times in a row that some were left in the socket
-        self._wary = self._lease.counts_descriptors and self._most_fds > 0
         self._flight: Flight | None = None
         if not self._lease.counts_descriptors:
             return
         if isinstance(self.sender, FrameSender):
-            self._flight = self.sender.flight = Flight(self._sock, self._lease)
+            self._flight = self.sender.flight = Flight(self.wire.sock, self._lease)
         this = weakref.ref(self)
         self._lease.follow(lambda: 0 if (it := this()) is None else it.held_descriptors())
 
@@ -218,51 +177,21 @@ class Endpoint(Owner):
         Those of the connection itself are not among them.  From any thread.
         """
         receiver, flight = self.receiver, self._flight
-        count = self._incoming  # first: see FrameReceiver.held
-        count += sum(map(len, self._unwelcome))
+        count = self.wire.held()  # first: see FrameReceiver.held
         if isinstance(receiver, FrameReceiver):
             count += receiver.held()
         return count + (0 if flight is None else flight.count())
 
     def fileno(self) -> int:
         """Return the socket's descriptor; raise Closed."""
-        if self.closed:
-            raise Closed("this side has closed the connection")
-        return self._sock.fileno()
+        return self.wire.fileno()
 
     def peer_pidfd(self) -> int | None:
         """Return a pidfd of the peer's process, None if the kernel does not tell; raise Closed."""
         if self.closed:
             raise Closed("this side has closed the connection")
-        return None if self.process is None else self.process.fileno()
-
-    def events_fileno(self) -> int:
-        """Return a descriptor that is readable when the socket is, or the peer has exited.
-
-        At the limit of descriptors the socket's must do.  Raises Closed.
-        """
-        number = self.fileno()
-        if self.process is None:
-            return number
-        with self.waiters.mutex:
-            if self._events is None:
-                try:
-                    events = select.epoll()
-                    self.watch(events, select.EPOLLIN)
-                except OSError:
-                    return number
-                self._events = events
-            return self._events.fileno()
-
-    def watch(self, poll: select.poll | select.epoll, events: int) -> None:
-        """Have the socket polled for `events` (and its end, in any case), and the peer's exit."""
-        poll.register(self._sock, events)
-        if self.process is not None:
-            poll.register(self.process, select.POLLIN)
-
-    def awaited(self) -> list[int]:
-        """Return the descriptors that an event loop may be waiting for; raise Closed."""
-        return [self.fileno()] + ([] if self._events is None else [self._events.fileno()])
+        process = self.wire.process
+        return None if process is None else process.fileno()
 
     # -- records ---------------------------------------------------------------------------
 
@@ -304,7 +233,7 @@ class Endpoint(Owner):
         """Take a message with what is attached to it; see try_pop."""
         receiver = self.receiving()
         frames = isinstance(receiver, FrameReceiver)
-        if frames and not self._attached and receiver.has_records():
+        if frames and not self.wire.attached and receiver.has_records():
             self.turn()  # who asks so expects descriptors, and an attempt without them costs more
         return self.or_end(receiver.try_receive)
 
@@ -317,7 +246,7 @@ class Endpoint(Owner):
             # The sender sends descriptors before it publishes their message.
             read = self.read_missing()
             result = attempt()
-            if result is None and (not read or self._held_back):
+            if result is None and (not read or self.wire.held_back):
                 return None
             if result is None and receiver.lacking == position:
                 if self._end is not None:  # DescriptorsLost, for instance
@@ -334,8 +263,7 @@ class Endpoint(Owner):
         No more than has come through the socket up to now: they are among that, and a peer that
         goes on sending would keep us here.
         """
-        (left,) = self.with_socket(_bytes_that_came)
-        left += sum(len(data) for data, *_ in tuple(self._unread)) + _waiting(self._room)
+        left = self.with_socket(self.wire.backlog)
         while self.receiving().lacking is not None:
             read = self.read_on()
             if read is None:
@@ -460,7 +388,7 @@ class Endpoint(Owner):
         end = self._end
         if self.closed:
             self.raise_end()
-        inbox = self._inbox
+        inbox = self.wire.inbox
         if inbox:
             # No bytecode from here on can be interrupted: not pop(), as an exception after the call
             # would lose what it returned, and no mutex, as it would after that is released.
@@ -476,47 +404,22 @@ class Endpoint(Owner):
         message = application_message(message)
         if self._end is not None:
             self.raise_end(sending=True)
-        flags = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
         try:
-            self.with_socket(lambda sock: sock.send(message, flags))
-        except BlockingIOError:
-            return False
+            return self.with_socket(partial(self.wire.send, message))
         except (BrokenPipeError, ConnectionResetError):
             self._trouble(GONE, sending=True)
-        return True
 
     def with_socket(self, use: Callable[[socket.socket], T]) -> T:
         """Call `use(socket)`, and keep its number from being closed, and reused, meanwhile."""
         self._check_usable()
-        entered = False
-        try:
-            with self.waiters.mutex:
-                if self.closed:
-                    self.raise_end()
-                self._users += 1
-                entered = True
-            return use(self._sock)
-        finally:
-            if entered:
-                # No bytecode here can be interrupted, and none needs memory: it is counted for sure.
-                self._users -= 1
-                if self.closed:
-                    persist(self._let_go)
+        if self.closed:
+            self.raise_end()
+        return self.wire.use(use)
 
     def looked(self) -> None:
         """Have the receiving end know that the socket was read just now, and has not ended."""
-        if not self.ended and not self._is_behind():
+        if not self.ended and not self.wire.is_behind():
             self.receiving().looked()
-
-    def _is_behind(self) -> bool:
-        """Whether an exception has kept somebody from digesting what was read."""
-        return bool(self._unread) or _waiting(self._room) > 0
-
-    def _let_go(self) -> None:
-        """When the socket was in hand: the last one closes what is closed."""
-        with self.waiters.mutex:
-            if self.closed and not self._users:
-                self._release()
 
     def turn(self) -> None:
         """Read the control messages that wait, unless somebody else is reading."""
@@ -528,7 +431,18 @@ class Endpoint(Owner):
 
         Return how many bytes.
         """
-        return self.with_socket(self._read)
+        return self._learn(self.with_socket(self.wire.read))
+
+    def _learn(self, read: Read) -> int:
+        """Note the end if a read has brought it; return how many bytes that read has brought."""
+        end = read.end
+        if isinstance(end, CorruptPeer):
+            self._abandon(end)
+        elif end is not None:
+            self._note_end(end)
+        elif read.hung_up:
+            self._note_end(self._who_left())
+        return read.size
 
     def answer(self) -> int:
         """Do as service(), after a wake-up."""
@@ -541,202 +455,32 @@ class Endpoint(Owner):
         So it is after too many wake-ups without news (alarms.py), and while descriptors must stay in
         the socket because their user has no room for them.
         """
-        return self._held_back > 0 or self.alarms.should_back_off(self._progress)
+        return self.wire.held_back > 0 or self.alarms.should_back_off(self._progress)
 
     def _progress(self) -> tuple[int, int, int]:
         received = self.receiver.indices()[1] if self.receiver else 0
         taken = self.sender.indices()[1] if self.sender else 0
-        return received, taken, self._messages
+        return received, taken, self.wire.messages
 
     def back_off_length(self) -> float:
         """Return for how many seconds to leave the socket alone: longer each time in a row."""
-        return self.alarms.back_off_length(self._held_back)
-
-    def end_poller(self) -> select.epoll:
-        """Return what is readable once the connection or the peer's process has ended.
-
-        It is the caller's.  Raises Closed, OSError.
-        """
-        epoll = select.epoll()
-        try:
-            self.fileno()  # raises Closed
-            if not self._held_back:  # else the end comes behind what waits in the socket
-                self.watch(epoll, 0)
-        except BaseException:
-            persist(epoll.close)
-            raise
-        return epoll
-
-    def _back_off(self, seconds: float) -> float:
-        """Leave the socket alone, if the connection does not end; return what is left of a time."""
-        poll = select.poll()
-        if not self._held_back:  # else the end comes behind what waits in the socket
-            self.watch(poll, 0)
-        length = min(seconds, self.back_off_length())
-        poll.poll(math.ceil(length * 1000))
-        return seconds - length
+        return self.alarms.back_off_length(self.wire.held_back)
 
     def doze(self, seconds: float) -> bool:
         """Sleep until the socket is readable, and read, as the reader; False if it was not in time.
 
         No longer than a second or so: a poll() that a signal comes just before sleeps on.
         """
-        return self.with_socket(partial(self._doze, seconds))
-
-    def _doze(self, seconds: float, sock: socket.socket) -> bool:
-        if self.should_back_off():
-            seconds = self._back_off(seconds)
-        woken = self._poll.poll(math.ceil(seconds * 1000))
+        rest = min(seconds, self.back_off_length()) if self.should_back_off() else 0.0
+        woken, read = self.with_socket(partial(self.wire.doze, seconds=seconds, rest=rest))
         if woken:
             self.alarms.woken()
-        if self.process is not None and any(fd == self.process.fileno() for fd, _ in woken):
-            self._hang_up(sock)
-        self._read(sock)
-        return bool(woken)
+        self._learn(read)
+        return woken
 
     def leave(self, waiter: Waiter) -> None:
         """Undo what a waiter has announced and become; for persist(), as Waiters.leave()."""
         self.waiters.leave(waiter, self.withdraw)
-
-    @staticmethod
-    def _hang_up(sock: socket.socket) -> None:
-        """End the socket of a dead peer, which somebody else holds open, after what came before.
-
-        At once, as whoever holds it may go on writing.
-        """
-        with contextlib.suppress(OSError):
-            sock.shutdown(socket.SHUT_RDWR)
-
-    def _read(self, sock: socket.socket) -> int:
-        if not self._unread:
-            # One call, so that an exception between bytecodes (Ctrl-C) loses nothing: what was read
-            # stands in the list, and is digested now or next time.
-            try:
-                doorbells = self._receive(sock, most=self._most_at_once, wary=self._wary)
-                if doorbells < 0:  # descriptors are next, and this says how many
-                    count = min(-1 - doorbells, self._most_fds)
-                    if not self._make_room(count):
-                        return 0
-                    doorbells = self._receive(sock, most=count)
-                if doorbells:
-                    return doorbells
-            except BlockingIOError:
-                if self.process is None or not self.process.has_exited():
-                    return 0
-                self._hang_up(sock)
-                return self._read(sock)
-            except ConnectionResetError:  # once, when it left without reading all we sent
-                self._unread.append((b"", [], 0, None))
-        data, ancillary, flags, error = self._unread[0]
-        try:
-            if isinstance(error, CorruptPeer):
-                fdpass.close_untrusted(chain(*self._unwelcome))
-                raise error
-            self._digest(data, ancillary, flags)
-        except CorruptPeer as error:
-            self._abandon(error)
-            self._unread.clear()
-        self._incoming = 0
-        return len(data)
-
-    def _receive(self, sock: socket.socket, *, most: int, wary: bool = False) -> int:
-        """Read once into the list of what is unread: see `receive` of core/python/socket.c."""
-        if direct is not None:
-            whole, room = not self._parser.rest, self._room
-            how = RECEIVE_FLAGS, whole, self._unread, room, most, wary
-            return int(direct.receive(sock, *how) or 0)
-        size, space = 4096, ANCILLARY_SPACE
-        if most >= 0:
-            space = min(space, socket.CMSG_SPACE((most + 1) * 4))
-        if wary:
-            # Without room for them none is made; it only says that some come.
-            data, _, flags, _ = sock.recvmsg(size, 0, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-            if data and flags & socket.MSG_CTRUNC:
-                return -1 - data[-1]
-            size = len(data) or size
-        self._unread.extend(map(sock.recvmsg, (size,), (space,), (RECEIVE_FLAGS,)))
-        return 0
-
-    def _make_room(self, count: int) -> bool:
-        """Say whether `count` descriptors may be read now; if not, they wait in the socket."""
-        # First noted, then judged: what another connection is about to do is seen by both.
-        self._incoming = count
-        if self._lease.fits(count):
-            self._held_back = 0
-            return True
-        self._incoming = 0
-        self._held_back += 1
-        return False
-
-    def _digest(self, data: bytes, ancillary: Any, flags: int) -> None:
-        """Act on what was read, entirely or (if an exception strikes) not at all."""
-        numbers, strays = unpack(ancillary)
-        if strays:  # of the kernel's own, where the application has asked for that
-            rights = [item for item in ancillary if item[1] == socket.SCM_RIGHTS]
-            closing = closing_all(strays)
-            # No bytecode between these can be interrupted.
-            self._unread[0] = (data, rights, flags, None)
-            deque(closing, maxlen=0)
-        if numbers or flags & socket.MSG_CTRUNC:  # there may have been no room even for the first
-            self._attach(data, numbers, flags)
-        if not data:
-            self._note_end(self._who_left())
-            self._unread.clear()
-            return
-        parser = ControlParser(self._parser.rest)
-        drained = parser.feed(data)
-        if drained.refusal is not None:
-            self._note_end(drained.refusal)
-        with self.waiters.mutex:
-            # No bytecode between these can be interrupted; and the first, which does not copy what
-            # is there, adds all or (no memory) nothing.
-            self._inbox += drained.messages
-            self._parser = parser
-            del self._unread[0]
-        if len(self._inbox) <= MAX_UNTAKEN:
-            self._messages += len(drained.messages)
-        if len(self._inbox) > MAX_INBOX:
-            raise CorruptPeer(f"the peer sent over {MAX_INBOX} messages that nobody took")
-
-    def _attach(self, data: bytes, numbers: list[int], flags: int) -> None:
-        """Keep descriptors for the frame they belong to: those of the last message in `data`."""
-        # There is room for one more than the peer may send, so such a shortage is its own doing.
-        most = self._incoming if self._wary else self._most_fds
-        truncated = bool(flags & socket.MSG_CTRUNC) and len(numbers) <= most
-        whole = len(self._parser.rest + data) % 2 == 0
-        wanted = bytes((Opcode.FDS, len(numbers)))
-        welcome = (
-            isinstance(self.receiver, FrameReceiver)
-            and whole
-            and data[-2:] == wanted
-            and len(self._attached) < MAX_ATTACHED
-            and len(numbers) <= self._most_fds
-        )
-        error: QueueError | None = None
-        if truncated:
-            lost = "this process may not open as many descriptors as the peer sent"
-            error = DescriptorsLost(lost)
-        elif not welcome:
-            error = CorruptPeer(f"the peer sent {len(numbers)} descriptors nobody asked for")
-        keep = self._attached if error is None else self._unwelcome
-        fds = fdpass.Fd.blank(len(numbers))
-        digested = partial(self._unread.__setitem__, 0, (data, [], flags, error))
-        try:
-            fdpass.Fd.own(fds, numbers, partial(keep.append, fds), digested)
-        except BaseException:
-            if self._unread[0][1]:  # no memory: all of it is still to be digested
-                keep[:] = [each for each in keep if each is not fds]
-                for fd in fds:
-                    if not fd.closed:
-                        fd.detach()
-            raise
-        if error is None:
-            return
-        fdpass.close_untrusted(chain(*self._unwelcome))
-        if not truncated:
-            raise error
-        self._note_end(error)
-        self._unread[0] = (data, [], 0, None)
 
     # -- waiting -------------------------------------------------------------------------------
 
@@ -745,7 +489,7 @@ class Endpoint(Owner):
 
         For SPACE, `units` says of how much.
         """
-        if self._is_behind() and not self.waiters.reading:
+        if self.wire.is_behind() and not self.waiters.reading:
             self.turn()
         if self.closed or self._end is not None:
             return False
@@ -753,7 +497,7 @@ class Endpoint(Owner):
             return self.receiving().arm()
         if event is Event.SPACE:
             return self.sending().arm(units)
-        return not self._inbox
+        return not self.wire.inbox
 
     def withdraw(self, event: Event) -> None:
         """Take an announcement back, which spares the peer a doorbell."""
@@ -786,7 +530,7 @@ class Endpoint(Owner):
         Then too many descriptors of this user are in flight in the whole system, or too many of the
         peer's user are here or in flight.  The kernel does not tell when there are fewer.
         """
-        return self.with_socket(_has_room)
+        return self.with_socket(has_room)
 
     def retry_after(self) -> float:
         """Return the seconds to wait where in_flight_limit_reached(): longer each time in a row."""
@@ -828,7 +572,7 @@ class Endpoint(Owner):
             self.receiver.close()
         with contextlib.suppress(Closed, OSError):
             self.with_socket(partial(tell, message=err(error)))
-            self.with_socket(operator.methodcaller("shutdown", socket.SHUT_RDWR))
+            self.with_socket(hang_up)
 
     def _trouble(
         self, code: int, message: str = "the peer's index cannot be true", *, sending: bool = False
@@ -866,9 +610,7 @@ class Endpoint(Owner):
     def _say_goodbye(self, sock: socket.socket) -> None:
         # In this order: the peer that sees the end of the socket looks for `closed`.
         self._own.mapping.set_closed()
-        tell(sock, GOODBYE)
-        with contextlib.suppress(OSError):
-            sock.shutdown(socket.SHUT_RDWR)  # also wakes who reads it here
+        self.wire.say_goodbye(sock)
 
     def close(self) -> None:
         """End in good order: the peer drains what was published, then sees the end.
@@ -878,6 +620,7 @@ class Endpoint(Owner):
         """
         if self._forked():
             self.closed = True
+            self.wire.release(shared=True)
             self._release()
             return
         persist(self._close)  # Ctrl-C: finish what was begun
@@ -892,31 +635,16 @@ class Endpoint(Owner):
         for ring in (self.sender, self.receiver):
             if ring is not None:
                 ring.close()
-        if not self._released:
-            self._say_goodbye(self._sock)
-        self._let_go()  # unless somebody has it in hand
+        if not self.wire.released:
+            self._say_goodbye(self.wire.sock)
+        self.wire.close()  # unless somebody has it in hand
+        self._release()
 
     def _release(self) -> None:
+        """Let go of both segments and of the lease; repeatable, takes no lock."""
         self._released = True
-        close_received(chain(*self._attached, *self._unwelcome))
-        # What an exception kept somebody from digesting.  Forgotten first: a number closed twice
-        # may be somebody else's by then.
-        _drop(self._room)
-        unread, self._unread = self._unread, []
-        for _, ancillary, _, _ in unread:
-            numbers = list(chain(*unpack(ancillary)))
-            fds = fdpass.Fd.blank(len(numbers))
-            fdpass.Fd.own(fds, numbers)
-            fdpass.close_untrusted(fds)
         if self.receiver is not None:
             self.receiver.discard()
-        for held in (self._events, self.process):
-            if held is not None:
-                held.close()
-        if self._forked():
-            self._sock.close()
-        else:
-            fdpass.drop_socket(self._sock)
         self._own.close()
         self._peer.close()
         last = self._last_statistics
@@ -928,6 +656,7 @@ class Endpoint(Owner):
             if not self._forked() and not finalizing():
                 warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
             self.closed = True  # for what the garbage collector finalizes after this
+            self.wire.release(shared=self._forked())
             self._release()
 
     def __repr__(self) -> str:
@@ -935,28 +664,12 @@ class Endpoint(Owner):
         return f"<{type(self).__name__} {self.name!r} with {self.peer_name!r}: {state}>"
 
 
-# Of core/python/socket.c, if that is there; else nothing waits in a room.
-_ROOM: int = 0 if direct is None else direct.ROOM
-_waiting: Callable[[bytearray], int] = len if direct is None else direct.waiting
-_drop: Callable[[bytearray], None] = bytearray.clear if direct is None else direct.drop
-
 # Enough reads of 4096 bytes to empty the largest socket buffer a two-byte message can fill.
 _TURNS_TO_THE_END = 64
-GOODBYE = bytes((Opcode.WRITE, 0, Opcode.READ, 0))
 
 
 def _nobody() -> None:
     """Stand for the interface of an endpoint that has none yet."""
-
-
-def _bytes_that_came(sock: socket.socket) -> tuple[int]:
-    return struct.unpack("i", fcntl.ioctl(sock, termios.FIONREAD, bytes(4)))
-
-
-def _has_room(sock: socket.socket) -> bool:
-    poll = select.poll()
-    poll.register(sock, select.POLLOUT)
-    return bool(poll.poll(0))
 
 
 def _seen(end: QueueError, *, sending: bool) -> QueueError:

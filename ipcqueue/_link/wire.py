@@ -1,12 +1,438 @@
-"""The socket of a connection."""
+"""The socket of a connection and the peer's process: reading, sending, and how it is closed.
+
+A Wire reads doorbells, control messages of the application, and the descriptors that go with
+messages; it keeps them until somebody takes them, and returns what a read has brought and whether
+that was the end.  It knows of no ring and of no endpoint, and it never waits, except in doze().
+
+A read can be interrupted (Ctrl-C) between any two bytecodes, so one C call reads into `_unread`, and
+it is digested from there, entirely or not at all.  How the connection ended is remembered (`end`,
+`hung_up`), and each later read returns it again.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import math
+import select
 import socket
+import struct
+import termios
+import threading
+from collections import deque
+from functools import partial
+from itertools import chain
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import fdpass
+from fdpass.lowlevel import (
+    ANCILLARY_SPACE,
+    RECEIVE_FLAGS,
+    Owner,
+    closing_all,
+    renewed_after_fork,
+    unpack,
+)
+from ipcqueue._binding import direct, persist
+from ipcqueue._errors import Closed, CorruptPeer, DescriptorsLost, QueueError
+from ipcqueue._ring.arrivals import close_received
+from ipcqueue._ring.frame import MAX_ATTACHED
+
+from .control import ControlParser, Opcode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .lease import Lease
+    from .process import Process
+
+# How many control messages of the peer may wait for recv_ctrl_msg.  A guess: an application
+# that sends two bytes at a time means a handful; a peer that sends more wants our memory.
+MAX_INBOX = 65536
+# More control messages that nobody takes are no news.  A guess: a program that wakes for each of them
+# has no time for anything else.
+MAX_UNTAKEN = 64
+GOODBYE = bytes((Opcode.WRITE, 0, Opcode.READ, 0))
+
+# Of the C module, if it is there; else nothing waits in a room.
+_ROOM: int = 0 if direct is None else direct.ROOM
+_waiting: Callable[[bytearray], int] = len if direct is None else direct.waiting
+_drop: Callable[[bytearray], None] = bytearray.clear if direct is None else direct.drop
+
+T = TypeVar("T")
+
+
+class Read(NamedTuple):
+    """What one read from the socket has brought."""
+
+    size: int  # bytes
+    end: QueueError | None  # why nothing more can come; a CorruptPeer is not to be believed at all
+    hung_up: bool  # whether the peer has ended the socket, in good order or not
+
+
+class Wire(Owner):
+    """The socket and the peer's process; takes both.
+
+    Threads: one at a time reads (Waiters says which); everything else may be called from any.
+    `accepts_fds` descriptors may come with a message.  The lease is asked before they are read, if it
+    counts them.
+    """
+
+    def __init__(
+        self, sock: socket.socket, process: Process | None, lease: Lease, accepts_fds: int
+    ) -> None:
+        self.sock = sock
+        self.process = process
+        self.closed = False
+        self.released = False
+        self.end: QueueError | None = None
+        """Why nothing more can come, as far as the bytes of the peer tell."""
+        self.hung_up = False
+        self.inbox: list[bytes] = []
+        """Control messages of the application that nobody has taken yet."""
+        self.messages = 0
+        """How many of them came while at most MAX_UNTAKEN waited; only grows."""
+        self.attached: list[list[fdpass.Fd]] = []
+        """Descriptors of frames that are not received yet, in order; a receiving end takes them."""
+        self.held_back = 0
+        """How often in a row descriptors were left in the socket, as their user has no room."""
+        self._incoming = 0  # descriptors that are just being read
+        self._unwelcome: list[list[fdpass.Fd]] = []  # until they are closed
+        self._lock = threading.RLock()
+        self._users = 0  # threads that have the socket's number in hand
+        self._poll = select.poll()  # for one thread at a time, the reader
+        self.watch(self._poll, select.POLLIN)
+        self._events: select.epoll | None = None
+        self._unread: list[Any] = []  # results of recvmsg(), or what they turned out to be
+        self._room = bytearray(_ROOM)  # one such result, where memory is too short to have it there
+        self._parser = ControlParser()
+        self._lease = lease
+        self._max_fds = accepts_fds
+        # Where they are counted, the kernel gives no more of them than a message may bring, and one
+        # that tells: those that nobody asked for would be here until they are closed.
+        self._most_at_once = accepts_fds if lease.counts_descriptors else -1
+        self._wary = lease.counts_descriptors and accepts_fds > 0
+        renewed_after_fork(self)
+
+    def renew_locks(self) -> None:
+        """In a forked child: forget who held them."""
+        self._lock = threading.RLock()
+
+    # -- the socket in hand ----------------------------------------------------------------------
+
+    def fileno(self) -> int:
+        """Return the socket's descriptor; raise Closed."""
+        self._check_open()
+        return self.sock.fileno()
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise Closed("this side has closed the connection")
+
+    def use(self, use: Callable[[socket.socket], T]) -> T:
+        """Call `use(socket)`, and keep its number from being closed, and reused, meanwhile."""
+        entered = False
+        try:
+            with self._lock:
+                self._check_open()
+                self._users += 1
+                entered = True
+            return use(self.sock)
+        finally:
+            if entered:
+                # No bytecode here can be interrupted, and none needs memory: it is counted for sure.
+                self._users -= 1
+                if self.closed:
+                    persist(self._let_go)
+
+    def close(self) -> None:
+        """Let nobody use it any more, and close it unless somebody has it in hand; repeatable.
+
+        Else the last one that has closes it.
+        """
+        self.closed = True
+        self._let_go()
+
+    def _let_go(self) -> None:
+        with self._lock:
+            if not self._users:
+                self.release()
+
+    def release(self, *, shared: bool = False) -> None:
+        """Close everything now; repeatable, takes no lock.
+
+        `shared`: another process goes on with the socket, as after a fork.
+        """
+        self.closed = self.released = True
+        close_received(chain(*self.attached, *self._unwelcome))
+        # What an exception kept somebody from digesting.  Forgotten first: a number closed twice
+        # may be somebody else's by then.
+        _drop(self._room)
+        unread, self._unread = self._unread, []
+        for _, ancillary, _, _ in unread:
+            numbers = list(chain(*unpack(ancillary)))
+            fds = fdpass.Fd.blank(len(numbers))
+            fdpass.Fd.own(fds, numbers)
+            fdpass.close_untrusted(fds)
+        for held in (self._events, self.process):
+            if held is not None:
+                held.close()
+        if shared:
+            self.sock.close()
+        else:
+            fdpass.drop_socket(self.sock)
+
+    # -- what to poll ----------------------------------------------------------------------------
+
+    def watch(self, poll: select.poll | select.epoll, events: int) -> None:
+        """Have the socket polled for `events` (and its end, in any case), and the peer's exit."""
+        poll.register(self.sock, events)
+        if self.process is not None:
+            poll.register(self.process, select.POLLIN)
+
+    def events_fileno(self) -> int:
+        """Return a descriptor that is readable when the socket is, or the peer has exited.
+
+        At the limit of descriptors the socket's must do.  Raises Closed.
+        """
+        number = self.fileno()
+        if self.process is None:
+            return number
+        with self._lock:
+            if self._events is None:
+                try:
+                    events = select.epoll()
+                    self.watch(events, select.EPOLLIN)
+                except OSError:
+                    return number
+                self._events = events
+            return self._events.fileno()
+
+    def polled_fds(self) -> list[int]:
+        """Return the descriptors that an event loop may be waiting for; raise Closed."""
+        return [self.fileno()] + ([] if self._events is None else [self._events.fileno()])
+
+    def end_poller(self) -> select.epoll:
+        """Return what is readable once the connection or the peer's process has ended.
+
+        It is the caller's.  Raises Closed, OSError.
+        """
+        epoll = select.epoll()
+        try:
+            self.fileno()  # raises Closed
+            if not self.held_back:  # else the end comes behind what waits in the socket
+                self.watch(epoll, 0)
+        except BaseException:
+            persist(epoll.close)
+            raise
+        return epoll
+
+    # -- sending ---------------------------------------------------------------------------------
+
+    @staticmethod
+    def send(message: bytes, sock: socket.socket) -> bool:
+        """Send a control message; False if there is no room; raise OSError, such as a broken pipe."""
+        try:
+            sock.send(message, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        except BlockingIOError:
+            return False
+        return True
+
+    @staticmethod
+    def say_goodbye(sock: socket.socket) -> None:
+        """Wake the peer, and end the socket; also wakes who reads it here."""
+        tell(sock, GOODBYE)
+        hang_up(sock)
+
+    # -- reading ---------------------------------------------------------------------------------
+
+    def held(self) -> int:
+        """Return how many descriptors are here besides `attached`; from any thread."""
+        count = self._incoming  # first: see FrameReceiver.held
+        return count + sum(map(len, self._unwelcome))
+
+    def is_behind(self) -> bool:
+        """Whether something has come that no reader has digested, or told of, because of Ctrl-C."""
+        return (
+            bool(self._unread) or self.end is not None or self.hung_up or _waiting(self._room) > 0
+        )
+
+    def backlog(self, sock: socket.socket) -> int:
+        """Return how many bytes have come and are not digested."""
+        (left,) = struct.unpack("i", fcntl.ioctl(sock, termios.FIONREAD, bytes(4)))
+        return int(left) + sum(len(data) for data, *_ in tuple(self._unread)) + _waiting(self._room)
+
+    def doze(self, sock: socket.socket, seconds: float, rest: float = 0.0) -> tuple[bool, Read]:
+        """Sleep until the socket is readable, and read; return whether it was in time, and that.
+
+        The first `rest` seconds leave the socket alone, unless the connection ends.
+        """
+        if rest:
+            self.rest(rest)
+        woken = self._poll.poll(math.ceil((seconds - rest) * 1000))
+        if self.process is not None and any(fd == self.process.fileno() for fd, _ in woken):
+            hang_up(sock)
+        return bool(woken), self.read(sock)
+
+    def rest(self, seconds: float) -> None:
+        """Leave the socket alone, unless the connection ends."""
+        poll = select.poll()
+        if not self.held_back:  # else the end comes behind what waits in the socket
+            self.watch(poll, 0)
+        poll.poll(math.ceil(seconds * 1000))
+
+    def read(self, sock: socket.socket) -> Read:
+        """Read once: doorbells, messages, descriptors, the end.  As the reader, with use()."""
+        return Read(self._read(sock), self.end, self.hung_up)
+
+    def _read(self, sock: socket.socket) -> int:
+        if not self._unread:
+            # One call, so that an exception between bytecodes (Ctrl-C) loses nothing: what was read
+            # stands in the list, and is digested now or next time.
+            try:
+                doorbells = self._receive(sock, most=self._most_at_once, wary=self._wary)
+                if doorbells < 0:  # descriptors are next, and this says how many
+                    count = min(-1 - doorbells, self._max_fds)
+                    if not self._make_room(count):
+                        return 0
+                    doorbells = self._receive(sock, most=count)
+                if doorbells:
+                    return doorbells
+            except BlockingIOError:
+                if self.process is None or not self.process.has_exited():
+                    return 0
+                hang_up(sock)
+                return self._read(sock)
+            except ConnectionResetError:  # once, when it left without reading all we sent
+                self._unread.append((b"", [], 0, None))
+        data, ancillary, flags, error = self._unread[0]
+        try:
+            if isinstance(error, CorruptPeer):
+                fdpass.close_untrusted(chain(*self._unwelcome))
+                raise error
+            self._digest(data, ancillary, flags)
+        except CorruptPeer as error:
+            self.end = error
+            self._unread.clear()
+        self._incoming = 0
+        return len(data)
+
+    def _receive(self, sock: socket.socket, *, most: int, wary: bool = False) -> int:
+        """Read once into the list of what is unread: see `receive` of core/python/socket.c."""
+        if direct is not None:
+            whole, room = not self._parser.rest, self._room
+            how = RECEIVE_FLAGS, whole, self._unread, room, most, wary
+            return int(direct.receive(sock, *how) or 0)
+        size, space = 4096, ANCILLARY_SPACE
+        if most >= 0:
+            space = min(space, socket.CMSG_SPACE((most + 1) * 4))
+        if wary:
+            # Without room for them none is made; it only says that some come.
+            data, _, flags, _ = sock.recvmsg(size, 0, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            if data and flags & socket.MSG_CTRUNC:
+                return -1 - data[-1]
+            size = len(data) or size
+        self._unread.extend(map(sock.recvmsg, (size,), (space,), (RECEIVE_FLAGS,)))
+        return 0
+
+    def _make_room(self, count: int) -> bool:
+        """Say whether `count` descriptors may be read now; if not, they wait in the socket."""
+        # First noted, then judged: what another connection is about to do is seen by both.
+        self._incoming = count
+        if self._lease.fits(count):
+            self.held_back = 0
+            return True
+        self._incoming = 0
+        self.held_back += 1
+        return False
+
+    def _digest(self, data: bytes, ancillary: Any, flags: int) -> None:
+        """Act on what was read, entirely or (if an exception strikes) not at all."""
+        numbers, strays = unpack(ancillary)
+        if strays:  # of the kernel's own, where the application has asked for that
+            rights = [item for item in ancillary if item[1] == socket.SCM_RIGHTS]
+            closing = closing_all(strays)
+            # No bytecode between these can be interrupted.
+            self._unread[0] = (data, rights, flags, None)
+            deque(closing, maxlen=0)
+        if numbers or flags & socket.MSG_CTRUNC:  # there may have been no room even for the first
+            self._attach(data, numbers, flags)
+        if not data:
+            self.hung_up = True
+            self._unread.clear()
+            return
+        parser = ControlParser(self._parser.rest)
+        drained = parser.feed(data)
+        if drained.refusal is not None:
+            self.end = self.end or drained.refusal
+        with self._lock:
+            # No bytecode between these can be interrupted; and the first, which does not copy what
+            # is there, adds all or (no memory) nothing.
+            self.inbox += drained.messages
+            self._parser = parser
+            del self._unread[0]
+        if len(self.inbox) <= MAX_UNTAKEN:
+            self.messages += len(drained.messages)
+        if len(self.inbox) > MAX_INBOX:
+            raise CorruptPeer(f"the peer sent over {MAX_INBOX} messages that nobody took")
+
+    def _attach(self, data: bytes, numbers: list[int], flags: int) -> None:
+        """Keep descriptors for the frame they belong to: those of the last message in `data`."""
+        # There is room for one more than the peer may send, so such a shortage is its own doing.
+        most = self._incoming if self._wary else self._max_fds
+        truncated = bool(flags & socket.MSG_CTRUNC) and len(numbers) <= most
+        whole = len(self._parser.rest + data) % 2 == 0
+        wanted = bytes((Opcode.FDS, len(numbers)))
+        welcome = (
+            whole
+            and data[-2:] == wanted
+            and len(self.attached) < MAX_ATTACHED
+            and len(numbers) <= self._max_fds
+        )
+        error: QueueError | None = None
+        if truncated:
+            lost = "this process may not open as many descriptors as the peer sent"
+            error = DescriptorsLost(lost)
+        elif not welcome:
+            error = CorruptPeer(f"the peer sent {len(numbers)} descriptors nobody asked for")
+        keep = self.attached if error is None else self._unwelcome
+        fds = fdpass.Fd.blank(len(numbers))
+        digested = partial(self._unread.__setitem__, 0, (data, [], flags, error))
+        try:
+            fdpass.Fd.own(fds, numbers, partial(keep.append, fds), digested)
+        except BaseException:
+            if self._unread[0][1]:  # no memory: all of it is still to be digested
+                keep[:] = [each for each in keep if each is not fds]
+                for fd in fds:
+                    if not fd.closed:
+                        fd.detach()
+            raise
+        if error is None:
+            return
+        fdpass.close_untrusted(chain(*self._unwelcome))
+        if not truncated:
+            raise error
+        self.end = self.end or error
+        self._unread[0] = (data, [], 0, None)
 
 
 def tell(sock: socket.socket, message: bytes) -> None:
     """Send what does no harm if it gets lost."""
     with contextlib.suppress(OSError):
         sock.send(message, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+
+
+def hang_up(sock: socket.socket) -> None:
+    """End the socket for both directions.
+
+    Of a dead peer's at once, after what came before: whoever else holds it may go on writing.
+    """
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
+
+
+def has_room(sock: socket.socket) -> bool:
+    """Whether the socket takes more."""
+    poll = select.poll()
+    poll.register(sock, select.POLLOUT)
+    return bool(poll.poll(0))

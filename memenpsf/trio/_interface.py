@@ -488,7 +488,7 @@ class Interface(Owner, trio.abc.Channel[Any]):
                 waiters.read(waiter)
                 if endpoint.should_back_off():
                     await self._back_off(endpoint)
-                await wait_readable(endpoint.events_fileno())
+                await wait_readable(endpoint.wire.events_fileno())
                 endpoint.answer()
         except (trio.ClosedResourceError, ipcqueue.Closed):
             pass  # the attempt that follows says so
@@ -501,7 +501,7 @@ class Interface(Owner, trio.abc.Channel[Any]):
         """Leave the socket alone for a while, unless the connection ends."""
         with trio.move_on_after(endpoint.back_off_length()) as self._backing_off:
             try:
-                end = endpoint.end_poller()
+                end = endpoint.wire.end_poller()
             except OSError:  # no descriptor is left
                 await trio.sleep_forever()
             with end:
@@ -527,7 +527,7 @@ class Interface(Owner, trio.abc.Channel[Any]):
                 self._opening.abandon()
                 self._opening = None
             elif self._endpoint is not None and not self._endpoint.closed:
-                for number in self._endpoint.awaited():
+                for number in self._endpoint.wire.polled_fds():
                     notify_closing(number)
                 self._backing_off.cancel()
                 self._endpoint.close()

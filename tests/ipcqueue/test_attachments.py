@@ -1080,7 +1080,7 @@ def test_one_way_ends_carry_attachments_too():
         assert receiver.pop() == b"y"
         assert receiver.statistics().dropped == 1
         # What the receiver never sends, nobody accepts.
-        fdpass.send_fds(receiver._endpoint._sock, files, bytes((FDS, 1)))
+        fdpass.send_fds(receiver._endpoint.wire.sock, files, bytes((FDS, 1)))
         with pytest.raises(CorruptPeer, match="nobody asked for"):
             for _ in range(3):
                 sender.push(b"z")

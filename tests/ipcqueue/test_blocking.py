@@ -40,7 +40,7 @@ from ipcqueue import (
 )
 from ipcqueue._binding import direct
 from ipcqueue._link import alarms
-from ipcqueue._link import endpoint as _endpoint
+from ipcqueue._link import wire as _wire
 from ipcqueue._link.control import HELLO
 from ipcqueue._records.spec import codec_for
 from ipcqueue._ring import patience as _patience
@@ -548,7 +548,7 @@ class TestOneSocketForAll:
         """Between his announcement and his decision to read, the doorbell for it is read."""
         peer, side = sides
         both = [in_thread(side.pop, None)]
-        until(lambda: side.endpoint._users)
+        until(lambda: side.endpoint.wire._users)
         announce = side.endpoint.announce
 
         def announce_and_tarry(event, units=1):
@@ -601,7 +601,7 @@ class TestEnds:
         side = sides[0]
         side.fill_socket()
         talker = in_thread(side.send_message, b"\xff\xff", None)
-        until(lambda: side.endpoint._users)
+        until(lambda: side.endpoint.wire._users)
         side.close()
         fails(Closed, talker)
 
@@ -675,7 +675,7 @@ class TestFalseAlarms:
             naps.append(seconds)
             return seconds
 
-        monkeypatch.setattr(_endpoint.Endpoint, "_back_off", nap)
+        monkeypatch.setattr(_wire.Wire, "rest", nap)
         return naps
 
     def ring(self, peer, times, message=b"\x01\x00"):
@@ -726,7 +726,7 @@ class TestFalseAlarms:
         assert len(naps) == 5 * self.MOST
 
     def test_messages_that_nobody_takes_are_nothing_new_in_the_end(self, peer, naps):
-        peer.say(b"\x80\x01" * _endpoint.MAX_UNTAKEN)
+        peer.say(b"\x80\x01" * _wire.MAX_UNTAKEN)
         peer.endpoint.turn()
         self.ring(peer, 3 * self.MOST, b"\x80\x01")
         assert len(naps) >= self.MOST
@@ -1006,7 +1006,8 @@ class TestInterruptsAnywhere:
 
 def holds_a_lock_of(endpoint):
     """Whether this thread is where no other can go on."""
-    locks = endpoint.waiters.mutex, endpoint.sender._lock, endpoint.receiver._lock
+    rings = endpoint.sender._lock, endpoint.receiver._lock
+    locks = endpoint.waiters.mutex, endpoint.wire._lock, *rings
     return any(lock._is_owned() for lock in locks)
 
 
@@ -1054,7 +1055,7 @@ class TestHandOverAnywhere:
             monkeypatch.setattr(socket.socket, "recvmsg", read_it)
         else:
             real = direct.receive
-            monkeypatch.setattr(_endpoint, "direct", SimpleNamespace(receive=read_it))
+            monkeypatch.setattr(_wire, "direct", SimpleNamespace(receive=read_it))
         assert at_every_place(prepare, call, act, check) > 10
 
     @pytest.mark.deadline(20)

@@ -683,7 +683,7 @@ def test_descriptors_that_there_is_no_memory_for_come_later_or_are_closed(short_
                 assert len(received.fds) == 2
                 received.close()
             else:
-                left += direct.waiting(other._endpoint._room) > 0
+                left += direct.waiting(other._endpoint.wire._room) > 0
     assert left > 0  # and are closed with the rest: conftest.py looks
 
 

@@ -42,6 +42,7 @@ from ipcqueue import (
 from ipcqueue._link import endpoint as _endpoint
 from ipcqueue._link import opening as _opening
 from ipcqueue._link import terms as _terms
+from ipcqueue._link import wire as _wire
 from ipcqueue._link.control import HELLO, Reason
 from ipcqueue._records.spec import codec_for
 from ipcqueue._ring import segment as _segment
@@ -313,7 +314,7 @@ class TestMessages:
         assert at_every_place(prepare, endpoint.try_take_message, interrupt, check) > 2
 
     def test_as_many_may_wait_as_is_said_and_no_more(self, peer, monkeypatch):
-        monkeypatch.setattr(_endpoint, "MAX_INBOX", 100)
+        monkeypatch.setattr(_wire, "MAX_INBOX", 100)
         peer.say(b"\x80\x01" * 100)
         turns(peer.endpoint)
         assert not peer.endpoint.ended
@@ -323,18 +324,18 @@ class TestMessages:
         take = peer.endpoint.try_take_message
         with pytest.raises(CorruptPeer, match="100 messages"):
             list(iter(take, None))
-        assert len(peer.endpoint._inbox) == 0
+        assert len(peer.endpoint.wire.inbox) == 0
 
     def test_each_read_adds_to_what_waits_and_does_not_copy_it(self, peer):
-        inbox = peer.endpoint._inbox
+        inbox = peer.endpoint.wire.inbox
         for count in range(1, 5):
             peer.say(b"\x80\x01")
             turns(peer.endpoint)
-            assert peer.endpoint._inbox is inbox
+            assert peer.endpoint.wire.inbox is inbox
             assert len(inbox) == count
 
     def test_taking_them_makes_room_for_more(self, peer, monkeypatch):
-        monkeypatch.setattr(_endpoint, "MAX_INBOX", 10)
+        monkeypatch.setattr(_wire, "MAX_INBOX", 10)
         for _ in range(5):
             peer.say(b"\x80\x01" * 10)
             turns(peer.endpoint)
@@ -346,7 +347,7 @@ class TestMessages:
         while not peer.endpoint.ended:
             peer.endpoint.turn()
         flooder.join()
-        assert len(peer.endpoint._inbox) <= _endpoint.MAX_INBOX + 2048
+        assert len(peer.endpoint.wire.inbox) <= _wire.MAX_INBOX + 2048
         assert type(peer.endpoint._end) is CorruptPeer
 
     def flood(self, sock):
@@ -972,7 +973,7 @@ class TestClose:
             closer.join()
             return answer or real(sock, *arguments)
 
-        monkeypatch.setattr(_endpoint, "direct", None)  # which reads with a call of its own
+        monkeypatch.setattr(_wire, "direct", None)  # which reads with a call of its own
         monkeypatch.setattr(socket.socket, "recvmsg", recvmsg)
         with contextlib.suppress(Closed):
             first.turn()
@@ -1179,7 +1180,7 @@ class TestFork:
 
         assert forked(child) == 0
 
-    @pytest.mark.parametrize("lock", ["mutex", "sender", "receiver"])
+    @pytest.mark.parametrize("lock", ["mutex", "wire", "sender", "receiver"])
     def test_a_child_never_waits_for_a_thread_that_it_does_not_have(self, two_way, forked, lock):
         # Forked while another thread of the parent was in the middle of a call.
         endpoint = two_way[0]
@@ -1277,8 +1278,8 @@ class Short:
 def test_a_peer_is_not_dead_because_the_kernel_is_short_of_memory_to_read(monkeypatch):
     one, other = pair(SPEC)
     with one, other:
-        monkeypatch.setattr(_endpoint, "direct", None)
-        monkeypatch.setattr(other._endpoint, "_sock", Short(other._endpoint._sock))
+        monkeypatch.setattr(_wire, "direct", None)
+        monkeypatch.setattr(other._endpoint.wire, "sock", Short(other._endpoint.wire.sock))
         one.send_ctrl_msg(b"\x80\x01")
         with pytest.raises(OSError, match=os.strerror(errno.ENOBUFS)):
             other.recv_ctrl_msg()
@@ -1290,7 +1291,7 @@ def test_a_peer_is_not_dead_because_the_kernel_is_short_of_memory_to_read(monkey
 def test_a_peer_is_not_dead_because_the_kernel_is_short_of_memory_to_send(monkeypatch):
     one, other = pair(SPEC)
     with one, other:
-        monkeypatch.setattr(one._endpoint, "_sock", Short(one._endpoint._sock))
+        monkeypatch.setattr(one._endpoint.wire, "sock", Short(one._endpoint.wire.sock))
         with pytest.raises(OSError, match=os.strerror(errno.ENOBUFS)):
             one.send_ctrl_msg(b"\x80\x01")
         one.send_ctrl_msg(b"\x80\x02")
@@ -1303,7 +1304,7 @@ def test_of_descriptors_that_nobody_asked_for_all_are_closed_though_one_fails(mo
     one, other = pair(SPEC)
     with one, other, null() as file:
         before = descriptors()
-        fdpass.send_fds(one._endpoint._sock, [file] * 3, b"\x80\x01")
+        fdpass.send_fds(one._endpoint.wire.sock, [file] * 3, b"\x80\x01")
         really = os.close
 
         def close(number):

@@ -182,8 +182,8 @@ def callers(names):
 
 
 def test_descriptors_come_and_go_with_messages_in_one_place_each_which_asks_the_lease():
-    assert callers({"recvmsg"}) == {("endpoint.py", "_receive")}
-    assert callers({"_receive"}) == {("endpoint.py", "_read")}
+    assert callers({"recvmsg"}) == {("wire.py", "_receive")}
+    assert callers({"_receive"}) == {("wire.py", "_read")}
     assert callers({"_push_outside"}) == {("frame_sender.py", "try_send")}
     # The second one sends none: it gives no list of them; nor do those of records.
     pushing = {name for file, name in callers({"_push"}) if file == "frame_sender.py"}

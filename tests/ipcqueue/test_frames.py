@@ -514,7 +514,7 @@ class Hostile:
         terms = Terms(options.pop("record", bytes), BOTH_WAYS, capacity=4096, **options)
         victim, self.endpoint = open_pair(terms, Terms(terms.codec, BOTH_WAYS, capacity=4096))
         self.victim = Interface.of(victim)
-        self.sock = self.endpoint._sock
+        self.sock = self.endpoint.wire.sock
         self.head = 0
         self.made = []
 
@@ -1055,7 +1055,7 @@ def test_who_announces_descriptors_and_talks_of_other_things_is_found_out(hostil
 def test_pidfds_that_the_kernel_adds_are_nobodys_descriptors(hostile):
     it = hostile(accept_fds=1)
     try:
-        it.victim._endpoint._sock.setsockopt(socket.SOL_SOCKET, SO_PASSPIDFD, 1)
+        it.victim._endpoint.wire.sock.setsockopt(socket.SOL_SOCKET, SO_PASSPIDFD, 1)
     except OSError:
         pytest.skip("Linux 6.5")
     before = open_descriptors()

@@ -604,7 +604,7 @@ def test_a_loan_may_be_open_when_the_peer_ends(any_pair, how, exception):
         if how == "close":
             other.close()
         else:
-            other._endpoint._sock.shutdown(2)
+            other._endpoint.wire.sock.shutdown(2)
         one._endpoint.turn()
         fill(loan)
         if exception:

@@ -322,13 +322,13 @@ class TestAsking:
         with connection() as (one, other):
             other.recv(timeout=0)
             other._endpoint.looked()
-            one._endpoint._sock.send(b"\x07\x00")  # means nothing
+            one._endpoint.wire.sock.send(b"\x07\x00")  # means nothing
             with pytest.raises(memenpsf.CorruptPeer):
                 other.recv(timeout=0)
         with connection() as (one, other):
             other.recv(timeout=0)
             other._endpoint.looked()
-            one._endpoint._sock.shutdown(2)  # as when it dies
+            one._endpoint.wire.sock.shutdown(2)  # as when it dies
             with pytest.raises(memenpsf.PeerDied):
                 other.recv(timeout=0)
 
@@ -343,7 +343,7 @@ class TestAsking:
 
     def test_a_connection_that_has_ended_is_never_quiet(self):
         with connection() as (one, other):
-            one._endpoint._sock.shutdown(2)
+            one._endpoint.wire.sock.shutdown(2)
             other._endpoint.turn()
             other._endpoint.looked()
             for _ in range(3):

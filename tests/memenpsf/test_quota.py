@@ -857,15 +857,15 @@ def test_what_is_moved_while_it_is_counted_counts(counted, null):
 
     class Moving(list):
         def __iter__(self):
-            endpoint._incoming = 0
-            for fds in endpoint._attached:
+            endpoint.wire._incoming = 0
+            for fds in endpoint.wire.attached:
                 fdpass.close_untrusted(fds)
-            del endpoint._attached[:]
+            del endpoint.wire.attached[:]
             return super().__iter__()
 
     client.xmit(b"1", fds=[null] * 4)
     endpoint.turn()
-    endpoint._incoming = 2
+    endpoint.wire._incoming = 2
     endpoint.receiver._hands = Moving()
     assert held(server) == 6
     endpoint.receiver._hands = []
@@ -899,7 +899,7 @@ def test_who_waits_for_room_looks_ever_less_often_and_not_at_the_end(counted, nu
     server, client = counted(limit=5).connect(7)
     endpoint = server._endpoint
     for _ in range(2):
-        fdpass.send_fds(client._endpoint._sock, [null] * 4, bytes((17, 4)))
+        fdpass.send_fds(client._endpoint.wire.sock, [null] * 4, bytes((17, 4)))
     endpoint.turn()
     lengths = []
     for _ in range(8):
@@ -908,7 +908,7 @@ def test_who_waits_for_room_looks_ever_less_often_and_not_at_the_end(counted, nu
         lengths.append(endpoint.back_off_length() / endpoint.alarms.BACK_OFF)
     assert lengths == [1, 2, 4, 8, 16, 16, 16, 16]
     client.close()
-    with endpoint.end_poller() as end:
+    with endpoint.wire.end_poller() as end:
         assert end.poll(0) == []  # or who waits would turn in circles
     assert server.recv(timeout=0) is None
     assert held(server) == 4

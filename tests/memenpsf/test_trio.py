@@ -939,7 +939,7 @@ async def test_aclose_wakes_every_task_that_waits():
 async def cried_wolf(interface, peer):
     """Have the peer ring so often with nothing new that the next wait begins with a nap."""
     for _ in range(alarms.MAX_FALSE_ALARMS):
-        peer._endpoint._sock.send(b"\x01\x00")
+        peer._endpoint.wire.sock.send(b"\x01\x00")
         interface._endpoint.answer()
 
 
@@ -950,7 +950,7 @@ async def test_who_rings_and_rings_with_nothing_new_is_left_waiting(autojump_clo
         for turn in range(1, 5):
             await wait_all_tasks_blocked()
             assert one.statistics().false_alarms == turn
-            other._endpoint._sock.send(b"\x01\x00")
+            other._endpoint.wire.sock.send(b"\x01\x00")
             await wait_all_tasks_blocked()
             assert one.statistics().false_alarms == turn  # it does not look
             await trio.sleep(
@@ -1044,7 +1044,7 @@ async def test_a_peer_that_breaks_the_protocol_ends_every_wait():
 async def test_a_dead_peer_is_noticed_after_all_it_published_is_received():
     async with opened_to_a_thread(capacity=8) as (interface, peer):
         peer.xmit_many(numbers(5))
-        peer._endpoint._sock.shutdown(socket.SHUT_RDWR)  # what its death would do
+        peer._endpoint.wire.sock.shutdown(socket.SHUT_RDWR)  # what its death would do
         assert await interface.recv() == (0,)
         assert await interface.recv_vectored() == numbers(1, 5)
         for verb in (interface.recv, interface.recv_vectored, lambda: interface.xmit((1,))):

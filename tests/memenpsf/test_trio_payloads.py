@@ -245,7 +245,7 @@ async def test_run_loops_move_messages_of_all_sizes_both_ways():
 async def test_each_message_has_its_own_descriptors_and_regions():
     async with connected(capacity=4096, accept_fds=9) as (one, other):
         for end in (one, other):
-            end._endpoint.events_fileno()  # made by the first who waits
+            end._endpoint.wire.events_fileno()  # made by the first who waits
         before = open_descriptors()
 
         async def send():

@@ -411,6 +411,7 @@ def sudden_end(case):
     def die(one):
         # As the kernel ends a process: its descriptors go, and no word is said.
         one._endpoint.closed = True
+        one._endpoint.wire.release()
         one._endpoint._release()
 
     _the_end(case, ipcqueue.PeerDied, die)

@@ -100,7 +100,7 @@ MUTANTS = [
         "ipcqueue/_link/waiters.py",
         "for follower in tuple(self.followers):",
         "for follower in self.followers:",
-        "project/test_layers.py::test_no_loop_is_over_what_a_signal_handler_may_change[ipcqueue/_endpoint.py]",
+        "project/test_layers.py::test_no_loop_is_over_what_a_signal_handler_may_change[ipcqueue/_link/waiters.py]",
     ),
     Mutant(
         "a decoder that panics again is believed to be interrupted",
@@ -580,14 +580,14 @@ MUTANTS = [
     ),
     Mutant(
         "truncated descriptors are ignored in a connection",
-        "ipcqueue/_link/endpoint.py",
+        "ipcqueue/_link/wire.py",
         "truncated = bool(flags & socket.MSG_CTRUNC)",
         "truncated = False",
         "ipcqueue/test_attachments.py::test_descriptors_that_this_process_may_not_open_end_the_connection",
     ),
     Mutant(
         "descriptors nobody asked for stay open",
-        "ipcqueue/_link/endpoint.py",
+        "ipcqueue/_link/wire.py",
         "        fdpass.close_untrusted(chain(*self._unwelcome))\n        if not truncated:",
         "        if not truncated:",
         "ipcqueue/test_endpoint.py::TestCorruptPeer::test_descriptors_nobody_asked_for_which_are_closed",
@@ -685,8 +685,8 @@ MUTANTS = [
     ),
     Mutant(
         "an inbox without a limit",
-        "ipcqueue/_link/endpoint.py",
-        "if len(self._inbox) > MAX_INBOX:",
+        "ipcqueue/_link/wire.py",
+        "if len(self.inbox) > MAX_INBOX:",
         "if False:",
         "ipcqueue/test_endpoint.py::TestMessages::test_as_many_may_wait_as_is_said_and_no_more",
     ),
@@ -727,9 +727,9 @@ MUTANTS = [
     ),
     Mutant(
         "the process is asked before the socket is read",
-        "ipcqueue/_link/endpoint.py",
-        "        if not data:\n            self._note_end(self._who_left())",
-        "        if not data or (self.process is not None and self.process.has_exited()):\n            self._note_end(self._who_left())",
+        "ipcqueue/_link/wire.py",
+        "        if not data:\n            self.hung_up = True",
+        "        if not data or (self.process is not None and self.process.has_exited()):\n            self.hung_up = True",
         "reliability/test_withheld_end.py::test_descriptors_that_were_sent_come_with_their_messages",
     ),
     Mutant(
@@ -923,7 +923,7 @@ MUTANTS = [
     ),
     Mutant(
         "descriptors are read before their user has room for them",
-        "ipcqueue/_link/endpoint.py",
+        "ipcqueue/_link/wire.py",
         "        if self._lease.fits(count):\n",
         "        if True:\n",
         "memenpsf/test_quota.py::test_what_a_user_has_no_room_for_stays_in_its_socket_and_comes_later",
@@ -931,7 +931,7 @@ MUTANTS = [
     Mutant(
         "descriptors that are left in the socket for now are missed",
         "ipcqueue/_link/endpoint.py",
-        "            if result is None and (not read or self._held_back):\n",
+        "            if result is None and (not read or self.wire.held_back):\n",
         "            if result is None and not read:\n",
         "memenpsf/test_quota.py::test_a_message_whose_descriptors_wait_is_no_broken_promise",
     ),
@@ -951,7 +951,7 @@ MUTANTS = [
     ),
     Mutant(
         "a read brings more descriptors than a message may",
-        "ipcqueue/_link/endpoint.py",
+        "ipcqueue/_link/wire.py",
         "self._unread, room, most, wary\n",
         "self._unread, room, -1, wary\n",
         "memenpsf/test_quota.py::test_of_too_many_descriptors_only_a_few_are_ever_open",

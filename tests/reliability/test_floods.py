@@ -224,8 +224,8 @@ def test_what_nobody_takes_is_kept_up_to_a_bound(flooded, what):
     victim = flooded(bytes, what)
     assert until_the_end(RECEIVING["recv"], victim) is memenpsf.CorruptPeer
     endpoint = victim._endpoint
-    assert len(endpoint._attached) <= 16
-    assert len(endpoint._inbox) <= 65536 + 2048
+    assert len(endpoint.wire.attached) <= 16
+    assert len(endpoint.wire.inbox) <= 65536 + 2048
 
 
 def test_who_stops_reading_fills_its_socket_and_its_ring_and_nobody_waits_for_it(flooded):

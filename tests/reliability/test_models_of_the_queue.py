@@ -290,7 +290,7 @@ class Model(RuleBasedStateMachine):
     def the_sender_ends(self, how):
         self.sender_end = EndOfStream
         if how == "die":
-            self.one._endpoint._sock.shutdown(2)  # as when it dies
+            self.one._endpoint.wire.sock.shutdown(2)  # as when it dies
             self.sender_end = self.receiver_end = PeerDied
         else:
             getattr(self.one, how)()
@@ -300,7 +300,7 @@ class Model(RuleBasedStateMachine):
     @rule(how=st.sampled_from(["close", "finish", "die"]))
     def the_receiver_ends(self, how):
         if how == "die":
-            self.other._endpoint._sock.shutdown(2)
+            self.other._endpoint.wire.sock.shutdown(2)
             self.sender_end = self.receiver_end = PeerDied
         else:
             getattr(self.other, how)()

@@ -262,7 +262,7 @@ end(other, "print('open', flush=True)\\nprint(interface.recv().decode(), flush=T
         monkeypatch.setattr("ipcqueue._link.opening.pass_pidfd", lambda sock, on=True: False)
         first, second = self.pair()
         for end in (first, second):
-            assert not end._endpoint.process.has_exited()
+            assert not end._endpoint.wire.process.has_exited()
             end.close()
 
     @pytest.mark.parametrize("missing", ["pass_pidfd", "both"])
@@ -273,7 +273,7 @@ end(other, "print('open', flush=True)\\nprint(interface.recv().decode(), flush=T
         else:
             monkeypatch.setattr(os, "getpid", lambda: 1)  # as in a container
         first, second = self.pair()
-        assert first._endpoint.process is None
+        assert first._endpoint.wire.process is None
         assert first.peer_pidfd() is None
         second.close()
         with pytest.raises(EndOfStream):
@@ -287,6 +287,6 @@ end(other, "print('open', flush=True)\\nprint(interface.recv().decode(), flush=T
         thread.start()
         with memenpsf.Interface(ours, 8) as interface:
             thread.join()
-            assert fdpass.lowlevel.pass_pidfd(interface._endpoint._sock)
+            assert fdpass.lowlevel.pass_pidfd(interface._endpoint.wire.sock)
             with pytest.raises(EndOfStream):
                 interface.recv(timeout=50)

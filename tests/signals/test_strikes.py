@@ -277,12 +277,13 @@ def test_two_exceptions_in_a_wait_leave_nothing_behind():
         assert not endpoint.waiters.reading
         assert endpoint.waiters.counts == [0, 0, 0]
         assert not endpoint.waiters.followers
-        assert endpoint._users == 0
+        assert endpoint.wire._users == 0
         one.xmit(bytes(8))
         assert other.recv(timeout=0) == bytes(8)
         for side in made:
             side.close()
         assert endpoint._released
+        assert endpoint.wire.released
 
     step = 29 if STEP > 1 else 1
     at_every_pair(prepare, lambda: made[1].recv(0.0005), interrupt, check, 0, step)
@@ -297,6 +298,7 @@ def test_two_exceptions_in_closing_leave_it_closed():
     def check(_):
         one, other = made
         if other.closed:
+            assert other._endpoint.wire.released
             assert other._endpoint._released
         other.close()
         with pytest.raises(memenpsf.EndOfStream):
