@@ -54,7 +54,8 @@ from ._link.handshake import Role
 from ._link.lease import Lease
 from ._link.loans import Borrowing, Loan
 from ._link.opening import Opening, refuse
-from ._link.terms import Terms, check_options, checked_number, checked_socket, deadline_of
+from ._link.options import Accept, Spin, checked_number
+from ._link.terms import Terms, check_options, checked_socket, deadline_of
 from ._link.waiters import Event, Waiter
 from ._origin import interface_of, tag_error, tag_unless_given, tagged
 from ._queue import Connection, Receiver, Sender, open_pair, pair
@@ -64,6 +65,7 @@ from ._ring.sender import BatchSending, Sending
 from ._threads import open_endpoint
 
 __all__ = [
+    "Accept",
     "BadRecord",
     "BatchSending",
     "Borrowing",
@@ -105,6 +107,7 @@ __all__ = [
     "Sender",
     "Sending",
     "SizeRefused",
+    "Spin",
     "Statistics",
     "Terms",
     "TooLarge",

@@ -62,20 +62,18 @@ class Connection(Owner):
 
         Options: `allow_uids`, the user ids admitted as a peer, as they are now (default: any; an
         empty collection admits nobody); `max_segment`, the largest segment to accept from it, in
-        bytes (128 MiB).  For messages of any length:
-        `max_message`, the largest to accept, in bytes (64 MiB); `inline`, the bytes of ring that
-        a message may take before it travels outside, in a memory region that is used again (a
-        quarter of the capacity); `accept_fds` and `accept_regions`, how many of them to accept with
-        a message (0 and 8); `accept_sockets`, whether there may be sockets among the descriptors;
-        `accept_shared`, whether regions may stay writable for both; `max_region`, the largest
-        to accept, in bytes (256 MiB).
+        bytes (128 MiB).  For messages of any length: `accept`, an Accept, which says what to accept
+        from the peer: how long messages, how many descriptors and regions, which of them; `inline`,
+        the bytes of ring that a message may take before it travels outside, in a memory region that
+        is used again (a quarter of the capacity).
 
         How this side waits: `wait` is "spin" (look for what is about to come, then sleep), "busy"
-        (never sleep) or "sleep" (at once); `spin` says for how many seconds to look, 0 to 0.001,
-        instead of what has paid lately (at most 0.00015).  Under Trio only sleeping is used.
+        (never sleep), "sleep" (at once), or Spin(seconds), which says for how long to look, 0 to
+        0.001 seconds, instead of what has paid lately (at most 0.00015).  Under Trio only sleeping
+        is used.
         Where the peer is a thread of this process, or this thread may run on one processor only (by
         its affinity, or by a cgroup that allows less than two), looking would keep the peer from
-        running: "spin" then sleeps at once, and "busy" and `spin` let others run after each look.
+        running: "spin" then sleeps at once, and "busy" and Spin let others run after each look.
 
         Raises TypeError or ValueError for a spec, a capacity or an option that is none; Refused (its
         children and its message say why), CorruptPeer, PeerDied, HandshakeTimeout; OSError.

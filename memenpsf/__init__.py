@@ -14,6 +14,7 @@ and fdpass (descriptors); imports neither Trio nor numpy.
 import typing
 
 from ipcqueue import (
+    Accept,
     BadRecord,
     Borrowing,
     Closed,
@@ -41,6 +42,7 @@ from ipcqueue import (
     RoleRefused,
     SealsRefused,
     SizeRefused,
+    Spin,
     Statistics,
     TooLarge,
     Unaccepted,
@@ -60,6 +62,7 @@ from ipcqueue import (
 )
 
 from ._interface import Interface, connect, pair
+from ._quota import Quota
 
 if typing.TYPE_CHECKING:
     from ._listener import Listener, listen
@@ -89,7 +92,7 @@ else:
 
 __all__ = [  # noqa: RUF022 (classes and functions first)
     "Interface", "connect", "listen", "Listener", "pair", "run", "Ended", "serve",
-    "Statistics", "interface_of",
+    "Accept", "Spin", "Quota", "Statistics", "interface_of",
     "Message", "Encoded", "Received", "Loan", "Borrowing", "Credentials",
     "QueueError", "BadRecord", "TooLarge", "Unaccepted", "DecodeFailed", "LoanError",
     "DescriptorsLost", "Full", "Closed", "EndOfStream", "ReceiverGone", "PeerDied",

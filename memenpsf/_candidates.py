@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Collection, Iterable, Iterator
 
-    from ._quota import Share
+    from ._shares import Share
 
 # The first client of a user that comes to nothing is forgiven; after the second the user rests, and
 # with each further one twice as long, up to 2**3 times.  A user that had none for so many seconds

@@ -176,25 +176,25 @@ def listen(address: str | os.PathLike[str], record: Any, **options: Any) -> List
     PermissionError if there is no other.  Servers of one user start one at a time: TimeoutError
     if another one has not started within a second.
 
-    What the clients of one user (by uid, this one and root too) may have at once:
-    `max_connections_per_uid` (a sixth of the descriptors that this process may open, so 170 if
-    those are 1024), handshakes under way among them included; `max_bytes_per_uid`, the memory of
-    all their segments and of this side's for them, without messages outside the rings (64 times
-    `max_segment`, so 8 GiB, or twice this side's segment, whichever is larger);
-    `max_pending_per_uid`, handshakes under way (32).  A client over a limit is told so
-    (LimitRefused) before memory is made or mapped for it, and counted as refused; only for its
-    place in a handshake it waits, as long as `timeout` allows.
+    `quota`, a Quota, says what the clients of one user (by uid, this one and root too) may have at
+    once: `connections` (a sixth of the descriptors that this process may open, so 170 if those are
+    1024), handshakes under way among them included; `bytes`, the memory of all their segments and
+    of this side's for them, without messages outside the rings (64 times `max_segment`, so 8 GiB,
+    or twice this side's segment, whichever is larger); `pending`, handshakes under way (32).  A
+    client over a limit is told so (LimitRefused) before memory is made or mapped for it, and
+    counted as refused; only for its place in a handshake it waits, as long as `timeout` allows.
 
-    `max_descriptors_per_uid` (seven eighths of those that this process may open): 5 for each
+    `descriptors` of the Quota (seven eighths of those that this process may open): 5 for each
     connection, those that came with messages and wait to be received, and those that were sent and
     that the client has not read from its socket.  A connection that would exceed it waits, as it
     does for lack of space: what the client sends stays in its socket, what is sent to it waits in
     xmit.  One message at a time always goes through.  Descriptors that recv_message() has handed on
     are the program's, and do not count.
 
-    `max_pending` handshakes can be under way for all users (64).  Where all are, the user with most
-    gives up its oldest for a user with fewer; further clients (128) wait, and users take turns.  A
-    user whose clients came to nothing, again and again, waits longer.  The clients of one user
-    cannot be told apart: who runs hostile and honest ones under one user id has both wait.
+    `places` of the Quota: how many handshakes can be under way for all users (64).  Where all are
+    taken, the user with most gives up its oldest for a user with fewer; further clients (128) wait,
+    and users take turns.  A user whose clients came to nothing, again and again, waits longer.  The
+    clients of one user cannot be told apart: who runs hostile and honest ones under one user id has
+    both wait.
     """
     return Listener(PendingClients(address, record, **options))

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from ipcqueue import Role, Terms, check_options
 
+from ._quota import RENAMED
+
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable
@@ -19,12 +21,7 @@ BOTH_WAYS = Role(sends=True, receives=True)
 ROLES = ("client", "server")
 
 # Options of listen() that connections do not have, and `role`, which connect() has as well.
-LISTENING = frozenset(
-    {
-        "mode", "group", "role", "max_pending", "max_pending_per_uid", "max_connections_per_uid",
-        "max_bytes_per_uid", "max_descriptors_per_uid",
-    }
-)  # fmt: skip
+LISTENING = frozenset({"mode", "group", "role", "quota"})
 
 
 def checked_role(role: str) -> str:
@@ -42,7 +39,13 @@ def check_interface_options(
 ) -> None:
     """Raise TypeError for an option that is none of an interface; see ipcqueue.check_options."""
     listening = dict.fromkeys(LISTENING.difference(own), "listen()")
-    check_options(caller, options, own, listening | elsewhere)
+    renamed = {option: f"{now} of listen()" for option, now in RENAMED.items()}
+    check_options(caller, options, own, listening | elsewhere, renamed)
+
+
+def check_listener_options(caller: str, options: Iterable[str]) -> None:
+    """Raise TypeError for an option that is none of a listener."""
+    check_options(caller, options, LISTENING, renamed=RENAMED)
 
 
 def prepare_to_connect(

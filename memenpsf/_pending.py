@@ -25,8 +25,6 @@ from ipcqueue import (
     QueueError,
     Terms,
     advance,
-    check_options,
-    checked_number,
     deadline_of,
     drop_socket,
     monotonic,
@@ -38,9 +36,10 @@ from ._address import BACKLOG, checked_permissions, resolve, starting
 from ._candidates import Candidate, Candidates, Conduct, Places
 from ._drive import drive
 from ._log import RefusalLog, logger
-from ._options import BOTH_WAYS, LISTENING, checked_role
-from ._quota import Quota
+from ._options import BOTH_WAYS, check_listener_options, checked_role
+from ._quota import Quota, checked_quota
 from ._reserve import Reserve
+from ._shares import Shares
 
 if TYPE_CHECKING:
     import os
@@ -49,12 +48,6 @@ if TYPE_CHECKING:
     from ipcqueue import Endpoint
 
     from ._address import Bound
-
-# How many clients may be introducing themselves at once, and how many of them of one user; further
-# ones wait in their user's queue.  A guess, against clients that connect and say nothing: each
-# costs this side a segment meanwhile.
-MAX_PENDING = 64
-MAX_PENDING_PER_UID = 32
 
 # How many clients wait in the queues, of all users.  Each holds one descriptor.  A guess: an eighth
 # of the usual 1024.
@@ -87,17 +80,10 @@ REFUSALS_PER_TURN = 16
 # How often a server looks whether its socket file is still there, in seconds.
 LOOK_AFTER_FILE = 60.0
 
-_MAX = 1 << 62  # of anything
+_QUOTA = Quota()
 
 # What one client can cause on its way in; it is refused, or not served, and the others are.
 CAUSED_BY_ONE = (QueueError, OSError, MemoryError)
-
-
-def _limit(what: str, given: int) -> int:
-    given = checked_number(what, given, _MAX)
-    if given == 0:
-        raise ValueError(f"{what} is at least 1, not 0")
-    return given
 
 
 class Wait(NamedTuple):
@@ -155,36 +141,24 @@ class PendingClients(Owner):
         mode: int | None = None,
         group: int | str | None = None,
         role: str = "server",
-        max_pending: int | None = None,
-        max_pending_per_uid: int | None = None,
-        max_connections_per_uid: int | None = None,
-        max_bytes_per_uid: int | None = None,
-        max_descriptors_per_uid: int | None = None,
+        quota: Quota = _QUOTA,
         **options: Any,
     ) -> None:
-        check_options("listen", options, LISTENING)
+        check_listener_options("listen", options)
+        checked_quota(quota)
         self._where = where = resolve(address)
         self._permissions = checked_permissions(where, mode, group)
         if "allow_uids" not in options and (uids := where.default_uids) is not None:
             options["allow_uids"] = uids
         self.role = checked_role(role)
         self.terms = Terms(record, BOTH_WAYS, **options)
-        if max_pending is None:
-            max_pending = MAX_PENDING
-        if max_pending_per_uid is None:
-            max_pending_per_uid = MAX_PENDING_PER_UID
-        if max_bytes_per_uid is None:
-            max_bytes_per_uid = max(64 * self.terms.max_segment, 2 * self.terms.segment_size)
-        if max_connections_per_uid is not None:
-            max_connections_per_uid = _limit("max_connections_per_uid", max_connections_per_uid)
-        self._max_pending = _limit("max_pending", max_pending)
-        self._max_pending_per_uid = _limit("max_pending_per_uid", max_pending_per_uid)
-        if max_descriptors_per_uid is not None:
-            max_descriptors_per_uid = _limit("max_descriptors_per_uid", max_descriptors_per_uid)
-        self.quota = Quota(
-            max_connections_per_uid,
-            _limit("max_bytes_per_uid", max_bytes_per_uid),
-            max_descriptors_per_uid,
+        self._max_pending = quota.places
+        self._max_pending_per_uid = quota.pending
+        largest = max(64 * self.terms.max_segment, 2 * self.terms.segment_size)
+        self.quota = Shares(
+            quota.connections,
+            largest if quota.bytes is None else quota.bytes,
+            quota.descriptors,
             self.terms.descriptors_per_message,
         )
         self.handshakes: list[Opening] = []

@@ -1,181 +1,92 @@
-"""What each user has of a listener: counted anew each time, so that it cannot drift.
-
-Nothing is added up and taken away again.  What a connection takes stands in its Share, and what a
-user has is the sum over the shares that exist: each ends when its connection is closed, or with
-the last reference to it, whatever way the connection took.
-
-There is no lock: the garbage collector may close a connection in the middle of any of this.
-Shares are added by one thread at a time, and removed by any; each is one operation of a set.
-"""
+"""Quota: what the clients of a listener may have, as the caller states it."""
 
 from __future__ import annotations
 
-import resource
-import sys
-import weakref
-from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from ipcqueue import Lease, LimitRefused, Owner
+from ipcqueue import checked_number
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterable
 
-# The rest of the descriptors is for what comes and goes with messages, other users, other things.
-_PART_FOR_CONNECTIONS = 6
+# How many clients may be introducing themselves at once, and how many of them of one user; further
+# ones wait in their user's queue.  A guess, against clients that connect and say nothing: each
+# costs this side a segment meanwhile.
+PLACES = 64
+PENDING = 32
 
-# Of each connection: the socket, both segments and a pidfd; and an epoll under Trio.
-PER_CONNECTION = 5
-
-# A user may have seven eighths of the descriptors, all users together fifteen sixteenths.
-_PART_OF_ONE = 7, 8
-_PART_OF_ALL = 15, 16
-
-# Users whose clients got in for nothing, remembered until a listener asks: more rest as well.
-_MAX_UNSERVED = 1024
+_MAX = 1 << 62  # of anything
 
 
-def connections_by_default() -> int:
-    """Return a sixth of the number of descriptors that this process may open just now."""
-    return max(1, _part_of_descriptors(1, _PART_FOR_CONNECTIONS))
+class _Quota(NamedTuple):
+    connections: int | None
+    bytes: int | None
+    descriptors: int | None
+    pending: int
+    places: int
 
 
-def _part_of_descriptors(part: int, of: int) -> int:
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return sys.maxsize if soft == resource.RLIM_INFINITY else soft * part // of
+class Quota(_Quota):
+    """What the clients of a listener may have at once; the option `quota`.
 
+    For all clients of one user (by uid): `connections`, handshakes under way included (None: a
+    sixth of the descriptors that this process may open); `bytes` of shared memory, of their
+    segments and of this side's for them (None: 64 times `max_segment`, or twice this side's
+    segment, whichever is larger); `descriptors` (None: seven eighths of those that this process may
+    open); `pending`, handshakes under way (32).  For all users together: `places`, handshakes under
+    way (64).  See listen() for what becomes of a client over a limit.
 
-class Share(Lease):
-    """What one connection takes of what its user may have."""
+    A value, and immutable.  Each is at least 1: raises TypeError or ValueError, which name the
+    field.
+    """
 
-    counts_descriptors = True
+    __slots__ = ()
 
-    def __init__(self, quota: Quota, uid: int) -> None:
-        self._quota = quota
-        self.uid = uid
-        self.size = 0
-        self._held: Callable[[], int] | None = None
-
-    def follow(self, held: Callable[[], int]) -> None:
-        """Count what `held` returns among the descriptors."""
-        self._held = held
-
-    @property
-    def attached(self) -> int:
-        """The descriptors that came or go with messages of the connection, just now."""
-        return 0 if self._held is None else self._held()
-
-    def fits(self, count: int) -> bool:
-        """Whether the user may have `count` more descriptors, which are counted already."""
-        return self._quota.fits(self.uid, count)
-
-    def take(self, size: int) -> None:
-        """Count so many more bytes of shared memory; raise LimitRefused if they are too many."""
-        self._quota.check_bytes(self.uid, size)
-        self.size += size
-
-    def close(self, *, served: bool = True) -> None:
-        """Give all back; count a client that got in for nothing."""
-        if self._quota.forget(self) and not served:
-            self._quota.unserved += 1
-            self._quota.note_unserved(self.uid)
-
-
-class Quota(Owner):
-    """The shares of a listener."""
-
-    def __init__(
-        self,
-        max_connections: int | None,
-        max_bytes: int,
-        max_descriptors: int | None = None,
-        reserved: int = 0,
-    ) -> None:
-        """Limit what each user may have.
-
-        `max_connections` of None: see connections_by_default; `max_descriptors` of None: seven
-        eighths of those that this process may open.  A connection leaves `reserved` descriptors
-        free for messages.
-        """
-        self._max_connections = max_connections
-        self._max_bytes = max_bytes
-        self._max_descriptors = max_descriptors
-        self._reserved = reserved
-        self._shares: set[weakref.ref[Share]] = set()
-        self.unserved = 0  # connections that ended before any record went over them
-        self._unserved_uids: deque[int] = deque(maxlen=_MAX_UNSERVED)
-
-    def open(self, uid: int) -> Share:
-        """Count one more connection of a user; raise LimitRefused if it is one too many."""
-        count = len(self.shares(uid))
-        most = self._max_connections or connections_by_default()
-        if count >= most:
-            raise LimitRefused(f"uid {uid} has {count} connections here, and may have {most}")
-        allowed = self._descriptors_of_one()
-        if count and (count + 1) * PER_CONNECTION + self._reserved > allowed:
-            raise LimitRefused(
-                f"uid {uid} has {count} connections here, and one more would leave less than "
-                f"{self._reserved} of its {allowed} descriptors for messages"
-            )
-        share = Share(self, uid)
-        self._shares.add(weakref.ref(share, self._shares.discard))
-        return share
-
-    def note_unserved(self, uid: int) -> None:
-        """Note that a user's client got in for nothing."""
-        self._unserved_uids.append(uid)
-
-    def take_unserved(self) -> Iterator[int]:
-        """Give the users whose clients got in for nothing, since the last time."""
-        while self._unserved_uids:
-            yield self._unserved_uids.popleft()
-
-    def forget(self, share: Share) -> bool:
-        """Count a share no more; say whether it was."""
-        reference = weakref.ref(share)
-        known = reference in self._shares
-        self._shares.discard(reference)
-        return known
-
-    def shares(self, uid: int) -> list[Share]:
-        """Return what is open for a user."""
-        # A copy, which is one operation: the set may change at any time.
-        found = (ref() for ref in self._shares.copy())
-        return [share for share in found if share is not None and share.uid == uid]
-
-    def _descriptors_of_one(self) -> int:
-        return self._max_descriptors or _part_of_descriptors(*_PART_OF_ONE)
-
-    def fits(self, uid: int, count: int) -> bool:
-        """Whether a user's descriptors are within the limits, `count` for one message included.
-
-        Those are not sent, or not read, if they are not.  A single message always may: somebody
-        who waits for it would else wait for ever.
-        """
-        connections = attached = theirs = others = 0
-        for ref in self._shares.copy():
-            share = ref()
-            if share is None:
-                continue
-            connections += 1
-            if share.uid == uid:
-                theirs += 1
-                attached += share.attached
-            else:
-                others += share.attached
-        if attached <= count:
-            return True
-        total = connections * PER_CONNECTION + attached + others
-        return (
-            theirs * PER_CONNECTION + attached <= self._descriptors_of_one()
-            and total <= _part_of_descriptors(*_PART_OF_ALL)
+    def __new__(
+        cls,
+        *,
+        connections: int | None = None,
+        bytes: int | None = None,  # noqa: A002 (its name for users)
+        descriptors: int | None = None,
+        pending: int = PENDING,
+        places: int = PLACES,
+    ) -> Self:
+        return super().__new__(
+            cls,
+            None if connections is None else _limit("connections", connections),
+            None if bytes is None else _limit("bytes", bytes),
+            None if descriptors is None else _limit("descriptors", descriptors),
+            _limit("pending", pending),
+            _limit("places", places),
         )
 
-    def check_bytes(self, uid: int, size: int) -> None:
-        """Raise LimitRefused if a user may not have so many more bytes."""
-        taken = sum(share.size for share in self.shares(uid))
-        if taken + size > self._max_bytes:
-            raise LimitRefused(
-                f"uid {uid} shares {taken} bytes of memory here, and may share "
-                f"{self._max_bytes}: there is no room for {size} more"
-            )
+    @classmethod
+    def _make(cls, iterable: Iterable[Any]) -> Self:  # type: ignore[override]  # of _replace(), too
+        return cls(**dict(zip(cls._fields, iterable, strict=True)))
+
+    def __getnewargs_ex__(self) -> tuple[tuple[()], dict[str, Any]]:
+        return (), self._asdict()
+
+
+def _limit(what: str, given: int) -> int:
+    given = checked_number(f"{what} of Quota", given, _MAX)
+    if given == 0:
+        raise ValueError(f"{what} of Quota is at least 1, not 0")
+    return given
+
+
+def checked_quota(quota: Quota) -> Quota:
+    """Return it; raise TypeError for what is none."""
+    if not isinstance(quota, Quota):
+        raise TypeError(f"quota is a Quota, such as Quota(connections=10), not {quota!r}")
+    return quota
+
+
+# Options of before, and what says the same now.
+RENAMED = {
+    "max_connections_per_uid": "quota=Quota(connections=...)",
+    "max_bytes_per_uid": "quota=Quota(bytes=...)",
+    "max_descriptors_per_uid": "quota=Quota(descriptors=...)",
+    "max_pending_per_uid": "quota=Quota(pending=...)",
+    "max_pending": "quota=Quota(places=...)",
+}

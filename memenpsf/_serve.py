@@ -7,10 +7,10 @@ import inspect
 import threading
 from typing import TYPE_CHECKING, Any
 
-from ipcqueue import Owner, check_options
+from ipcqueue import Owner
 
 from ._listener import Listener
-from ._options import LISTENING
+from ._options import check_listener_options
 from ._pending import PendingClients
 from ._policy import OnError, Policy, checked_handler, checked_on_error
 
@@ -57,7 +57,7 @@ def serve(
     checked_on_error(on_error)
     if started is not None and not callable(started):
         raise TypeError(f"started is a function or None, not {started!r}")
-    check_options("serve", options, LISTENING)
+    check_listener_options("serve", options)
     with Listener(PendingClients(address, record, **options)) as listener:
         _Server(handler, listener, Policy(on_error, listener.address)).run(started)
 

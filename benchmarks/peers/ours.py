@@ -34,7 +34,7 @@ class Messages(Peer):
 
     def options(self) -> dict[str, Any]:
         """Return what differs from the default."""
-        return {} if self.spin is None else {"spin": self.spin}
+        return {} if self.spin is None else {"wait": memenpsf.Spin(self.spin)}
 
     def listen(self) -> None:
         """Bind the socket."""

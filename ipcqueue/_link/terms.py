@@ -11,14 +11,21 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import fdpass
 from fdpass import Seconds
-from fdpass.lowlevel import index_of, monotonic, seconds_of
-from ipcqueue._records.messages import Limits
+from fdpass.lowlevel import monotonic, seconds_of
 from ipcqueue._records.spec import codec_for
 from ipcqueue._ring.identity import HEADER_SIZE
-from ipcqueue._ring.patience import ADAPTIVE, BUSY, MOST_SPIN_NS, Patience
 from ipcqueue._ring.segment import FRAMES, MAX_SEGMENT, needed, rounded_capacity
 
 from .handshake import Role, checked_name
+from .options import (
+    ANY_SIZE,
+    RENAMED,
+    Accept,
+    Spin,
+    checked_accept,
+    checked_number,
+    checked_patience,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -55,34 +62,6 @@ MOST_DEFAULT_BYTES, FEWEST_RECORDS = 16 << 20, 4
 # A message that takes more than this part of the ring travels outside of it, unless told otherwise.
 INLINE_PART = 4
 
-# How to wait; and the longest time to look before sleeping, in seconds: the socket, through which
-# the end comes, is looked at only then.
-STRATEGIES = ("spin", "busy", "sleep")
-MOST_SPIN = MOST_SPIN_NS / 1e9
-
-# More bytes than any file has.
-_ANY_SIZE = 1 << 62
-
-_LIMITS = Limits()
-
-
-def checked_number(what: str, number: int, most: int) -> int:
-    """Return the number; raise TypeError or ValueError unless it is one from 0 to `most`."""
-    try:
-        number = index_of(number)
-    except TypeError:
-        raise TypeError(f"{what} is a number (int), not {number!r}") from None
-    if not 0 <= number <= most:
-        raise ValueError(f"{what} is from 0 to {most}, not {number}")
-    return number
-
-
-def checked_flag(what: str, flag: bool) -> bool:
-    """Return the flag; raise TypeError unless it is True or False."""
-    if not isinstance(flag, bool):
-        raise TypeError(f"{what} is True or False, not {flag!r}")
-    return flag
-
 
 def checked_uids(allow_uids: Iterable[int] | None) -> frozenset[int] | None:
     """Return the user ids to admit, as they are now; None admits anybody, an empty set nobody.
@@ -101,6 +80,7 @@ def checked_uids(allow_uids: Iterable[int] | None) -> frozenset[int] | None:
     return frozenset(checked_number("a user id in allow_uids", uid, _LAST_UID) for uid in given)
 
 
+_ACCEPT = Accept()
 _LAST_UID = 0xFFFFFFFE  # the next, (uid_t) -1, means no user
 
 
@@ -109,10 +89,12 @@ def check_options(
     options: Iterable[str],
     own: Iterable[str] = (),
     elsewhere: Mapping[str, str] = MappingProxyType({}),
+    renamed: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Raise TypeError unless each option is one of Terms, or of the caller's `own`.
 
-    `caller` is what the user has called; `elsewhere` says where options go that it does not take.
+    `caller` is what the user has called; `elsewhere` says where options go that it does not take;
+    `renamed` says what is written for those of before, beside those of Terms.
     """
     known = {*Terms.OPTIONS, *own}
     for option in options:
@@ -121,6 +103,8 @@ def check_options(
         what = f"{caller}() got an unknown option {option!r}"
         if option in elsewhere:
             raise TypeError(f"{what}, which goes to {elsewhere[option]}")
+        if option in RENAMED or option in renamed:
+            raise TypeError(f"{what}: it is now {RENAMED.get(option) or renamed[option]}")
         from difflib import get_close_matches  # noqa: PLC0415 (slow to import)
 
         for near in get_close_matches(option, [*known, *elsewhere], 1):
@@ -134,29 +118,6 @@ def default_records(size: int) -> int:
     most = max(FEWEST_RECORDS, MOST_DEFAULT_BYTES // size)
     count = min(most, max(DEFAULT_RECORDS, DEFAULT_BYTES // size))
     return 1 << (count.bit_length() - 1)
-
-
-def checked_patience(wait: str, spin: Seconds) -> Patience:
-    """Return how long to look before sleeping; raise TypeError or ValueError for what says nothing.
-
-    `spin` is in seconds.
-    """
-    if wait not in STRATEGIES:
-        raise ValueError(f"wait is one of {STRATEGIES}, not {wait!r}")
-    if spin is None:
-        return {"spin": ADAPTIVE, "busy": BUSY, "sleep": Patience(0, False)}[wait]
-    try:
-        seconds = seconds_of(spin, "spin")
-    except TypeError:
-        expected = "a number of seconds or None"
-        raise TypeError(f"spin is {expected}, not {spin!r}") from None
-    except ValueError:
-        seconds = math.inf
-    if wait != "spin":
-        raise ValueError(f"spin goes with wait='spin', not with wait={wait!r}")
-    if seconds > MOST_SPIN:
-        raise ValueError(f"spin is from 0 to {MOST_SPIN} seconds, not {spin}")
-    return Patience(int(seconds * 1e9), False)
 
 
 class Terms:
@@ -175,15 +136,9 @@ class Terms:
         timeout: Seconds = 5.0,
         allow_uids: Iterable[int] | None = None,
         max_segment: int = MAX_SEGMENT,
-        max_message: int = _LIMITS.max_message,
         inline: int | None = None,
-        accept_fds: int = _LIMITS.fds,
-        accept_regions: int = _LIMITS.regions,
-        accept_shared: bool = False,
-        accept_sockets: bool = False,
-        max_region: int = _LIMITS.max_region,
-        wait: str = "spin",
-        spin: Seconds = None,
+        accept: Accept = _ACCEPT,
+        wait: str | Spin = "spin",
     ) -> None:
         """Take the options that every constructor and listener passes on; see Connection."""
         self.timeout = None if timeout is None else seconds_of(timeout)
@@ -206,17 +161,10 @@ class Terms:
         if inline is None or not role.sends:
             inline = self.capacity // INLINE_PART
         self.inline = checked_number("inline", inline, self.capacity)
-        self.limits = Limits(
-            checked_number("max_message", max_message, _ANY_SIZE),
-            checked_number("accept_fds", accept_fds, fdpass.MAX_FDS),
-            checked_number("accept_regions", accept_regions, fdpass.MAX_FDS),
-            checked_number("max_region", max_region, _ANY_SIZE),
-            checked_flag("accept_shared", accept_shared),
-            checked_flag("accept_sockets", accept_sockets),
-        )
+        self.limits = checked_accept(accept)
         self.name = checked_name(name)
-        self.max_segment = checked_number("max_segment", max_segment, _ANY_SIZE)
-        self.patience = checked_patience(wait, spin)
+        self.max_segment = checked_number("max_segment", max_segment, ANY_SIZE)
+        self.patience = checked_patience(wait)
 
     @property
     def segment_size(self) -> int:

@@ -99,10 +99,10 @@ class Encoded(_Encoded):
 class Limits(NamedTuple):
     """What the receiver of messages accepts; the sender learns it in the handshake."""
 
-    max_message: int = 64 << 20  # bytes
+    message: int = 64 << 20  # bytes
     fds: int = 0  # descriptors with one message
     regions: int = 8  # memory regions with one message
-    max_region: int = 256 << 20  # bytes; only for who receives; all its pages are read to map it
+    region: int = 256 << 20  # bytes; only for who receives; all its pages are read to map it
     shared: bool = False  # regions that the giver can go on writing, and we can write
     sockets: bool = False  # among the descriptors: they can form cycles only the kernel can free
 
@@ -113,22 +113,22 @@ class Limits(NamedTuple):
 
     def check_size(self, size: int) -> None:
         """Raise TooLarge for a message that the receiver would not take."""
-        if size > self.max_message:
+        if size > self.message:
             raise TooLarge(
-                f"a message has {size} bytes, and the receiver takes at most {self.max_message} "
-                "(its max_message)"
+                f"a message has {size} bytes, and the receiver takes at most {self.message} "
+                "(its accept=Accept(message=...))"
             )
 
     def check_attached(self, fds: int, regions: int) -> None:
         """Raise Unaccepted for more attachments than the receiver takes."""
         for what, option, count, most in (
-            ("descriptors", "accept_fds", fds, self.fds),
-            ("memory regions", "accept_regions", regions, self.regions),
+            ("descriptors", "fds", fds, self.fds),
+            ("memory regions", "regions", regions, self.regions),
         ):
             if count > most:
                 raise Unaccepted(
                     f"{count} {what} with one message, and the receiver accepts at most {most} "
-                    f"(its {option})"
+                    f"(its accept=Accept({option}=...))"
                 )
 
 

@@ -423,9 +423,7 @@ class FrameReceiver(ReceiverEnd):
                     contents = self._contents(frame, descriptors)
                     if flags & OUTSIDE:
                         payload = ffi.buffer(position[0], size)
-                        memory, size = find(
-                            payload, contents.outside, kept, self._limits.max_message
-                        )
+                        memory, size = find(payload, contents.outside, kept, self._limits.message)
                         offset = 0
                     lending.attached += bool(descriptors)
                     lending.dropped += len(contents.fds) + len(contents.regions)
@@ -590,7 +588,7 @@ class FrameReceiver(ReceiverEnd):
 
     def _look(self, ring: Any, at: int, frame: Any, position: Any) -> bool:
         """Look at the frame that begins at `at`; False if there is none yet."""
-        most = min(self._limits.max_message, self.capacity)
+        most = min(self._limits.message, self.capacity)
         code = _look(ring, at, most, frame, position)
         if code == DONE:
             return True
@@ -648,7 +646,7 @@ class FrameReceiver(ReceiverEnd):
                 length = large.size
             elif flags & OUTSIDE:
                 payload = ffi.buffer(position, size)
-                memory, length = find(payload, outside, kept, limits.max_message)
+                memory, length = find(payload, outside, kept, limits.message)
                 large = None
             else:
                 large = None
@@ -660,7 +658,7 @@ class FrameReceiver(ReceiverEnd):
                 data = bytes(ffi.buffer(memory, length))
             if groups:
                 for group in contents.regions:  # one by one, as the next may fail
-                    region = self._adopt(group, limits.max_region, shared=limits.shared)
+                    region = self._adopt(group, limits.region, shared=limits.shared)
                     regions += [region]
             end = (at + extent(size)) & U64
             return Built(end, number, Framed(data, tag, flags), fds, regions)
@@ -761,7 +759,7 @@ if direct is not None:
 
         def __init__(self, *arguments: Any) -> None:
             super().__init__(*arguments)
-            most = min(self._limits.max_message, self.capacity)
+            most = min(self._limits.message, self.capacity)
             # A function of the application may take long, or receive by itself: not the short way.
             decode = self._decode if self._decode is Message else None
             self.shorten(

@@ -394,7 +394,7 @@ if direct is not None:
         def __init__(self, *arguments: Any) -> None:
             super().__init__(*arguments)
             inside = min(self._inline, self.capacity) // HEADER * HEADER - HEADER
-            most = min(inside, self._limits.max_message, LARGE)
+            most = min(inside, self._limits.message, LARGE)
             self.shorten(address_of(self._ring), most, None if self._plain else self._encode)
 
         def push_many(self, records: Iterable[Any]) -> int | BatchSending:

@@ -93,7 +93,7 @@ def create(
         name=name,
         record=codec.layout.description,
         shape=codec.shape,
-        max_message=limits.max_message,
+        max_message=limits.message,
         accept_fds=limits.fds,
         accept_regions=limits.regions,
         accept_flags=limits.shared + 2 * limits.sockets,
@@ -113,7 +113,7 @@ def create(
 def limits_of(identity: Identity) -> Limits:
     """Return what the owner of a segment accepts."""
     return Limits(
-        max_message=identity.max_message,
+        message=identity.max_message,
         fds=identity.accept_fds,
         regions=identity.accept_regions,
         shared=bool(identity.accept_flags & 1),

@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from ipcqueue import check_options
-
-from .._options import LISTENING
+from .._options import check_listener_options
 from .._policy import OnError, Policy, checked_handler, checked_on_error
 from ._listener import Listener, listen
 
@@ -49,7 +47,7 @@ async def serve(
     """
     checked_handler(handler)
     checked_on_error(on_error)
-    check_options("serve", options, LISTENING)
+    check_listener_options("serve", options)
     async with await listen(address, record, **options) as listener:
         policy = Policy(on_error, listener.address)
         try:

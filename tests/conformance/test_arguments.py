@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import math
 import os
 import re
@@ -158,8 +159,9 @@ class TestDoors:
         [
             ({"capcity": 1}, "'capcity'; did you mean 'capacity'?"),
             ({"allow_uid": {0}}, "'allow_uid'; did you mean 'allow_uids'?"),
-            ({"max_mesage": 1}, "'max_mesage'; did you mean 'max_message'?"),
-            ({"xyzzy": 1}, "'xyzzy'; there are accept_fds, accept_regions, "),
+            ({"acept": 1}, "'acept'; did you mean 'accept'?"),
+            ({"xyzzy": 1}, "'xyzzy'; there are accept, allow_uids, "),
+            ({"accept_fds": 1}, "'accept_fds': it is now accept=Accept(fds=...)"),
         ],
     )
     def test_an_unknown_option_is_named_with_the_nearest(self, door, options, hint):
@@ -178,8 +180,7 @@ class TestDoors:
             ({"capacity": np.float64(4)}, TypeError, "capacity is a number"),
             ({"max_segment": "1 GiB"}, TypeError, "max_segment is a number"),
             ({"max_segment": -1}, ValueError, "max_segment is from 0"),
-            ({"max_message": np.array([1, 2])}, TypeError, "max_message is a number"),
-            ({"spin": timedelta(seconds=1)}, ValueError, "spin is from 0 to 0.001"),
+            ({"accept": 64 << 20}, TypeError, "accept is an Accept"),
             ({"wait": "slep"}, ValueError, "wait is one of"),
             ({"name": b"x"}, TypeError, "a name is a str"),
         ],
@@ -195,14 +196,16 @@ class TestDoors:
                 first, second = call(
                     spec,
                     capacity=np.int32(8192),
-                    max_message=np.uint64(4096),
+                    accept=memenpsf.Accept(
+                        message=np.uint64(4096),
+                        fds=np.int64(1),
+                        regions=np.int64(1),
+                        region=np.int64(4096),
+                    ),
                     inline=np.int8(100),
-                    accept_fds=np.int64(1),
-                    accept_regions=np.int64(1),
-                    max_region=np.int64(4096),
                     max_segment=np.int64(1 << 20),
                     timeout=timedelta(seconds=5),
-                    spin=np.float32(0.0001),
+                    wait=memenpsf.Spin(np.float32(0.0001)),
                     allow_uids=np.array([os.getuid()]),
                 )
                 with first, second:
@@ -215,10 +218,16 @@ def test_the_options_of_a_listener_are_those_that_it_takes():
 
 
 def test_options_of_a_listener_are_sent_there():
-    with pytest.raises(TypeError, match=r"'max_pending', which goes to listen\(\)"):
-        memenpsf.connect("nobody", "<Q", max_pending=3)
-    with pytest.raises(TypeError, match=r"did you mean 'max_pending' of listen\(\)\?"):
-        memenpsf.pair("<Q", max_pendin=3)
+    with pytest.raises(TypeError, match=r"'quota', which goes to listen\(\)"):
+        memenpsf.connect("nobody", "<Q", quota=memenpsf.Quota(places=3))
+    with pytest.raises(TypeError, match=r"did you mean 'quota' of listen\(\)\?"):
+        memenpsf.pair("<Q", quoter=3)
+    now = re.escape("'max_pending': it is now quota=Quota(places=...)")
+    with pytest.raises(TypeError, match=f"{now} of listen"):
+        memenpsf.pair("<Q", max_pending=3)
+    for serve in (memenpsf.listen, functools.partial(memenpsf.serve, print)):
+        with pytest.raises(TypeError, match=f"{now}$"):
+            serve("@nobody", "<Q", max_pending=3)
 
 
 @pytest.mark.parametrize("option", ["capacity", "role", "capcity"])
@@ -394,7 +403,7 @@ def test_trio_takes_every_kind_of_time():
 
 def test_a_listener_waits_for_a_timedelta(tmp_path):
     with memenpsf.listen(
-        str(tmp_path / "s"), "<Q", max_pending=np.int64(3), max_connections_per_uid=np.int64(2)
+        str(tmp_path / "s"), "<Q", quota=memenpsf.Quota(places=np.int64(3), connections=np.int64(2))
     ) as listener:
         with pytest.raises(TimeoutError, match=r"no client within 0.001 s$"):
             listener.accept(timedelta(milliseconds=1))

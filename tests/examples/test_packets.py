@@ -581,7 +581,7 @@ def test_a_client_that_takes_only_short_messages_ends_nobody_else(
     outfile = tmp_path / "written"
     serving = server(PCAP, *server_kind)
     with (
-        memenpsf.connect(address, memenpsf.Message, max_message=10) as short,
+        memenpsf.connect(address, memenpsf.Message, accept=memenpsf.Accept(message=10)) as short,
         pytest.raises(memenpsf.EndOfStream),
     ):
         short.recv()

@@ -12,7 +12,7 @@ Whatever comes through the socket once the handshake is over:
 import socket
 
 import fdpass
-from ipcqueue import CorruptPeer, Opening, QueueError, Role, Terms, advance
+from ipcqueue import Accept, CorruptPeer, Opening, QueueError, Role, Terms, advance
 from ipcqueue._binding import direct
 from ipcqueue._link import endpoint as _endpoint
 from ipcqueue._link.control import HELLO, ControlParser, refusal
@@ -88,7 +88,7 @@ class Victim:
 
 
 RECORDS = Terms(24, Role(sends=False, receives=True))
-MESSAGES = Terms(bytes, Role(sends=False, receives=True), accept_fds=2, accept_regions=1)
+MESSAGES = Terms(bytes, Role(sends=False, receives=True), accept=Accept(fds=2, regions=1))
 
 
 def converse(script, terms):

@@ -21,6 +21,7 @@ from ipcqueue._core import ffi
 
 import fdpass
 from ipcqueue import (
+    Accept,
     Closed,
     CorruptPeer,
     DecodeFailed,
@@ -82,15 +83,15 @@ class Victim:
         self.spec = script.of(SPECS)
         codec = codec_for(self.spec)
         self.frames = codec.shape == 1
-        self.limits = {
-            "max_message": MOST_MESSAGE,
-            "accept_fds": how & 1,
-            "accept_regions": how >> 1 & 3,
-            "max_region": 4 * PAGE,
-            "accept_shared": bool(how & 8),
-            "accept_sockets": bool(how & 16),
-        }
-        terms = Terms(self.spec, Role(sends=False, receives=True), **self.limits)
+        self.limits = Accept(
+            message=MOST_MESSAGE,
+            fds=how & 1,
+            regions=how >> 1 & 3,
+            region=4 * PAGE,
+            shared=bool(how & 8),
+            sockets=bool(how & 16),
+        )
+        terms = Terms(self.spec, Role(sends=False, receives=True), accept=self.limits)
         self.capacity = CAPACITY[codec.shape]
         self.size = codec.size
         self.bytes = self.capacity * codec.size
@@ -223,14 +224,14 @@ def check_record(it, record):
 def check_received(it, received):
     assert type(received) is Received
     check_record(it, received.record)
-    assert len(received.fds) <= it.limits["accept_fds"]
-    assert len(received.regions) <= it.limits["accept_regions"]
+    assert len(received.fds) <= it.limits.fds
+    assert len(received.regions) <= it.limits.regions
     for fd in received.fds:
         is_socket = stat.S_ISSOCK(os.fstat(fd.fileno()).st_mode)
-        assert it.limits["accept_sockets"] or not is_socket
+        assert it.limits.sockets or not is_socket
     for region in received.regions:
         assert region.size <= 4 * PAGE
-        assert it.limits["accept_shared"] or region.mode != "shared"
+        assert it.limits.shared or region.mode != "shared"
     received.close()
 
 

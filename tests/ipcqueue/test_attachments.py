@@ -74,7 +74,7 @@ def region_of(data, **options):
 
 @pytest.fixture
 def pair():
-    with connection(capacity=1 << 16, accept_fds=MANY) as sides:
+    with connection(capacity=1 << 16, accept=memenpsf.Accept(fds=MANY)) as sides:
         yield sides
 
 
@@ -144,14 +144,17 @@ def test_descriptors_can_be_given_as_whatever_has_a_number(pair, tmp_path):
 
 @pytest.mark.parametrize("none", [(), [], iter([])])
 def test_no_descriptors_are_as_if_none_were_given(none):
-    with connection(other={"accept_fds": 0, "accept_regions": 0}) as (one, other):
+    with connection(other={"accept": memenpsf.Accept(fds=0, regions=0)}) as (one, other):
         one.xmit(b"x", fds=none, regions=none)
         assert other.recv_message() == (b"x", [], [])
 
 
 @pytest.mark.parametrize("most", [0, 1, 7])
 def test_more_than_the_receiver_accepts_are_refused_at_the_sender(most):
-    with connection(accept_fds=3, other={"accept_fds": most}) as (one, other):
+    with connection(accept=memenpsf.Accept(fds=3), other={"accept": memenpsf.Accept(fds=most)}) as (
+        one,
+        other,
+    ):
         with numbers(*range(most + 1)) as files:
             says = f"{most + 1} descriptors with one message, and the receiver accepts at most"
             with pytest.raises(Unaccepted, match=f"{says} {most}"):
@@ -238,7 +241,9 @@ def test_a_descriptor_that_is_closed_at_the_last_moment_is_an_oserror_and_nothin
 def test_sockets_go_only_where_they_are_accepted():
     ends = socket.socketpair()
     with ends[0], ends[1]:
-        with connection(accept_fds=2, other={"accept_sockets": True}) as (one, other):
+        with connection(
+            accept=memenpsf.Accept(fds=2), other={"accept": memenpsf.Accept(fds=2, sockets=True)}
+        ) as (one, other):
             one.xmit(b"socket", fds=ends[:1])
             with contextlib.closing(other.recv_message()) as message:
                 assert inode(message.fds[0]) == inode(ends[0])
@@ -330,7 +335,7 @@ def test_a_batch_brings_all_messages_whose_descriptors_are_in_the_socket(pair):
 @pytest.mark.parametrize("when", ["not received", "read ahead", "in a borrowing"])
 def test_closing_closes_what_nobody_has_received(when):
     before = open_descriptors()
-    with connection(accept_fds=3) as (one, other):
+    with connection(accept=memenpsf.Accept(fds=3)) as (one, other):
         with numbers(1, 2) as files, region_of(b"x") as region:
             one.xmit(b"1", fds=files, regions=[region])
             one.xmit(b"2" * 1_000_000, fds=files)
@@ -425,7 +430,7 @@ def test_a_region_can_be_handed_on_by_who_received_it(pair):
 
 
 def test_shared_regions_go_only_where_they_are_accepted():
-    with connection(other={"accept_shared": True}) as (one, other):
+    with connection(other={"accept": memenpsf.Accept(shared=True)}) as (one, other):
         with region_of(b"before", mode="shared") as region:
             one.xmit(b"shared", regions=[region])
             with contextlib.closing(other.recv_message()) as message:
@@ -508,7 +513,10 @@ def test_lent_regions_and_frozen_ones_arrive_in_their_order(pair):
 
 
 def test_regions_count_and_not_their_descriptors():
-    with connection(accept_regions=2) as (one, other), fdpass.MemoryRegistry() as registry:
+    with (
+        connection(accept=memenpsf.Accept(regions=2)) as (one, other),
+        fdpass.MemoryRegistry() as registry,
+    ):
         regions = [registry.alloc(4) for _ in range(3)]
         with pytest.raises(Unaccepted, match=r"3 memory regions .* accepts at most 2"):
             one.xmit(b"x", regions=regions)
@@ -560,7 +568,7 @@ def test_a_region_that_is_still_being_written_is_refused_until_it_is_not(pair):
 
 def test_a_region_larger_than_the_receiver_takes_breaks_the_protocol():
     # The limit is the receiver's own, and not announced.
-    with connection(max_region=100) as (one, other):
+    with connection(accept=memenpsf.Accept(region=100)) as (one, other):
         with region_of(bytes(100)) as small, region_of(bytes(101)) as large:
             one.xmit(b"small", regions=[small])
             one.xmit(b"large", regions=[large])
@@ -686,10 +694,12 @@ def test_a_socket_with_little_room_delays_and_loses_nothing():
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
     sides = []
     opening = threading.Thread(
-        target=lambda: sides.append(memenpsf.Interface(theirs, bytes, accept_fds=8))
+        target=lambda: sides.append(
+            memenpsf.Interface(theirs, bytes, accept=memenpsf.Accept(fds=8))
+        )
     )
     opening.start()
-    with memenpsf.Interface(ours, bytes, accept_fds=8) as one:
+    with memenpsf.Interface(ours, bytes, accept=memenpsf.Accept(fds=8)) as one:
         opening.join()
         (other,) = sides
         with other:
@@ -880,7 +890,7 @@ def test_an_exception_anywhere_in_reading_the_socket_loses_no_descriptor(what):
     made = []
 
     def prepare():
-        it = Hostile(accept_fds=3)
+        it = Hostile(accept=memenpsf.Accept(fds=3))
         made[:] = [it]
         if what == "good":
             it.give(*it.pipe())
@@ -916,7 +926,7 @@ def test_an_exception_anywhere_in_reading_the_socket_loses_no_descriptor(what):
 def test_what_was_read_and_not_digested_is_closed_with_the_connection():
     before = open_descriptors()
     for nth in range(200):
-        it = Hostile(accept_fds=3)
+        it = Hostile(accept=memenpsf.Accept(fds=3))
         it.give(*it.pipe())
         places = Places(nth, interrupt, ["/fdpass/"])
         with contextlib.suppress(BaseException):
@@ -987,7 +997,7 @@ class Death(Places):
 @contextlib.contextmanager
 def child_that_dies(body, place):
     """Fork a process that runs body(side) and is killed at a place; give this side's interface."""
-    options = {"capacity": 4096, "accept_fds": 8, "timeout": 30}
+    options = {"capacity": 4096, "accept": memenpsf.Accept(fds=8), "timeout": 30}
     ours, theirs = socket.socketpair()
     pid = os.fork()
     if pid == 0:
@@ -1070,7 +1080,7 @@ def test_descriptors_under_way_are_gone_with_their_receiver(pair):
 
 
 def test_one_way_ends_carry_attachments_too():
-    sender, receiver = ipcqueue.pair(bytes, accept_fds=1)
+    sender, receiver = ipcqueue.pair(bytes, accept=memenpsf.Accept(fds=1))
     with sender, receiver, numbers(5) as files, region_of(b"r") as region:
         sender.push(b"x", fds=files, regions=[region])
         with contextlib.closing(receiver.recv_message()) as message:

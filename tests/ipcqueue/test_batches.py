@@ -220,7 +220,11 @@ BAD = {
 @pytest.mark.parametrize("form", [list, tuple, iter])
 def test_what_cannot_be_sent_is_named_and_nothing_is_sent(name, place, form):
     spec, bad = BAD[name]
-    one, other = memenpsf.pair(spec, max_message=100) if spec is bytes else memenpsf.pair(spec)
+    one, other = (
+        memenpsf.pair(spec, accept=memenpsf.Accept(message=100))
+        if spec is bytes
+        else memenpsf.pair(spec)
+    )
     records = [(n,) if spec == "<Q" else b"%08d" % n for n in range(5)]
     records.insert(place, bad)
     with one, other:

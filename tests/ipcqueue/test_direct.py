@@ -133,7 +133,7 @@ def test_a_loop_ends_with_the_stream_and_raises_how_else_it_ended(ends):
 
 
 def test_a_loop_meets_what_is_not_simple_in_its_order():
-    one, other = memenpsf.pair(bytes, accept_fds=1, capacity=8192, inline=2048)
+    one, other = memenpsf.pair(bytes, accept=memenpsf.Accept(fds=1), capacity=8192, inline=2048)
     with one, other, Path(os.devnull).open() as file:
         sent = [b"1", b"", b"3" * 3000, b"4", b"5", b"6"]
         one.xmit_many(sent[:4])
@@ -673,7 +673,7 @@ def test_a_control_message_that_there_is_no_memory_for_comes_later(short_of_memo
 def test_descriptors_that_there_is_no_memory_for_come_later_or_are_closed(short_of_memory):
     left = 0
     for nth in range(60):
-        one, other = memenpsf.pair(bytes, accept_fds=2)
+        one, other = memenpsf.pair(bytes, accept=memenpsf.Accept(fds=2))
         with one, other, Path(os.devnull).open() as file:
             one.xmit(b"message", fds=[file, file])
             short_of_memory(nth, other._endpoint.turn)
@@ -722,7 +722,7 @@ def test_descriptors_stay_with_their_message_where_memory_is_short(short_of_memo
     numbers = [path.stat().st_ino for path in files]
     failures = 0
     for nth in range(40, 280):
-        one, other = memenpsf.pair(bytes, accept_fds=1)
+        one, other = memenpsf.pair(bytes, accept=memenpsf.Accept(fds=1))
         with one, other:
             for path in files:
                 with path.open() as file:

@@ -362,7 +362,9 @@ class Mixture:
 def test_any_mixture_of_calls_does_what_a_deque_does(inline, files):
     for start in (0, 4096 - HEADER, (1 << 64) - 4096, (1 << 64) - HEADER):
         for seed in range(2):
-            with connection(capacity=4096, inline=inline, start=start, accept_fds=4) as sides:
+            with connection(
+                capacity=4096, inline=inline, start=start, accept=memenpsf.Accept(fds=4)
+            ) as sides:
                 chance = random.Random(f"{inline} {start} {seed}")
                 Mixture(*sides, chance, inline, files).run(300)
 
@@ -464,7 +466,7 @@ def test_a_large_message_is_encoded_once_and_copied_once(copied):
 
 
 def test_no_more_frames_with_descriptors_are_under_way_than_the_receiver_keeps(files):
-    with connection(capacity=1 << 16, accept_fds=1) as (one, other):
+    with connection(capacity=1 << 16, accept=memenpsf.Accept(fds=1)) as (one, other):
         for n in range(MOST_ATTACHED):
             one.xmit(b"%d" % n, timeout=0, fds=files[n % 8 :][:1])
         for n in range(MOST_ATTACHED, 100):
@@ -483,7 +485,7 @@ def test_no_more_frames_with_descriptors_are_under_way_than_the_receiver_keeps(f
 
 
 def test_what_waits_for_an_attachment_to_be_taken_is_woken_when_it_is(files):
-    with connection(capacity=1 << 16, accept_fds=1) as (one, other):
+    with connection(capacity=1 << 16, accept=memenpsf.Accept(fds=1)) as (one, other):
         sent = []
 
         def send():
@@ -965,7 +967,7 @@ def test_a_peer_that_breaks_the_protocol_is_found_out_and_dropped(hostile, corru
     for verb in ("recv", "recv_vectored", "recv_message", "borrow"):
         if verb == "borrow" and corruption in OPENED:
             continue
-        it = hostile(max_message=1000, max_region=8192, accept_fds=4, accept_regions=2)
+        it = hostile(accept=memenpsf.Accept(message=1000, region=8192, fds=4, regions=2))
         it.frame(b"before")
         it.give(*it.pipe())
         it.frame(b"before, with two", fds=2)
@@ -997,7 +999,7 @@ def test_a_peer_that_breaks_the_protocol_is_found_out_and_dropped(hostile, corru
 
 @pytest.mark.parametrize("corruption", OPENED)
 def test_a_borrowing_closes_regions_unseen(hostile, corruption):
-    it = hostile(max_region=8192, accept_regions=2)
+    it = hostile(accept=memenpsf.Accept(region=8192, regions=2))
     before = open_descriptors()
     corruption(it)
     with it.victim.borrow() as (message,):
@@ -1009,16 +1011,17 @@ def test_a_borrowing_closes_regions_unseen(hostile, corruption):
 
 
 def test_a_message_outside_the_ring_never_stays_writable_even_if_regions_may(hostile):
-    it = hostile(accept_shared=True)
+    it = hostile(accept=memenpsf.Accept(shared=True))
     outside_still_writable(it)
     with pytest.raises(CorruptPeer, match="seals of the memory file"):
         it.victim.recv(timeout=0)
 
 
-@pytest.mark.parametrize("options", [{}, {"accept_fds": 3, "accept_regions": 0}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"accept": memenpsf.Accept(fds=3, regions=0)}], ids=str)
 def test_more_descriptors_than_one_message_can_have_are_never_kept(hostile, options):
     it = hostile(**options)
-    most = options.get("accept_fds", 0) + 2 * options.get("accept_regions", 8) + 1
+    accept = options.get("accept", memenpsf.Accept())
+    most = accept.fds + 2 * accept.regions + 1
     ends = it.pipe()
     before = open_descriptors()
     it.give(*[ends[0]] * most)
@@ -1033,7 +1036,7 @@ def test_more_descriptors_than_one_message_can_have_are_never_kept(hostile, opti
 
 @pytest.mark.parametrize("verb", ["recv", "recv_vectored", "recv_message", "borrow"])
 def test_who_announces_descriptors_and_talks_of_other_things_is_found_out(hostile, verb):
-    it = hostile(accept_fds=1)
+    it = hostile(accept=memenpsf.Accept(fds=1))
 
     def flood():
         it.sock.setblocking(True)
@@ -1053,7 +1056,7 @@ def test_who_announces_descriptors_and_talks_of_other_things_is_found_out(hostil
 
 
 def test_pidfds_that_the_kernel_adds_are_nobodys_descriptors(hostile):
-    it = hostile(accept_fds=1)
+    it = hostile(accept=memenpsf.Accept(fds=1))
     try:
         it.victim._endpoint.wire.sock.setsockopt(socket.SOL_SOCKET, SO_PASSPIDFD, 1)
     except OSError:
@@ -1070,7 +1073,7 @@ def test_pidfds_that_the_kernel_adds_are_nobodys_descriptors(hostile):
 
 @pytest.mark.parametrize("how", ["unasked", "not accepted", "unread"])
 def test_a_socket_that_would_linger_keeps_nobody_waiting(hostile, how):
-    it = hostile(accept_fds=1, accept_sockets=how == "unread")
+    it = hostile(accept=memenpsf.Accept(fds=1, sockets=how == "unread"))
     mine, given = socket.socketpair()
     lingers = struct.pack("ii", 1, 1000)
     with mine, given:
@@ -1091,7 +1094,7 @@ def test_a_socket_that_would_linger_keeps_nobody_waiting(hostile, how):
 
 
 def test_descriptors_of_a_message_never_published_are_closed_at_the_end_of_the_stream(hostile):
-    it = hostile(accept_fds=1)
+    it = hostile(accept=memenpsf.Accept(fds=1))
     it.give(it.pipe()[0])
     it.frame(b"published before")
     before = open_descriptors()
@@ -1105,7 +1108,7 @@ def test_descriptors_of_a_message_never_published_are_closed_at_the_end_of_the_s
 
 
 def test_descriptors_without_a_frame_are_kept_to_a_number_and_closed(hostile):
-    it = hostile(accept_fds=1)
+    it = hostile(accept=memenpsf.Accept(fds=1))
     before = open_descriptors()
     ends = it.pipe()
     for _ in range(MOST_ATTACHED):
@@ -1132,7 +1135,7 @@ def test_descriptors_are_never_asked_for_with_records_of_one_size(hostile, recor
 
 def test_a_peer_that_keeps_sending_descriptors_cannot_make_this_side_hold_many(hostile):
     # One that does not mind how many are under way: more are taken only when these are gone.
-    it = hostile(accept_fds=1)
+    it = hostile(accept=memenpsf.Accept(fds=1))
     ends = it.pipe()
     before = open_descriptors()
     most = 0
@@ -1245,7 +1248,7 @@ def test_a_peer_that_has_taken_what_was_never_sent_is_found_out(hostile):
 
 
 def test_waiting_for_descriptors_that_never_come_takes_no_time_of_the_processor(hostile):
-    it = hostile(accept_fds=1)
+    it = hostile(accept=memenpsf.Accept(fds=1))
     endpoint = it.victim._endpoint
     attempt = endpoint.receiver.try_pop
     messages = threading.Thread(target=lambda: it.victim.recv_ctrl_msg(timeout=None))
@@ -1325,7 +1328,7 @@ class Prepared:
         self.undo = contextlib.ExitStack()
 
     def __call__(self):
-        sides = connection(capacity=4096, accept_fds=2)
+        sides = connection(capacity=4096, accept=memenpsf.Accept(fds=2))
         self.one, self.other = self.undo.enter_context(sides)
         round_trip(
             self.one, self.other, b"known" * 1000
@@ -1543,7 +1546,9 @@ class PreparedToSend(Prepared):
 
     def __call__(self):
         self.one, self.other = self.undo.enter_context(
-            connection(capacity=4096, accept_fds=2, start=4096 - (4 + self.known) * HEADER)
+            connection(
+                capacity=4096, accept=memenpsf.Accept(fds=2), start=4096 - (4 + self.known) * HEADER
+            )
         )
         if self.known:
             round_trip(self.one, self.other, b"known" * 999)
@@ -1656,7 +1661,7 @@ class Once:
 @pytest.mark.parametrize("how", RECEIVING)
 def test_an_interrupt_while_a_message_is_decoded_loses_nothing(files, number, how):
     decode = Once(number, interrupt)
-    with connection(Encoded(bytes, decode), accept_fds=1) as (one, other):
+    with connection(Encoded(bytes, decode), accept=memenpsf.Accept(fds=1)) as (one, other):
         for n in range(3):
             one.xmit(b"%d" % n, fds=files[n : n + 1])
         call, show = RECEIVING[how]

@@ -862,7 +862,7 @@ def test_a_borrowing_can_be_used_again(any_pair):
 
 
 def test_what_is_attached_stays_with_messages_that_are_not_taken(pair):
-    with connection(capacity=4096, accept_fds=2) as (one, other):
+    with connection(capacity=4096, accept=memenpsf.Accept(fds=2)) as (one, other):
         ends = os.pipe()
         with fdpass.MemoryRegion.create(3) as region:
             region.buffer[:] = b"abc"
@@ -887,7 +887,7 @@ def test_what_is_attached_stays_with_messages_that_are_not_taken(pair):
 
 
 def test_what_is_attached_is_closed_and_counted_when_messages_are_taken(pair):
-    with connection(capacity=4096, accept_fds=2) as (one, other):
+    with connection(capacity=4096, accept=memenpsf.Accept(fds=2)) as (one, other):
         ends = os.pipe()
         before = open_descriptors()
         for _ in range(3):
@@ -906,7 +906,7 @@ def test_what_is_attached_is_closed_and_counted_when_messages_are_taken(pair):
 
 def test_messages_that_were_read_ahead_are_lent_as_if_they_were_not():
     # An interrupt may leave messages built, and not handed on.
-    with connection(capacity=4096, accept_fds=1) as (one, other):
+    with connection(capacity=4096, accept=memenpsf.Accept(fds=1)) as (one, other):
         ends = os.pipe()
         sent = [b"1", b"2" * 5000, b"3", b"4", b"5"]
         for data in sent:

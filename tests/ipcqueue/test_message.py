@@ -2,6 +2,7 @@
 
 import array
 import contextlib
+import copy
 import ctypes
 import errno
 import hashlib
@@ -12,6 +13,7 @@ import os
 import pickle
 import queue
 import random
+import re
 import socket
 import threading
 
@@ -347,7 +349,7 @@ def test_the_tag_of_a_message_that_cannot_be_decoded_is_told():
 
 
 def test_what_is_attached_to_a_message_that_cannot_be_decoded_is_closed_and_counted(files):
-    with connection(bad_on(b"bad"), accept_fds=2) as (one, other):
+    with connection(bad_on(b"bad"), accept=memenpsf.Accept(fds=2)) as (one, other):
         before = open_descriptors()
         with fdpass.MemoryRegion.create(10) as region:
             one.xmit(b"bad", fds=files[:2], regions=[region])
@@ -363,7 +365,7 @@ def test_what_is_attached_to_a_message_that_cannot_be_decoded_is_closed_and_coun
 
 def test_messages_before_one_that_fails_and_lacks_its_descriptors_are_not_lost(files):
     # Its descriptors are read only when the others are about to be handed on.
-    with connection(bad_on(b"bad"), accept_fds=1) as (one, other):
+    with connection(bad_on(b"bad"), accept=memenpsf.Accept(fds=1)) as (one, other):
         one.xmit(b"good")
         one.xmit(b"bad", fds=files[:1])
         assert other.recv_vectored() == [b"good"]
@@ -398,7 +400,9 @@ def _files_come_first(files):
 
 
 def test_each_side_says_what_it_takes_and_the_other_keeps_to_it():
-    with connection(max_message=1000, other={"max_message": 2000}) as (one, other):
+    with connection(
+        accept=memenpsf.Accept(message=1000), other={"accept": memenpsf.Accept(message=2000)}
+    ) as (one, other):
         for side, peer, most in ((one, other, 2000), (other, one, 1000)):
             side.xmit(bytes(most))
             assert peer.recv() == bytes(most)
@@ -418,7 +422,10 @@ def test_each_side_says_what_it_takes_and_the_other_keeps_to_it():
 @pytest.mark.parametrize("most", [0, 1, 5000])
 def test_the_largest_message_is_the_same_in_the_ring_and_outside(most):
     for inline in (0, 4096):
-        with connection(max_message=most, capacity=4096, inline=inline) as (one, other):
+        with connection(accept=memenpsf.Accept(message=most), capacity=4096, inline=inline) as (
+            one,
+            other,
+        ):
             one.xmit(bytes(most))
             assert other.recv() == bytes(most)
             with pytest.raises(TooLarge, match=f"{most + 1} bytes.* at most {most}"):
@@ -470,17 +477,9 @@ def test_memory_that_is_short_is_an_oserror_and_the_interface_goes_on(monkeypatc
         ({"inline": (1 << 20) + 1}, ValueError, "inline is from 0 to 1048576, not 1048577"),
         ({"inline": 2.5}, TypeError, r"inline is a number \(int\), not 2.5"),
         ({"inline": True}, TypeError, "inline is a number"),
-        ({"max_message": -1}, ValueError, "max_message is from 0"),
-        ({"max_message": None}, TypeError, "max_message is a number"),
-        ({"max_message": 1 << 64}, ValueError, "max_message is from 0"),
-        ({"accept_fds": -1}, ValueError, "accept_fds is from 0 to 253, not -1"),
-        ({"accept_fds": 254}, ValueError, "accept_fds is from 0 to 253, not 254"),
-        ({"accept_fds": "many"}, TypeError, "accept_fds is a number"),
-        ({"accept_fds": True}, TypeError, "accept_fds is a number"),
-        ({"accept_regions": -1}, ValueError, "accept_regions is from 0 to 253"),
-        ({"accept_regions": 1.5}, TypeError, "accept_regions is a number"),
-        ({"max_region": -1}, ValueError, "max_region is from 0"),
-        ({"max_region": "1 GiB"}, TypeError, "max_region is a number"),
+        ({"accept": {"fds": 1}}, TypeError, r"accept is an Accept, such as Accept\(fds=1\), not"),
+        ({"accept": (1, 2, 3, 4, False, False)}, TypeError, "accept is an Accept"),
+        ({"accept": None}, TypeError, "accept is an Accept"),
     ],
     ids=str,
 )
@@ -489,6 +488,61 @@ def test_options_that_mean_nothing_are_refused_at_once(options, error, says):
     with there, pytest.raises(error, match=says):
         memenpsf.Interface(here, bytes, **options)
     assert here.fileno() == -1
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"message": -1}, ValueError, "message of Accept is from 0"),
+        ({"message": None}, TypeError, "message of Accept is a number"),
+        ({"message": 1 << 64}, ValueError, "message of Accept is from 0"),
+        ({"message": np.array([1, 2])}, TypeError, "message of Accept is a number"),
+        ({"fds": -1}, ValueError, "fds of Accept is from 0 to 253, not -1"),
+        ({"fds": 254}, ValueError, "fds of Accept is from 0 to 253, not 254"),
+        ({"fds": "many"}, TypeError, "fds of Accept is a number"),
+        ({"fds": True}, TypeError, "fds of Accept is a number"),
+        ({"regions": -1}, ValueError, "regions of Accept is from 0 to 253"),
+        ({"regions": 1.5}, TypeError, "regions of Accept is a number"),
+        ({"region": -1}, ValueError, "region of Accept is from 0"),
+        ({"region": "1 GiB"}, TypeError, "region of Accept is a number"),
+        ({"shared": 1}, TypeError, "shared of Accept is True or False, not 1"),
+        ({"sockets": None}, TypeError, "sockets of Accept is True or False, not None"),
+    ],
+    ids=str,
+)
+def test_what_accept_cannot_mean_is_refused_where_it_is_made(options, error, says):
+    with pytest.raises(error, match=says):
+        memenpsf.Accept(**options)
+    with pytest.raises(error, match=says):
+        memenpsf.Accept()._replace(**options)
+
+
+def test_accept_is_a_value():
+    accept = memenpsf.Accept(fds=3, shared=True)
+    assert accept == memenpsf.Accept(shared=True, fds=3)
+    assert accept != memenpsf.Accept()
+    assert repr(accept) == (
+        "Accept(message=67108864, fds=3, regions=8, region=268435456, shared=True, sockets=False)"
+    )
+    with pytest.raises(AttributeError):
+        accept.fds = 4
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        assert pickle.loads(pickle.dumps(accept, protocol)) == accept
+    assert copy.deepcopy(accept) == accept
+
+
+@pytest.mark.parametrize(
+    ("option", "now"),
+    [
+        ("max_message", "accept=Accept(message=...)"),
+        ("accept_fds", "accept=Accept(fds=...)"),
+        ("accept_sockets", "accept=Accept(sockets=...)"),
+        ("spin", "wait=Spin(...)"),
+    ],
+)
+def test_an_option_of_before_says_how_it_is_written_now(option, now):
+    with pytest.raises(TypeError, match=re.escape(f"{option!r}: it is now {now}")):
+        memenpsf.pair(bytes, **{option: 1})
 
 
 @pytest.mark.parametrize(
@@ -503,7 +557,9 @@ def test_capacity_is_in_bytes_and_whole_pages(asked, given):
 
 def test_a_one_way_queue_takes_the_same_options():
     # A Receiver has no ring of its own that `inline` could be a part of.
-    sender, receiver = ipcqueue.pair(bytes, 4096, inline=100, accept_fds=1, max_message=10_000)
+    sender, receiver = ipcqueue.pair(
+        bytes, 4096, inline=100, accept=memenpsf.Accept(fds=1, message=10_000)
+    )
     with sender, receiver:
         assert (sender.capacity, receiver.capacity) == (4096, 4096)
         sender.push(b"a" * 9000)
@@ -750,7 +806,7 @@ def test_run_loops_move_messages_of_all_sizes_both_ways():
 
 def test_what_has_arrived_can_be_received_after_finish_with_its_descriptors(files):
     # They are still in the socket when this side stops waiting for it.
-    with connection(capacity=4096, accept_fds=1) as (one, other):
+    with connection(capacity=4096, accept=memenpsf.Accept(fds=1)) as (one, other):
         for n in range(10):
             one.xmit(b"%d" % n, fds=files[:1])
         other.finish()

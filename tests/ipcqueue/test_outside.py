@@ -139,7 +139,7 @@ def test_a_larger_one_takes_the_place_of_a_smaller_one_at_both_sides(made):
 
 
 def test_attachments_go_along_with_new_and_with_used_memory():
-    with connection(accept_fds=1) as (one, other), Path(os.devnull).open() as file:
+    with connection(accept=memenpsf.Accept(fds=1)) as (one, other), Path(os.devnull).open() as file:
         for n in range(3):
             with fdpass.MemoryRegion.create(3) as region:
                 region.buffer[:] = b"abc"
@@ -307,7 +307,7 @@ BOUNDARIES = [4081, 64 * KIB, 64 * KIB + 1, MIB, FEW, FEW + 1, 12 * MIB, 12 * MI
 @pytest.mark.parametrize("size", BOUNDARIES)
 def test_any_size_arrives_again_and_again(made, size):
     data = random.Random(size).randbytes(size)
-    with connection(max_message=20 * MIB, inline=4096) as (one, other):
+    with connection(accept=memenpsf.Accept(message=20 * MIB), inline=4096) as (one, other):
         for verb in VERBS:
             one.xmit(data)
             assert take_one(other, verb) == data

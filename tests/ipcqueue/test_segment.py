@@ -93,7 +93,7 @@ class TestLayout:
             os.getpid(),
         )
         limits = Limits()
-        accepted = (limits.max_message, limits.fds, limits.regions, 0)
+        accepted = (limits.message, limits.fds, limits.regions, 0)
         assert header[9:14] == (SLOTS, *accepted)
         assert header[14] == "nämé".encode().ljust(64, b"\0")
         assert header[15] == b"10 bytes: 0:u64 8:u16".ljust(512, b"\0")
@@ -364,7 +364,7 @@ class TestAdopt:
         assert memfd.closed
 
     def test_nobody_makes_a_receiver_read_gibibytes_unless_it_says_so(self):
-        assert (MAX_SEGMENT, Limits().max_region) == (128 << 20, 256 << 20)
+        assert (MAX_SEGMENT, Limits().region) == (128 << 20, 256 << 20)
 
     def test_blocks_beyond_its_end_hide_no_holes(self):
         size = needed(8, 4096)

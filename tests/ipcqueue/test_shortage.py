@@ -749,7 +749,7 @@ def test_a_peer_that_takes_back_what_it_has_published_is_corrupt():
     ],
 )
 def test_a_message_whose_descriptors_cannot_be_sent_is_not_sent(error, raised):
-    one, other = memenpsf.pair(bytes, accept_fds=1)
+    one, other = memenpsf.pair(bytes, accept=memenpsf.Accept(fds=1))
     with one, other, fdpass.Fd(os.memfd_create("file")) as file:
         send = partial(one.xmit, b"text", timeout=0, fds=[file])
         with pytest.raises(raised):

@@ -3,7 +3,9 @@
 import contextlib
 import math
 import os
+import pickle
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 
 import pytest
 from ipcqueue._core import ffi, lib
@@ -71,9 +73,9 @@ class TestOptions:
             ({"wait": "spin"}, (SPIN, True)),
             ({"wait": "sleep"}, (0, False)),
             ({"wait": "busy"}, _patience.BUSY),
-            ({"spin": 0}, (0, False)),
-            ({"spin": 0.0005}, (500_000, False)),
-            ({"wait": "spin", "spin": 1e-3}, (1_000_000, False)),
+            ({"wait": memenpsf.Spin(0)}, (0, False)),
+            ({"wait": memenpsf.Spin(0.0005)}, (500_000, False)),
+            ({"wait": memenpsf.Spin(timedelta(milliseconds=1))}, (1_000_000, False)),
         ],
     )
     def test_what_they_mean(self, options, expected):
@@ -83,18 +85,36 @@ class TestOptions:
         ("options", "error", "says"),
         [
             ({"wait": "yield"}, ValueError, "wait is one of .*spin.*busy.*sleep.*, not 'yield'"),
-            ({"wait": None}, ValueError, "not None"),
-            ({"spin": "0"}, TypeError, "spin is a number of seconds or None, not '0'"),
-            ({"spin": True}, TypeError, "not True"),
-            ({"spin": -1e-9}, ValueError, "from 0 to 0.001 seconds, not -1e-09"),
-            ({"spin": 0.0011}, ValueError, "not 0.0011"),
-            ({"spin": float("nan")}, ValueError, "not nan"),
-            ({"wait": "busy", "spin": 0.0}, ValueError, "spin goes with wait='spin'"),
+            ({"wait": None}, TypeError, "wait is one of .* not None"),
+            ({"wait": 0.0001}, TypeError, r"wait is one of .* or Spin\(seconds\), not 0.0001"),
+            ({"wait": (0.0001,)}, TypeError, "wait is one of"),
         ],
     )
     def test_what_means_nothing(self, options, error, says):
         with pytest.raises(error, match=says):
             Terms(8, BOTH, **options)
+
+    @pytest.mark.parametrize(
+        ("seconds", "error", "says"),
+        [
+            ("0", TypeError, "seconds of Spin are from 0 to 0.001 seconds, not '0'"),
+            (None, TypeError, "not None"),
+            (True, TypeError, "not True"),
+            (-1e-9, ValueError, "from 0 to 0.001 seconds, not -1e-09"),
+            (0.0011, ValueError, "not 0.0011"),
+            (float("nan"), ValueError, "not nan"),
+        ],
+    )
+    def test_how_long_nobody_can_spin(self, seconds, error, says):
+        with pytest.raises(error, match=says):
+            memenpsf.Spin(seconds)
+        with pytest.raises(error, match=says):
+            memenpsf.Spin(0)._replace(seconds=seconds)
+
+    def test_spin_is_a_value(self):
+        assert memenpsf.Spin(timedelta(microseconds=500)) == memenpsf.Spin(0.0005)
+        assert repr(memenpsf.Spin(0.0005)) == "Spin(seconds=0.0005)"
+        assert pickle.loads(pickle.dumps(memenpsf.Spin(0.0005))) == memenpsf.Spin(0.0005)
 
     def test_on_a_single_processor_nobody_spins(self, monkeypatch):
         monkeypatch.setattr(_patience, "ADAPTIVE", _patience.Patience(0, adaptive=False))
@@ -107,7 +127,7 @@ class TestSharing:
     """Looking helps nobody where it keeps the peer from running."""
 
     def test_two_processes_look_and_keep_the_interpreter_at_first(self):
-        for options in ({}, {"wait": "busy"}, {"spin": 0.0001}):
+        for options in ({}, {"wait": "busy"}, {"wait": memenpsf.Spin(0.0001)}):
             with connection(**options) as (one, _):
                 assert patience(one) > 0
                 assert not yields(one)
@@ -121,7 +141,7 @@ class TestSharing:
                 assert not side._endpoint.sender.look(1 << 20)
 
     @pytest.mark.usefixtures("one_process")
-    @pytest.mark.parametrize("options", [{"wait": "busy"}, {"spin": 0.0001}])
+    @pytest.mark.parametrize("options", [{"wait": "busy"}, {"wait": memenpsf.Spin(0.0001)}])
     def test_between_threads_who_must_look_lets_others_run(self, options):
         with connection(**options) as (one, other):
             for side in (one, other):
@@ -135,7 +155,7 @@ class TestSharing:
             assert patience(one) == 0
 
     @pytest.mark.usefixtures("one_processor")
-    @pytest.mark.parametrize("options", [{"wait": "busy"}, {"spin": 0.0001}])
+    @pytest.mark.parametrize("options", [{"wait": "busy"}, {"wait": memenpsf.Spin(0.0001)}])
     def test_on_one_processor_who_must_look_lets_others_run(self, options):
         with connection(**options) as (one, _):
             assert patience(one) > 0
@@ -216,7 +236,9 @@ class TestStrategies:
             one.xmit(bytes(8))
             assert other.recv() == bytes(8)
 
-    @pytest.mark.parametrize("options", [{"wait": "busy"}, {"wait": "sleep"}, {"spin": 0.0001}, {}])
+    @pytest.mark.parametrize(
+        "options", [{"wait": "busy"}, {"wait": "sleep"}, {"wait": memenpsf.Spin(0.0001)}, {}]
+    )
     def test_all_of_them_move_records_between_threads(self, options):
         with connection(capacity=4, **options) as (one, other), ThreadPoolExecutor() as pool:
             sent = [n.to_bytes(8, "little") for n in range(2000)]
@@ -265,7 +287,7 @@ class TestAdaptation:
             assert other.recv() == bytes(8)
 
     def test_what_was_told_is_not_adapted(self):
-        with connection(spin=0.0001) as (one, _):
+        with connection(wait=memenpsf.Spin(0.0001)) as (one, _):
             for _ in range(5):
                 assert patience(one) == 100_000
                 learn(one, came=False)
@@ -281,7 +303,7 @@ class TestAdaptation:
 
     def test_space_is_looked_for_until_there_is_some_to_go_on_with(self):
         # Woken for each slot, the sender would be one record ahead of its receiver for ever.
-        with connection(capacity=64, spin=0.0001) as (one, other):
+        with connection(capacity=64, wait=memenpsf.Spin(0.0001)) as (one, other):
             one.xmit_many([bytes(8)] * 64)
             ring = one._endpoint.sender._ring
             assert waiting.ipcq_await_space(ring, 1) == lib.IPCQ_FULL

@@ -687,7 +687,7 @@ def test_a_forked_child_that_closes_its_copy_leaves_the_listener_alone(path, for
 
 
 def test_a_forked_child_that_closes_its_copy_leaves_those_in_the_handshake_alone(path, forked):
-    with memenpsf.listen(path, "<Q", max_pending_per_uid=1) as listener:
+    with memenpsf.listen(path, "<Q", quota=memenpsf.Quota(pending=1)) as listener:
         with Client(path) as first, Client(path) as second:
             nothing_comes(listener)  # yet; and the second waits for a place
             assert forked(listener.close) == 0

@@ -316,7 +316,7 @@ def messages_and_peer(pool, door, items=(), record=bytes, **limits):
 def test_a_message_that_the_peer_does_not_take_ends_the_loop_and_is_handed_back(pool, door):
     many = [b"short"] * 1000  # more than the ring holds
     items = [*many, bytes(20), b"later"]
-    with messages_and_peer(pool, door, items, max_message=10) as (loop, peer):
+    with messages_and_peer(pool, door, items, accept=memenpsf.Accept(message=10)) as (loop, peer):
         peer.xmit(b"arrived")
         assert taken_by(peer) == many
         ended = loop.result()

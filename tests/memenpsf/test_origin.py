@@ -239,7 +239,7 @@ def test_so_does_a_loop_that_looks_for_more_where_memory_is_short(monkeypatch):
 
 def test_the_limits_of_the_peer_and_a_full_ring():
     a, b = socket.socketpair()
-    limits = {"max_message": 10, "accept_regions": 0, "timeout": None, "capacity": 4096}
+    limits = {"accept": memenpsf.Accept(message=10, regions=0), "timeout": None, "capacity": 4096}
     from ipcqueue import Opening, Role, Terms
 
     role = Role(sends=True, receives=True)

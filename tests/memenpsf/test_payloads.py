@@ -154,7 +154,7 @@ def test_too_many_descriptors_under_way_are_waited_for_and_then_full(forked):
         os.setgid(NOBODY)
         os.setuid(NOBODY)
         resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
-        with pair(accept_fds=20) as (one, other), Path(os.devnull).open() as file:
+        with pair(accept=memenpsf.Accept(fds=20)) as (one, other), Path(os.devnull).open() as file:
             sent = 0
             with pytest.raises(memenpsf.Full):
                 while True:
@@ -172,7 +172,7 @@ def test_too_many_descriptors_under_way_are_waited_for_and_then_full(forked):
 
 
 def test_one_thread_that_overtakes_another_does_not_make_the_peer_corrupt(monkeypatch):
-    with pair(accept_fds=1) as (one, other), Path(os.devnull).open() as file:
+    with pair(accept=memenpsf.Accept(fds=1)) as (one, other), Path(os.devnull).open() as file:
         one.xmit(b"first", fds=[file])
         endpoint = other._endpoint
         turn, read_on = endpoint.turn, endpoint.read_on
@@ -235,15 +235,15 @@ def test_an_interrupt_while_a_block_ends_leaves_nothing_lent(monkeypatch):
         assert len(messages) == 0
 
 
-@pytest.mark.parametrize("what", ["accept_shared", "accept_sockets"])
+@pytest.mark.parametrize("what", ["shared", "sockets"])
 @pytest.mark.parametrize("value", [2, 1, "no", None])
 def test_what_is_accepted_is_said_with_true_or_false(what, value):
-    with pytest.raises(TypeError, match=f"{what} is True or False"):
-        memenpsf.pair(bytes, **{what: value})
+    with pytest.raises(TypeError, match=f"{what} of Accept is True or False"):
+        memenpsf.Accept(**{what: value})
 
 
 def test_what_goes_along_is_any_sequence():
-    with pair(accept_fds=2) as (one, other), Path(os.devnull).open() as file:
+    with pair(accept=memenpsf.Accept(fds=2)) as (one, other), Path(os.devnull).open() as file:
         for fds in (np.array([file.fileno()] * 2), iter([file, file.fileno()])):
             one.xmit(b"x", fds=fds)
             with contextlib.closing(other.recv_message()) as message:
@@ -298,7 +298,7 @@ def test_what_cannot_be_decoded_is_named_and_loses_nothing_else():
 
 
 def test_a_message_larger_than_the_receiver_takes_is_refused_at_the_sender():
-    with pair(max_message=1000) as (one, other):
+    with pair(accept=memenpsf.Accept(message=1000)) as (one, other):
         with pytest.raises(memenpsf.TooLarge, match=r"1001 .* 1000"):
             one.xmit(bytes(1001))
         with pytest.raises(memenpsf.TooLarge, match="record 1"):
@@ -417,7 +417,7 @@ def test_records_can_be_lent_and_borrowed_across_the_wrap():
 
 def test_descriptors_arrive_with_their_message_and_no_other():
     before = descriptors()
-    with pair(accept_fds=8) as (one, other):
+    with pair(accept=memenpsf.Accept(fds=8)) as (one, other):
         for n in range(40):
             pipes = [os.pipe() for _ in range(n % 5)]
             for number, (_, write) in enumerate(pipes):
@@ -437,7 +437,7 @@ def test_descriptors_arrive_with_their_message_and_no_other():
 
 def test_plain_recv_closes_what_is_attached_and_counts_it():
     before = descriptors()
-    with pair(accept_fds=2) as (one, other), MemoryRegion.create(4096) as region:
+    with pair(accept=memenpsf.Accept(fds=2)) as (one, other), MemoryRegion.create(4096) as region:
         one.xmit(b"all", fds=[0, 1], regions=[region])
         assert other.recv() == b"all"
         assert other.statistics().dropped == 3
@@ -458,7 +458,7 @@ def test_a_region_is_frozen_once_given_and_read_only():
 
 def test_what_the_receiver_does_not_accept_is_refused_at_the_sender():
     here, there = socket.socketpair()
-    with pair(accept_fds=1, accept_regions=1) as (one, other), here, there:
+    with pair(accept=memenpsf.Accept(fds=1, regions=1)) as (one, other), here, there:
         with MemoryRegion.create(1, mode="shared") as shared, MemoryRegion.create(1) as region:
             closed = fdpass.Fd(os.dup(0))
             closed.close()
@@ -495,7 +495,7 @@ def test_a_killed_sender_leaves_whole_messages_with_their_descriptors(program):
             there.fileno(),
             pass_fds=[there.fileno()],
         )
-    with memenpsf.Interface(here, bytes, accept_fds=3) as interface:
+    with memenpsf.Interface(here, bytes, accept=memenpsf.Accept(fds=3)) as interface:
         before, n = descriptors(), 0
         with contextlib.suppress(memenpsf.PeerDied):
             while message := interface.recv_message():
@@ -520,7 +520,7 @@ def test_records_of_fixed_size_carry_nothing():
 
 
 async def test_everything_works_from_trio(tmp_path):
-    listener = await memenpsf.trio.listen(tmp_path / "s", bytes, accept_fds=3)
+    listener = await memenpsf.trio.listen(tmp_path / "s", bytes, accept=memenpsf.Accept(fds=3))
     got = []
 
     async def serve():

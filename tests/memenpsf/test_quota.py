@@ -8,6 +8,7 @@ import gc
 import itertools
 import math
 import os
+import pickle
 import resource
 import select
 import socket
@@ -24,9 +25,9 @@ import fdpass
 import memenpsf
 import memenpsf.trio
 from ipcqueue import Credentials, Opening, Role, Terms, advance
-from memenpsf import _pending, _quota, _reserve
+from memenpsf import Quota, _pending, _quota, _reserve, _shares
 from memenpsf._pending import PendingClients
-from memenpsf._quota import Quota
+from memenpsf._shares import Shares
 from tests.kit.clients import Client, connected, room_for_descriptors
 
 NOBODY = 65534
@@ -44,7 +45,7 @@ def path(tmp_path):
 
 
 def test_each_user_has_as_many_connections_as_the_limit():
-    quota = Quota(2, 100)
+    quota = Shares(2, 100)
     theirs = [quota.open(1000) for _ in range(2)]
     with pytest.raises(memenpsf.LimitRefused, match=r"uid 1000 has 2 connections here, .* have 2"):
         quota.open(1000)
@@ -57,7 +58,7 @@ def test_each_user_has_as_many_connections_as_the_limit():
 
 
 def test_each_user_shares_as_many_bytes_as_the_limit():
-    quota = Quota(10, 100)
+    quota = Shares(10, 100)
     first, second, other = quota.open(7), quota.open(7), quota.open(8)
     first.take(40)
     first.take(20)
@@ -72,7 +73,7 @@ def test_each_user_shares_as_many_bytes_as_the_limit():
 
 
 def test_a_share_counts_no_more_once_it_is_closed_or_dropped():
-    quota = Quota(1, 100)
+    quota = Shares(1, 100)
     for end in ("closed", "closed twice", "dropped", "dropped in a cycle"):
         share = quota.open(7)
         share.take(100)
@@ -88,7 +89,7 @@ def test_a_share_counts_no_more_once_it_is_closed_or_dropped():
 
 
 def test_shares_may_end_in_any_thread_while_they_are_counted():
-    quota = Quota(1000, 1 << 40)
+    quota = Shares(1000, 1 << 40)
     stop = threading.Event()
 
     def open_and_end(uid):
@@ -116,7 +117,7 @@ def test_by_default_a_user_may_have_connections_for_part_of_the_descriptors(
     monkeypatch, soft, most
 ):
     monkeypatch.setattr(resource, "getrlimit", lambda what: (soft, soft))
-    quota = Quota(None, 100)
+    quota = Shares(None, 100)
     shares = [quota.open(7) for _ in range(most)]
     with pytest.raises(memenpsf.LimitRefused, match=f"may have {most}"):
         quota.open(7)
@@ -125,7 +126,7 @@ def test_by_default_a_user_may_have_connections_for_part_of_the_descriptors(
 
 def test_without_a_limit_of_descriptors_there_is_none_of_connections(monkeypatch):
     monkeypatch.setattr(resource, "getrlimit", lambda what: (resource.RLIM_INFINITY,) * 2)
-    assert _quota.connections_by_default() > 1 << 60
+    assert _shares.connections_by_default() > 1 << 60
 
 
 # -- a listener with limits -----------------------------------------------------------------------
@@ -181,7 +182,7 @@ def turns(pending, count=4):
 
 def test_a_user_with_too_many_connections_is_refused_and_others_are_served(path, invented):
     with contextlib.ExitStack() as stack:
-        pending = PendingClients(path, "<Q", max_connections_per_uid=2, capacity=1)
+        pending = PendingClients(path, "<Q", quota=memenpsf.Quota(connections=2), capacity=1)
         stack.callback(pending.close)
 
         def connect(uid):
@@ -208,7 +209,7 @@ def test_a_user_with_too_many_connections_is_refused_and_others_are_served(path,
 def test_who_is_over_the_limit_is_refused_before_anything_is_made_for_it(
     path, invented, monkeypatch
 ):
-    pending = PendingClients(path, "<Q", max_connections_per_uid=1)
+    pending = PendingClients(path, "<Q", quota=memenpsf.Quota(connections=1))
     with contextlib.closing(pending):
         invented(path, 7)
         assert turns(pending) == []
@@ -226,7 +227,7 @@ def test_a_user_for_whom_this_side_shares_too_much_memory_is_refused_before_it_i
     path, invented
 ):
     ours = terms(capacity=1).segment_size
-    pending = PendingClients(path, "<Q", capacity=1, max_bytes_per_uid=2 * ours - 1)
+    pending = PendingClients(path, "<Q", capacity=1, quota=memenpsf.Quota(bytes=2 * ours - 1))
     with contextlib.closing(pending):
         invented(path, 7)
         assert turns(pending) == []
@@ -245,7 +246,9 @@ def test_a_user_for_whom_this_side_shares_too_much_memory_is_refused_before_it_i
 def test_a_user_who_shares_too_much_memory_is_refused_before_it_is_mapped(path, invented):
     ours = terms(capacity=1).segment_size
     theirs = terms(capacity=1024).segment_size
-    pending = PendingClients(path, "<Q", capacity=1, max_bytes_per_uid=2 * (ours + theirs) - 1)
+    pending = PendingClients(
+        path, "<Q", capacity=1, quota=memenpsf.Quota(bytes=2 * (ours + theirs) - 1)
+    )
     with contextlib.ExitStack() as stack:
         stack.callback(pending.close)
         clients = [introduced(invented(path, 7), capacity=1024) for _ in range(2)]
@@ -287,11 +290,12 @@ ENDS = [
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_whatever_way_a_connection_ends_its_user_gets_back_what_it_took(path, invented, end):
     options = {"timeout": 0 if end.endswith(("in time", "in vain")) else 5.0}
+    quota = memenpsf.Quota(pending=1)
     if end == "not admitted":
         options["allow_uids"] = {1}
     if end == "too much memory":
-        options["max_bytes_per_uid"] = 3 * PAGE
-    pending = PendingClients(path, "<Q", capacity=1, max_pending_per_uid=1, **options)
+        quota = memenpsf.Quota(pending=1, bytes=3 * PAGE)
+    pending = PendingClients(path, "<Q", capacity=1, quota=quota, **options)
     with contextlib.ExitStack() as stack:
         stack.callback(pending.close)
         sock = invented(path, 7)
@@ -354,7 +358,7 @@ def test_a_user_with_slow_clients_leaves_places_for_others_and_keeps_its_order(
     path, invented, monkeypatch
 ):
     Clock(monkeypatch)
-    pending = PendingClients(path, "<Q", capacity=1, max_pending=4, max_pending_per_uid=3)
+    pending = PendingClients(path, "<Q", capacity=1, quota=memenpsf.Quota(places=4, pending=3))
     with contextlib.ExitStack() as stack:
         stack.callback(pending.close)
         slow = [invented(path, 7) for _ in range(20)]
@@ -381,7 +385,7 @@ def test_a_user_with_slow_clients_leaves_places_for_others_and_keeps_its_order(
 
 
 def test_a_client_that_waits_for_a_place_is_served_when_its_time_has_come(path, invented):
-    pending = PendingClients(path, "<Q", capacity=1, max_pending_per_uid=1)
+    pending = PendingClients(path, "<Q", capacity=1, quota=memenpsf.Quota(pending=1))
     with contextlib.ExitStack() as stack:
         stack.callback(pending.close)
         silent = invented(path, 7)
@@ -399,7 +403,7 @@ def test_a_client_that_waits_for_a_place_is_served_when_its_time_has_come(path, 
 
 
 def test_who_got_a_place_late_has_no_more_time_than_others(path, invented):
-    pending = PendingClients(path, "<Q", capacity=1, max_pending_per_uid=1)
+    pending = PendingClients(path, "<Q", capacity=1, quota=memenpsf.Quota(pending=1))
     with contextlib.closing(pending):
         first, second = invented(path, 7), invented(path, 7)
         assert turns(pending) == []
@@ -412,7 +416,7 @@ def test_who_got_a_place_late_has_no_more_time_than_others(path, invented):
 
 
 def test_the_time_for_a_place_is_part_of_the_time_to_be_introduced(path, invented, monkeypatch):
-    pending = PendingClients(path, "<Q", capacity=1, max_pending_per_uid=1, timeout=5.0)
+    pending = PendingClients(path, "<Q", capacity=1, quota=memenpsf.Quota(pending=1), timeout=5.0)
     with contextlib.closing(pending):
         invented(path, 7)
         late = invented(path, 7)
@@ -451,7 +455,7 @@ def test_who_lets_handshakes_hang_begins_no_more_than_one_a_respite(path, invent
 
 def test_a_pause_follows_clients_that_got_no_handshake(path, invented, monkeypatch):
     Clock(monkeypatch)
-    pending = PendingClients(path, "<Q", capacity=1, max_connections_per_uid=2)
+    pending = PendingClients(path, "<Q", capacity=1, quota=memenpsf.Quota(connections=2))
     with contextlib.closing(pending):
         assert pending.cooldown() == 0
         first = [invented(path, 7) for _ in range(2)]
@@ -506,7 +510,7 @@ def test_only_the_user_rests_whose_clients_came_to_nothing(path, invented, monke
 
 def test_users_that_fill_all_places_give_one_to_another_user(path, invented, monkeypatch):
     clock = Clock(monkeypatch)
-    pending = PendingClients(path, "<Q", capacity=1, max_pending=4, max_pending_per_uid=3)
+    pending = PendingClients(path, "<Q", capacity=1, quota=memenpsf.Quota(places=4, pending=3))
     with contextlib.ExitStack() as stack:
         stack.callback(pending.close)
         silent = [invented(path, uid) for uid in (5, 6, 6, 6)]
@@ -538,7 +542,7 @@ def test_users_that_fill_all_places_give_one_to_another_user(path, invented, mon
 def test_the_queue_is_bounded_and_its_longest_part_gives_way(path, invented, monkeypatch):
     Clock(monkeypatch)
     monkeypatch.setattr(_pending, "MAX_CANDIDATES", 3)
-    pending = PendingClients(path, "<Q", capacity=1, max_pending=1)
+    pending = PendingClients(path, "<Q", capacity=1, quota=memenpsf.Quota(places=1))
     with contextlib.closing(pending):
         first = invented(path, 7)
         assert turns(pending) == []
@@ -563,7 +567,7 @@ def test_the_queue_is_bounded_and_its_longest_part_gives_way(path, invented, mon
 
 def test_a_guest_that_speaks_or_leaves_is_noticed(path, invented, monkeypatch):
     Clock(monkeypatch)
-    pending = PendingClients(path, "<Q", capacity=1, max_pending=1)
+    pending = PendingClients(path, "<Q", capacity=1, quota=memenpsf.Quota(places=1))
     with contextlib.closing(pending):
         invented(path, 7)
         speaking, leaving, _ = (invented(path, 8) for _ in range(3))
@@ -601,7 +605,7 @@ def test_a_turn_begins_no_more_handshakes_than_it_is_told(path, invented, monkey
 
 def test_users_take_turns(path, invented, monkeypatch):
     Clock(monkeypatch)
-    pending = PendingClients(path, "<Q", capacity=1, max_pending=6)
+    pending = PendingClients(path, "<Q", capacity=1, quota=memenpsf.Quota(places=6))
     pending.per_turn = 1
     with contextlib.closing(pending):
         for uid in (7, 7, 7, 7, 8, 8, 9):
@@ -653,20 +657,49 @@ def test_a_client_that_left_without_a_word_costs_no_memory(path, invented, monke
         assert pending.quota.shares(7) == []
 
 
-@pytest.mark.parametrize(
-    "limit",
-    [
-        "max_pending", "max_pending_per_uid", "max_connections_per_uid", "max_bytes_per_uid",
-        "max_descriptors_per_uid",
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("limit", ["connections", "bytes", "descriptors", "pending", "places"])
 @pytest.mark.parametrize(("value", "error"), [(0, ValueError), (-1, ValueError), ("9", TypeError)])
-async def test_a_limit_that_is_none_is_refused_by_both_doors(path, limit, value, error):
-    with pytest.raises(error, match=limit):
-        memenpsf.listen(path, "<Q", **{limit: value})
-    with pytest.raises(error, match=limit):
-        await memenpsf.trio.listen(path, "<Q", **{limit: value})
+def test_a_limit_that_is_none_is_refused_where_it_is_stated(limit, value, error):
+    with pytest.raises(error, match=f"{limit} of Quota is"):
+        Quota(**{limit: value})
+    with pytest.raises(error, match=f"{limit} of Quota is"):
+        Quota()._replace(**{limit: value})
+
+
+@pytest.mark.parametrize("wrong", [None, 3, {"connections": 3}, (1, 2, 3, 4, 5)])
+async def test_what_is_no_quota_is_refused_by_both_doors(path, wrong):
+    with pytest.raises(TypeError, match="quota is a Quota, such as"):
+        memenpsf.listen(path, "<Q", quota=wrong)
+    with pytest.raises(TypeError, match="quota is a Quota, such as"):
+        await memenpsf.trio.listen(path, "<Q", quota=wrong)
     assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "now"),
+    [
+        ("max_connections_per_uid", "connections"),
+        ("max_bytes_per_uid", "bytes"),
+        ("max_descriptors_per_uid", "descriptors"),
+        ("max_pending_per_uid", "pending"),
+        ("max_pending", "places"),
+    ],
+)
+def test_a_limit_of_before_says_how_it_is_written_now(path, option, now):
+    with pytest.raises(TypeError, match=rf"{option}': it is now quota=Quota\({now}=\.\.\.\)$"):
+        memenpsf.listen(path, "<Q", **{option: 3})
+    assert not path.exists()
+
+
+def test_a_quota_is_a_value():
+    quota = Quota(connections=3, bytes=1 << 20)
+    assert quota == Quota(bytes=1 << 20, connections=3)
+    assert repr(quota) == (
+        "Quota(connections=3, bytes=1048576, descriptors=None, pending=32, places=64)"
+    )
+    with pytest.raises(AttributeError):
+        quota.pending = 4
+    assert pickle.loads(pickle.dumps(quota)) == quota
 
 
 def test_the_limits_by_default(path):
@@ -674,7 +707,7 @@ def test_the_limits_by_default(path):
         assert (pending._max_pending, pending._max_pending_per_uid) == (64, 32)
         assert pending.quota._max_connections is None
         assert pending.quota._max_bytes == 8 << 30
-    assert _pending.MAX_PENDING_PER_UID < _pending.MAX_PENDING
+    assert _quota.PENDING < _quota.PLACES
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as two users")
@@ -691,7 +724,7 @@ def test_another_user_over_its_limit_does_not_concern_this_one(forked):
             interface.close()
 
     with contextlib.ExitStack() as stack:
-        options = {"allow_uids": {0, NOBODY}, "max_connections_per_uid": 2, "capacity": 1}
+        options = {"allow_uids": {0, NOBODY}, "quota": memenpsf.Quota(connections=2), "capacity": 1}
         listener = stack.enter_context(memenpsf.listen(address, "<Q", **options))
         pool = stack.enter_context(ThreadPoolExecutor(1))
         outcomes = pool.submit(accept_some, listener, 5)
@@ -736,7 +769,7 @@ def shares_with(quota, *counts):
 
 
 def test_what_comes_and_goes_with_messages_counts_beside_the_connections():
-    quota = Quota(10, 100, max_descriptors=20)
+    quota = Shares(10, 100, max_descriptors=20)
     one, two, other = shares_with(quota, (7, 5), (7, 5), (8, 9))
     assert one.fits(5)
     assert two.fits(5)
@@ -749,7 +782,7 @@ def test_what_comes_and_goes_with_messages_counts_beside_the_connections():
 
 
 def test_a_single_message_always_fits():
-    quota = Quota(10, 100, max_descriptors=1)
+    quota = Shares(10, 100, max_descriptors=1)
     (one,) = shares_with(quota, (7, 253))
     assert one.fits(253)
     one.follow(lambda: 254)
@@ -758,7 +791,7 @@ def test_a_single_message_always_fits():
 
 def test_all_users_together_leave_some_descriptors(monkeypatch):
     monkeypatch.setattr(resource, "getrlimit", lambda what: (160, 160))
-    quota = Quota(None, 100)
+    quota = Shares(None, 100)
     shares = shares_with(quota, (7, 60), (8, 60), (9, 15))
     third = shares[2]
     assert third.fits(15)  # a single message
@@ -769,23 +802,23 @@ def test_all_users_together_leave_some_descriptors(monkeypatch):
 
 
 def test_a_connection_leaves_its_user_room_for_a_message():
-    quota = Quota(10, 100, max_descriptors=16, reserved=5)
+    quota = Shares(10, 100, max_descriptors=16, reserved=5)
     kept = [quota.open(7), quota.open(7)]
     with pytest.raises(memenpsf.LimitRefused, match="less than 5 of its 16 descriptors"):
         quota.open(7)
     assert quota.open(8).uid == 8
     assert len(kept) == 2
-    assert Quota(10, 100, max_descriptors=1, reserved=5).open(7).uid == 7
+    assert Shares(10, 100, max_descriptors=1, reserved=5).open(7).uid == 7
 
 
-MESSAGES = {"capacity": PAGE, "accept_fds": 4, "accept_regions": 0}
+MESSAGES = {"capacity": PAGE, "accept": memenpsf.Accept(fds=4, regions=0)}
 
 
 class Counted:
     """A listener for messages, and connections of any user to it."""
 
     def __init__(self, path, invented, stack, limit):
-        options = {**MESSAGES, "max_descriptors_per_uid": limit}
+        options = {**MESSAGES, "quota": memenpsf.Quota(descriptors=limit)}
         self.pending = PendingClients(path, bytes, **options)
         self._path, self._invented, self._stack = path, invented, stack
         stack.callback(self.pending.close)
@@ -964,7 +997,7 @@ def test_a_sender_that_waits_goes_on_when_its_peer_reads(counted, null):
 
 
 async def test_a_task_waits_for_room_and_goes_on(path, null):
-    options = {**MESSAGES, "max_descriptors_per_uid": 15}
+    options = {**MESSAGES, "quota": memenpsf.Quota(descriptors=15)}
     async with await memenpsf.trio.listen(path, bytes, **options) as listener:
         async with trio.open_nursery() as nursery:
             pairs = []

@@ -182,10 +182,10 @@ async def descriptor_back(interface):
 
 
 LIMITS = {
-    "a long message": (xmit_back, "TooLarge", {"max_message": 10}),
-    "a batch of them": (xmit_many_back, "TooLarge", {"max_message": 10}),
-    "a long loan": (loan_back, "TooLarge", {"max_message": 10}),
-    "a region": (region_back, "Unaccepted", {"accept_regions": 0}),
+    "a long message": (xmit_back, "TooLarge", {"accept": memenpsf.Accept(message=10)}),
+    "a batch of them": (xmit_many_back, "TooLarge", {"accept": memenpsf.Accept(message=10)}),
+    "a long loan": (loan_back, "TooLarge", {"accept": memenpsf.Accept(message=10)}),
+    "a region": (region_back, "Unaccepted", {"accept": memenpsf.Accept(regions=0)}),
     "a descriptor": (descriptor_back, "Unaccepted", {}),
 }
 
@@ -432,7 +432,9 @@ def test_even_with_raise_no_client_ends_the_server(pool, tmp_path, log, door, ev
     server = door(pool, evil_only(evil), tmp_path / "s", on_error="raise")
     with memenpsf.connect(tmp_path / "s", bytes) as steady:
         memenpsf.connect(tmp_path / "s", bytes, name="evil").close()
-        with memenpsf.connect(tmp_path / "s", bytes, name="evil", max_message=10) as client:
+        with memenpsf.connect(
+            tmp_path / "s", bytes, name="evil", accept=memenpsf.Accept(message=10)
+        ) as client:
             if evil is xmit_back:
                 client.xmit(bytes(20))
         assert is_served(steady)
@@ -810,14 +812,14 @@ def test_a_shortage_on_the_way_in_ends_one_client(
                     raise
             return super().step()
 
-    class Quota(_pending.Quota):
+    class Shares(_pending.Shares):
         def open(self, uid):
             if where == "open":
                 fail_if_short()
             return super().open(uid)
 
     monkeypatch.setattr(_pending, "Opening", Opening)
-    monkeypatch.setattr(_pending, "Quota", Quota)
+    monkeypatch.setattr(_pending, "Shares", Shares)
     server = door(pool, echo, tmp_path / "s")
     with memenpsf.connect(tmp_path / "s", bytes) as steady:
         assert is_served(steady)

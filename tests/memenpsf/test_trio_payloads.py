@@ -161,7 +161,9 @@ async def receive_hashed(side, count):
 
 
 async def test_limits_of_the_peer_hold_here_too():
-    async with connected(accept_fds=2, other={"max_message": 1000, "accept_fds": 1}) as sides:
+    async with connected(
+        accept=memenpsf.Accept(fds=2), other={"accept": memenpsf.Accept(message=1000, fds=1)}
+    ) as sides:
         one, other = sides
         with pytest.raises(memenpsf.TooLarge, match=r"1001 bytes, .* at most 1000"):
             await one.xmit(bytes(1001))
@@ -243,7 +245,7 @@ async def test_run_loops_move_messages_of_all_sizes_both_ways():
 
 
 async def test_each_message_has_its_own_descriptors_and_regions():
-    async with connected(capacity=4096, accept_fds=9) as (one, other):
+    async with connected(capacity=4096, accept=memenpsf.Accept(fds=9)) as (one, other):
         for end in (one, other):
             end._endpoint.wire.events_fileno()  # made by the first who waits
         before = open_descriptors()
@@ -270,7 +272,7 @@ async def test_each_message_has_its_own_descriptors_and_regions():
 
 
 async def test_who_does_not_ask_for_what_is_attached_has_it_closed_and_counted():
-    async with connected(accept_fds=3) as (one, other):
+    async with connected(accept=memenpsf.Accept(fds=3)) as (one, other):
         before = open_descriptors()
         with numbers(1, 2, 3) as files, fdpass.MemoryRegistry() as registry:
             for _ in range(4):
@@ -295,7 +297,7 @@ async def test_records_of_one_size_come_with_nothing():
 
 
 async def test_tasks_that_wait_for_different_things_get_each_their_own():
-    async with connected(capacity=4096, accept_fds=1) as (one, other):
+    async with connected(capacity=4096, accept=memenpsf.Accept(fds=1)) as (one, other):
         got = []
 
         async def messages():
@@ -352,7 +354,7 @@ def tries(monkeypatch):
 @pytest.mark.parametrize("timeout", [0, 0.05])
 @pytest.mark.parametrize("size", [10, 300_000])
 async def test_a_socket_without_room_is_full_in_time_and_nothing_was_sent(timeout, size, tries):
-    async with connected(accept_fds=1) as (one, other):
+    async with connected(accept=memenpsf.Accept(fds=1)) as (one, other):
         before = open_descriptors()
         filled = await fill_socket(one)
         with numbers(1) as files, pytest.raises(mt.Full) as caught:
@@ -374,7 +376,10 @@ async def test_who_waits_for_room_in_the_socket_tries_again_when_there_is_some(
 ):
     # By a clock that jumps: only sleeping tasks let it.  A tenth of a minute of waiting is over
     # at once, and whoever tried all the time would never let it pass.
-    async with connected(accept_fds=1) as (one, other), trio.open_nursery() as nursery:
+    async with (
+        connected(accept=memenpsf.Accept(fds=1)) as (one, other),
+        trio.open_nursery() as nursery,
+    ):
         filled = await fill_socket(one)
         with numbers(1) as files:
             send = {
@@ -392,7 +397,7 @@ async def test_who_waits_for_room_in_the_socket_tries_again_when_there_is_some(
 
 
 async def test_two_sides_that_wait_for_room_in_the_same_socket_make_it_for_each_other():
-    async with connected(accept_fds=1) as sides:
+    async with connected(accept=memenpsf.Accept(fds=1)) as sides:
         filled = [await fill_socket(side) for side in sides]
 
         async def send(side, files):
@@ -414,7 +419,7 @@ async def test_two_sides_that_wait_for_room_in_the_same_socket_make_it_for_each_
 
 @pytest.mark.parametrize("which", ["this side", "the peer"])
 async def test_the_end_wakes_who_waits_for_room_in_the_socket(which, tries):
-    async with connected(accept_fds=1) as (one, other):
+    async with connected(accept=memenpsf.Accept(fds=1)) as (one, other):
         await fill_socket(one)
         expected = mt.Closed if which == "this side" else mt.ReceiverGone
 
@@ -458,7 +463,7 @@ async def test_a_loan_ends_as_its_block_does(how):
 
 @pytest.mark.parametrize("how", ["leave", "cancel", "exception", "cancelled"])
 async def test_a_borrowing_takes_only_when_its_block_ends_well(how):
-    async with connected(capacity=4096, accept_fds=1) as (one, other):
+    async with connected(capacity=4096, accept=memenpsf.Accept(fds=1)) as (one, other):
         with numbers(5) as files:
             await one.xmit(b"first", fds=files)
         await one.xmit(b"large" * 1000)
@@ -597,7 +602,7 @@ async def test_the_end_may_come_while_memory_is_lent(kind, which):
 
 
 async def test_a_peer_that_breaks_the_protocol_is_a_broken_resource():
-    async with connected(max_message=10) as (one, other):
+    async with connected(accept=memenpsf.Accept(message=10)) as (one, other):
         one._endpoint._limits = ipcqueue._records.messages.Limits()
         one._endpoint.sender._limits = ipcqueue._records.messages.Limits()
         await one.xmit(b"far too large for it")
@@ -636,7 +641,7 @@ async def test_an_interface_that_is_closed_lends_nothing():
 @pytest.mark.parametrize("how", ["publish", "leave"])
 async def test_a_loan_that_nobody_takes_any_more_says_so_in_words_of_trio(how):
     async with connected() as (one, other):
-        with pytest.raises(trio.EndOfChannel):
+        with pytest.raises(trio.BrokenResourceError):
             async with one.loan(5) as loan:
                 other.close()
                 if how == "publish":
@@ -774,7 +779,7 @@ RECEIVING = {
 async def test_cancelling_a_receive_at_any_step_loses_nothing(verb, already):
     @contextlib.asynccontextmanager
     async def situation():
-        async with connected(capacity=4096, accept_fds=2) as (one, other):
+        async with connected(capacity=4096, accept=memenpsf.Accept(fds=2)) as (one, other):
             async with trio.open_nursery() as nursery:
                 if already:
                     await send_all(one)
@@ -837,7 +842,9 @@ async def test_cancelling_a_send_at_any_step_means_that_it_was_not_sent(verb, ob
         with numbers(1) as files, region_of(b"r") as region:
             async with (
                 connected(
-                    capacity=4096, inline=4096 if "large" not in verb else 0, accept_fds=1
+                    capacity=4096,
+                    inline=4096 if "large" not in verb else 0,
+                    accept=memenpsf.Accept(fds=1),
                 ) as (
                     one,
                     other,
@@ -916,7 +923,10 @@ async def test_cancelling_a_batch_at_any_step_sends_the_first_of_it():
 
 async def test_a_cancelled_task_that_was_reading_hands_on_to_the_others():
     got = []
-    async with connected(accept_fds=1) as (one, other), trio.open_nursery() as nursery:
+    async with (
+        connected(accept=memenpsf.Accept(fds=1)) as (one, other),
+        trio.open_nursery() as nursery,
+    ):
         scope = trio.CancelScope()
 
         async def control():

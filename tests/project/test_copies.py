@@ -168,7 +168,7 @@ def owners():
         shared = keep(MemoryRegion.create(4096, mode="shared"))
         mapping = keep(memfd.map())
         mappings = keep(contextlib.closing(fdpass.lowlevel.Mappings()))
-        one, other = memenpsf.pair(bytes, accept_fds=1)
+        one, other = memenpsf.pair(bytes, accept=memenpsf.Accept(fds=1))
         keep(one)
         keep(other)
         sender, receiver = ipcqueue.pair("<Q")
@@ -237,7 +237,7 @@ def test_what_to_do_instead_works():
 @pytest.fixture
 def received():
     """Receive a message with a descriptor and a region, and one with nothing."""
-    one, other = memenpsf.pair(bytes, accept_fds=1)
+    one, other = memenpsf.pair(bytes, accept=memenpsf.Accept(fds=1))
     with one, other, MemoryRegion.create(4096) as region, Path(os.devnull).open() as file:
         one.xmit(b"whole", fds=[file], regions=[region])
         one.xmit(b"plain")

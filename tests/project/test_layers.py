@@ -379,7 +379,7 @@ def test_errors_say_times_as_they_were_given(module):
     wrong = functions_that(module, is_a_time_in_seconds)
     assert wrong <= {
         ("fdpass/_numbers.py", "shown_seconds"),
-        ("ipcqueue/_link/terms.py", "checked_patience"),  # a constant
+        ("ipcqueue/_link/options.py", "__new__"),  # a constant
         ("memenpsf/_places.py", "_lock"),  # another
     }
 

@@ -264,7 +264,7 @@ def closing(received):
 def attachments(case):
     with contextlib.ExitStack() as undo:
         one, other = undo.enter_context(
-            pair(bytes, accept_fds=3, accept_regions=3, accept_sockets=True)
+            pair(bytes, accept=memenpsf.Accept(fds=3, regions=3, sockets=True))
         )
         there = Flow(case, lambda: closing(other.recv_message(timeout=0)))
         file = undo.enter_context(Path(os.devnull).open())
@@ -419,7 +419,10 @@ def sudden_end(case):
 
 def _the_end(case, kind, finish):
     for spec, record in (SPECS["slots"], SPECS["messages"]):
-        with pair(spec, **({"accept_fds": 1} if spec is bytes else {})) as (one, other):
+        with pair(spec, **({"accept": memenpsf.Accept(fds=1)} if spec is bytes else {})) as (
+            one,
+            other,
+        ):
             sent = [record(1), record(2)]
             got = []
             fds = {}
@@ -747,9 +750,11 @@ async def trio_connection(case):
     import memenpsf.trio
 
     address = str(Path(DIRECTORY) / "trio")
-    listener = await case.do_async(memenpsf.trio.listen, address, bytes, accept_fds=2)
+    listener = await case.do_async(
+        memenpsf.trio.listen, address, bytes, accept=memenpsf.Accept(fds=2)
+    )
     if listener is FAILED:
-        listener = await memenpsf.trio.listen(address, bytes, accept_fds=2)
+        listener = await memenpsf.trio.listen(address, bytes, accept=memenpsf.Accept(fds=2))
     accepted, wanted = [], []
 
     async def serve():
@@ -766,7 +771,7 @@ async def trio_connection(case):
     async def connect(name):
         try:
             return await memenpsf.trio.connect(
-                address, bytes, name=name, timeout=PATIENCE, accept_fds=2
+                address, bytes, name=name, timeout=PATIENCE, accept=memenpsf.Accept(fds=2)
             )
         except (ipcqueue.PeerDied, ipcqueue.Refused):
             return FAILED  # it was the server that something happened to

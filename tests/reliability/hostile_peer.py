@@ -42,10 +42,10 @@ HEAD, TAIL, EPOCHS, RING = 1024, 1152, 1280, 4096
 PATIENCE = 20.0  # seconds: for a machine that has other things to do
 MUTATIONS = 300  # of one connection
 
-ACCEPT = {"accept_fds": 4, "accept_regions": 4, "accept_shared": True, "max_message": 1 << 20}
+ACCEPT = {"accept": memenpsf.Accept(fds=4, regions=4, shared=True, message=1 << 20)}
 SHAPES = {
     "bytes": (bytes, ACCEPT),
-    "messages": (memenpsf.Message, {"accept_fds": 2, "accept_sockets": True, "max_message": 5000}),
+    "messages": (memenpsf.Message, {"accept": memenpsf.Accept(fds=2, sockets=True, message=5000)}),
     "numbers": ("<QdI", {}),
     "blobs": (24, {}),
     "bytes of one": (1, {}),
@@ -244,7 +244,7 @@ class Attacker:
             fd.close()
 
 
-ACCEPT_ALL = {"accept_fds": 253, "accept_regions": 100, "accept_sockets": True, "timeout": None}
+ACCEPT_ALL = {"accept": memenpsf.Accept(fds=253, regions=100, sockets=True), "timeout": None}
 
 
 def attack(shape, path, seed, connections):

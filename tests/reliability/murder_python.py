@@ -83,7 +83,7 @@ class Scene:
         self.options = {"capacity": CAPACITY}
         self.gifts = 0
         if record is bytes:
-            self.options = {"capacity": 4096, "accept_fds": 4}
+            self.options = {"capacity": 4096, "accept": memenpsf.Accept(fds=4)}
         self.__dict__.update(changes)
         self.begins = 0 if self.receives else before  # the number of the first record of the call
 

@@ -860,7 +860,7 @@ MUTANTS = [
     ),
     Mutant(
         "a user's share is never given back",
-        "memenpsf/_quota.py",
+        "memenpsf/_shares.py",
         "        self._shares.discard(reference)\n",
         "",
         "memenpsf/test_quota.py::test_each_user_shares_as_many_bytes_as_the_limit",
@@ -944,7 +944,7 @@ MUTANTS = [
     ),
     Mutant(
         "a user with full hands waits for itself",
-        "memenpsf/_quota.py",
+        "memenpsf/_shares.py",
         "        if attached <= count:\n            return True\n",
         "",
         "memenpsf/test_quota.py::test_a_single_message_always_fits",

@@ -23,7 +23,7 @@ def pair(record, **options):
     return made
 
 listener = memenpsf.listen(sys.argv[1], 8)
-records, messages = pair(8), pair(bytes, accept_fds=1, accept_regions=1)
+records, messages = pair(8), pair(bytes, accept=memenpsf.Accept(fds=1, regions=1))
 sleepers = pair(8)
 region = fdpass.MemoryRegion.create(4096)
 messages[0].xmit(bytes(500_000))  # outside the ring

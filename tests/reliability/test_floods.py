@@ -31,7 +31,7 @@ class Flood:
     """A connection, and what its peer does to it for ever."""
 
     def __init__(self, record):
-        self.it = Hostile(record=record, accept_fds=4)
+        self.it = Hostile(record=record, accept=memenpsf.Accept(fds=4))
         self.victim = self.it.victim
         self.own = self.it.endpoint._own.mapping.at
         self.peer = ffi.buffer(self.it.endpoint._peer.mapping.at, 4096)

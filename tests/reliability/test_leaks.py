@@ -227,7 +227,7 @@ class Ways:
 
     async def over_the_limit(self):
         path = self._path.with_name("limited")
-        door = self._kind(path, max_connections_per_uid=1)
+        door = self._kind(path, quota=memenpsf.Quota(connections=1))
         with Client(path, bytes, capacity=4096).say_hello():
             accepted = await door.accept()
             with connected(path) as one_too_many:
@@ -253,7 +253,7 @@ class Ways:
 
     async def the_listener_closed(self):
         path = self._path.with_name("closed")
-        door = self._kind(path, max_pending_per_uid=2)
+        door = self._kind(path, quota=memenpsf.Quota(pending=2))
         with contextlib.ExitStack() as stack:
             for _ in range(3):  # the last one waits for a place
                 stack.enter_context(connected(path))

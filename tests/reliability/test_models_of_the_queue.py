@@ -647,7 +647,7 @@ class OfMessages(Model):
         start = 0 if before_the_end is None else U64 - 16 * before_the_end - 16
         described, self.make = self.SPECS[spec]
         self.spec, self.inline = spec, inline
-        options = {"max_message": self.MAX_MESSAGE, "accept_fds": 4, "accept_regions": 2}
+        options = {"accept": memenpsf.Accept(message=self.MAX_MESSAGE, fds=4, regions=2)}
         self.open(level, described, self.CAPACITY, start, doors, inline=inline, **options)
         self.files = [fdpass.Fd(os.memfd_create(f"file {n}")) for n in range(2)]
         self.region = fdpass.MemoryRegion.create(4096)

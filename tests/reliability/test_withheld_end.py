@@ -160,7 +160,7 @@ def test_all_that_was_published_comes_first(bereaved):
 
 def test_descriptors_that_were_sent_come_with_their_messages(bereaved):
     script = "for n in range(10): interface.xmit(bytes([n]), fds=[sys.stdin.fileno()])"
-    it = bereaved(bytes, script, accept_fds=1)
+    it = bereaved(bytes, script, accept=memenpsf.Accept(fds=1))
     it.kill()
     assert it.interface.recv_ctrl_msg(timeout=0) is None  # reads of the socket what is there
     for n in range(10):

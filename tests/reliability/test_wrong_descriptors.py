@@ -257,7 +257,7 @@ def test_as_a_region_it_ends_the_connection(name, verb):
         pytest.skip("what is attached does not belong to a borrowing, and is closed unseen")
     with wrong.made(name) as number, nothing_stays():
         for count in (1, 2):
-            with contextlib.closing(Hostile(max_region=wrong.MAX)) as it:
+            with contextlib.closing(Hostile(accept=memenpsf.Accept(region=wrong.MAX))) as it:
                 it.give(*[number] * count)
                 it.frame(b"x", regions=count)
                 if "memory" in name or "segment" in name or "TiB" in name or "file can" in name:
@@ -300,7 +300,7 @@ ROUGHLY_RIGHT = {
 @every_verb
 def test_as_an_attachment_it_is_what_was_asked_for_or_ends_the_connection(name, verb):
     with wrong.made(name) as number, nothing_stays():
-        with contextlib.closing(Hostile(accept_fds=1)) as it:
+        with contextlib.closing(Hostile(accept=memenpsf.Accept(fds=1))) as it:
             it.give(number)
             it.frame(b"x", fds=1)
             if "socket" in name:
@@ -311,7 +311,9 @@ def test_as_an_attachment_it_is_what_was_asked_for_or_ends_the_connection(name, 
                 with contextlib.closing(got):
                     assert os.path.sameopenfile(got.fds[0].fileno(), number)
             assert it.victim.recv(timeout=0) is None
-        with contextlib.closing(Hostile(accept_fds=0)) as it:  # and where none is accepted
+        with contextlib.closing(
+            Hostile(accept=memenpsf.Accept(fds=0))
+        ) as it:  # and where none is accepted
             it.give(number)
             it.frame(b"x", fds=1)
             connection_gives(it, CorruptPeer, "receiver accepts at most 0|a socket", VERBS[verb])
@@ -321,14 +323,14 @@ def test_as_an_attachment_it_is_what_was_asked_for_or_ends_the_connection(name, 
 def test_descriptors_with_another_number_than_announced_end_the_connection(name):
     with wrong.made(name) as number, nothing_stays():
         for count, argument in ((1, 0), (1, 2), (2, 1), (19, 19), (253, 253)):
-            with contextlib.closing(Hostile(accept_fds=1)) as it:
+            with contextlib.closing(Hostile(accept=memenpsf.Accept(fds=1))) as it:
                 it.say(FDS, argument, [number] * count)
                 says = f"{count} descriptors nobody asked for"
                 connection_gives(it, CorruptPeer, says, VERBS["recv"])
-        with contextlib.closing(Hostile(accept_fds=1)) as it:
+        with contextlib.closing(Hostile(accept=memenpsf.Accept(fds=1))) as it:
             fdpass.send_fds(it.sock, [number], bytes((FDS,)))  # half a message
             connection_gives(it, CorruptPeer, "1 descriptors nobody asked for", VERBS["recv"])
-        with contextlib.closing(Hostile(accept_fds=4)) as it:
+        with contextlib.closing(Hostile(accept=memenpsf.Accept(fds=4))) as it:
             it.give(number)
             it.frame(b"x", fds=2)
             connection_gives(
@@ -341,7 +343,7 @@ def test_one_beyond_the_sixteen_that_may_be_under_way_ends_the_connection(name):
     with (
         wrong.made(name) as number,
         nothing_stays(),
-        contextlib.closing(Hostile(accept_fds=1)) as it,
+        contextlib.closing(Hostile(accept=memenpsf.Accept(fds=1))) as it,
     ):
         for _ in range(16):
             it.give(number)
@@ -356,7 +358,7 @@ def test_one_beyond_the_sixteen_that_may_be_under_way_ends_the_connection(name):
 @every_kind
 def test_what_nobody_received_is_closed_with_the_connection(name):
     with wrong.made(name) as number, nothing_stays():
-        with contextlib.closing(Hostile(accept_fds=1)) as it:
+        with contextlib.closing(Hostile(accept=memenpsf.Accept(fds=1))) as it:
             for _ in range(20):
                 it.give(number)
         with contextlib.closing(Hostile()) as it:
@@ -384,7 +386,7 @@ def test_what_takes_long_to_close_delays_no_end(when, make, tmp_path):
                 leave(it.sock, bytes((FDS, 1)))
             it = None
         elif when == "region":
-            with contextlib.closing(Hostile(max_region=wrong.MAX)) as it:
+            with contextlib.closing(Hostile(accept=memenpsf.Accept(region=wrong.MAX))) as it:
                 leave(it.sock, bytes((FDS, 1)))
                 it.frame(b"x", regions=1)
                 connection_gives(it, CorruptPeer, "a memory region that is none", VERBS["recv"])
@@ -438,7 +440,7 @@ def test_what_takes_long_to_close_delays_nobody_out_of_band_either(when, make, t
         else:
             path = tmp_path / "s"
             with contextlib.ExitStack() as clients:
-                with memenpsf.listen(path, wrong.SPEC, max_pending=1) as listener:
+                with memenpsf.listen(path, wrong.SPEC, quota=memenpsf.Quota(places=1)) as listener:
                     first, second = (
                         clients.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(2)
                     )

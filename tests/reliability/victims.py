@@ -20,7 +20,7 @@ SIZE = 32
 HEADER = struct.Struct("<QII")  # number, checksum of the rest, what is attached
 OUTSIDE, REGION, GIFT = 3000, 1, 2
 PAUSE = 0.001
-LIMITS = {"accept_fds": 4, "accept_regions": 4}
+LIMITS = {"accept": memenpsf.Accept(fds=4, regions=4)}
 
 
 NOISE = random.Random("noise").randbytes(1 << 16)

@@ -31,7 +31,9 @@ class Scene:
 
     def set_up(self, *others):
         self.left.close()
-        self.listener = self.left.enter_context(memenpsf.listen(self.path, "<Q", max_pending=3))
+        self.listener = self.left.enter_context(
+            memenpsf.listen(self.path, "<Q", quota=memenpsf.Quota(places=3))
+        )
         self.raised.clear()
         if others:
             self.say()  # one that has a handshake, and says nothing

@@ -164,7 +164,7 @@ def test_two_exceptions_lose_and_double_no_descriptor(verb):
     made, before = [], descriptors()
 
     def prepare():
-        made[:] = memenpsf.pair(number_codec, capacity=4096, accept_fds=2)
+        made[:] = memenpsf.pair(number_codec, capacity=4096, accept=memenpsf.Accept(fds=2))
         with Path("/dev/null").open() as null, fdpass.MemoryRegion.create(100) as region:
             for n in range(3):
                 made[0].xmit(n, fds=[null.fileno()], regions=[region] if n == 1 else [])
@@ -219,7 +219,7 @@ def test_two_exceptions_in_sending_mean_done_or_not_done(how):
     made = []
 
     def prepare():
-        made[:] = memenpsf.pair(bytes, capacity=4096, accept_fds=1)
+        made[:] = memenpsf.pair(bytes, capacity=4096, accept=memenpsf.Accept(fds=1))
 
     def send():
         if call is not None:

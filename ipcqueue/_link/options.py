@@ -1,0 +1,157 @@
+"""The options of a connection, as the caller states them: checked where they are made."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import fdpass
+from fdpass.lowlevel import index_of, seconds_of
+from ipcqueue._records.messages import Limits
+from ipcqueue._ring.patience import ADAPTIVE, BUSY, MOST_SPIN_NS, Patience
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from fdpass import Seconds
+
+# How to wait; and the longest time to look before sleeping, in seconds: the socket, through which
+# the end comes, is looked at only then.
+_STRATEGIES = {"spin": ADAPTIVE, "busy": BUSY, "sleep": Patience(0, False)}
+MOST_SPIN = MOST_SPIN_NS / 1e9
+
+# More bytes than any file has.
+ANY_SIZE = 1 << 62
+
+_LIMITS = Limits()
+
+
+def checked_number(what: str, number: int, most: int) -> int:
+    """Return the number; raise TypeError or ValueError unless it is one from 0 to `most`."""
+    try:
+        number = index_of(number)
+    except TypeError:
+        raise TypeError(f"{what} is a number (int), not {number!r}") from None
+    if not 0 <= number <= most:
+        raise ValueError(f"{what} is from 0 to {most}, not {number}")
+    return number
+
+
+def checked_flag(what: str, flag: bool) -> bool:
+    """Return the flag; raise TypeError unless it is True or False."""
+    if not isinstance(flag, bool):
+        raise TypeError(f"{what} is True or False, not {flag!r}")
+    return flag
+
+
+class _Accept(NamedTuple):
+    message: int
+    fds: int
+    regions: int
+    region: int
+    shared: bool
+    sockets: bool
+
+
+class Accept(_Accept):
+    """What this side accepts with messages of any length; the option `accept`.
+
+    `message`: bytes of the longest message (64 MiB); a longer one is TooLarge at the sender.
+    `fds`, `regions`: how many descriptors and memory regions with one message (0 and 8, at most
+    253); more are Unaccepted at the sender.  `region`: bytes of the largest region (256 MiB);
+    receiving one reads all its pages, and a larger one makes the peer a CorruptPeer.
+    `shared`: whether regions may stay writable for both sides (no).  `sockets`: whether there may
+    be sockets among the descriptors (no).
+
+    A value, and immutable.  Raises TypeError or ValueError, which name the field.
+    """
+
+    __slots__ = ()
+
+    def __new__(
+        cls,
+        *,
+        message: int = _LIMITS.message,
+        fds: int = _LIMITS.fds,
+        regions: int = _LIMITS.regions,
+        region: int = _LIMITS.region,
+        shared: bool = _LIMITS.shared,
+        sockets: bool = _LIMITS.sockets,
+    ) -> Self:
+        return super().__new__(
+            cls,
+            checked_number("message of Accept", message, ANY_SIZE),
+            checked_number("fds of Accept", fds, fdpass.MAX_FDS),
+            checked_number("regions of Accept", regions, fdpass.MAX_FDS),
+            checked_number("region of Accept", region, ANY_SIZE),
+            checked_flag("shared of Accept", shared),
+            checked_flag("sockets of Accept", sockets),
+        )
+
+    @classmethod
+    def _make(cls, iterable: Iterable[Any]) -> Self:  # type: ignore[override]  # of _replace(), too
+        return cls(**dict(zip(cls._fields, iterable, strict=True)))
+
+    def __getnewargs_ex__(self) -> tuple[tuple[()], dict[str, Any]]:
+        return (), self._asdict()
+
+
+class _Spin(NamedTuple):
+    seconds: float
+
+
+class Spin(_Spin):
+    """A way to wait: look for `seconds` for what is about to come, then sleep; the option `wait`.
+
+    0 to 0.001 seconds, as a number or a datetime.timedelta.  Raises TypeError or ValueError.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, seconds: Seconds) -> Self:
+        expected = f"from 0 to {MOST_SPIN} seconds"
+        try:
+            given = None if seconds is None else seconds_of(seconds, "seconds of Spin")
+        except TypeError:
+            given = None
+        except ValueError:
+            raise ValueError(f"seconds of Spin are {expected}, not {seconds}") from None
+        if given is None:
+            raise TypeError(f"seconds of Spin are {expected}, not {seconds!r}")
+        if given > MOST_SPIN:
+            raise ValueError(f"seconds of Spin are {expected}, not {seconds}")
+        return super().__new__(cls, given)
+
+    @classmethod
+    def _make(cls, iterable: Iterable[Any]) -> Self:  # type: ignore[override]  # of _replace(), too
+        return cls(*iterable)
+
+
+def checked_accept(accept: Accept) -> Limits:
+    """Return the limits that are meant; raise TypeError for what is no Accept."""
+    if not isinstance(accept, Accept):
+        raise TypeError(f"accept is an Accept, such as Accept(fds=1), not {accept!r}")
+    return Limits(*accept)
+
+
+def checked_patience(wait: str | Spin) -> Patience:
+    """Return how long to look before sleeping; raise TypeError or ValueError for what says nothing."""
+    if isinstance(wait, Spin):
+        return Patience(int(wait.seconds * 1e9), False)
+    expected = f"one of {tuple(_STRATEGIES)} or Spin(seconds)"
+    if not isinstance(wait, str):
+        raise TypeError(f"wait is {expected}, not {wait!r}")
+    if wait not in _STRATEGIES:
+        raise ValueError(f"wait is {expected}, not {wait!r}")
+    return _STRATEGIES[wait]
+
+
+# Options of before, and what says the same now.
+RENAMED = {
+    "max_message": "accept=Accept(message=...)",
+    "accept_fds": "accept=Accept(fds=...)",
+    "accept_regions": "accept=Accept(regions=...)",
+    "max_region": "accept=Accept(region=...)",
+    "accept_shared": "accept=Accept(shared=...)",
+    "accept_sockets": "accept=Accept(sockets=...)",
+    "spin": "wait=Spin(...)",
+}

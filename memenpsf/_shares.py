@@ -1,0 +1,181 @@
+"""What each user has of a listener: counted anew each time, so that it cannot drift.
+
+Nothing is added up and taken away again.  What a connection takes stands in its Share, and what a
+user has is the sum over the shares that exist: each ends when its connection is closed, or with
+the last reference to it, whatever way the connection took.
+
+There is no lock: the garbage collector may close a connection in the middle of any of this.
+Shares are added by one thread at a time, and removed by any; each is one operation of a set.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import weakref
+from collections import deque
+from typing import TYPE_CHECKING
+
+from ipcqueue import Lease, LimitRefused, Owner
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+# The rest of the descriptors is for what comes and goes with messages, other users, other things.
+_PART_FOR_CONNECTIONS = 6
+
+# Of each connection: the socket, both segments and a pidfd; and an epoll under Trio.
+PER_CONNECTION = 5
+
+# A user may have seven eighths of the descriptors, all users together fifteen sixteenths.
+_PART_OF_ONE = 7, 8
+_PART_OF_ALL = 15, 16
+
+# Users whose clients got in for nothing, remembered until a listener asks: more rest as well.
+_MAX_UNSERVED = 1024
+
+
+def connections_by_default() -> int:
+    """Return a sixth of the number of descriptors that this process may open just now."""
+    return max(1, _part_of_descriptors(1, _PART_FOR_CONNECTIONS))
+
+
+def _part_of_descriptors(part: int, of: int) -> int:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft * part // of
+
+
+class Share(Lease):
+    """What one connection takes of what its user may have."""
+
+    counts_descriptors = True
+
+    def __init__(self, quota: Shares, uid: int) -> None:
+        self._quota = quota
+        self.uid = uid
+        self.size = 0
+        self._held: Callable[[], int] | None = None
+
+    def follow(self, held: Callable[[], int]) -> None:
+        """Count what `held` returns among the descriptors."""
+        self._held = held
+
+    @property
+    def attached(self) -> int:
+        """The descriptors that came or go with messages of the connection, just now."""
+        return 0 if self._held is None else self._held()
+
+    def fits(self, count: int) -> bool:
+        """Whether the user may have `count` more descriptors, which are counted already."""
+        return self._quota.fits(self.uid, count)
+
+    def take(self, size: int) -> None:
+        """Count so many more bytes of shared memory; raise LimitRefused if they are too many."""
+        self._quota.check_bytes(self.uid, size)
+        self.size += size
+
+    def close(self, *, served: bool = True) -> None:
+        """Give all back; count a client that got in for nothing."""
+        if self._quota.forget(self) and not served:
+            self._quota.unserved += 1
+            self._quota.note_unserved(self.uid)
+
+
+class Shares(Owner):
+    """The shares of a listener, and what each user may have of them."""
+
+    def __init__(
+        self,
+        max_connections: int | None,
+        max_bytes: int,
+        max_descriptors: int | None = None,
+        reserved: int = 0,
+    ) -> None:
+        """Limit what each user may have.
+
+        `max_connections` of None: see connections_by_default; `max_descriptors` of None: seven
+        eighths of those that this process may open.  A connection leaves `reserved` descriptors
+        free for messages.
+        """
+        self._max_connections = max_connections
+        self._max_bytes = max_bytes
+        self._max_descriptors = max_descriptors
+        self._reserved = reserved
+        self._shares: set[weakref.ref[Share]] = set()
+        self.unserved = 0  # connections that ended before any record went over them
+        self._unserved_uids: deque[int] = deque(maxlen=_MAX_UNSERVED)
+
+    def open(self, uid: int) -> Share:
+        """Count one more connection of a user; raise LimitRefused if it is one too many."""
+        count = len(self.shares(uid))
+        most = self._max_connections or connections_by_default()
+        if count >= most:
+            raise LimitRefused(f"uid {uid} has {count} connections here, and may have {most}")
+        allowed = self._descriptors_of_one()
+        if count and (count + 1) * PER_CONNECTION + self._reserved > allowed:
+            raise LimitRefused(
+                f"uid {uid} has {count} connections here, and one more would leave less than "
+                f"{self._reserved} of its {allowed} descriptors for messages"
+            )
+        share = Share(self, uid)
+        self._shares.add(weakref.ref(share, self._shares.discard))
+        return share
+
+    def note_unserved(self, uid: int) -> None:
+        """Note that a user's client got in for nothing."""
+        self._unserved_uids.append(uid)
+
+    def take_unserved(self) -> Iterator[int]:
+        """Give the users whose clients got in for nothing, since the last time."""
+        while self._unserved_uids:
+            yield self._unserved_uids.popleft()
+
+    def forget(self, share: Share) -> bool:
+        """Count a share no more; say whether it was."""
+        reference = weakref.ref(share)
+        known = reference in self._shares
+        self._shares.discard(reference)
+        return known
+
+    def shares(self, uid: int) -> list[Share]:
+        """Return what is open for a user."""
+        # A copy, which is one operation: the set may change at any time.
+        found = (ref() for ref in self._shares.copy())
+        return [share for share in found if share is not None and share.uid == uid]
+
+    def _descriptors_of_one(self) -> int:
+        return self._max_descriptors or _part_of_descriptors(*_PART_OF_ONE)
+
+    def fits(self, uid: int, count: int) -> bool:
+        """Whether a user's descriptors are within the limits, `count` for one message included.
+
+        Those are not sent, or not read, if they are not.  A single message always may: somebody
+        who waits for it would else wait for ever.
+        """
+        connections = attached = theirs = others = 0
+        for ref in self._shares.copy():
+            share = ref()
+            if share is None:
+                continue
+            connections += 1
+            if share.uid == uid:
+                theirs += 1
+                attached += share.attached
+            else:
+                others += share.attached
+        if attached <= count:
+            return True
+        total = connections * PER_CONNECTION + attached + others
+        return (
+            theirs * PER_CONNECTION + attached <= self._descriptors_of_one()
+            and total <= _part_of_descriptors(*_PART_OF_ALL)
+        )
+
+    def check_bytes(self, uid: int, size: int) -> None:
+        """Raise LimitRefused if a user may not have so many more bytes."""
+        taken = sum(share.size for share in self.shares(uid))
+        if taken + size > self._max_bytes:
+            raise LimitRefused(
+                f"uid {uid} shares {taken} bytes of memory here, and may share "
+                f"{self._max_bytes}: there is no room for {size} more"
+            )
