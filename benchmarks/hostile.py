@@ -36,7 +36,7 @@ from ipcqueue._core import ffi  # an attacker is not bound to any rule
 
 import fdpass
 import memenpsf
-from ipcqueue import Opening, Role, Terms, advance
+from ipcqueue.lowlevel import Opening, Role, Terms, advance
 
 from .machine import machine
 from .processes import module_path

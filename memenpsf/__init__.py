@@ -20,7 +20,6 @@ from ipcqueue import (
     Closed,
     ConcurrentUse,
     CorruptPeer,
-    Credentials,
     CredentialsRefused,
     DecodeFailed,
     DescriptorsLost,
@@ -60,6 +59,7 @@ from ipcqueue import (
     u32,
     u64,
 )
+from ipcqueue.lowlevel import Credentials
 
 from ._interface import Interface, connect, pair
 from ._quota import Quota

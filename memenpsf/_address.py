@@ -27,7 +27,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from ipcqueue import Owner, checked_number, drop_socket, is_ambiguous_uid, monotonic
+from ipcqueue.lowlevel import Owner, checked_number, drop_socket, is_ambiguous_uid, monotonic
 
 from ._places import delays, lock_places, places
 

@@ -14,7 +14,7 @@ import math
 from collections import deque
 from typing import TYPE_CHECKING
 
-from ipcqueue import Owner
+from ipcqueue.lowlevel import Owner
 
 if TYPE_CHECKING:
     import socket

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ipcqueue import (
+from ipcqueue import EndOfStream
+from ipcqueue.lowlevel import (
     Connection,
-    EndOfStream,
     Opening,
     Terms,
     checked_socket,
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterable, Iterator
 
-    from ipcqueue import Borrowing, Endpoint, Fd, Loan, MemoryRegion, Received, Seconds
+    from ipcqueue import Borrowing, Loan, Received
+    from ipcqueue.lowlevel import Endpoint, Fd, MemoryRegion, Seconds
 
 
 class Interface(Connection):

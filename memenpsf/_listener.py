@@ -9,15 +9,8 @@ import socket
 import threading
 from typing import TYPE_CHECKING, Any, Self
 
-from ipcqueue import (
-    Closed,
-    ConcurrentUse,
-    Owner,
-    deadline_of,
-    monotonic,
-    seconds_of,
-    shown_seconds,
-)
+from ipcqueue import Closed, ConcurrentUse
+from ipcqueue.lowlevel import Owner, deadline_of, monotonic, seconds_of, shown_seconds
 
 from ._drive import drive
 from ._interface import Interface
@@ -27,7 +20,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterator
 
-    from ipcqueue import Seconds
+    from ipcqueue.lowlevel import Seconds
 
     from ._pending import Wait
 

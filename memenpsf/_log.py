@@ -7,7 +7,8 @@ import logging
 import math
 import threading
 
-from ipcqueue import Owner, QueueError, monotonic
+from ipcqueue import QueueError
+from ipcqueue.lowlevel import Owner, monotonic
 
 logger = logging.getLogger("memenpsf")
 

@@ -14,16 +14,14 @@ from ipcqueue import (
     CorruptPeer,
     DescriptorsLost,
     EndOfStream,
-    Owner,
     PeerDied,
     ReceiverGone,
     Refused,
     TooLarge,
     Unaccepted,
-    checked_socket,
-    drop_socket,
     interface_of,
 )
+from ipcqueue.lowlevel import Owner, checked_socket, drop_socket
 
 from ._interface import Interface
 from ._options import check_interface_options

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from ipcqueue import Role, Terms, check_options
+from ipcqueue.lowlevel import Role, Terms, check_options
 
 from ._quota import RENAMED
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterable
 
-    from ipcqueue import Seconds
+    from ipcqueue.lowlevel import Seconds
 
     from ._address import Address
 
@@ -37,7 +37,7 @@ def check_interface_options(
     own: Iterable[str] = (),
     elsewhere: Any = MappingProxyType({}),
 ) -> None:
-    """Raise TypeError for an option that is none of an interface; see ipcqueue.check_options."""
+    """Raise TypeError for an option that is none of an interface; see ipcqueue.lowlevel.check_options."""
     listening = dict.fromkeys(LISTENING.difference(own), "listen()")
     renamed = {option: f"{now} of listen()" for option, now in RENAMED.items()}
     check_options(caller, options, own, listening | elsewhere, renamed)

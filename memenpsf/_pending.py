@@ -16,13 +16,10 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ipcqueue import (
-    Closed,
-    LimitRefused,
+from ipcqueue import Closed, LimitRefused, PeerDied, QueueError
+from ipcqueue.lowlevel import (
     Opening,
     Owner,
-    PeerDied,
-    QueueError,
     Terms,
     advance,
     deadline_of,
@@ -45,7 +42,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Generator, Iterator
 
-    from ipcqueue import Endpoint
+    from ipcqueue.lowlevel import Endpoint
 
     from ._address import Bound
 

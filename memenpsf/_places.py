@@ -23,7 +23,7 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from ipcqueue import is_ambiguous_uid, monotonic, shown_seconds
+from ipcqueue.lowlevel import is_ambiguous_uid, monotonic, shown_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator

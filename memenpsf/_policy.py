@@ -22,12 +22,12 @@ from ipcqueue import (
     ConcurrentUse,
     ForkedUse,
     LoanError,
-    Owner,
     QueueError,
     TooLarge,
     Unaccepted,
     interface_of,
 )
+from ipcqueue.lowlevel import Owner
 
 from ._log import LimitedLog, one_line
 

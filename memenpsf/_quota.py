@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from ipcqueue import checked_number
+from ipcqueue.lowlevel import checked_number
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

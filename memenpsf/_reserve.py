@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 
-from ipcqueue import Owner, refuse
+from ipcqueue.lowlevel import Owner, refuse
 
 _NONE_LEFT = (errno.EMFILE, errno.ENFILE)  # of this process, of the system
 

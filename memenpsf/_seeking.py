@@ -18,7 +18,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from ipcqueue import HandshakeTimeout, deadline_of, monotonic, shown_seconds
+from ipcqueue import HandshakeTimeout
+from ipcqueue.lowlevel import deadline_of, monotonic, shown_seconds
 
 from ._address import STARTING, just_bound, named
 from ._places import RUNTIME, TEMPORARY, delays, open_place, places
@@ -26,7 +27,7 @@ from ._places import RUNTIME, TEMPORARY, delays, open_place, places
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from ipcqueue import Seconds
+    from ipcqueue.lowlevel import Seconds
 
     from ._address import Address
 

@@ -7,7 +7,7 @@ import inspect
 import threading
 from typing import TYPE_CHECKING, Any
 
-from ipcqueue import Owner
+from ipcqueue.lowlevel import Owner
 
 from ._listener import Listener
 from ._options import check_listener_options

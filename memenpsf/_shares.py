@@ -16,7 +16,8 @@ import weakref
 from collections import deque
 from typing import TYPE_CHECKING
 
-from ipcqueue import Lease, LimitRefused, Owner
+from ipcqueue import LimitRefused
+from ipcqueue.lowlevel import Lease, Owner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

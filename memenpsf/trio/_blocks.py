@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from trio.lowlevel import enable_ki_protection
 
 import ipcqueue
-from ipcqueue import Endpoint, Event, Owner, QueueError, shown_seconds
+from ipcqueue import QueueError
+from ipcqueue.lowlevel import Endpoint, Event, Owner, shown_seconds
 
 from ._errors import OURS, Full, ours
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-    from ipcqueue import Seconds
+    from ipcqueue.lowlevel import Seconds
 
 T = TypeVar("T")
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import trio
 
 import ipcqueue
-from ipcqueue import QueueError, interface_of, tag_error, tag_unless_given
+from ipcqueue import QueueError, interface_of
+from ipcqueue.lowlevel import tag_error, tag_unless_given
 
 
 class EndOfStream(ipcqueue.EndOfStream, trio.EndOfChannel):

@@ -25,19 +25,21 @@ from trio.lowlevel import (
 )
 
 import ipcqueue
-from ipcqueue import (
+from ipcqueue import QueueError
+from ipcqueue.lowlevel import (
     BatchSending,
+    Connection,
     Endpoint,
     Event,
     Opening,
     Owner,
-    QueueError,
     Sending,
     Terms,
     Waiter,
     advance,
     checked_socket,
     deadline_of,
+    drop_socket,
     monotonic,
     persist,
     seconds_of,
@@ -54,7 +56,8 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable
 
-    from ipcqueue import Credentials, Fd, MemoryRegion, Received, Seconds, Statistics
+    from ipcqueue import Received, Statistics
+    from ipcqueue.lowlevel import Credentials, Fd, MemoryRegion, Seconds
 
 T = TypeVar("T")
 
@@ -73,7 +76,7 @@ class Interface(Owner, trio.abc.Channel[Any]):
     send and receive at once.  As a trio.abc.Channel: send, receive, iteration, aclose.
     """
 
-    _instead = ipcqueue.Connection._instead  # noqa: SLF001 (that of the other door)
+    _instead = Connection._instead  # noqa: SLF001 (that of the other door)
 
     def __init__(
         self,
@@ -99,7 +102,7 @@ class Interface(Owner, trio.abc.Channel[Any]):
             self.role = checked_role(role)
             terms = Terms(record, BOTH_WAYS, **options)
         except BaseException:
-            ipcqueue.drop_socket(sock)
+            drop_socket(sock)
             raise
         self._opening: Opening | None = Opening(sock, terms)
         self._set_up(terms, self._opening.peer)

@@ -14,7 +14,8 @@ from trio.lowlevel import (
     wait_readable,
 )
 
-from ipcqueue import Owner, QueueError, monotonic
+from ipcqueue import QueueError
+from ipcqueue.lowlevel import Owner, monotonic
 
 from .._pending import BACK_OFF, CAUSED_BY_ONE, PendingClients
 from ._drive import drive

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-import ipcqueue
-from ipcqueue import Owner
+from ipcqueue.lowlevel import (
+    Owner,
+    drop_socket,
+)
 
 from .._loop import Ended, check_loop_options, hand_back, is_a_cause
 from ._errors import Closed, EndOfStream, Full, PeerDied, ReceiverGone
@@ -38,7 +40,7 @@ async def run(
     try:
         check_loop_options(options)
     except TypeError:
-        ipcqueue.drop_socket(plain_socket(stream))
+        drop_socket(plain_socket(stream))
         raise
     async with Interface(
         stream, record, name=name, capacity=cap, role=role, **options

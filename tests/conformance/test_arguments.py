@@ -18,6 +18,7 @@ import pytest
 import trio
 
 import ipcqueue
+import ipcqueue.lowlevel
 import memenpsf
 import memenpsf.trio
 from memenpsf import BadRecord, Message, _options, _pending
@@ -253,7 +254,9 @@ def test_run_has_arguments_for_some(option):
 @pytest.mark.parametrize("make", [iter, set, list, lambda uids: (u for u in uids), np.array])
 def test_who_is_admitted_is_kept_as_it_was(make, tmp_path):
     given = make([os.getuid()])
-    terms = ipcqueue.Terms("<Q", ipcqueue.Role(sends=True, receives=True), allow_uids=given)
+    terms = ipcqueue.lowlevel.Terms(
+        "<Q", ipcqueue.lowlevel.Role(sends=True, receives=True), allow_uids=given
+    )
     assert terms.allow_uids == {os.getuid()}
     assert {type(uid) for uid in terms.allow_uids} == {int}
     if isinstance(given, set):
@@ -262,7 +265,9 @@ def test_who_is_admitted_is_kept_as_it_was(make, tmp_path):
 
 
 def test_an_empty_set_admits_nobody():
-    terms = ipcqueue.Terms("<Q", ipcqueue.Role(sends=True, receives=True), allow_uids=())
+    terms = ipcqueue.lowlevel.Terms(
+        "<Q", ipcqueue.lowlevel.Role(sends=True, receives=True), allow_uids=()
+    )
     assert terms.allow_uids == frozenset()
     with pytest.raises(memenpsf.CredentialsRefused):
         memenpsf.pair("<Q", allow_uids=set())

@@ -245,6 +245,6 @@ def test_the_same_under_trio():
 
 
 def _terms(interface):
-    from ipcqueue import Role, Terms
+    from ipcqueue.lowlevel import Role, Terms
 
     return Terms(interface.record, Role(sends=True, receives=True))

@@ -11,9 +11,10 @@ from ipcqueue._core import ffi
 
 import memenpsf
 import memenpsf.trio
-from ipcqueue import Message, Role, Terms, _binding
+from ipcqueue import Message, _binding
 from ipcqueue._ring import frame_receiver, outside
 from ipcqueue._ring.bounds import LARGE, MOST_BYTES
+from ipcqueue.lowlevel import Role, Terms
 from tests.kit.places import Interrupt, at_every_place, interrupt
 
 SIZE = 2 * MOST_BYTES + 12345  # three pieces

@@ -12,13 +12,14 @@ Whatever comes through the socket once the handshake is over:
 import socket
 
 import fdpass
-from ipcqueue import Accept, CorruptPeer, Opening, QueueError, Role, Terms, advance
+from ipcqueue import Accept, CorruptPeer, QueueError
 from ipcqueue._binding import direct
 from ipcqueue._link import endpoint as _endpoint
 from ipcqueue._link.control import HELLO, ControlParser, refusal
 from ipcqueue._records.spec import codec_for
 from ipcqueue._ring import segment as _segment
 from ipcqueue._ring.frame import MAX_ATTACHED
+from ipcqueue.lowlevel import Opening, Role, Terms, advance
 from tests.fuzz.script import MOST_STEPS, ODD_DESCRIPTORS, Script, heard, nothing_stays, send
 
 MOST_BYTES = 4096  # in one input

@@ -10,20 +10,11 @@ import math
 import socket
 import struct
 
-from ipcqueue import (
-    CorruptPeer,
-    HandshakeTimeout,
-    Opening,
-    PeerDied,
-    QueueError,
-    Refused,
-    Role,
-    Terms,
-    advance,
-)
+from ipcqueue import CorruptPeer, HandshakeTimeout, PeerDied, QueueError, Refused
 from ipcqueue._link.control import HELLO, Reason
 from ipcqueue._records.spec import codec_for
 from ipcqueue._ring.identity import Identity
+from ipcqueue.lowlevel import Opening, Role, Terms, advance
 from tests.fuzz.script import (
     MOST_STEPS,
     ODD_DESCRIPTORS,

@@ -28,20 +28,17 @@ from ipcqueue import (
     Encoded,
     EndOfStream,
     Message,
-    Opening,
     PeerDied,
     Received,
     ReceiverGone,
     Refused,
-    Role,
-    Terms,
-    advance,
 )
 from ipcqueue._link.control import HELLO
 from ipcqueue._records.spec import codec_for
 from ipcqueue._ring import frame_receiver as _frame_receiver
 from ipcqueue._ring import segment as _segment
 from ipcqueue._ring import slot_receiver as _slot_receiver
+from ipcqueue.lowlevel import Opening, Role, Terms, advance
 from tests.fuzz.script import (
     GROW,
     MOST_STEPS,

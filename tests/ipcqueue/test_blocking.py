@@ -25,18 +25,13 @@ from ipcqueue import (
     ConcurrentUse,
     CorruptPeer,
     EndOfStream,
-    Event,
     Full,
-    Opening,
     PeerDied,
     QueueError,
     Receiver,
     ReceiverGone,
-    Role,
     Sender,
-    Terms,
     _threads,
-    open_pair,
 )
 from ipcqueue._binding import direct
 from ipcqueue._link import alarms
@@ -46,6 +41,7 @@ from ipcqueue._records.spec import codec_for
 from ipcqueue._ring import patience as _patience
 from ipcqueue._ring import segment as _segment
 from ipcqueue._threads import Threads
+from ipcqueue.lowlevel import Event, Opening, Role, Terms, open_pair
 from tests.ipcqueue.test_endpoint import Peer, descriptors, turns
 from tests.ipcqueue.test_ring import push_packed
 from tests.kit.places import at_every_place, interrupt
@@ -820,7 +816,7 @@ def echo(side, total):
 
 ECHO = """
 import socket, sys
-from ipcqueue import Opening, Role, Terms
+from ipcqueue.lowlevel import Opening, Role, Terms
 from ipcqueue._ring import patience as _patience
 from ipcqueue import _threads
 _patience.ADAPTIVE = _patience.Patience(0, False)
@@ -1177,7 +1173,8 @@ class TestClosedAnywhere:
 STORM = """
 import os, signal, socket, sys, threading
 import ipcqueue
-from ipcqueue import EndOfStream, Opening, Role, Terms
+from ipcqueue import EndOfStream
+from ipcqueue.lowlevel import Opening, Role, Terms
 from ipcqueue._ring import patience as _patience
 from ipcqueue import _threads
 

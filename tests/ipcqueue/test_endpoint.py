@@ -23,20 +23,13 @@ from ipcqueue import (
     Closed,
     CorruptPeer,
     EndOfStream,
-    Event,
     ForkedUse,
-    Opening,
     PeerDied,
     QueueError,
     Receiver,
     ReceiverGone,
     RecordRefused,
     Refused,
-    Role,
-    Terms,
-    advance,
-    deadline_of,
-    open_pair,
     pair,
 )
 from ipcqueue._link import endpoint as _endpoint
@@ -47,6 +40,7 @@ from ipcqueue._link.control import HELLO, Reason
 from ipcqueue._records.spec import codec_for
 from ipcqueue._ring import segment as _segment
 from ipcqueue._ring.memory import fork_generation
+from ipcqueue.lowlevel import Event, Opening, Role, Terms, advance, deadline_of, open_pair
 from tests.ipcqueue.test_ring import push_packed
 from tests.kit.places import Interrupt, at_every_place, interrupt
 from tests.kit.settling import settle

@@ -12,9 +12,9 @@ import pytest
 import fdpass
 import fdpass.lowlevel
 import ipcqueue
-from ipcqueue import Lease
 from ipcqueue._binding import direct
 from ipcqueue._link.flight import Flight
+from ipcqueue.lowlevel import Lease
 
 
 class Strict(Lease):

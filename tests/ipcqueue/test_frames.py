@@ -24,11 +24,12 @@ from ipcqueue._core import ffi
 
 import fdpass
 import memenpsf
-from ipcqueue import Encoded, Message, Role, Terms, open_pair
+from ipcqueue import Encoded, Message
 from ipcqueue._binding import direct
 from ipcqueue._link import endpoint as _endpoint
 from ipcqueue._ring import outside as _outside
 from ipcqueue._ring.end import Place
+from ipcqueue.lowlevel import Role, Terms, open_pair
 from memenpsf import CorruptPeer, Full, Interface, PeerDied
 from tests.kit import places
 from tests.kit.places import STEP, Interrupt, interrupt

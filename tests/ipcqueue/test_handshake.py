@@ -18,27 +18,23 @@ from ipcqueue import (
     CorruptPeer,
     CredentialsRefused,
     HandshakeTimeout,
-    Opening,
     PeerDied,
     QueueError,
     Receiver,
     RecordRefused,
     Refused,
-    Role,
     RoleRefused,
     SealsRefused,
     Sender,
     SizeRefused,
-    Terms,
     VersionRefused,
-    advance,
-    open_pair,
 )
 from ipcqueue._link.control import HELLO, Reason, refusal
 from ipcqueue._link.handshake import Greeting, check, checked_name
 from ipcqueue._records.spec import codec_for
 from ipcqueue._ring import segment as _segment
 from ipcqueue._ring.identity import Identity
+from ipcqueue.lowlevel import Opening, Role, Terms, advance, open_pair
 
 SENDS = Role(sends=True, receives=False)
 RECEIVES = Role(sends=False, receives=True)

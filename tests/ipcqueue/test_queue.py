@@ -11,6 +11,7 @@ import pytest
 
 import fdpass
 import ipcqueue
+import ipcqueue.lowlevel
 from ipcqueue import (
     BadRecord,
     Closed,
@@ -24,14 +25,11 @@ from ipcqueue import (
     ReceiverGone,
     RecordRefused,
     Refused,
-    Role,
     RoleRefused,
     Sender,
-    Terms,
-    advance,
-    open_pair,
     pair,
 )
+from ipcqueue.lowlevel import Role, Terms, advance, open_pair
 from tests.kit.places import at_every_place, interrupt
 
 
@@ -183,7 +181,7 @@ class TestConnection:
     def test_it_tells_what_was_agreed(self):
         ours, theirs = socket.socketpair()
         terms = Terms(Quote, Role(sends=False, receives=True), name="théirs")
-        opening = ipcqueue.Opening(theirs, terms)
+        opening = ipcqueue.lowlevel.Opening(theirs, terms)
         assert advance(opening) is None
         with Sender(ours, Quote, capacity=100, name="ours") as sender:
             receiver = Receiver.of(advance(opening))

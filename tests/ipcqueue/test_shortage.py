@@ -20,6 +20,7 @@ from ipcqueue._core import ffi, lib
 import fdpass
 import fdpass.lowlevel
 import ipcqueue
+import ipcqueue.lowlevel
 import memenpsf
 from ipcqueue import _binding
 from ipcqueue._records.spec import codec_for
@@ -714,10 +715,10 @@ def test_whatever_a_decoder_of_messages_does_nothing_is_lost(what):
 
 def test_messages_with_a_tag_come_to_who_wants_bytes_without():
     terms = [
-        ipcqueue.Terms(spec, ipcqueue.Role(sends=True, receives=True))
+        ipcqueue.lowlevel.Terms(spec, ipcqueue.lowlevel.Role(sends=True, receives=True))
         for spec in (memenpsf.Message, bytes)
     ]
-    one, other = map(memenpsf.Interface.of, ipcqueue.open_pair(*terms))
+    one, other = map(memenpsf.Interface.of, ipcqueue.lowlevel.open_pair(*terms))
     with one, other:
         for tag, flags in ((0, 0), (7, 0), (0, 7), (0, 0)):
             one.xmit(memenpsf.Message(b"text", tag, flags))

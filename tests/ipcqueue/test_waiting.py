@@ -12,10 +12,10 @@ from ipcqueue._core import ffi, lib
 from ipcqueue._waiting import lib as waiting
 
 import memenpsf
-from ipcqueue import Role, Terms, _threads
-from ipcqueue._ring import end as _end
+from ipcqueue import _threads
 from ipcqueue._ring import patience as _patience
 from ipcqueue._ring import processors as _processors
+from ipcqueue.lowlevel import Role, Terms
 
 SPIN, WAKING = 30_000, 120_000  # nanoseconds; as in core/ends.h
 BOTH = Role(sends=True, receives=True)
@@ -179,7 +179,7 @@ class TestSharing:
     def test_a_cgroup_that_allows_less_than_two_processors_counts_as_one(
         self, monkeypatch, allowed, few
     ):
-        monkeypatch.setattr(_end, "processors_allowed", lambda: allowed)
+        monkeypatch.setattr(_patience, "processors_allowed", lambda: allowed)
         assert (suited(_patience.ADAPTIVE, shares=False).nanoseconds == 0) == few
         assert suited(_patience.BUSY, shares=False).yields == few
 

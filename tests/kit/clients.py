@@ -6,7 +6,7 @@ import resource
 import socket
 
 import memenpsf
-from ipcqueue import Opening, Role, Terms, advance
+from ipcqueue.lowlevel import Opening, Role, Terms, advance
 from tests.kit.settling import settle
 
 

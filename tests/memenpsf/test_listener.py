@@ -18,7 +18,7 @@ import pytest
 import fdpass
 import ipcqueue
 import memenpsf
-from ipcqueue import Opening, Role, Terms, advance
+from ipcqueue.lowlevel import Opening, Role, Terms, advance
 from memenpsf import _address, _log, _pending
 from tests.kit.clients import Client, room_for_descriptors
 

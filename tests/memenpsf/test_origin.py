@@ -18,6 +18,7 @@ import pytest
 import trio
 
 import ipcqueue
+import ipcqueue.lowlevel
 import memenpsf
 import memenpsf.trio
 from memenpsf import interface_of
@@ -240,13 +241,13 @@ def test_so_does_a_loop_that_looks_for_more_where_memory_is_short(monkeypatch):
 def test_the_limits_of_the_peer_and_a_full_ring():
     a, b = socket.socketpair()
     limits = {"accept": memenpsf.Accept(message=10, regions=0), "timeout": None, "capacity": 4096}
-    from ipcqueue import Opening, Role, Terms
+    from ipcqueue.lowlevel import Opening, Role, Terms
 
     role = Role(sends=True, receives=True)
     ends = [Opening(a, Terms(bytes, role)), Opening(b, Terms(bytes, role, **limits))]
     endpoints = {}
     for each in ends * 2:
-        if each not in endpoints and (endpoint := ipcqueue.advance(each)) is not None:
+        if each not in endpoints and (endpoint := ipcqueue.lowlevel.advance(each)) is not None:
             endpoints[each] = endpoint
     interface, peer = (memenpsf.Interface.of(endpoints[each]) for each in ends)
     with interface, peer:

@@ -24,7 +24,7 @@ from trio.testing import wait_all_tasks_blocked
 import fdpass
 import memenpsf
 import memenpsf.trio
-from ipcqueue import Credentials, Opening, Role, Terms, advance
+from ipcqueue.lowlevel import Credentials, Opening, Role, Terms, advance
 from memenpsf import Quota, _pending, _quota, _reserve, _shares
 from memenpsf._pending import PendingClients
 from memenpsf._shares import Shares

@@ -656,7 +656,7 @@ class Anybody:
 
 
 def of(interface, error):
-    from ipcqueue import tag_error
+    from ipcqueue.lowlevel import tag_error
 
     tag_error(error, interface)
     return error

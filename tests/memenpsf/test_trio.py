@@ -25,6 +25,7 @@ from trio.testing import assert_checkpoints, wait_all_tasks_blocked
 
 import fdpass
 import ipcqueue
+import ipcqueue.lowlevel
 import memenpsf
 import memenpsf.trio
 from ipcqueue._binding import direct
@@ -1601,7 +1602,7 @@ async def test_a_shortage_for_one_client_does_not_end_serving(
     adopt, send_fds = ipcqueue._ring.segment.adopt, fdpass.send_fds
     short, on_the_server = set(), []
 
-    class Opening(ipcqueue.Opening):
+    class Opening(ipcqueue.lowlevel.Opening):
         def step(self):
             on_the_server.append(self)
             try:

@@ -28,6 +28,7 @@ import trio
 import fdpass
 import fdpass.lowlevel
 import ipcqueue
+import ipcqueue.lowlevel
 import memenpsf
 import memenpsf.trio
 from fdpass import Fd, Memfd, MemoryRegion
@@ -306,7 +307,7 @@ VALUES = [
     fdpass.Credentials(1, 2, 3),
     fdpass.Returned(1, "tag", 3, 4.0),
     fdpass.Seal.SHRINK | fdpass.Seal.WRITE,
-    ipcqueue.Event.RECORDS,
+    ipcqueue.lowlevel.Event.RECORDS,
     memenpsf.Ended(memenpsf.EndOfStream("done")),
 ]
 

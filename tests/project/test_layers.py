@@ -119,17 +119,17 @@ def test_only_public_names_of_the_layer_below_are_used(module):
             assert node.attr in public[below], f"{module}:{node.lineno} uses {below}.{node.attr}"
 
 
-def test_what_is_in_lowlevel_is_for_doors_only():
-    import fdpass.lowlevel
-
+@pytest.mark.parametrize("package", ["fdpass", "ipcqueue"])
+def test_what_is_in_lowlevel_is_for_doors_only(package):
+    lowlevel = importlib.import_module(f"{package}.lowlevel")
     offered = {
         alias.name
-        for node in ast.walk(parsed("fdpass/lowlevel.py"))
+        for node in ast.walk(parsed(f"{package}/lowlevel.py"))
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
-    assert offered == {*fdpass.lowlevel.__all__}
-    assert offered & {*fdpass.__all__} == set()
+    assert offered == {*lowlevel.__all__}
+    assert offered & {*importlib.import_module(package).__all__} == set()
 
 
 def test_only_the_ends_of_the_rings_know_the_c_core():
@@ -150,6 +150,7 @@ FLOORS = [
     ("_link",),
     ("_threads",),
     ("_queue",),
+    ("lowlevel",),
     ("__init__",),
 ]
 

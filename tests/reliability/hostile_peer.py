@@ -33,8 +33,8 @@ from ipcqueue._core import ffi
 import fdpass
 import memenpsf
 import memenpsf.trio
-from ipcqueue import Opening, Role, Terms, advance
 from ipcqueue._ring.frame import extent
+from ipcqueue.lowlevel import Opening, Role, Terms, advance
 from tests.kit.settling import settle
 
 BOTH = Role(sends=True, receives=True)

@@ -45,10 +45,7 @@ from ipcqueue import (
     Message,
     PeerDied,
     ReceiverGone,
-    Role,
-    Terms,
     TooLarge,
-    open_pair,
 )
 from ipcqueue._binding import direct
 from ipcqueue._link import endpoint as _endpoint
@@ -57,6 +54,7 @@ from ipcqueue._ring import slot_sender as _slot_sender
 from ipcqueue._ring.bounds import MOST_AHEAD
 from ipcqueue._ring.end import Place
 from ipcqueue._ring.frame import MAX_ATTACHED
+from ipcqueue.lowlevel import Role, Terms, open_pair
 from tests.reliability import campaign
 
 U64 = 1 << 64

@@ -15,20 +15,10 @@ import pytest
 
 import fdpass
 import memenpsf
-from ipcqueue import (
-    CorruptPeer,
-    EndOfStream,
-    Opening,
-    PeerDied,
-    QueueError,
-    Refused,
-    Role,
-    Terms,
-    VersionRefused,
-    advance,
-)
+from ipcqueue import CorruptPeer, EndOfStream, PeerDied, QueueError, Refused, VersionRefused
 from ipcqueue._records.spec import codec_for
 from ipcqueue._ring import segment as _segment
+from ipcqueue.lowlevel import Opening, Role, Terms, advance
 from tests.ipcqueue.test_frames import FDS, Hostile, quick_collector  # noqa: F401 (the fixture)
 from tests.kit.lingering import lingering, queued
 from tests.kit.settling import settle

@@ -12,7 +12,7 @@ import threading
 import pytest
 
 import memenpsf
-from ipcqueue import advance, drop_socket
+from ipcqueue.lowlevel import advance, drop_socket
 from memenpsf import _log
 from tests.kit.clients import Client, connected
 from tests.kit.places import STEP, at_every_place, interrupt

@@ -17,6 +17,7 @@ import pytest
 
 import fdpass
 import ipcqueue
+import ipcqueue.lowlevel
 import memenpsf
 from ipcqueue import _binding
 from memenpsf import Encoded, Interface, Message
@@ -434,10 +435,12 @@ def poisoned(kind, how):
 
 
 def connected(one, other):
-    both = ipcqueue.Role(sends=True, receives=True)
+    both = ipcqueue.lowlevel.Role(sends=True, receives=True)
     return tuple(
         Interface.of(each)
-        for each in ipcqueue.open_pair(ipcqueue.Terms(one, both), ipcqueue.Terms(other, both))
+        for each in ipcqueue.lowlevel.open_pair(
+            ipcqueue.lowlevel.Terms(one, both), ipcqueue.lowlevel.Terms(other, both)
+        )
     )
 
 

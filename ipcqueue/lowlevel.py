@@ -1,0 +1,65 @@
+"""What a door is built of: an Endpoint without waiting, its handshake, checks; it may change.
+
+For doors, such as memenpsf and memenpsf.trio.  What they need of fdpass is here, too: a layer uses
+the one below it, and no other.
+"""
+
+from fdpass import (
+    Credentials,
+    Fd,
+    MemoryRegion,
+    Seconds,
+    drop_socket,
+    is_ambiguous_uid,
+    peer_credentials,
+)
+from fdpass.lowlevel import Owner, monotonic, seconds_of, shown_seconds
+
+from ._binding import persist
+from ._link.endpoint import Endpoint, advance
+from ._link.handshake import Role
+from ._link.lease import Lease
+from ._link.opening import Opening, refuse
+from ._link.options import checked_number
+from ._link.terms import Terms, check_options, checked_socket, deadline_of
+from ._link.waiters import Event, Waiter
+from ._origin import tag_error, tag_unless_given, tagged
+from ._queue import Connection, open_pair
+from ._ring.sender import BatchSending, Sending
+from ._threads import open_endpoint
+
+__all__ = [
+    "BatchSending",
+    "Connection",
+    "Credentials",
+    "Endpoint",
+    "Event",
+    "Fd",
+    "Lease",
+    "MemoryRegion",
+    "Opening",
+    "Owner",
+    "Role",
+    "Seconds",
+    "Sending",
+    "Terms",
+    "Waiter",
+    "advance",
+    "check_options",
+    "checked_number",
+    "checked_socket",
+    "deadline_of",
+    "drop_socket",
+    "is_ambiguous_uid",
+    "monotonic",
+    "open_endpoint",
+    "open_pair",
+    "peer_credentials",
+    "persist",
+    "refuse",
+    "seconds_of",
+    "shown_seconds",
+    "tag_error",
+    "tag_unless_given",
+    "tagged",
+]
