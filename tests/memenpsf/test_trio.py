@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import inspect
-import itertools
 import logging
 import math
 import os
@@ -13,11 +12,9 @@ import random
 import select
 import signal
 import socket
-import struct
 import threading
 from functools import partial
 
-import numpy as np
 import pytest
 import trio
 import trio.testing
@@ -420,133 +417,7 @@ async def test_a_cancelled_call_does_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-# -- records --------------------------------------------------------------------------------------
-
-
-async def test_records_go_both_ways_at_once_through_many_tasks():
-    senders, each = 3, 400
-    async with opened("<BI", capacity=4) as sides:
-        got = {side: [[] for _ in range(4)] for side in sides}
-
-        async def send(side, who):
-            for n in range(0, each, 4):
-                await side.xmit((who, n))
-                assert await side.xmit_many([(who, n + k) for k in (1, 2, 3)]) == 3
-
-        async def receive(side, stream, vectored):
-            while True:
-                stream += await side.recv_vectored() if vectored else [await side.recv()]
-                if sum(map(len, got[side])) == senders * each:
-                    return receivers.cancel_scope.cancel() if all_arrived() else None
-
-        def all_arrived():
-            return all(sum(map(len, got[side])) == senders * each for side in sides)
-
-        async with trio.open_nursery() as receivers:
-            for side in sides:
-                for n, stream in enumerate(got[side]):
-                    receivers.start_soon(receive, side, stream, n % 2)
-                for who in range(senders):
-                    receivers.start_soon(send, side, who)
-        for side in sides:
-            everything = [(who, n) for who in range(senders) for n in range(each)]
-            assert sorted(itertools.chain(*got[side])) == everything
-            for stream in got[side]:
-                for who in range(senders):
-                    ours = [n for w, n in stream if w == who]
-                    assert ours == sorted(ours)
-
-
-@pytest.mark.parametrize("size", [1, 17, 1 << 20])
-@pytest.mark.parametrize("capacity", [1, 4])
-async def test_records_of_any_size_survive_any_capacity(size, capacity):
-    records = [bytes([n]) * size for n in range(8)]
-    async with opened(size, capacity=capacity) as (one, other):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(one.xmit_many, records)
-            assert [await other.recv() for _ in records] == records
-
-
-async def test_numpy_arrays_and_structures_meet():
-    dtype = np.dtype([("a", "<u8"), ("b", "<f8")])
-    here, there = socket.socketpair()
-    async with Interface(here, dtype) as one, Interface(there, struct.Struct("<Qd")) as other:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(one.xmit_many, np.array([(1, 0.5), (2, 1.5)], dtype))
-            assert await other.recv() == (1, 0.5)
-        assert await other.recv() == (2, 1.5)
-        await other.xmit_many([(3, 2.5), (4, 3.5)])
-        got = await one.recv_vectored()
-        assert type(got) is np.ndarray
-        assert got.dtype == dtype
-        assert got.tolist() == [(3, 2.5), (4, 3.5)]
-        assert (await one.recv_vectored(timeout=0)).shape == (0,)
-
-
-async def test_a_ringful_is_that_of_the_side_that_sends():
-    async with opened(one={"capacity": 1}, other={"capacity": 64}) as (one, other):
-        await other.xmit_many(numbers(64))
-        assert await one.recv_vectored(10) == numbers(10)
-        assert await one.recv_vectored() == numbers(10, 64)
-
-
-@pytest.mark.parametrize(
-    ("limit", "error"), [(-1, ValueError), (1.0, TypeError), (True, TypeError)]
-)
-async def test_a_limit_that_is_none_is_refused(limit, error):
-    async with opened() as (one, _):
-        with pytest.raises(error):
-            await one.recv_vectored(limit)
-
-
-async def test_a_record_that_does_not_fit_is_not_sent():
-    async with opened() as (one, other):
-        with pytest.raises(memenpsf.BadRecord):
-            await one.xmit("bad")
-        with pytest.raises(memenpsf.BadRecord, match="record 1: "):
-            await one.xmit_many([(1,), "bad"])
-        assert await other.recv(timeout=0) is None
-        for message in (b"\x01\x00", b"\x80", b"\x80\0\0"):
-            with pytest.raises(ValueError, match="two bytes"):
-                await one.send_ctrl_msg(message)
-
-
-async def test_iteration_ends_where_the_peer_ends():
-    async with opened() as (one, other):
-        await one.xmit_many(numbers(3))
-        await one.aclose()
-        assert [record async for record in other] == numbers(3)
-        assert [record async for record in other] == []
-
-
-async def test_statistics_and_indices_tell_what_was_done():
-    async with opened(capacity=4) as (one, other):
-        await one.xmit_many(numbers(3))
-        await other.recv()
-        assert one.indices() == (3, 1)
-        statistics = one.statistics()
-        assert (statistics.sent, statistics.taken, statistics.doorbells) == (3, 1, 0)
-        assert other.statistics().received == 1
-        assert other.statistics().waiting == 2
-
-
 # -- timeouts -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("timeout", [None, 0, 1e-9, 0.01, 1e9, math.inf])
-async def test_every_timeout_gives_what_is_there(timeout):
-    async with opened(capacity=4) as (one, other):
-        await one.xmit((1,), timeout)
-        assert await one.xmit_many([(2,), (3,)], timeout) == 2
-        await one.send_ctrl_msg(b"\x80!", timeout)
-        assert await other.recv(timeout) == (1,)
-        assert await other.recv_vectored(1, timeout) == [(2,)]
-        assert await other.recv_vectored(None, timeout) == [(3,)]
-        assert await other.recv_ctrl_msg(timeout) == b"\x80!"
-        await one.aclose()
-        await other.recv_ctrl_msg()  # reads the goodbye, and the end comes after it
-        with its_own("EndOfStream"):
-            await other.recv(timeout)
 
 
 @pytest.mark.parametrize("timeout", [0, 1e-9, 1, 60.0])
@@ -571,48 +442,6 @@ async def test_when_time_runs_out_it_says_so_and_nothing_is_lost(timeout, autoju
             assert trio.current_time() - started == pytest.approx(timeout, abs=1e-6)
         assert one.indices() == (1, 0)
         assert await other.recv_vectored() == [(1,)]
-
-
-async def test_part_of_a_batch_is_sent_when_time_runs_out(autojump_clock):
-    async with opened(capacity=4) as (one, other):
-        assert await one.xmit_many(numbers(10), 60) == 4
-        assert await other.recv_vectored() == numbers(4)
-
-
-@pytest.mark.parametrize("timeout", [-1, -1e-9, math.nan, -math.inf])
-async def test_a_timeout_that_is_none_is_a_value_error(timeout, tmp_path):
-    async with opened(capacity=1) as (one, other), await listen(tmp_path / "s", "<Q"):
-        for verb in (
-            lambda: one.xmit((1,), timeout),
-            lambda: one.xmit_many([(1,)], timeout),
-            lambda: one.send_ctrl_msg(b"\x80!", timeout),
-            lambda: other.recv(timeout),
-            lambda: other.recv_vectored(None, timeout),
-            lambda: other.recv_ctrl_msg(timeout),
-            lambda: connect(tmp_path / "s", "<Q", timeout=timeout),
-        ):
-            with pytest.raises(ValueError, match="timeout is None or at least 0"):
-                await verb()
-        assert one.indices() == (0, 0)
-        assert await other.recv_ctrl_msg() is None
-
-
-@pytest.mark.parametrize("timeout", [None, 1e9, math.inf])
-async def test_every_long_timeout_waits_for_what_comes(timeout):
-    async with opened(capacity=1) as (one, other):
-        await one.xmit((1,))
-        for verb, cause, gives in (
-            (lambda: one.xmit((2,), timeout), other.recv, None),
-            (lambda: one.recv(timeout), lambda: other.xmit((3,)), (3,)),
-            (lambda: one.recv_vectored(None, timeout), lambda: other.xmit((4,)), [(4,)]),
-            (lambda: one.recv_ctrl_msg(timeout), lambda: other.send_ctrl_msg(b"\x80!"), b"\x80!"),
-        ):
-            async with trio.open_nursery() as nursery:
-                call = Call(nursery, verb)
-                await wait_all_tasks_blocked()
-                assert not call.done
-                await cause()
-            assert (call.result, call.error) == (gives, None)
 
 
 # -- cancellation ---------------------------------------------------------------------------------
@@ -904,37 +733,9 @@ async def test_an_idle_wait_rings_no_bell_and_wakes_nobody():
 # -- the end --------------------------------------------------------------------------------------
 
 
-def verbs_that_wait(side):
-    """Calls that wait on a side whose ring and socket are full, and which is sent nothing."""
-    return {
-        "recv": side.recv,
-        "recv again": side.recv,
-        "recv_vectored": side.recv_vectored,
-        "recv_ctrl_msg": lambda: side.recv_ctrl_msg(None),
-        "xmit": lambda: side.xmit((1,)),
-        "xmit_many": lambda: side.xmit_many([(1,)]),
-        "send_ctrl_msg": lambda: side.send_ctrl_msg(b"\xfe!"),
-        "send_ctrl_msg again": lambda: side.send_ctrl_msg(b"\xfe!"),
-    }
-
-
 def end_of(verb):
     """Return the name of what a verb raises after the peer's end in good order."""
     return "EndOfStream" if verb.startswith("recv") else "ReceiverGone"
-
-
-async def test_aclose_wakes_every_task_that_waits():
-    async with opened(capacity=1) as (one, other):
-        await one.xmit((0,))
-        await fill_messages(one)
-        async with trio.open_nursery() as nursery:
-            calls = {name: Call(nursery, verb) for name, verb in verbs_that_wait(one).items()}
-            await wait_all_tasks_blocked(0.001)
-            assert not any(call.done for call in calls.values())
-            await one.aclose()
-        for name, call in calls.items():
-            assert type(call.error) is memenpsf.trio.Closed, name
-        assert [record async for record in other] == [(0,)]
 
 
 async def cried_wolf(interface, peer):
@@ -1003,60 +804,6 @@ async def test_a_nap_can_be_cancelled_and_the_next_who_waits_takes_his_own(autoj
         assert await one.recv() == (7,)
 
 
-async def test_a_closed_interface_says_so_at_every_verb():
-    async with opened() as (one, _):
-        await one.aclose()
-        for verb in (*verbs_that_wait(one).values(), one.recv_ctrl_msg, lambda: one.recv(0)):
-            with its_own("Closed"):
-                await verb()
-        with pytest.raises(memenpsf.Closed):
-            one.indices()
-
-
-async def test_the_end_of_the_peer_wakes_every_task_that_waits():
-    async with opened(capacity=1) as (one, other):
-        await one.xmit((0,))
-        await fill_messages(one)
-        async with trio.open_nursery() as nursery:
-            calls = {name: Call(nursery, verb) for name, verb in verbs_that_wait(one).items()}
-            await wait_all_tasks_blocked(0.001)
-            assert not any(call.done for call in calls.values())
-            await other.aclose()
-        for name, call in calls.items():
-            assert type(call.error) is getattr(memenpsf.trio, end_of(name)), name
-        for name, verb in verbs_that_wait(one).items():
-            with its_own(end_of(name)):
-                assert await verb(), name
-
-
-async def test_a_peer_that_breaks_the_protocol_ends_every_wait():
-    async with opened(capacity=1) as (one, other):
-        await one.xmit((0,))
-        async with trio.open_nursery() as nursery:
-            calls = [Call(nursery, one.recv), Call(nursery, one.xmit, (1,))]
-            await wait_all_tasks_blocked()
-            os.write(other._endpoint.fileno(), b"\x4d\x00")
-        for call in calls:
-            assert type(call.error) is memenpsf.trio.CorruptPeer
-        with its_own("CorruptPeer"):
-            await one.send_ctrl_msg(b"\x80!")
-
-
-async def test_a_dead_peer_is_noticed_after_all_it_published_is_received():
-    async with opened_to_a_thread(capacity=8) as (interface, peer):
-        peer.xmit_many(numbers(5))
-        peer._endpoint.wire.sock.shutdown(socket.SHUT_RDWR)  # what its death would do
-        assert await interface.recv() == (0,)
-        assert await interface.recv_vectored() == numbers(1, 5)
-        for verb in (interface.recv, interface.recv_vectored, lambda: interface.xmit((1,))):
-            with its_own("PeerDied"):
-                await verb()
-        with its_own("PeerDied"):
-            await interface.recv_ctrl_msg(None)
-        with its_own("PeerDied"):
-            await interface.send_ctrl_msg(b"\x80!")
-
-
 async def test_what_was_published_before_aclose_is_received_before_the_end():
     async with opened(capacity=8) as (one, other):
         await one.xmit_many(numbers(5))
@@ -1067,60 +814,6 @@ async def test_what_was_published_before_aclose_is_received_before_the_end():
         assert scope.cancelled_caught
         assert await other.recv_ctrl_msg(None) == b"\x80!"
         assert [record async for record in other] == numbers(5)
-
-
-# -- control messages -----------------------------------------------------------------------------
-
-
-async def test_control_messages_go_beside_the_records_in_order():
-    async with opened(capacity=4) as (one, other):
-        messages = [bytes((128 + n % 128, n % 256)) for n in range(100)]
-        for n, message in enumerate(messages):
-            await one.send_ctrl_msg(message)
-            if n % 50 == 0:
-                await one.xmit((n,))
-        assert [await other.recv_ctrl_msg(None) for _ in messages] == messages
-        assert await other.recv_vectored() == [(0,), (50,)]
-
-
-async def test_a_message_that_does_not_wait_is_sent_if_there_is_room():
-    async with opened() as (one, other):
-        await one.send_ctrl_msg(b"\x80!", timeout=0)
-        assert await other.recv_ctrl_msg(None) == b"\x80!"
-        count = await fill_messages(one)
-        with its_own("Full"):
-            await one.send_ctrl_msg(b"\xfe!", timeout=0)
-        for _ in range(count):
-            await other.recv_ctrl_msg(None)
-        assert await other.recv_ctrl_msg() is None
-
-
-async def test_many_tasks_send_messages_and_each_goes_once():
-    async with opened() as (one, other):
-        count = await fill_messages(one)
-        async with trio.open_nursery() as nursery:
-            for n in range(20):
-                nursery.start_soon(one.send_ctrl_msg, bytes((250, n)))
-            await wait_all_tasks_blocked(0.001)
-            got = [await other.recv_ctrl_msg(None) for _ in range(count + 20)]
-        assert sorted(m[1] for m in got if m[0] == 250) == list(range(20))
-
-
-async def test_both_sides_full_of_messages_come_free_together():
-    async with opened() as sides:
-        counts = [await fill_messages(side) for side in sides]
-
-        async def send_and_receive(side, count):
-            await side.send_ctrl_msg(b"\xfe!")
-            return [await side.recv_ctrl_msg(None) for _ in range(count + 1)]
-
-        async with trio.open_nursery() as nursery:
-            calls = [
-                Call(nursery, send_and_receive, side, count)
-                for side, count in zip(sides, reversed(counts), strict=True)
-            ]
-        for call in calls:
-            assert call.result[-1] == b"\xfe!"
 
 
 # -- connect and listen ---------------------------------------------------------------------------

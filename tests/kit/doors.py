@@ -1,0 +1,344 @@
+"""The doors to a connection, each behind one and the same adapter, for tests of what all promise.
+
+A scenario is a coroutine function with a parameter `door`.  It awaits the verbs of the interfaces
+that the door makes, in the words of memenpsf; `@scenario` makes a test of it that runs once for each
+door.  At the door for threads nothing is ever suspended: a verb that waits holds up the thread that
+drives the coroutine.
+
+A new door is one more class here, with `run`, `interface`, `tasks`, `connect`, `listen` and `others`,
+and one more line in DOORS.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import trio
+
+import ipcqueue
+import memenpsf
+import memenpsf.trio
+
+# How long a thread sleeps without a break before it counts as blocked.  One that waits for the
+# interpreter looks at it every 5 ms, which is a break.
+STILL = 0.012
+
+
+def scenario(function):
+    """Make a test of a coroutine function, for every door between two interfaces."""
+    return _over(DOORS, function)
+
+
+def one_way_scenario(function):
+    """Make a test in which only the first side sends: it holds for a queue as well."""
+    return _over(ONE_WAY, function)
+
+
+def _over(doors, function):
+    @pytest.mark.parametrize("door", doors.values(), ids=doors)
+    @functools.wraps(function)
+    def test(*args, door, **kwargs):
+        door = door()
+        door.run(function, *args, door=door, **kwargs)
+
+    return test
+
+
+class Call:
+    """A call in a task of its own, which keeps what comes of it."""
+
+    def __init__(self):
+        self.done = False
+        self._result = self._error = None
+        self.looked_at = False
+
+    async def _run(self, function, args):
+        try:
+            self._result = await function(*args)
+        except Exception as error:  # noqa: BLE001 (looked at by the test, or raised by its group)
+            self._error = error
+        self.done = True
+
+    @property
+    def result(self):
+        """What it returned; raises what it raised."""
+        assert self.done
+        if self._error is not None:
+            self.looked_at = True
+            raise self._error
+        return self._result
+
+    @property
+    def error(self):
+        """What it raised, or None."""
+        self.looked_at = True
+        return self._error
+
+
+# -- threads ----------------------------------------------------------------------------------------
+
+
+def drive(coroutine):
+    """Return what a coroutine returns that awaits nothing which is not done at once."""
+    try:
+        coroutine.send(None)
+    except StopIteration as end:
+        return end.value
+    coroutine.close()
+    raise AssertionError("it waits by itself")
+
+
+def awaited(call):
+    async def verb(*args, **kwargs):
+        result = call(*args, **kwargs)
+        return Awaited(result) if isinstance(result, memenpsf.Interface) else result
+
+    return verb
+
+
+class Awaited:
+    """Something of memenpsf whose verbs are awaited, as those of every other door."""
+
+    VERBS = frozenset(
+        {
+            "accept", "await_space", "recv", "recv_ctrl_msg", "recv_message", "recv_vectored",
+            "send_ctrl_msg", "xmit", "xmit_many",
+        }
+    )  # fmt: skip
+
+    def __init__(self, it):
+        self.it = it
+
+    def __getattr__(self, name):
+        value = getattr(self.it, name)
+        return awaited(value) if name in self.VERBS else value
+
+    def __repr__(self):
+        return repr(self.it)
+
+    async def aclose(self):
+        self.it.close()
+
+    async def __aenter__(self):
+        self.it.__enter__()
+        return self
+
+    async def __aexit__(self, *exc_info):
+        return self.it.__exit__(*exc_info)
+
+    async def __aiter__(self):
+        for each in self.it:
+            yield each
+
+    @contextlib.asynccontextmanager
+    async def loan(self, *args, **kwargs):
+        with self.it.loan(*args, **kwargs) as loan:
+            yield loan
+
+    @contextlib.asynccontextmanager
+    async def borrow(self, *args, **kwargs):
+        with self.it.borrow(*args, **kwargs) as borrowed:
+            yield borrowed
+
+
+class ThreadCall(Call):
+    def __init__(self, function, args):
+        super().__init__()
+        self.thread = threading.Thread(target=lambda: drive(self._run(function, args)), daemon=True)
+        self.thread.start()
+
+    def _sleep(self):
+        """Return which of its sleeps it is in; None if it is in none."""
+        task = Path(f"/proc/self/task/{self.thread.native_id}")
+        try:
+            state = (task / "stat").read_text().rpartition(")")[2].split()[0]
+            lines = (task / "status").read_text().splitlines()
+        except OSError:  # it is over
+            return None
+        (switches,) = [line.split()[1] for line in lines if line.startswith("voluntary")]
+        return switches if state == "S" else None
+
+    def is_blocked(self):
+        before = self._sleep()
+        time.sleep(STILL)
+        return self.done or (before is not None and self._sleep() == before)
+
+
+class ThreadGroup:
+    """Calls in threads of their own; leaving its block waits for all of them."""
+
+    def __init__(self, calls):
+        self._calls = calls
+        self._own = []
+
+    def start(self, function, *args):
+        self._own.append(call := ThreadCall(function, args))
+        self._calls.append(call)
+        return call
+
+    async def blocked(self):
+        """Return once none of the calls goes on without others."""
+        while not all(call.is_blocked() for call in self._own):
+            pass
+
+    def join(self):
+        for call in self._own:
+            call.thread.join()
+
+
+class Threads:
+    """memenpsf itself; a task is a thread."""
+
+    words = memenpsf
+    CHECKS_EVERY_TIMEOUT = False  # also where a single record can be sent at once
+
+    def __init__(self):
+        self._calls = []
+
+    def run(self, function, *args, **kwargs):
+        """Run a scenario; raise what one of its calls raised and it did not look at."""
+        try:
+            self._run(functools.partial(function, *args, **kwargs))
+        finally:
+            for call in self._calls:
+                if not call.looked_at and call.error is not None:
+                    raise call.error
+
+    def _run(self, function):
+        try:
+            drive(function())
+        finally:
+            for call in self._calls:  # where it has failed; all is closed by now
+                call.thread.join()
+
+    def raises(self, name, **options):
+        """Expect the error of this name, in the words of this door."""
+        return pytest.raises(self.word(name), **options)
+
+    def word(self, name):
+        """Return the error of this name, in the words of this door."""
+        if name == "ReceiverGone" and not hasattr(self.words, name):
+            name = "EndOfStream"
+        return getattr(self.words, name)
+
+    async def interface(self, sock, record, **options):
+        """Return an Interface that has been introduced."""
+        return Awaited(memenpsf.Interface(sock, record, **options))
+
+    @contextlib.asynccontextmanager
+    async def pair(self, record="<Q", *, one=None, other=None, **options):
+        """Two sides; `one` and `other` are options of a single one."""
+        here, there = socket.socketpair()
+        async with self.tasks() as group:
+            first = group.start(self._introduced, here, record, options | (one or {}))
+            second = group.start(self._introduced, there, record, options | (other or {}))
+        async with first.result as first, second.result as second:
+            yield first, second
+
+    async def _introduced(self, sock, record, options):
+        options = dict(options)
+        return await self.interface(sock, options.pop("record", record), **options)
+
+    @contextlib.asynccontextmanager
+    async def tasks(self):
+        group = ThreadGroup(self._calls)
+        yield group
+        group.join()
+
+    async def connect(self, *args, **options):
+        return Awaited(memenpsf.connect(*args, **options))
+
+    async def listen(self, *args, **options):
+        return Awaited(memenpsf.listen(*args, **options))
+
+    async def others(self):
+        """Let others run, in a loop that looks whether something has happened."""
+        time.sleep(0.001)  # noqa: ASYNC251 (nothing is asynchronous here)
+
+
+# -- Trio -------------------------------------------------------------------------------------------
+
+
+class TrioGroup:
+    def __init__(self, nursery, calls):
+        self._nursery = nursery
+        self._calls = calls
+
+    def start(self, function, *args):
+        self._calls.append(call := Call())
+        self._nursery.start_soon(call._run, function, args)
+        return call
+
+    async def blocked(self):
+        await trio.testing.wait_all_tasks_blocked(0.001)
+
+
+class Trio(Threads):
+    """memenpsf.trio; all tasks in one loop."""
+
+    words = memenpsf.trio
+    CHECKS_EVERY_TIMEOUT = True
+
+    def _run(self, function):
+        trio.run(function)
+
+    async def interface(self, sock, record, **options):
+        side = memenpsf.trio.Interface(sock, record, **options)
+        try:
+            await side.do_handshake()
+        except BaseException:
+            side.close()
+            raise
+        return side
+
+    @contextlib.asynccontextmanager
+    async def tasks(self):
+        async with trio.open_nursery() as nursery:
+            yield TrioGroup(nursery, self._calls)
+
+    async def connect(self, *args, **options):
+        return await memenpsf.trio.connect(*args, **options)
+
+    async def listen(self, *args, **options):
+        return await memenpsf.trio.listen(*args, **options)
+
+    async def others(self):
+        await trio.lowlevel.checkpoint()
+
+
+# -- a queue ----------------------------------------------------------------------------------------
+
+
+class AsInterface(Awaited):
+    """A Sender or a Receiver by the names that an Interface has for what it does."""
+
+    NAMES: ClassVar = {
+        "xmit": "push", "xmit_many": "push_many", "recv": "pop", "recv_vectored": "pop_many",
+    }  # fmt: skip
+
+    def __getattr__(self, name):
+        value = getattr(self.it, self.NAMES.get(name, name))
+        return awaited(value) if name in self.VERBS else value
+
+
+class Queue(Threads):
+    """ipcqueue's Sender and Receiver, for scenarios in which only the first side sends."""
+
+    words = ipcqueue
+
+    @contextlib.asynccontextmanager
+    async def pair(self, record="<Q", **options):
+        sender, receiver = ipcqueue.pair(record, **options)
+        async with AsInterface(sender) as one, AsInterface(receiver) as other:
+            yield one, other
+
+
+DOORS = {"threads": Threads, "trio": Trio}
+ONE_WAY = {"queue": Queue, **DOORS}
