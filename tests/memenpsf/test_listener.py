@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import itertools
 import logging
 import os
 import random
@@ -19,7 +18,7 @@ import fdpass
 import ipcqueue
 import memenpsf
 from ipcqueue.lowlevel import Opening, Role, Terms, advance
-from memenpsf import _address, _log, _pending
+from memenpsf import _log, _pending
 from tests.kit.clients import Client, room_for_descriptors
 
 NOBODY = 65534
@@ -155,44 +154,7 @@ def test_connections_outlive_their_listener(path):
         assert accepted.recv() == (1,)
 
 
-def test_threads_that_accept_at_once_get_different_clients(path, pool):
-    with memenpsf.listen(path, "<Q") as listener:
-
-        def accept_all():
-            names = []
-            with contextlib.suppress(memenpsf.Closed):
-                while True:
-                    with listener.accept() as interface:
-                        names.append(interface.peer_name)
-                        seen.release()
-            return names
-
-        seen = threading.Semaphore(0)
-        accepting = [pool.submit(accept_all) for _ in range(3)]
-        names = [f"client {n}" for n in range(60)]
-        clients = pool.map(lambda name: memenpsf.connect(path, "<Q", name=name).close(), names)
-        for _ in names:
-            seen.acquire()
-        listener.close()
-        lists = [future.result() for future in accepting]
-        list(clients)
-        assert sorted(itertools.chain(*lists)) == sorted(names)
-
-
 # -- clients that are slow ------------------------------------------------------------------------
-
-
-def test_a_client_that_says_nothing_delays_nobody(path, sockets):
-    with memenpsf.listen(path, "<Q") as listener:
-        silent = sockets(path)
-        nothing_comes(listener)
-        for _ in range(5):
-            assert serves(listener, path)
-        assert len(listener._pending.handshakes) == 1
-        silent.close()
-        nothing_comes(listener)
-        assert listener._pending.handshakes == []
-        assert listener.refused == 0
 
 
 def test_introductions_in_any_order_and_in_pieces_all_succeed(path):
@@ -232,19 +194,6 @@ def segment_of(stack, name):
     return stack.enter_context(fds[0])
 
 
-@pytest.mark.parametrize("timeout", [0, 0.01])
-def test_who_does_not_introduce_itself_in_time_is_refused(path, sockets, timeout):
-    with memenpsf.listen(path, "<Q", timeout=timeout) as listener:
-        silent = sockets(path)
-        with pytest.raises(memenpsf.HandshakeTimeout, match=f"within {timeout} s"):
-            listener.accept()
-        assert listener.refused == 1
-        assert silent.recv(2, socket.MSG_WAITALL) == HELLO
-        assert silent.recv(2, socket.MSG_WAITALL) == b"\x64\x01"  # ERR: it is told
-        assert silent.recv(1) == b""
-        assert serves(listener, path)
-
-
 def test_one_that_is_late_does_not_take_the_place_of_one_in_time(path, sockets):
     with memenpsf.listen(path, "<Q", timeout=0) as listener:
         sockets(path)
@@ -256,7 +205,7 @@ def test_one_that_is_late_does_not_take_the_place_of_one_in_time(path, sockets):
             client.finish()
 
 
-def test_no_more_than_a_limit_may_be_introducing_themselves(path, sockets, monkeypatch):
+def test_at_the_limit_the_next_client_waits_until_one_leaves(path, sockets, monkeypatch):
     monkeypatch.setattr(_pending, "MAX_PENDING", 3)
     with memenpsf.listen(path, "<Q", timeout=None) as listener:
         silent = [sockets(path) for _ in range(3)]
@@ -402,30 +351,6 @@ def test_a_server_of_a_user_that_is_not_admitted_is_refused_by_the_client(path, 
 
 def abstract():
     return f"@memenpsf-test-{os.getpid()}-{threading.get_native_id()}"
-
-
-def test_an_abstract_address_admits_this_user(pool):
-    with memenpsf.listen(abstract(), "<Q") as listener:
-        assert listener.address == abstract()
-        client = pool.submit(memenpsf.connect, abstract(), "<Q")
-        with listener.accept() as accepted, client.result() as connected:
-            connected.xmit((1,))
-            assert accepted.recv() == (1,)
-
-
-def test_an_abstract_address_checks_user_ids_on_both_sides_unless_told(pool, monkeypatch):
-    monkeypatch.setattr(_address.Address, "default_uids", {os.geteuid() + 1})
-    ours = {os.geteuid()}
-    with memenpsf.listen(abstract(), "<Q", allow_uids=ours) as listener:
-        with pytest.raises(memenpsf.CredentialsRefused, match="admitted are"):
-            memenpsf.connect(abstract(), "<Q")
-        with pytest.raises(memenpsf.CredentialsRefused, match="peer refused"):
-            listener.accept()
-    with memenpsf.listen(abstract(), "<Q") as listener:
-        client = pool.submit(memenpsf.connect, abstract(), "<Q", allow_uids=ours)
-        with pytest.raises(memenpsf.CredentialsRefused, match="admitted are"):
-            listener.accept()
-        assert isinstance(client.exception(), memenpsf.CredentialsRefused)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as two users")
@@ -609,25 +534,6 @@ def test_closing_wakes_every_thread_that_accepts(
     assert not path.exists()
 
 
-def test_closing_wakes_who_gives_others_a_respite(path, sockets, pool, monkeypatch):
-    monkeypatch.setattr(_pending, "PAUSE", 3000.0)
-    resting, poll = threading.Event(), memenpsf.Listener._wait
-
-    def noting(*arguments):
-        resting.set()
-        poll(*arguments)
-
-    with memenpsf.listen(path, "<Q") as listener:
-        sockets(path).close()
-        with pytest.raises(TimeoutError):
-            listener.accept(timeout=0)
-        monkeypatch.setattr(memenpsf.Listener, "_wait", noting)
-        accepting = pool.submit(listener.accept)
-        resting.wait()
-        listener.close()
-        assert isinstance(accepting.exception(), memenpsf.Closed)
-
-
 def test_who_closes_a_listener_that_rests_ends_accept_at_once(path, sockets, monkeypatch):
     monkeypatch.setattr(_pending, "PAUSE", 3000.0)
     waits = []
@@ -658,7 +564,7 @@ def test_a_respite_takes_no_longer_than_who_accepts_would_wait(path, sockets, mo
             client.finish()
 
 
-def test_a_closed_listener_says_so(path):
+def test_a_closed_listener_says_so_whatever_the_timeout(path):
     with memenpsf.listen(path, "<Q") as listener:
         pass
     for _ in range(2):
@@ -730,7 +636,7 @@ def test_every_long_timeout_waits_for_a_client(path, pool, about_to_wait, timeou
 
 
 @pytest.mark.parametrize("timeout", [-1, float("nan")])
-def test_a_timeout_that_is_none_is_a_value_error(path, timeout):
+def test_a_timeout_for_accepting_that_is_none_is_a_value_error(path, timeout):
     with memenpsf.listen(path, "<Q") as listener, Client(path).say_hello():
         with pytest.raises(ValueError, match="timeout is None or at least 0"):
             listener.accept(timeout)

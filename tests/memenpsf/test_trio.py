@@ -12,7 +12,6 @@ import random
 import select
 import signal
 import socket
-import threading
 from functools import partial
 
 import pytest
@@ -27,7 +26,7 @@ import memenpsf
 import memenpsf.trio
 from ipcqueue._binding import direct
 from ipcqueue._link import alarms
-from memenpsf import _address, _pending
+from memenpsf import _pending
 from memenpsf.trio import Interface, connect, listen, serve
 
 # How many turns of the scheduler stand between an event and what it causes: fewer than this.
@@ -733,11 +732,6 @@ async def test_an_idle_wait_rings_no_bell_and_wakes_nobody():
 # -- the end --------------------------------------------------------------------------------------
 
 
-def end_of(verb):
-    """Return the name of what a verb raises after the peer's end in good order."""
-    return "EndOfStream" if verb.startswith("recv") else "ReceiverGone"
-
-
 async def cried_wolf(interface, peer):
     """Have the peer ring so often with nothing new that the next wait begins with a nap."""
     for _ in range(alarms.MAX_FALSE_ALARMS):
@@ -843,19 +837,6 @@ async def test_trio_meets_threads_on_either_side(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_connecting_to_nobody_names_the_address(tmp_path):
-    path = tmp_path / "s"
-    with pytest.raises(FileNotFoundError, match=str(path)):
-        await connect(path, "<Q")
-    with socket.socket(socket.AF_UNIX) as dead:
-        dead.bind(str(path))
-    with pytest.raises(ConnectionRefusedError, match=str(path)):
-        await connect(path, "<Q")
-    for bad in ("", "a\0b", "n" * 200):
-        with pytest.raises(ValueError, match="address"):
-            await connect(bad, "<Q")
-
-
 def full_backlog(path, stack):
     server = stack.enter_context(socket.socket(socket.AF_UNIX))
     server.bind(str(path))
@@ -893,75 +874,6 @@ async def test_connecting_can_be_cancelled_wherever_it_waits(tmp_path):
             await wait_all_tasks_blocked(0.2)
             call.scope.cancel()
         assert call.cancelled
-
-
-async def test_an_abstract_address_admits_this_user_and_checks_it():
-    name = f"@memenpsf-test-{os.getpid()}-{threading.get_native_id()}"
-    async with await listen(name, "<Q") as listener:
-        assert await serves(listener, name)
-        with pytest.raises(memenpsf.CredentialsRefused):
-            await connect(name, "<Q", allow_uids={os.geteuid() + 1})
-        with pytest.raises(memenpsf.CredentialsRefused, match="peer refused"):
-            await listener.accept()
-
-
-async def test_an_abstract_address_checks_user_ids_on_both_sides_unless_told(monkeypatch):
-    stranger = {os.geteuid() + 1}
-    monkeypatch.setattr(_address.Address, "default_uids", stranger)
-    name = f"@memenpsf-test-{os.getpid()}-{threading.get_native_id()}"
-    ours = {os.geteuid()}
-    async with await listen(name, "<Q", allow_uids=ours) as listener:
-        with pytest.raises(memenpsf.CredentialsRefused, match="admitted are"):
-            await connect(name, "<Q")
-        with pytest.raises(memenpsf.CredentialsRefused, match="peer refused"):
-            await listener.accept()
-    async with await listen(name, "<Q") as listener, trio.open_nursery() as nursery:
-        client = Call(nursery, lambda: connect(name, "<Q", allow_uids=ours))
-        with pytest.raises(memenpsf.CredentialsRefused, match="admitted are"):
-            await listener.accept()
-    assert isinstance(client.error, memenpsf.CredentialsRefused)
-
-
-async def test_a_client_that_says_nothing_delays_nobody(tmp_path):
-    path = tmp_path / "s"
-    async with await listen(path, "<Q") as listener:
-        with socket.socket(socket.AF_UNIX) as silent:
-            silent.connect(str(path))
-            for n in range(3):
-                assert await serves(listener, path, f"client {n}")
-            assert len(listener._pending.handshakes) == 1
-        assert await serves(listener, path)
-        assert listener._pending.handshakes == []
-        assert listener.refused == 0
-
-
-@pytest.mark.parametrize("timeout", [0, 0.01])
-async def test_who_does_not_introduce_itself_in_time_is_refused(tmp_path, timeout):
-    path = tmp_path / "s"
-    async with await listen(path, "<Q", timeout=timeout) as listener:
-        with socket.socket(socket.AF_UNIX) as silent:
-            silent.connect(str(path))
-            with pytest.raises(memenpsf.HandshakeTimeout):
-                await listener.accept()
-            assert listener.refused == 1
-
-
-async def test_no_more_than_a_limit_may_be_introducing_themselves(tmp_path, monkeypatch):
-    monkeypatch.setattr(_pending, "MAX_PENDING", 2)
-    path = tmp_path / "s"
-    async with await listen(path, "<Q", timeout=None) as listener:
-        with contextlib.ExitStack() as stack:
-            for _ in range(2):
-                stack.enter_context(socket.socket(socket.AF_UNIX)).connect(str(path))
-            async with trio.open_nursery() as nursery:
-                accepting = Call(nursery, listener.accept)
-                client = Call(nursery, lambda: connect(path, "<Q"))
-                await wait_all_tasks_blocked(0.001)
-                assert not accepting.done
-                assert len(listener._pending.handshakes) == 2
-                stack.close()
-        async with accepting.result, client.result:
-            pass
 
 
 def come_and_go(path, count):
@@ -1023,20 +935,6 @@ async def test_who_got_in_for_nothing_counts_as_such(tmp_path, exchanged):
     assert listener._pending.fruitless == (exchanged == "nothing")
 
 
-async def test_closing_wakes_who_gives_others_a_respite(tmp_path, monkeypatch):
-    monkeypatch.setattr(_pending, "PAUSE", math.inf)
-    path = str(tmp_path / "it")
-    listener = await listen(path, "<Q")
-    come_and_go(path, 1)
-    async with trio.open_nursery() as nursery:
-        accepting = Call(nursery, listener.accept)
-        while not listener._pending.fruitless:
-            await trio.lowlevel.checkpoint()
-        await wait_all_tasks_blocked()
-        await listener.aclose()
-    assert type(accepting.error) is memenpsf.trio.Closed
-
-
 async def test_clients_get_in_without_a_descriptor_to_wait_for_all_of_them(tmp_path, monkeypatch):
     def short():
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
@@ -1062,20 +960,6 @@ async def test_closing_at_the_limit_wakes_who_accepts(tmp_path, monkeypatch):
             await listener.accept()
     assert not path.exists()
     assert "closed" in repr(listener)
-
-
-async def test_tasks_that_accept_at_once_get_different_clients(tmp_path):
-    path = tmp_path / "s"
-    async with await listen(path, "<Q") as listener, trio.open_nursery() as nursery:
-        accepting = [Call(nursery, listener.accept) for _ in range(4)]
-        clients = [
-            Call(nursery, lambda n=n: connect(path, "<Q", name=f"client {n}")) for n in range(4)
-        ]
-        while not all(call.done for call in accepting + clients):
-            await trio.lowlevel.checkpoint()
-        assert {call.result.peer_name for call in accepting} == {f"client {n}" for n in range(4)}
-        for call in accepting + clients:
-            await call.result.aclose()
 
 
 @pytest.mark.parametrize("turns", range(0, 3 * TURNS, 2))
