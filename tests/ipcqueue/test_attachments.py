@@ -27,7 +27,6 @@ from memenpsf import (
     ForkedUse,
     Full,
     PeerDied,
-    ReceiverGone,
     Unaccepted,
 )
 from tests.ipcqueue.test_frames import (  # noqa: F401 (the fixture)
@@ -36,40 +35,12 @@ from tests.ipcqueue.test_frames import (  # noqa: F401 (the fixture)
     at_every_place,
     connection,
     inode,
-    open_descriptors,
     quick_collector,
 )
+from tests.kit.attached import number_of, numbered, numbers, open_descriptors, region_of
 from tests.kit.places import TESTS, Places, interrupt
 
 MANY = 253  # as many as the kernel carries with one message
-
-
-def numbered(number):
-    """Make a file that can be told apart, by its size."""
-    fd = fdpass.Fd(os.memfd_create(f"number {number}"))
-    os.ftruncate(fd.fileno(), number)
-    return fd
-
-
-def number_of(fd):
-    return os.fstat(fd.fileno()).st_size
-
-
-@contextlib.contextmanager
-def numbers(*wanted):
-    files = [numbered(number) for number in wanted]
-    try:
-        yield files
-    finally:
-        for file in files:
-            file.close()
-
-
-@contextlib.contextmanager
-def region_of(data, **options):
-    with fdpass.MemoryRegion.create(len(data), **options) as region:
-        region.buffer[:] = data
-        yield region
 
 
 @pytest.fixture
@@ -275,26 +246,6 @@ def test_records_of_one_size_have_nothing_beside_them():
     with connection(np.dtype("<u4")) as (one, other):
         one.xmit(5)
         assert other.recv_message() == (5, [], [])
-
-
-@pytest.mark.parametrize("verb", ["recv", "recv_vectored", "iteration"])
-def test_who_does_not_ask_for_what_is_attached_has_it_closed_and_counted(pair, verb):
-    one, other = pair
-    before = open_descriptors()
-    with numbers(1, 2, 3) as files, region_of(b"content") as region:
-        one.xmit(b"0", fds=files)
-        one.xmit(b"1")
-        one.xmit(b"2" * 100_000, fds=files[:1], regions=[region, region])
-    if verb == "recv":
-        got = [other.recv() for _ in range(3)]
-    elif verb == "recv_vectored":
-        got = other.recv_vectored()
-    else:
-        got = [each for _, each in zip(range(3), other, strict=False)]
-    assert got == [b"0", b"1", b"2" * 100_000]
-    assert other.statistics().dropped == 6
-    assert one.statistics().dropped == 0
-    assert open_descriptors() == before
 
 
 def test_each_message_has_its_own_whatever_lies_between(pair):
@@ -604,88 +555,6 @@ def counted(side):
     return calls, mock.patch.object(
         sender, "try_send", lambda self, parcel: calls.append(1) or real(self, parcel)
     )
-
-
-@pytest.mark.parametrize("size", [10, 100_000])
-@pytest.mark.parametrize("timeout", [0, 1e-9, 0.05])
-def test_a_socket_without_room_is_full_in_time_and_nothing_was_sent(pair, timeout, size):
-    one, other = pair
-    before = open_descriptors()
-    filled = fill_socket(one)
-    calls, counting = counted(one)
-    with numbers(1) as files, counting, pytest.raises(Full):
-        one.xmit(bytes(size), fds=files, timeout=timeout)
-    assert len(calls) < 10  # it slept in between
-    one.xmit(b"plain")  # needs no room
-    assert one.xmit_many([b"many", bytes(100_000), b"not sent"], timeout=timeout) == 1
-    assert other.recv_vectored() == [b"plain", b"many"]
-    assert drain(other) == filled
-    assert open_descriptors() == before
-    still_works(one, other)
-
-
-@pytest.mark.parametrize("how", ["descriptors", "large", "many"])
-def test_who_waits_for_room_in_the_socket_sleeps_until_there_is_some(pair, how):
-    one, other = pair
-    filled = fill_socket(one)
-    calls, counting = counted(one)
-    with numbers(1) as files, counting:
-        send = {
-            "descriptors": lambda: one.xmit(b"first", fds=files),
-            "large": lambda: one.xmit(b"first" * 50_000),
-            "many": lambda: one.xmit_many([b"first" * 50_000, b"second"]),
-        }[how]
-        sending = threading.Thread(target=send)
-        sending.start()
-        sending.join(0.05)
-        assert sending.is_alive()
-        assert len(calls) < 5  # it does not try again before there is something new
-        assert other.recv().startswith(b"first")
-        sending.join()
-    assert drain(other) == filled
-
-
-def test_two_sides_that_wait_for_room_in_the_same_socket_make_it_for_each_other(pair):
-    one, other = pair
-    filled = [fill_socket(side) for side in pair]
-    with numbers(1) as files:
-        sending = [
-            threading.Thread(target=lambda s=side: [s.xmit(b"x", fds=files) for _ in range(20)])
-            for side in pair
-        ]
-        for thread in sending:
-            thread.start()
-        for _ in range(20):
-            for side in pair:
-                with contextlib.closing(side.recv_message()) as message:
-                    assert len(message.fds) == 1
-        for thread in sending:
-            thread.join()
-    assert [drain(other), drain(one)] == filled
-
-
-@pytest.mark.parametrize("which", ["this side", "the peer"])
-def test_the_end_wakes_who_waits_for_room_in_the_socket(pair, which):
-    one, other = pair
-    fill_socket(one)
-    errors = []
-
-    def send():
-        try:
-            with numbers(1) as files:
-                one.xmit(b"x", fds=files)
-        except memenpsf.QueueError as error:
-            errors.append(type(error))
-
-    sending = threading.Thread(target=send)
-    calls, counting = counted(one)
-    with counting:
-        sending.start()
-        while not calls:
-            pass
-        (one if which == "this side" else other).close()
-        sending.join()
-    assert errors == [memenpsf.Closed if which == "this side" else ReceiverGone]
 
 
 def test_a_socket_with_little_room_delays_and_loses_nothing():

@@ -32,6 +32,7 @@ from ipcqueue._ring.end import Place
 from ipcqueue.lowlevel import Role, Terms, open_pair
 from memenpsf import CorruptPeer, Full, Interface, PeerDied
 from tests.kit import places
+from tests.kit.attached import open_descriptors
 from tests.kit.places import STEP, Interrupt, interrupt
 from tests.kit.settling import settle
 
@@ -107,12 +108,6 @@ def received(side):
         got.append((message.record, [inode(fd) for fd in message.fds]))
         message.close()
     return got
-
-
-def open_descriptors():
-    gc.collect()
-    settle()
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 # -- where frames lie in the ring ----------------------------------------------------------------

@@ -34,9 +34,9 @@ from tests.ipcqueue.test_frames import (  # noqa: F401 (the fixture)
     connection,
     extent,
     inode,
-    open_descriptors,
     quick_collector,
 )
+from tests.kit.attached import open_descriptors
 from tests.kit.places import interrupt
 
 TICK = np.dtype([("number", "<u8"), ("price", "<f8")])
@@ -332,15 +332,6 @@ def test_records_have_no_tag():
             one.loan(1, tag=1)
         with pytest.raises(BadRecord, match="go with messages"):
             one.loan(1, flags=1)
-
-
-@pytest.mark.parametrize("timeout", [-1, float("nan")])
-def test_a_timeout_that_means_nothing_is_refused(pair, timeout):
-    one, other = pair
-    with pytest.raises(ValueError, match="timeout"):
-        one.loan(1, timeout=timeout)
-    with pytest.raises(ValueError, match="timeout"):
-        other.borrow(timeout=timeout)
 
 
 def test_while_memory_is_lent_other_uses_fail_and_lose_nothing(any_pair):

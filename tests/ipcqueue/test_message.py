@@ -39,7 +39,8 @@ from memenpsf import (
     ReceiverGone,
     TooLarge,
 )
-from tests.ipcqueue.test_frames import connection, open_descriptors, quick_collector  # noqa: F401 (the fixture)
+from tests.ipcqueue.test_frames import connection, quick_collector  # noqa: F401 (the fixture)
+from tests.kit.attached import open_descriptors
 
 JSON = Encoded(lambda it: json.dumps(it).encode(), json.loads)
 
@@ -297,33 +298,6 @@ def bad_on(*bad):
         return data
 
     return Encoded(bytes, decode)
-
-
-@pytest.mark.parametrize("verb", ["recv", "recv_message", "recv_vectored"])
-def test_a_message_that_cannot_be_decoded_is_named_and_loses_no_other(verb):
-    take = {
-        "recv": lambda side: [side.recv(timeout=0)],
-        "recv_message": lambda side: [side.recv_message(timeout=0).record],
-        "recv_vectored": lambda side: side.recv_vectored(timeout=0),
-    }[verb]
-    with connection(bad_on(b"bad", b"b" * 5000), capacity=4096) as (one, other):
-        one.xmit_many([b"0", b"1", b"bad", b"b" * 5000, b"4", b"bad"])
-        got, failed = [], []
-        while len(got) + len(failed) < 6:
-            try:
-                got += take(other)
-            except DecodeFailed as error:
-                failed.append(str(error))
-                assert isinstance(error.__cause__, ValueError)
-        assert got == [b"0", b"1", b"4"]
-        assert [each.split(" could not be decoded")[0] for each in failed] == [
-            "message 2 (3 bytes, tag 0)",
-            "message 3 (5000 bytes, tag 0)",
-            "message 5 (3 bytes, tag 0)",
-        ]
-        assert all("ValueError: cannot stand b'b" in each for each in failed)
-        assert other.recv(timeout=0) is None
-        assert len(set(one.indices())) == 1
 
 
 def test_the_number_of_a_message_counts_all_that_were_received_before():

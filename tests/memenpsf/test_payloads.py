@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import json
 import os
 import queue
 import random
@@ -282,107 +281,7 @@ def test_a_message_that_is_none_is_a_bad_record(bad):
         assert other.recv().data == b"fine"
 
 
-def test_what_cannot_be_decoded_is_named_and_loses_nothing_else():
-    spec = memenpsf.Encoded(
-        lambda value: value if type(value) is bytes else json.dumps(value).encode(), json.loads
-    )
-    one, other = memenpsf.pair(spec)
-    with one, other:
-        one.xmit({"a": 1})
-        one.xmit(b"{")
-        one.xmit([2])
-        assert other.recv() == {"a": 1}
-        with pytest.raises(memenpsf.DecodeFailed, match="message 1"):
-            other.recv()
-        assert other.recv() == [2]
-
-
-def test_a_message_larger_than_the_receiver_takes_is_refused_at_the_sender():
-    with pair(accept=memenpsf.Accept(message=1000)) as (one, other):
-        with pytest.raises(memenpsf.TooLarge, match=r"1001 .* 1000"):
-            one.xmit(bytes(1001))
-        with pytest.raises(memenpsf.TooLarge, match="record 1"):
-            one.xmit_many([b"a", bytes(1001)])
-        one.xmit(bytes(1000))
-        assert other.recv() == bytes(1000)
-        assert other.recv(timeout=0) is None
-
-
 # -- loans and borrowings ------------------------------------------------------------------------
-
-
-def test_a_loan_is_published_when_its_block_ends():
-    with pair() as (one, other):
-        with one.loan(5, tag=9) as loan:
-            loan.data[:] = b"hello"
-            assert other.recv(timeout=0) is None
-        assert other.recv() == b"hello"
-        with one.loan(5) as loan:
-            loan.data[:] = b"hello"
-            loan.shrink(4)
-        assert other.recv() == b"hell"
-
-
-def test_a_loan_given_up_publishes_nothing_and_costs_no_space():
-    with pair(capacity=4096) as (one, other):
-        for _ in range(20):
-            with one.loan(3000, timeout=0) as loan:
-                loan.cancel()
-            with pytest.raises(KeyError), one.loan(3000, timeout=0):
-                raise KeyError
-        assert other.recv(timeout=0) is None
-        one.xmit(b"next", timeout=0)
-        assert other.recv() == b"next"
-
-
-def test_misuse_of_a_loan_is_told():
-    with pair(capacity=4096) as (one, other):
-        with pytest.raises(memenpsf.TooLarge, match="4096"):
-            one.loan(4096)
-        with one.loan(10) as loan:
-            with pytest.raises(memenpsf.ConcurrentUse):
-                one.xmit(b"meanwhile")
-            with pytest.raises(memenpsf.LoanError):
-                loan.shrink(11)
-            loan.publish()
-            for again in (loan.publish, loan.cancel, lambda: loan.shrink(1)):
-                with pytest.raises(memenpsf.LoanError):
-                    again()
-        assert other.recv() == bytes(10)
-
-
-def test_views_that_outlive_their_block_fail_cleanly():
-    with pair() as (one, other):
-        with pytest.raises(memenpsf.LoanError), one.loan(4) as loan:
-            left = loan.data[1:]
-        with pytest.raises(memenpsf.LoanError):
-            one.xmit(b"not yet")
-        del left
-        one.xmit(b"now")
-        with pytest.raises(memenpsf.LoanError), other.borrow() as messages:
-            left = np.frombuffer(messages[0].data, "u1")
-        with pytest.raises(memenpsf.LoanError):
-            other.recv(timeout=0)
-        del left
-        assert other.recv() == b"now"
-
-
-def test_what_is_borrowed_is_taken_only_when_the_block_ends_well():
-    with pair() as (one, other):
-        one.xmit_many([b"one", bytes(1 << 20), b"three"])
-        with pytest.raises(KeyError), other.borrow():
-            raise KeyError
-        with other.borrow(2) as messages:
-            assert [len(message.data) for message in messages] == [3, 1 << 20]
-            assert all(message.data.readonly for message in messages)
-        with other.borrow() as messages:
-            kept = messages[0].data
-            messages.cancel()
-        with pytest.raises(ValueError, match="released"):
-            kept[0]
-        assert other.recv() == b"three"
-        with other.borrow(timeout=0) as messages:
-            assert len(messages) == 0
 
 
 def test_the_exception_that_ends_a_block_is_not_hidden():
@@ -398,18 +297,6 @@ def test_the_exception_that_ends_a_block_is_not_hidden():
         views.clear()
         one.xmit_many(np.arange(3, dtype="<u8"))
         assert list(other.recv_vectored()) == [0, 1, 2]
-
-
-def test_records_can_be_lent_and_borrowed_across_the_wrap():
-    with pair(np.dtype("<u8"), capacity=8) as (one, other):
-        taken = []
-        for n in range(0, 60, 3):
-            with one.loan(3, timeout=0) as loan:
-                loan.data[:] = [n, n + 1, n + 2]
-            while len(taken) < n + 3:
-                with other.borrow() as records:
-                    taken += records.data.tolist()
-        assert taken == list(range(60))
 
 
 # -- regions and descriptors -----------------------------------------------------------------------
@@ -432,15 +319,6 @@ def test_descriptors_arrive_with_their_message_and_no_other():
             assert got == [(n, number) for number in range(n % 5)]
             assert not any(os.get_inheritable(fd.fileno()) for fd in message.fds)
             message.close()
-    assert descriptors() == before
-
-
-def test_plain_recv_closes_what_is_attached_and_counts_it():
-    before = descriptors()
-    with pair(accept=memenpsf.Accept(fds=2)) as (one, other), MemoryRegion.create(4096) as region:
-        one.xmit(b"all", fds=[0, 1], regions=[region])
-        assert other.recv() == b"all"
-        assert other.statistics().dropped == 3
     assert descriptors() == before
 
 
@@ -506,14 +384,6 @@ def test_a_killed_sender_leaves_whole_messages_with_their_descriptors(program):
                     peer.kill()
         assert n >= 200
         assert descriptors() == before
-
-
-def test_records_of_fixed_size_carry_nothing():
-    with pair(8) as (one, other):
-        with pytest.raises(memenpsf.Unaccepted):
-            one.xmit(bytes(8), fds=[0])
-        one.xmit(bytes(8))
-        assert other.recv_message() == (bytes(8), [], [])
 
 
 # -- Trio -------------------------------------------------------------------------------------------

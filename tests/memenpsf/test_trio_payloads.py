@@ -7,18 +7,16 @@ import json
 import random
 import socket
 
-import numpy as np
 import pytest
 import trio
 import trio.testing
 
-import fdpass
 import ipcqueue
 import memenpsf
 import memenpsf.trio as mt
-from tests.ipcqueue.test_attachments import number_of, numbered, numbers, region_of
-from tests.ipcqueue.test_frames import extent, open_descriptors, quick_collector  # noqa: F401 (the fixture)
-from tests.ipcqueue.test_message import BOTH, CHILD, JSON, bad_on
+from tests.ipcqueue.test_frames import extent, quick_collector  # noqa: F401 (the fixture)
+from tests.ipcqueue.test_message import BOTH, CHILD, JSON
+from tests.kit.attached import number_of, numbered, numbers, open_descriptors, region_of
 
 
 @contextlib.asynccontextmanager
@@ -56,53 +54,6 @@ async def received(side):
 
 
 # -- messages ----------------------------------------------------------------------------------------
-
-
-async def test_messages_of_all_sizes_arrive_by_every_verb():
-    chance = random.Random(1)
-    sent = [
-        chance.randbytes(chance.choice([0, 1, 16, 1000, 4080, 5000, 300_000])) for _ in range(200)
-    ]
-    async with connected(capacity=4096) as (one, other), trio.open_nursery() as nursery:
-
-        async def send():
-            for n, data in enumerate(sent):
-                if n % 7 == 0:
-                    assert await one.xmit_many([data]) == 1
-                elif n % 5 == 0 and extent(len(data)) <= 4096:
-                    async with one.loan(len(data)) as loan:
-                        loan.data[:] = data
-                elif n % 3 == 0:
-                    await one.send(data)
-                else:
-                    await one.xmit(data)
-
-        nursery.start_soon(send)
-        got = []
-        while len(got) < len(sent):
-            got.append(await other.recv())
-            got += await other.recv_vectored(3)
-            async with other.borrow(2, timeout=0) as messages:
-                got += [bytes(message.data) for message in messages]
-            if len(got) < len(sent):
-                got.append((await other.recv_message()).record)
-            if len(got) < len(sent):
-                got.append(await other.receive())
-        assert got == sent
-        assert one.statistics().rescues == other.statistics().rescues == 0
-
-
-async def test_a_stream_of_messages_can_be_iterated_to_its_end():
-    async with connected(JSON, capacity=4096) as (one, other):
-        sent = [{"n": n, "text": "x" * (n * 500)} for n in range(16)]
-        await one.xmit_many(sent)
-        await one.aclose()
-        assert [message async for message in other] == sent
-        with pytest.raises(trio.EndOfChannel):
-            await other.recv_message()
-        with pytest.raises(trio.EndOfChannel):
-            async with other.borrow():
-                pass
 
 
 @pytest.mark.parametrize(
@@ -160,51 +111,6 @@ async def receive_hashed(side, count):
     return digest.hexdigest()
 
 
-async def test_limits_of_the_peer_hold_here_too():
-    async with connected(
-        accept=memenpsf.Accept(fds=2), other={"accept": memenpsf.Accept(message=1000, fds=1)}
-    ) as sides:
-        one, other = sides
-        with pytest.raises(memenpsf.TooLarge, match=r"1001 bytes, .* at most 1000"):
-            await one.xmit(bytes(1001))
-        with pytest.raises(memenpsf.TooLarge, match="record 1: "):
-            await one.xmit_many([b"", bytes(1001)])
-        with pytest.raises(memenpsf.TooLarge):
-            one.loan(1001)
-        with numbers(1, 2) as files, region_of(b"x") as region:
-            with pytest.raises(memenpsf.Unaccepted, match=r"2 descriptors .* at most 1"):
-                await one.xmit(b"x", fds=files)
-            with pytest.raises(memenpsf.Unaccepted, match=r"9 memory regions .* at most 8"):
-                await one.xmit(b"x", regions=[region] * 9)
-        with pytest.raises(memenpsf.BadRecord, match="expected an open descriptor"):
-            await one.xmit(b"x", fds=[-1])
-        await still_works(one, other)
-
-
-@pytest.mark.parametrize("timeout", [-1, float("nan")])
-async def test_a_timeout_that_means_nothing_is_refused(timeout):
-    async with connected() as (one, other):
-        for call in (
-            lambda: one.xmit(b"x", timeout=timeout),
-            lambda: one.xmit_many([b"x"], timeout=timeout),
-            lambda: other.recv_message(timeout=timeout),
-            lambda: one.loan(1, timeout=timeout).__aenter__(),
-            lambda: other.borrow(timeout=timeout).__aenter__(),
-        ):
-            with pytest.raises(ValueError, match="timeout"):
-                await call()
-        await still_works(one, other)
-
-
-async def test_a_message_that_cannot_be_decoded_is_named_and_loses_no_other():
-    async with connected(bad_on(b"bad")) as (one, other):
-        await one.xmit_many([b"0", b"bad", b"2"])
-        assert await other.recv_vectored() == [b"0"]
-        with pytest.raises(memenpsf.DecodeFailed, match=r"message 1 \(3 bytes"):
-            await other.recv_vectored()
-        assert await other.recv() == b"2"
-
-
 async def test_run_loops_move_messages_of_all_sizes_both_ways():
     chance = random.Random(3)
     sent = [
@@ -244,81 +150,6 @@ async def test_run_loops_move_messages_of_all_sizes_both_ways():
 # -- attachments -------------------------------------------------------------------------------------
 
 
-async def test_each_message_has_its_own_descriptors_and_regions():
-    async with connected(capacity=4096, accept=memenpsf.Accept(fds=9)) as (one, other):
-        for end in (one, other):
-            end._endpoint.wire.events_fileno()  # made by the first who waits
-        before = open_descriptors()
-
-        async def send():
-            for n in range(100):
-                wanted = [n * 10 + k for k in range(n % 9)]
-                with numbers(*wanted) as files, region_of(b"%d" % n) as region:
-                    regions = [region] * (n % 3)
-                    await one.xmit(bytes(n % 2 * 5000), fds=files, regions=regions)
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(send)
-            for n in range(100):
-                with contextlib.closing(await other.recv_message()) as message:
-                    assert message.record == bytes(n % 2 * 5000)
-                    assert [number_of(fd) for fd in message.fds] == [
-                        n * 10 + k for k in range(n % 9)
-                    ]
-                    contents = [bytes(region.buffer) for region in message.regions]
-                    assert contents == [b"%d" % n] * (n % 3)
-        assert open_descriptors() == before
-        assert other.statistics().dropped == 0
-
-
-async def test_who_does_not_ask_for_what_is_attached_has_it_closed_and_counted():
-    async with connected(accept=memenpsf.Accept(fds=3)) as (one, other):
-        before = open_descriptors()
-        with numbers(1, 2, 3) as files, fdpass.MemoryRegistry() as registry:
-            for _ in range(4):
-                with registry.alloc(10) as region:
-                    await one.xmit(b"x" * 300_000, fds=files, regions=[region])
-            assert await other.recv() == b"x" * 300_000
-            assert await other.recv_vectored(1) == [b"x" * 300_000]
-            assert await other.receive() == b"x" * 300_000
-            async with other.borrow():
-                pass
-            assert registry.collect() == 4
-        assert other.statistics().dropped == 16
-        assert open_descriptors() == before
-
-
-async def test_records_of_one_size_come_with_nothing():
-    async with connected("<Q") as (one, other):
-        with numbers(1) as files, pytest.raises(memenpsf.Unaccepted, match="go with messages"):
-            await one.xmit((1,), fds=files)
-        await one.xmit((2,))
-        assert await other.recv_message() == ((2,), [], [])
-
-
-async def test_tasks_that_wait_for_different_things_get_each_their_own():
-    async with connected(capacity=4096, accept=memenpsf.Accept(fds=1)) as (one, other):
-        got = []
-
-        async def messages():
-            for _ in range(20):
-                with contextlib.closing(await other.recv_message()) as message:
-                    got.append((message.record, [number_of(fd) for fd in message.fds]))
-
-        async def control():
-            for n in range(20):
-                assert await other.recv_ctrl_msg(timeout=None) == bytes((200, n))
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(control)
-            nursery.start_soon(messages)
-            for n in range(20):
-                with numbers(n) as files:
-                    await one.xmit(b"%d" % n, fds=files)
-                await one.send_ctrl_msg(bytes((200, n)))
-        assert got == [(b"%d" % n, [n]) for n in range(20)]
-
-
 # -- the socket is full ------------------------------------------------------------------------------
 
 
@@ -351,25 +182,6 @@ def tries(monkeypatch):
     return calls
 
 
-@pytest.mark.parametrize("timeout", [0, 0.05])
-@pytest.mark.parametrize("size", [10, 300_000])
-async def test_a_socket_without_room_is_full_in_time_and_nothing_was_sent(timeout, size, tries):
-    async with connected(accept=memenpsf.Accept(fds=1)) as (one, other):
-        before = open_descriptors()
-        filled = await fill_socket(one)
-        with numbers(1) as files, pytest.raises(mt.Full) as caught:
-            await one.xmit(bytes(size), fds=files, timeout=timeout)
-        assert isinstance(caught.value, trio.WouldBlock)
-        assert len(tries) < 10
-        await one.xmit(b"plain")
-        batch = [b"many", bytes(300_000), b"not sent"]
-        assert await one.xmit_many(batch, timeout=timeout) == 1
-        assert await other.recv_vectored() == [b"plain", b"many"]
-        assert await drain(other) == filled
-        assert open_descriptors() == before
-        await still_works(one, other)
-
-
 @pytest.mark.parametrize("how", ["descriptors", "large", "many"])
 async def test_who_waits_for_room_in_the_socket_tries_again_when_there_is_some(
     how, tries, autojump_clock
@@ -396,209 +208,40 @@ async def test_who_waits_for_room_in_the_socket_tries_again_when_there_is_some(
         assert await drain(other) == filled
 
 
-async def test_two_sides_that_wait_for_room_in_the_same_socket_make_it_for_each_other():
-    async with connected(accept=memenpsf.Accept(fds=1)) as sides:
-        filled = [await fill_socket(side) for side in sides]
-
-        async def send(side, files):
-            for _ in range(20):
-                await side.xmit(b"x", fds=files)
-
-        async def receive(side):
-            for _ in range(20):
-                with contextlib.closing(await side.recv_message()) as message:
-                    assert len(message.fds) == 1
-
-        with numbers(1) as files:
-            async with trio.open_nursery() as nursery:
-                for side in sides:
-                    nursery.start_soon(send, side, files)
-                    nursery.start_soon(receive, side)
-        assert [await drain(side) for side in sides[::-1]] == filled
-
-
-@pytest.mark.parametrize("which", ["this side", "the peer"])
-async def test_the_end_wakes_who_waits_for_room_in_the_socket(which, tries):
-    async with connected(accept=memenpsf.Accept(fds=1)) as (one, other):
-        await fill_socket(one)
-        expected = mt.Closed if which == "this side" else mt.ReceiverGone
-
-        async def send():
-            with numbers(1) as files, pytest.raises(expected) as caught:
-                await one.xmit(b"x", fds=files)
-            kind = trio.ClosedResourceError if which == "this side" else trio.BrokenResourceError
-            assert isinstance(caught.value, kind)
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(send)
-            await trio.testing.wait_all_tasks_blocked(0.01)
-            assert tries
-            (one if which == "this side" else other).close()
-
-
 # -- loans and borrowings ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", ["leave", "publish", "shrink", "cancel", "exception", "cancelled"])
-async def test_a_loan_ends_as_its_block_does(how):
-    async with connected(memenpsf.Message, capacity=4096) as (one, other):
-        with trio.CancelScope() as scope, contextlib.suppress(KeyError):
-            async with one.loan(5, tag=7, flags=8) as loan:
-                loan.data[:] = b"lent!"
-                assert await other.recv(timeout=0) is None
-                if how == "shrink":
-                    loan.shrink(4)
-                elif how in ("publish", "cancel"):
-                    getattr(loan, how)()
-                elif how == "exception":
-                    raise KeyError
-                elif how == "cancelled":
-                    scope.cancel()
-                    await trio.lowlevel.checkpoint()
-        said = {"shrink": b"lent"}.get(how, b"lent!")
-        expected = None if how in ("cancel", "exception", "cancelled") else (said, 7, 8)
-        assert await other.recv(timeout=0) == expected
-        await still_works(one, other, memenpsf.Message(b"next"))
-
-
-@pytest.mark.parametrize("how", ["leave", "cancel", "exception", "cancelled"])
-async def test_a_borrowing_takes_only_when_its_block_ends_well(how):
+async def test_a_cancelled_block_publishes_nothing_and_takes_nothing():
     async with connected(capacity=4096, accept=memenpsf.Accept(fds=1)) as (one, other):
+        with trio.CancelScope() as scope:
+            async with one.loan(5) as loan:
+                loan.data[:] = b"lent!"
+                scope.cancel()
+                await trio.lowlevel.checkpoint()
+        assert await other.recv(timeout=0) is None
         with numbers(5) as files:
             await one.xmit(b"first", fds=files)
         await one.xmit(b"large" * 1000)
-        with trio.CancelScope() as scope, contextlib.suppress(KeyError):
+        with trio.CancelScope() as scope:
             async with other.borrow() as messages:
                 assert [len(message.data) for message in messages] == [5, 5000]
-                if how == "cancel":
-                    messages.cancel()
-                elif how == "exception":
-                    raise KeyError
-                elif how == "cancelled":
-                    scope.cancel()
-                    await trio.lowlevel.checkpoint()
-        left = [(b"first", [5], []), (b"large" * 1000, [], [])]
-        assert await received(other) == ([] if how == "leave" else left)
-        assert other.statistics().dropped == (1 if how == "leave" else 0)
-
-
-async def test_arrays_can_be_lent_and_borrowed():
-    async with connected(np.dtype("<f8"), capacity=4) as (one, other):
-        async with one.loan(3) as loan:
-            loan.data[:] = [1, 2, 3]
-        async with other.borrow() as lent:
-            assert lent.data.tolist() == [1, 2, 3]
-        async with other.borrow(timeout=0) as lent:
-            assert lent.data.shape == (0,)
-
-
-async def test_misuse_gets_the_same_errors_and_the_interface_goes_on():
-    async with connected(capacity=4096) as (one, other):
-        with pytest.raises(memenpsf.TooLarge, match="a loan of 4081 bytes"):
-            one.loan(4081)
-        async with one.loan(2) as loan:
-            with pytest.raises(memenpsf.ConcurrentUse):
-                await one.xmit(b"x")
-            with pytest.raises(memenpsf.ConcurrentUse):
-                async with one.loan(1):
-                    pass
-            loan.publish()
-            with pytest.raises(memenpsf.LoanError, match="it is over"):
-                loan.publish()
-        async with other.borrow() as messages:
-            with pytest.raises(memenpsf.ConcurrentUse):
-                await other.recv()
-            with pytest.raises(memenpsf.ConcurrentUse):
-                async with other.borrow():
-                    pass
-            assert len(messages) == 1
-        with pytest.raises(TypeError, match="needs async with"), loan:
-            pass
-        with pytest.raises(TypeError, match="needs async with"), messages:
-            pass
+                scope.cancel()
+                await trio.lowlevel.checkpoint()
+        assert await received(other) == [(b"first", [5], []), (b"large" * 1000, [], [])]
+        assert other.statistics().dropped == 0
         await still_works(one, other)
 
 
-async def test_views_that_outlive_their_block_are_a_loan_error():
-    async with connected(capacity=4096) as (one, other):
-        with pytest.raises(memenpsf.LoanError, match="nothing was published of this loan"):
-            async with one.loan(5) as loan:
-                left = loan.data[1:]
-        with pytest.raises(memenpsf.LoanError, match="outlive"):
-            await one.xmit(b"x", timeout=0)
-        del left
-        await one.xmit(b"x" * 9)
-        with pytest.raises(memenpsf.LoanError, match="nothing was taken, and the same messages"):
-            async with other.borrow() as messages:
-                left = np.frombuffer(messages[0].data, "u1")
-        with pytest.raises(memenpsf.LoanError, match="outlive"):
-            await other.recv(timeout=0)
-        del left, messages
-        assert await other.recv() == b"x" * 9
-
-
-async def test_a_loan_waits_for_space_and_a_borrowing_for_messages():
-    async with connected(capacity=4096, inline=4096) as (one, other):
-        await one.xmit_many([bytes(1008)] * 4)
-        with pytest.raises(mt.Full, match="no space for a loan within 0"):
-            async with one.loan(2000, timeout=0):
+async def test_a_block_of_trio_needs_async_with():
+    async with connected() as (one, other):
+        await one.xmit(b"x")
+        async with one.loan(2) as loan:
+            loan.publish()
+        async with other.borrow() as messages:
+            pass
+        for block in (loan, messages):
+            with pytest.raises(TypeError, match="needs async with"), block:
                 pass
-        order = []
-
-        async def lend():
-            async with one.loan(3000) as loan:
-                order.append("lent")
-                loan.data[:] = bytes(3000)
-
-        async def borrow():
-            while "lent" not in order:
-                async with other.borrow(1) as messages:
-                    order.append(len(messages[0].data))
-                await trio.testing.wait_all_tasks_blocked()
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(lend)
-            await trio.testing.wait_all_tasks_blocked()
-            nursery.start_soon(borrow)
-        assert order == [1008, 1008, 1008, "lent"]
-        async with other.borrow(timeout=0) as messages:
-            assert [len(message.data) for message in messages] == [1008, 3000]
-        async with trio.open_nursery() as nursery:
-
-            async def wait():
-                async with other.borrow() as messages:
-                    assert messages[0].data == b"late"
-
-            nursery.start_soon(wait)
-            await trio.testing.wait_all_tasks_blocked()
-            await one.xmit(b"late")
-
-
-@pytest.mark.parametrize("kind", ["loan", "borrow"])
-@pytest.mark.parametrize("which", ["this side", "the peer"])
-async def test_the_end_may_come_while_memory_is_lent(kind, which):
-    async with connected(capacity=4096) as (one, other):
-        await one.xmit(b"message")
-        side, peer = (one, other) if kind == "loan" else (other, one)
-        closed = which == "this side"
-        expected = mt.Closed if closed else mt.ReceiverGone
-        with contextlib.ExitStack() as undo:
-            if closed or kind == "loan":
-                caught = undo.enter_context(pytest.raises(expected))
-            async with side.loan(5) if kind == "loan" else side.borrow() as lent:
-                (side if closed else peer).close()
-                with contextlib.suppress(trio.EndOfChannel, trio.ClosedResourceError):
-                    await side.recv_ctrl_msg(timeout=0)
-                if kind == "loan":
-                    lent.data[:] = b"alive"
-                else:
-                    assert lent[0].data == b"message"
-        if closed or kind == "loan":
-            trios = trio.ClosedResourceError if closed else trio.BrokenResourceError
-            assert isinstance(caught.value, trios)
-        else:
-            with pytest.raises(mt.EndOfStream):
-                await other.recv()
 
 
 async def test_a_peer_that_breaks_the_protocol_is_a_broken_resource():

@@ -1,0 +1,119 @@
+"""Messages of any length, at every door."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+
+import memenpsf
+from ipcqueue import Encoded
+from tests.kit.attached import numbers, region_of
+from tests.kit.doors import one_way_scenario, scenario
+
+HEADER = 16  # bytes of a frame before its payload, and what frames are rounded to
+
+
+@one_way_scenario
+async def test_messages_of_all_sizes_arrive_by_every_verb(door):
+    chance = random.Random(1)
+    sent = [
+        chance.randbytes(chance.choice([0, 1, 15, 16, 17, 1000, 4080, 5000, 300_000]))
+        for _ in range(200)
+    ]
+    async with door.pair(bytes, capacity=4096) as (one, other), door.tasks() as tasks:
+
+        async def send():
+            for n, data in enumerate(sent):
+                if n % 7 == 0:
+                    assert await one.xmit_many([data]) == 1
+                elif n % 5 == 0 and HEADER + len(data) <= 4096:
+                    async with one.loan(len(data)) as loan:
+                        loan.data[:] = data
+                else:
+                    await one.xmit(data)
+
+        tasks.start(send)
+        got = []
+        while len(got) < len(sent):
+            got.append(await other.recv())
+            got += await other.recv_vectored(3) if len(got) < len(sent) else []
+            async with other.borrow(2, timeout=0) as messages:
+                got += [bytes(message.data) for message in messages]
+            if len(got) < len(sent):
+                got.append((await other.recv_message()).record)
+        assert got == sent
+        assert one.statistics().rescues == other.statistics().rescues == 0
+
+
+@one_way_scenario
+async def test_a_stream_of_messages_can_be_iterated_to_its_end(door):
+    spec = Encoded(lambda value: json.dumps(value).encode(), json.loads)
+    sent = [{"n": n, "text": "x" * (n * 200)} for n in range(16)]
+    async with door.pair(spec, capacity=1 << 16) as (one, other):
+        await one.xmit_many(sent)
+        await one.aclose()
+        assert [message async for message in other] == sent
+        with door.raises("EndOfStream"):
+            await other.recv_message()
+        with door.raises("EndOfStream"):
+            async with other.borrow():
+                pass
+
+
+@pytest.mark.parametrize("verb", ["recv", "recv_message", "recv_vectored"])
+@one_way_scenario
+async def test_a_message_that_cannot_be_decoded_is_named_and_loses_no_other(door, verb):
+    def decode(data):
+        if data.startswith(b"b"):
+            raise ValueError(f"cannot stand {data}")
+        return data
+
+    async def take(side):
+        if verb == "recv_vectored":
+            return await side.recv_vectored(timeout=0)
+        got = await getattr(side, verb)(timeout=0)
+        return [got if verb == "recv" else got.record]
+
+    async with door.pair(Encoded(bytes, decode), capacity=4096) as (one, other):
+        await one.xmit_many([b"0", b"1", b"bad", b"b" * 5000, b"4", b"bad"])
+        got, failed = [], []
+        while len(got) + len(failed) < 6:
+            try:
+                got += await take(other)
+            except memenpsf.DecodeFailed as error:
+                failed.append(str(error))
+                assert isinstance(error.__cause__, ValueError)
+        assert got == [b"0", b"1", b"4"]
+        assert [each.split(" could not be decoded")[0] for each in failed] == [
+            "message 2 (3 bytes, tag 0)",
+            "message 3 (5000 bytes, tag 0)",
+            "message 5 (3 bytes, tag 0)",
+        ]
+        assert all("ValueError: cannot stand b'b" in each for each in failed)
+        assert await other.recv(timeout=0) is None
+        assert len(set(one.indices())) == 1
+
+
+@scenario
+async def test_the_limits_of_the_peer_hold_at_every_verb(door):
+    limits = {"max_message": 1000, "accept_fds": 1}
+    async with door.pair(bytes, accept_fds=2, other=limits) as (one, other):
+        with pytest.raises(memenpsf.TooLarge, match=r"1001 bytes, .* at most 1000"):
+            await one.xmit(bytes(1001))
+        with pytest.raises(memenpsf.TooLarge, match="record 1: "):
+            await one.xmit_many([b"", bytes(1001)])
+        with pytest.raises(memenpsf.TooLarge):
+            async with one.loan(1001):
+                pass
+        with numbers(1, 2) as files, region_of(b"x") as region:
+            with pytest.raises(memenpsf.Unaccepted, match=r"2 descriptors .* at most 1"):
+                await one.xmit(b"x", fds=files)
+            with pytest.raises(memenpsf.Unaccepted, match=r"9 memory regions .* at most 8"):
+                await one.xmit(b"x", regions=[region] * 9)
+        with pytest.raises(memenpsf.BadRecord, match="expected an open descriptor"):
+            await one.xmit(b"x", fds=[-1])
+        await one.xmit(bytes(1000), timeout=0)
+        assert await other.recv(timeout=0) == bytes(1000)
+        assert await other.recv(timeout=0) is None
