@@ -24,7 +24,7 @@ test: $(STAMP)
 # Before each commit: what is wrong at first sight, and the half of the tests that takes no time.
 SLOW := $(wildcard tests/examples/*.py tests/model/*.py tests/signals/*.py) \
 	$(patsubst %,tests/ipcqueue/test_%.py,attachments blocking direct frames loan shortage) \
-	$(patsubst %,tests/memenpsf/test_%.py,listener processes serve trio) \
+	$(patsubst %,tests/memenpsf/test_%.py,listener processes trio) \
 	$(patsubst %,tests/project/test_%.py,benchmarks benchmarks_hostile harness packaging)
 
 check: lint
@@ -60,7 +60,7 @@ analyze: $(STAMP)
 SANITIZED := build/sanitized
 SANITIZERS := -fsanitize=address,undefined -fno-omit-frame-pointer -g -O1 -UNDEBUG
 TESTS ?= tests/project/test_harness.py \
-	$(wildcard $(patsubst %,tests/%/test_*.py,ipcqueue signals memenpsf))
+	$(wildcard $(patsubst %,tests/%/test_*.py,ipcqueue signals memenpsf conformance))
 
 # $(call copied,directory,flags for the compiler,objects to link): the packages, with extensions built
 # by those flags.  By way of a compiler of its own, as the flags of setup.py come behind those of the
@@ -133,7 +133,7 @@ $(COVERED)/built: $(STAMP) $(COPIED) tests/covered/dump.c
 # not to be had for 3.13t.
 PYTHONS ?= python3.12 python3.13
 INTERPRETER_TESTS ?= tests/project/test_interpreters.py \
-	$(patsubst %,tests/%,fdpass ipcqueue signals memenpsf)
+	$(patsubst %,tests/%,fdpass ipcqueue signals memenpsf conformance)
 
 interpreters:
 	for python in $(PYTHONS); do \

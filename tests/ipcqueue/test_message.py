@@ -11,7 +11,6 @@ import json
 import mmap
 import os
 import pickle
-import queue
 import random
 import re
 import socket
@@ -746,36 +745,6 @@ os.kill(os.getpid(), signal.SIGKILL)
             side.recv()
         with pytest.raises(PeerDied):
             side.xmit(b"x")
-
-
-def test_run_loops_move_messages_of_all_sizes_both_ways():
-    chance = random.Random(3)
-    sent = [
-        [chance.randbytes(chance.choice([0, 10, 1000, 100_000])) for _ in range(200)]
-        for _ in range(2)
-    ]
-    sources, sinks = [queue.Queue(), queue.Queue()], [queue.Queue(), queue.Queue()]
-    ended = [None, None]
-
-    def loop(number, stream):
-        ended[number] = memenpsf.run(
-            "loop", 4096, number, stream, sources[number], sinks[number], bytes
-        )
-
-    streams = socket.socketpair()
-    threads = [threading.Thread(target=loop, args=each) for each in enumerate(streams)]
-    for thread in threads:
-        thread.start()
-    for source, messages in zip(sources, sent, strict=True):
-        for message in messages:
-            source.put(message)
-    got = [[sink.get() for _ in range(200)] for sink in sinks]
-    assert got == sent[::-1]
-    sources[0].put(None)
-    sources[1].put(None)
-    for thread in threads:
-        thread.join()
-    assert [each.unsent for each in ended] == [[], []]
 
 
 def test_what_has_arrived_can_be_received_after_finish_with_its_descriptors(files):

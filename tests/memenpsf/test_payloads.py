@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import os
-import queue
 import random
 import resource
 import socket
@@ -117,21 +116,6 @@ def test_space_that_was_waited_for_is_enough_for_a_message(inline):
         waiting.result()
         one.xmit(bytes(1000), timeout=0)
         assert other.recv(timeout=0) == bytes(1000)
-
-
-@pytest.mark.parametrize("inline", [4096, 1024, 0])
-def test_a_loop_with_messages_waits_while_the_ring_is_full(inline):
-    sent = [b"%d " % n * 400 for n in range(60)]
-    here, there = socket.socketpair()
-    source, sink = queue.Queue(), queue.Queue()
-    for data in [*sent, None]:
-        source.put(data)
-    with ThreadPoolExecutor(1) as pool:
-        options = {"inline": inline}
-        loop = pool.submit(memenpsf.run, "loop", 4096, 0, here, source, sink, bytes, **options)
-        with memenpsf.Interface(there, bytes, role="server") as server:
-            assert list(server) == sent
-        assert loop.result().unsent == []
 
 
 def test_a_large_message_that_finds_no_space_makes_no_memory(monkeypatch):

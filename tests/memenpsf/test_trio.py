@@ -1036,26 +1036,6 @@ async def test_many_clients_are_served_at_once(tmp_path):
     assert not path.exists()
 
 
-async def test_closing_the_listener_ends_serving_after_the_handlers(tmp_path):
-    path, handled = tmp_path / "s", []
-
-    async def handle(interface):
-        handled.extend([record async for record in interface])
-
-    async with trio.open_nursery() as nursery:
-        listener = await nursery.start(serve, handle, path, "<Q")
-        client = await connect(path, "<Q")
-        await client.xmit((1,))
-        await wait_all_tasks_blocked()
-        await listener.aclose()
-        with pytest.raises(FileNotFoundError):
-            await connect(path, "<Q")
-        await client.xmit((2,))
-        assert handled == []
-        await client.aclose()
-    assert handled == numbers(1, 3)
-
-
 async def test_an_interface_is_closed_when_its_handler_is_done(tmp_path):
     path, kept = tmp_path / "s", []
 
@@ -1246,7 +1226,7 @@ async def test_serving_that_is_cancelled_closes_everything(tmp_path):
     assert not path.exists()
 
 
-# -- the run loop, as far as it is Trio's own (the rest is in test_loop.py) -----------------------
+# -- the run loop, as far as it is Trio's own (the rest is in conformance/test_loops.py) -----------------------
 
 
 @contextlib.asynccontextmanager
@@ -1325,39 +1305,6 @@ async def test_the_end_of_the_peer_waits_for_a_slow_sink():
         assert not call.done
         assert [await arriving.receive() for _ in range(8)] == numbers(8)
     assert isinstance(call.result.cause, memenpsf.EndOfStream)
-
-
-async def test_what_has_arrived_is_delivered_after_none_however_slow_the_sink():
-    feeding, source = trio.open_memory_channel(math.inf)
-    sink, arriving = trio.open_memory_channel(0)
-    async with looped(source, sink) as (call, peer):
-        await peer.xmit((0,))
-        await wait_all_tasks_blocked()
-        await peer.xmit_many(numbers(1, 5))
-        feeding.send_nowait(None)
-        assert [record async for record in peer] == []
-        assert [await arriving.receive() for _ in range(5)] == numbers(5)
-    assert isinstance(call.result.cause, memenpsf.Closed)
-
-
-async def test_what_was_taken_just_as_the_peer_ended_is_reported():
-    class Source:
-        def __aiter__(self):
-            return self
-
-        async def receive(self):
-            await trio.lowlevel.checkpoint()
-            peer.close()
-            return (1,)
-
-        __anext__ = receive
-
-    sink, _arriving = trio.open_memory_channel(0)
-    async with looped(Source(), sink) as (call, peer):
-        while not call.done:
-            await trio.lowlevel.checkpoint()
-    assert isinstance(call.result.cause, memenpsf.EndOfStream)
-    assert call.result.unsent == [(1,)]
 
 
 async def test_a_sink_that_nobody_reads_any_more_is_raised():

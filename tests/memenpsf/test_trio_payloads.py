@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import json
 import random
 import socket
@@ -109,42 +108,6 @@ async def receive_hashed(side, count):
             digest.update(b"%d:" % len(data) + data)
         count -= len(got)
     return digest.hexdigest()
-
-
-async def test_run_loops_move_messages_of_all_sizes_both_ways():
-    chance = random.Random(3)
-    sent = [
-        [chance.randbytes(chance.choice([0, 10, 1000, 100_000])) for _ in range(100)]
-        for _ in range(2)
-    ]
-    ended = [None, None]
-    got = [[], []]
-
-    async def loop(number, stream):
-        source_in, source = trio.open_memory_channel(0)
-        sink, sink_out = trio.open_memory_channel(0)
-        async with trio.open_nursery() as nursery:
-
-            async def feed():
-                for message in sent[number]:
-                    await source_in.send(message)
-
-            async def collect():
-                async for message in sink_out:
-                    got[number].append(message)
-                    if len(got[number]) == 100:
-                        await source_in.send(None)
-
-            nursery.start_soon(feed)
-            nursery.start_soon(collect)
-            ended[number] = await mt.run("loop", 4096, number, stream, source, sink, bytes)
-            nursery.cancel_scope.cancel()
-
-    async with trio.open_nursery() as nursery:
-        for each in enumerate(socket.socketpair()):
-            nursery.start_soon(loop, *each)
-    assert got == sent[::-1]
-    assert [each.unsent for each in ended] == [[], []]
 
 
 # -- attachments -------------------------------------------------------------------------------------
@@ -316,24 +279,6 @@ async def test_a_client_whose_messages_mean_nothing_does_not_end_the_server(tmp_
             await good.xmit({"n": 1})
             assert await good.recv() == {"n": 1}
         nursery.cancel_scope.cancel()
-
-
-@pytest.mark.parametrize("inline", [4096, 1024, 0])
-async def test_a_loop_with_messages_waits_while_the_ring_is_full(inline):
-    sent = [b"%d " % n * 400 for n in range(60)]
-    here, there = socket.socketpair()
-    give, source = trio.open_memory_channel(len(sent))
-    sink, _ = trio.open_memory_channel(0)
-    for data in sent:
-        give.send_nowait(data)
-    give.close()
-    async with trio.open_nursery() as nursery:
-        loop = functools.partial(mt.run, "loop", 4096, 0, inline=inline)
-        nursery.start_soon(loop, here, source, sink, bytes)
-        async with mt.Interface(there, bytes, role="server") as server:
-            await server.do_handshake()
-            await trio.testing.wait_all_tasks_blocked(0.01)  # until it can send no more
-            assert [message async for message in server] == sent
 
 
 # -- cancelling --------------------------------------------------------------------------------------

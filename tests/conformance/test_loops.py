@@ -8,6 +8,7 @@ import json
 import math
 import os
 import queue
+import random
 import signal
 import socket
 import threading
@@ -43,13 +44,16 @@ def numbers(*bounds):
 class ThreadLoop:
     """memenpsf.run in a thread."""
 
-    def __init__(self, pool, stream, items=(), *, sink=None, typ=0, record="<Q", **options):
-        self._source, self._sink = queue.Queue(), sink or queue.Queue()
+    def __init__(
+        self, pool, stream, items=(), *,
+        source=None, sink=None, typ=0, record="<Q", capacity=CAPACITY, **options,
+    ):  # fmt: skip
+        self._source, self._sink = source or queue.Queue(), sink or queue.Queue()
         for item in items:
             self._source.put(item)
         self.result = pool.submit(
             memenpsf.run,
-            "loop", CAPACITY, typ, stream, self._source, self._sink, record, **options,
+            "loop", capacity, typ, stream, self._source, self._sink, record, **options,
         ).result  # fmt: skip
 
     def feed(self, item):
@@ -67,13 +71,16 @@ class ThreadLoop:
 class TrioLoop:
     """memenpsf.trio.run in a thread with a Trio of its own."""
 
-    def __init__(self, pool, stream, items=(), *, sink=None, typ=0, record="<Q", **options):
+    def __init__(
+        self, pool, stream, items=(), *,
+        source=None, sink=None, typ=0, record="<Q", capacity=CAPACITY, **options,
+    ):  # fmt: skip
         self.delivered, self.left = [], []
         self._started = threading.Event()
 
         async def main():
             self._token = trio.lowlevel.current_trio_token()
-            self._feeding, source = trio.open_memory_channel(math.inf)
+            self._feeding, fed = trio.open_memory_channel(math.inf)
             sending, receiving = trio.open_memory_channel(math.inf)
             for item in items:
                 self._feeding.send_nowait(item)
@@ -83,11 +90,12 @@ class TrioLoop:
                 async with sending:
                     result = await outcome.acapture(
                         memenpsf.trio.run,
-                        "loop", CAPACITY, typ, stream, source, sink or sending, record, **options,
+                        "loop", capacity, typ, stream, source or fed, sink or sending, record,
+                        **options,
                     )  # fmt: skip
                 with contextlib.suppress(trio.WouldBlock):
                     while True:
-                        self.left.append(source.receive_nowait())
+                        self.left.append(fed.receive_nowait())
             return result.unwrap()  # outside the nursery, which would put it into a group
 
         async def collect(receiving):
@@ -178,6 +186,35 @@ def test_when_one_ends_in_the_middle_every_number_of_the_other_is_accounted_for(
     published = count - len(kept)
     assert kept == numbers(published, count)
     assert taken <= published <= taken + CAPACITY
+
+
+@doors
+def test_messages_of_all_sizes_move_both_ways(pool, door):
+    count, chance = 200, random.Random(3)
+    sent = [
+        [chance.randbytes(chance.choice([0, 10, 1000, 100_000])) for _ in range(count)]
+        for _ in range(2)
+    ]
+    loops = [
+        door(pool, stream, items, typ=typ, record=bytes, capacity=4096)
+        for typ, (stream, items) in enumerate(zip(socket.socketpair(), sent, strict=True))
+    ]
+    until(lambda: all(len(loop.delivered) == count for loop in loops))
+    for loop in loops:
+        loop.feed(None)
+    assert [loop.result().unsent for loop in loops] == [[], []]
+    assert [loop.delivered for loop in loops] == sent[::-1]
+
+
+@doors
+@pytest.mark.parametrize("inline", [4096, 1024, 0])
+def test_a_loop_with_messages_waits_while_the_ring_is_full(pool, door, inline):
+    sent = [b"%d " % n * 400 for n in range(60)]
+    here, there = socket.socketpair()
+    loop = door(pool, here, [*sent, None], record=bytes, capacity=4096, inline=inline)
+    with Interface(there, bytes, role="server") as peer:
+        assert taken_by(peer) == sent
+        assert loop.result().unsent == []
 
 
 # -- how it ends ----------------------------------------------------------------------------------
@@ -299,6 +336,55 @@ def test_a_full_ring_is_waited_for_and_drops_nothing(pool, door):
         until(lambda: peer._endpoint.receiver.indices() == (CAPACITY, 0))
         assert taken_by(peer) == numbers(100)
         assert loop.result().unsent == loop.left == []
+
+
+@doors
+def test_what_was_taken_just_as_the_peer_ended_is_reported(pool, door):
+    class Source:
+        def get(self, block=True, timeout=None):
+            until(lambda: peers)
+            peers[0].close()
+            return (1,)
+
+        async def receive(self):
+            await trio.lowlevel.checkpoint()
+            return self.get()
+
+        def __aiter__(self):
+            return self
+
+        __anext__ = receive
+
+    peers = []
+    with loop_and_peer(pool, door, source=Source()) as (loop, peer):
+        peers.append(peer)
+        ended = loop.result()
+    assert isinstance(ended.cause, memenpsf.EndOfStream)
+    assert ended.unsent == [(1,)]
+
+
+@doors
+def test_what_has_arrived_is_delivered_after_none_however_slow_the_sink(pool, door):
+    got, slow = [], threading.Event()
+
+    class Sink:
+        def put(self, item):
+            slow.wait()
+            got.append(item)
+
+        async def send(self, item):
+            await trio.to_thread.run_sync(slow.wait)
+            got.append(item)
+
+    with loop_and_peer(pool, door, sink=Sink()) as (loop, peer):
+        peer.xmit((0,))
+        until(lambda: peer.indices() == (1, 1))  # it is on its way into the sink
+        peer.xmit_many(numbers(1, 1 + CAPACITY))
+        loop.feed(None)
+        assert taken_by(peer) == []
+        slow.set()
+        assert isinstance(loop.result().cause, memenpsf.Closed)
+    assert got == numbers(1 + CAPACITY)
 
 
 # -- what the peer does is not this side's failure, and loses nothing --------------------------------
@@ -527,42 +613,6 @@ def test_what_the_source_raises_is_raised_after_what_has_arrived_is_delivered(po
         assert isinstance(loop.exception(), Broken)
         assert list(sink.queue) == numbers(50)
         assert taken_by(peer) == []
-
-
-def test_what_was_taken_just_as_the_peer_ended_is_reported(pool):
-    class Source:
-        def get(self, block=True, timeout=None):
-            until(lambda: peers)
-            peers[0].close()
-            return (1,)
-
-    peers = []
-    here, there = socket.socketpair()
-    loop = pool.submit(memenpsf.run, "", 4, 0, here, Source(), queue.Queue(), "<Q")
-    with Interface(there, "<Q") as peer:
-        peers.append(peer)
-        ended = loop.result()
-    assert isinstance(ended.cause, memenpsf.EndOfStream)
-    assert ended.unsent == [(1,)]
-
-
-def test_what_has_arrived_is_delivered_after_none_however_slow_the_sink(pool):
-    got, slow = [], threading.Event()
-
-    class Sink:
-        def put(self, item):
-            slow.wait()
-            got.append(item)
-
-    with loop_and_peer(pool, ThreadLoop, sink=Sink()) as (loop, peer):
-        peer.xmit((0,))
-        until(lambda: peer.indices() == (1, 1))  # it is on its way into the sink
-        peer.xmit_many(numbers(1, 1 + CAPACITY))
-        loop.feed(None)
-        assert taken_by(peer) == []
-        slow.set()
-        assert isinstance(loop.result().cause, memenpsf.Closed)
-    assert got == numbers(1 + CAPACITY)
 
 
 def test_what_the_sink_raises_is_raised_and_both_threads_end(pool):

@@ -61,16 +61,20 @@ class ThreadServer:
         self._result.add_done_callback(lambda _: ready.put(None))
         self.listener = ready.get() or self.result()
 
+    def close(self):
+        """Stop listening."""
+        self.listener.close()
+
     def stop(self):
         """Stop listening; return what serve does once the handlers are done."""
-        self.listener.close()
+        self.close()
         return self.result()
 
     def result(self):
         return self._result.result()
 
 
-class TrioServer:
+class TrioServer(ThreadServer):
     """memenpsf.trio.serve in a thread with a Trio of its own."""
 
     Interface = memenpsf.trio.Interface
@@ -92,9 +96,8 @@ class TrioServer:
         self._result.add_done_callback(lambda _: ready.put(None))
         self.listener = ready.get() or self.result()
 
-    def stop(self):
+    def close(self):
         trio.from_thread.run(self.listener.aclose, trio_token=self._token)
-        return self.result()
 
     def result(self):
         try:
@@ -457,6 +460,19 @@ def test_a_function_decides(pool, tmp_path, log, door):
     server.stop()
     assert (kind, name, type(error)) == (door.Interface, "evil", OwnError)
     assert lines(log, "evil") == []
+
+
+@doors
+def test_closing_the_listener_ends_serving_after_the_handlers(pool, tmp_path, door):
+    server = door(pool, echo, tmp_path / "s")
+    with memenpsf.connect(tmp_path / "s", bytes) as client:
+        assert is_served(client)
+        server.close()
+        with pytest.raises(FileNotFoundError):
+            memenpsf.connect(tmp_path / "s", bytes)
+        assert is_served(client)
+    server.result()
+    assert not any(thread.name == "memenpsf serve" for thread in threading.enumerate())
 
 
 @doors
@@ -921,18 +937,6 @@ def test_a_thread_that_runs_though_it_did_not_start_ends_quietly(pool, tmp_path,
     with memenpsf.connect(tmp_path / "s", bytes) as later:
         assert is_served(later)
     server.stop()
-    assert not any(thread.name == "memenpsf serve" for thread in threading.enumerate())
-
-
-def test_closing_the_listener_ends_serving_after_the_handlers(pool, tmp_path):
-    server = ThreadServer(pool, echo, tmp_path / "s")
-    with memenpsf.connect(tmp_path / "s", bytes) as client:
-        assert is_served(client)
-        server.listener.close()
-        with pytest.raises(FileNotFoundError):
-            memenpsf.connect(tmp_path / "s", bytes)
-        assert is_served(client)
-    server.result()
     assert not any(thread.name == "memenpsf serve" for thread in threading.enumerate())
 
 
