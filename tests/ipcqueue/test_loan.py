@@ -3,10 +3,8 @@
 import contextlib
 import gc
 import os
-import random
 import select
 import threading
-from collections import deque
 
 import numpy as np
 import pytest
@@ -973,107 +971,6 @@ def test_numbers_can_be_lent():
             loan.data[:] = [1.5, 2.5, 3.5]
         with other.borrow() as lent:
             assert lent.data.sum() == 7.5
-
-
-class Mixture:
-    """Random calls on both ends of a ring of numbers, each compared with a deque."""
-
-    def __init__(self, one, other, chance):
-        self.one, self.other, self.chance = one, other, chance
-        self.waiting, self.serial = deque(), 0
-
-    def numbers(self, count):
-        self.serial += count
-        return list(range(self.serial - count, self.serial))
-
-    def space(self):
-        # What is held no longer takes any.
-        head, tail = self.one.indices()
-        return 8 - (head - tail) % (1 << 64)
-
-    def push_many(self):
-        batch, space = self.numbers(self.chance.randint(0, 10)), self.space()
-        sent = self.one.xmit_many(np.array(batch, "<u8"), timeout=0)
-        assert sent == min(len(batch), space)
-        self.waiting += batch[:sent]
-
-    def lend(self):
-        batch = self.numbers(self.chance.randint(1, 8))
-        how = self.chance.choice(["publish", "leave", "shrink", "cancel", "raise"])
-        fits = len(batch) <= self.space()
-        with contextlib.suppress(Full, KeyError), self.one.loan(len(batch), timeout=0) as loan:
-            assert fits
-            loan.data[:] = batch
-            if how == "shrink":
-                size = self.chance.randint(1, len(batch))
-                loan.shrink(size)
-                batch = batch[:size]
-            elif how == "raise":
-                raise KeyError
-            elif how in ("cancel", "publish"):
-                getattr(loan, how)()
-            if how != "cancel":
-                self.waiting += batch
-            fits = None
-        assert fits is not True or how == "raise"
-
-    def pop(self):
-        got = self.other.recv(timeout=0)
-        assert got == (self.waiting.popleft() if self.waiting else None)
-
-    def pop_many(self):
-        limit = self.chance.choice([None, 0, 1, 3])
-        got = self.other.recv_vectored(limit, timeout=0).tolist()
-        count = min(len(self.waiting), 8 if limit is None else limit)
-        assert got == [self.waiting.popleft() for _ in range(count)]
-
-    def hold(self):
-        """As if an interrupt struck after the core has copied records out."""
-        it = self.other._endpoint.receiver
-        ring = it._ring if it._ring is not None else it._usable()
-        lib.ipcq_pop(ring, it._buffer, it._room, it._delivered, it._count)
-
-    def borrow(self):
-        limit = self.chance.choice([None, 1, 3])
-        how = self.chance.choice(["take", "cancel", "raise", "leave a view"])
-        left = None
-        with contextlib.suppress(KeyError, LoanError), self.other.borrow(limit, timeout=0) as lent:
-            got = lent.data.tolist()
-            assert bool(got) == bool(self.waiting)
-            assert got == list(self.waiting)[: len(got)]
-            assert len(got) <= (limit or 8)
-            if how == "raise":
-                raise KeyError
-            if how == "leave a view" and got:
-                left = lent.data[:1]
-            elif how == "cancel" and got:
-                lent.cancel()
-            else:
-                for _ in got:
-                    self.waiting.popleft()
-        if left is not None:
-            with pytest.raises(LoanError):
-                self.other.recv(timeout=0)
-
-    def run(self, calls):
-        for _ in range(calls):
-            more = self.chance.random() < (0.8 if self.chance.random() < 0.5 else 0.2)
-            some = (
-                [self.push_many, self.lend]
-                if more
-                else [self.pop, self.pop_many, self.borrow, self.borrow, self.hold]
-            )
-            self.chance.choice(some)()
-        while self.waiting:
-            self.pop_many()
-        assert self.other.recv(timeout=0) is None
-
-
-@pytest.mark.parametrize("start", [0, 5, (1 << 64) - 8, (1 << 64) - 3])
-def test_any_mixture_of_calls_does_what_a_deque_does(start):
-    for seed in range(4):
-        with connection(np.dtype("<u8"), capacity=8, start=start) as sides:
-            Mixture(*sides, random.Random(f"{start} {seed}")).run(250)
 
 
 @pytest.mark.parametrize("how", ["take", "cancel", "raise", "leave a view"])

@@ -262,56 +262,6 @@ class TestIndices:
         assert ring.sender.indices() == ring.receiver.indices() == (29 - before, 29 - before)
 
 
-class Model:
-    """What a ring should do, in a deque."""
-
-    def __init__(self, capacity):
-        self.capacity, self.waiting, self.pushed, self.popped = capacity, deque(), 0, 0
-
-    def push(self, records):
-        done = min(len(records), self.capacity - len(self.waiting))
-        self.waiting.extend(records[:done])
-        self.pushed += done
-        return done
-
-    def pop(self, limit):
-        got = [self.waiting.popleft() for _ in range(min(limit, len(self.waiting)))]
-        self.popped += len(got)
-        return got
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_any_mixture_of_calls_does_what_a_deque_does(make_ring, seed):
-    chance = random.Random(seed)
-    for capacity in (1, 2, 4, 16):
-        start = chance.choice([0, (1 << 32) - 20, (1 << 63) - 20])
-        compare_with_model(make_ring("<Q", capacity, start), chance)
-
-
-def compare_with_model(ring, chance):
-    start, capacity = ring.start, ring.capacity
-    model, serial = Model(capacity), count()
-    for _ in range(400):
-        match chance.randrange(5):
-            case 0:
-                number = next(serial)
-                assert ring.sender.try_push((number,)) == bool(model.push([number]))
-            case 1:
-                batch = [next(serial) for _ in range(chance.randint(1, 2 * capacity + 1))]
-                done = push_packed(ring.sender, packed(*batch), len(batch))
-                assert done == model.push(batch)
-            case 2:
-                got = ring.receiver.try_pop()
-                assert ([] if got is None else list(got)) == model.pop(1)
-            case 3:
-                limit = chance.randint(1, 2 * capacity + 1)
-                assert numbers(ring.receiver.try_pop_many(limit)) == model.pop(limit)
-            case 4:
-                at = start + model.pushed, start + model.popped
-                assert ring.sender.indices() == ring.receiver.indices() == at
-    assert numbers(drained(ring.receiver)) == model.pop(capacity)
-
-
 class Borrower:
     """Stands for an open block with lent memory."""
 
