@@ -12,7 +12,7 @@ from ipcqueue._core import ffi
 import memenpsf
 import memenpsf.trio
 from ipcqueue import Message, _binding
-from ipcqueue._ring import frame_receiver, outside
+from ipcqueue._ring import frame_receiver, frame_sender, memory, outside
 from ipcqueue._ring.bounds import LARGE, MOST_BYTES
 from ipcqueue.lowlevel import Role, Terms
 from tests.kit.places import Interrupt, at_every_place, interrupt
@@ -26,16 +26,20 @@ def content(start, size=SIZE):
     return bytes([start]) * 7 + os.urandom(size - 7)
 
 
-def copies(monkeypatch, hook, module=frame_receiver):
+INSIDE_THE_RING = (frame_sender, frame_receiver)
+
+
+def copies(monkeypatch, hook, modules=INSIDE_THE_RING):
     """Have hook(number) called in place of other threads, after each copy."""
-    copy, seen = module.copy_memory, []
+    copy, seen = memory.copy_memory, []
 
     def hooked(to, from_, count):
         seen.append(count)
         copy(to, from_, count)
         hook(len(seen))
 
-    monkeypatch.setattr(module, "copy_memory", hooked)
+    for module in modules:
+        monkeypatch.setattr(module, "copy_memory", hooked)
     return seen
 
 
@@ -157,15 +161,14 @@ def test_an_interrupt_in_the_middle_loses_and_doubles_nothing(pair, monkeypatch,
     one, other = pair
     sent = content(1)
     with monkeypatch.context() as patch:
-        copies(patch, lambda n: n == 2 and interrupt(), frame_receiver)
-        copies(patch, lambda n: n == 2 and interrupt(), outside)
+        copies(patch, lambda n: n == 2 and interrupt(), (*INSIDE_THE_RING, outside))
         if verb == "xmit":
             with pytest.raises(Interrupt):
                 one.xmit(sent)
         else:
             patch.undo()
             one.xmit(sent)
-            copies(patch, lambda n: n == 2 and interrupt(), frame_receiver)
+            copies(patch, lambda n: n == 2 and interrupt())
             with pytest.raises(Interrupt):
                 other.recv()
     if verb == "xmit":
@@ -177,8 +180,9 @@ def test_an_interrupt_in_the_middle_loses_and_doubles_nothing(pair, monkeypatch,
 
 @pytest.mark.deadline(300)
 def test_an_interrupt_at_any_place(monkeypatch):
-    monkeypatch.setattr(frame_receiver, "LARGE", 1000)
-    monkeypatch.setattr(frame_receiver, "MOST_BYTES", 1500)
+    for module in INSIDE_THE_RING:
+        monkeypatch.setattr(module, "LARGE", 1000)
+        monkeypatch.setattr(module, "MOST_BYTES", 1500)
     one, other = memenpsf.pair(Message, capacity=1 << 16, inline=1 << 14)
     with one, other:
         sent = [Message(b"%d" % n * 4000, n) for n in range(3)]
@@ -312,10 +316,10 @@ def test_a_child_that_is_forked_in_the_middle_may_only_close(pair, monkeypatch, 
         other.close()
 
     statuses = []
-    module = outside if verb == "xmit" and other.capacity < SIZE else frame_receiver
+    modules = [outside] if verb == "xmit" and other.capacity < SIZE else INSIDE_THE_RING
     if verb == "recv":
         one.xmit(sent)
-    copies(monkeypatch, lambda n: n == 2 and statuses.append(forked(child)), module)
+    copies(monkeypatch, lambda n: n == 2 and statuses.append(forked(child)), modules)
     if verb == "xmit":
         one.xmit(sent)
     assert other.recv() == sent

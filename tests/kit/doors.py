@@ -41,6 +41,11 @@ def one_way_scenario(function):
     return _over(ONE_WAY, function)
 
 
+def trio_scenario(function):
+    """Make a test of what Trio alone promises."""
+    return _over({"trio": Trio}, function)
+
+
 def _over(doors, function):
     @pytest.mark.parametrize("door", doors.values(), ids=doors)
     @functools.wraps(function)

@@ -106,18 +106,6 @@ async def serves(listener, path, name=""):
 # -- what it is -----------------------------------------------------------------------------------
 
 
-async def test_an_interface_is_a_channel_and_a_listener_a_listener(tmp_path):
-    async with opened() as (one, other):
-        assert isinstance(one, trio.abc.Channel)
-        assert isinstance(one, trio.abc.SendChannel)
-        assert isinstance(one, trio.abc.ReceiveChannel)
-        await one.send((1,))
-        assert await other.receive() == (1,)
-    listener = await listen(tmp_path / "s", "<Q")
-    async with listener:
-        assert isinstance(listener, trio.abc.Listener)
-
-
 def test_the_verbs_have_the_same_parameters_as_those_for_threads():
     for name in (
         "__init__", "xmit", "xmit_many", "recv", "recv_vectored", "send_ctrl_msg", "recv_ctrl_msg",
