@@ -36,9 +36,9 @@ async def still_works(one, other):
 
 @one_way_scenario
 async def test_each_message_has_its_own_descriptors_and_regions(door):
-    async with door.pair(bytes, capacity=4096, accept_fds=9) as (one, other):
+    async with door.pair(bytes, capacity=4096, accept=memenpsf.Accept(fds=9)) as (one, other):
         for end in (one, other):
-            end._endpoint.events_fileno()  # made by the first who waits
+            end._endpoint.wire.events_fileno()  # made by the first who waits
         before = open_descriptors()
 
         async def send():
@@ -64,7 +64,7 @@ async def test_each_message_has_its_own_descriptors_and_regions(door):
 
 @one_way_scenario
 async def test_who_does_not_ask_for_what_is_attached_has_it_closed_and_counted(door):
-    async with door.pair(bytes, accept_fds=3) as (one, other):
+    async with door.pair(bytes, accept=memenpsf.Accept(fds=3)) as (one, other):
         before = open_descriptors()
         with numbers(1, 2, 3) as files, fdpass.MemoryRegistry() as registry:
             for _ in range(4):
@@ -96,7 +96,7 @@ async def test_records_of_one_size_come_with_nothing(door):
 
 @scenario
 async def test_who_waits_for_different_things_gets_each_its_own(door):
-    async with door.pair(bytes, capacity=4096, accept_fds=1) as (one, other):
+    async with door.pair(bytes, capacity=4096, accept=memenpsf.Accept(fds=1)) as (one, other):
         got = []
 
         async def messages():
@@ -127,7 +127,7 @@ async def test_who_waits_for_different_things_gets_each_its_own(door):
 async def test_a_socket_without_room_is_full_in_time_and_nothing_was_sent(
     door, timeout, size, tries
 ):
-    async with door.pair(bytes, accept_fds=1) as (one, other):
+    async with door.pair(bytes, accept=memenpsf.Accept(fds=1)) as (one, other):
         before = open_descriptors()
         filled = await fill_messages(one)
         with numbers(1) as files, door.raises("Full"):
@@ -145,7 +145,10 @@ async def test_a_socket_without_room_is_full_in_time_and_nothing_was_sent(
 @pytest.mark.parametrize("how", ["descriptors", "large", "many"])
 @one_way_scenario
 async def test_who_waits_for_room_in_the_socket_sends_once_there_is_some(door, how, tries):
-    async with door.pair(bytes, accept_fds=1) as (one, other), door.tasks() as tasks:
+    async with (
+        door.pair(bytes, accept=memenpsf.Accept(fds=1)) as (one, other),
+        door.tasks() as tasks,
+    ):
         filled = await fill_messages(one)
         with numbers(1) as files:
             sending = tasks.start(
@@ -166,7 +169,7 @@ async def test_who_waits_for_room_in_the_socket_sends_once_there_is_some(door, h
 
 @scenario
 async def test_two_sides_that_wait_for_room_in_the_same_socket_make_it_for_each_other(door):
-    async with door.pair(bytes, accept_fds=1) as sides:
+    async with door.pair(bytes, accept=memenpsf.Accept(fds=1)) as sides:
         filled = [await fill_messages(side) for side in sides]
 
         async def send(side, files):
@@ -189,7 +192,7 @@ async def test_two_sides_that_wait_for_room_in_the_same_socket_make_it_for_each_
 @pytest.mark.parametrize("which", ["this side", "the peer"])
 @scenario
 async def test_the_end_wakes_who_waits_for_room_in_the_socket(door, which, tries):
-    async with door.pair(bytes, accept_fds=1) as (one, other):
+    async with door.pair(bytes, accept=memenpsf.Accept(fds=1)) as (one, other):
         await fill_messages(one)
         with numbers(1) as files:
             async with door.tasks() as tasks:

@@ -67,8 +67,9 @@ async def test_who_does_not_introduce_itself_in_time_is_refused(door, path, time
 
 @scenario
 async def test_no_more_than_a_limit_may_be_introducing_themselves(door, path, monkeypatch):
-    monkeypatch.setattr(_pending, "MAX_PENDING", 2)
-    async with await door.listen(path, "<Q", timeout=None) as listener:
+    async with await door.listen(
+        path, "<Q", timeout=None, quota=memenpsf.Quota(places=2)
+    ) as listener:
         with contextlib.ExitStack() as silent:
             for _ in range(2):
                 silent.enter_context(stranger(path))

@@ -63,7 +63,7 @@ async def test_a_loan_given_up_costs_no_space(door):
 @pytest.mark.parametrize("how", ["leave", "cancel", "exception"])
 @one_way_scenario
 async def test_a_borrowing_takes_only_when_its_block_ends_well(door, how):
-    async with door.pair(bytes, capacity=4096, accept_fds=1) as (one, other):
+    async with door.pair(bytes, capacity=4096, accept=memenpsf.Accept(fds=1)) as (one, other):
         with numbers(5) as files:
             await one.xmit(b"first", fds=files)
         await one.xmit(b"large" * 1000)

@@ -98,8 +98,8 @@ async def test_a_message_that_cannot_be_decoded_is_named_and_loses_no_other(door
 
 @scenario
 async def test_the_limits_of_the_peer_hold_at_every_verb(door):
-    limits = {"max_message": 1000, "accept_fds": 1}
-    async with door.pair(bytes, accept_fds=2, other=limits) as (one, other):
+    limits = {"accept": memenpsf.Accept(message=1000, fds=1)}
+    async with door.pair(bytes, accept=memenpsf.Accept(fds=2), other=limits) as (one, other):
         with pytest.raises(memenpsf.TooLarge, match=r"1001 bytes, .* at most 1000"):
             await one.xmit(bytes(1001))
         with pytest.raises(memenpsf.TooLarge, match="record 1: "):

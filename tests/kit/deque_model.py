@@ -45,10 +45,7 @@ from ipcqueue import (
     Message,
     PeerDied,
     ReceiverGone,
-    Role,
-    Terms,
     TooLarge,
-    open_pair,
 )
 from ipcqueue._binding import direct
 from ipcqueue._link import endpoint as _endpoint
@@ -59,6 +56,7 @@ from ipcqueue._ring import slot_sender as _slot_sender
 from ipcqueue._ring.bounds import MOST_AHEAD
 from ipcqueue._ring.end import Place
 from ipcqueue._ring.frame import MAX_ATTACHED
+from ipcqueue.lowlevel import Role, Terms, open_pair
 
 U64 = 1 << 64
 HEAD, TAIL = 1024, 1152  # where they stand in a segment
@@ -291,7 +289,7 @@ class Model(RuleBasedStateMachine):
     def the_sender_ends(self, how):
         self.sender_end = EndOfStream
         if how == "die":
-            self.one._endpoint._sock.shutdown(2)  # as when it dies
+            self.one._endpoint.wire.sock.shutdown(2)  # as when it dies
             self.sender_end = self.receiver_end = PeerDied
         else:
             getattr(self.one, how)()
@@ -301,7 +299,7 @@ class Model(RuleBasedStateMachine):
     @rule(how=st.sampled_from(["close", "finish", "die"]))
     def the_receiver_ends(self, how):
         if how == "die":
-            self.other._endpoint._sock.shutdown(2)
+            self.other._endpoint.wire.sock.shutdown(2)
             self.sender_end = self.receiver_end = PeerDied
         else:
             getattr(self.other, how)()
@@ -648,7 +646,7 @@ class OfMessages(Model):
         start = 0 if before is None else before[0] - 16 * before[1] - 16
         described, self.make = self.SPECS[spec]
         self.spec, self.inline = spec, inline
-        options = {"max_message": self.MAX_MESSAGE, "accept_fds": 4, "accept_regions": 2}
+        options = {"accept": memenpsf.Accept(message=self.MAX_MESSAGE, fds=4, regions=2)}
         self.open(level, described, self.CAPACITY, start, doors, inline=inline, **options)
         self.files = [fdpass.Fd(os.memfd_create(f"file {n}")) for n in range(2)]
         self.region = fdpass.MemoryRegion.create(4096)

@@ -206,8 +206,7 @@ def test_one_that_is_late_does_not_take_the_place_of_one_in_time(path, sockets):
 
 
 def test_at_the_limit_the_next_client_waits_until_one_leaves(path, sockets, monkeypatch):
-    monkeypatch.setattr(_pending, "MAX_PENDING", 3)
-    with memenpsf.listen(path, "<Q", timeout=None) as listener:
+    with memenpsf.listen(path, "<Q", timeout=None, quota=memenpsf.Quota(places=3)) as listener:
         silent = [sockets(path) for _ in range(3)]
         nothing_comes(listener)
         with Client(path, name="patient").say_hello() as client:
@@ -222,12 +221,11 @@ def test_at_the_limit_the_next_client_waits_until_one_leaves(path, sockets, monk
 
 
 def test_by_default_64_may_be_introducing_themselves():
-    assert _pending.MAX_PENDING == 64
+    assert memenpsf.Quota().places == 64
 
 
 def test_room_for_one_more_wakes_who_accepts(path, sockets, monkeypatch, pool, about_to_wait):
-    monkeypatch.setattr(_pending, "MAX_PENDING", 1)
-    with memenpsf.listen(path, "<Q", timeout=None) as listener:
+    with memenpsf.listen(path, "<Q", timeout=None, quota=memenpsf.Quota(places=1)) as listener:
         silent = sockets(path)
         accepting = pool.submit(listener.accept)
         about_to_wait.acquire()
@@ -514,8 +512,7 @@ def test_a_shortage_of_descriptors_is_an_os_error_and_passes(path, room):
 def test_closing_wakes_every_thread_that_accepts(
     path, sockets, pool, about_to_wait, monkeypatch, silent_clients
 ):
-    monkeypatch.setattr(_pending, "MAX_PENDING", 3)
-    with memenpsf.listen(path, "<Q", timeout=None) as listener:
+    with memenpsf.listen(path, "<Q", timeout=None, quota=memenpsf.Quota(places=3)) as listener:
         for _ in range(silent_clients):
             sockets(path)
         accepting = [pool.submit(listener.accept) for _ in range(2)]

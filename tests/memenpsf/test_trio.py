@@ -933,9 +933,8 @@ async def test_clients_get_in_without_a_descriptor_to_wait_for_all_of_them(tmp_p
 
 
 async def test_closing_at_the_limit_wakes_who_accepts(tmp_path, monkeypatch):
-    monkeypatch.setattr(_pending, "MAX_PENDING", 1)
     path = tmp_path / "s"
-    async with await listen(path, "<Q", timeout=None) as listener:
+    async with await listen(path, "<Q", timeout=None, quota=memenpsf.Quota(places=1)) as listener:
         with socket.socket(socket.AF_UNIX) as silent:
             silent.connect(str(path))
             async with trio.open_nursery() as nursery:
