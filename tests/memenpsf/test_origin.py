@@ -30,7 +30,7 @@ REPOSITORY = Path(__file__).parent.parent.parent
 
 VERBS = {
     "ipcqueue/_queue.py": {"Connection", "Sender", "Receiver"},
-    "ipcqueue/_loan.py": {"Loan", "Borrowing"},
+    "ipcqueue/_link/loans.py": {"Loan", "Borrowing"},
     "memenpsf/_interface.py": {"Interface"},
     "memenpsf/trio/_interface.py": {"Interface"},
     "memenpsf/trio/_blocks.py": {"AsyncLoan", "AsyncBorrowing"},
