@@ -99,16 +99,12 @@ COVERED := build/covered
 COUNTERS := --coverage -O0 -g -fprofile-update=atomic -frandom-seed=1
 COVERED_TESTS ?= tests/reliability/test_models_of_the_queue.py \
 	$(wildcard $(patsubst %,tests/%/test_*.py,fdpass ipcqueue signals memenpsf conformance))
-COVERED_TESTS_CFFI ?= tests/ipcqueue/test_ring.py tests/ipcqueue/test_queue.py \
-	tests/ipcqueue/test_message.py tests/ipcqueue/test_loan.py tests/ipcqueue/test_frames.py \
-	tests/ipcqueue/test_batches.py tests/ipcqueue/test_outside.py tests/ipcqueue/test_waiting.py \
-	tests/memenpsf/test_interface.py tests/ipcqueue/test_shortage.py
 # Each file in a process of its own: some switch the tracer off, which coverage.py does not get over.
 # The tracer needs memory, too.
 UNTRACED := no_memory_for or memory_is_short
 COVER := $(CURDIR)/$(BIN)/python -m coverage run -m pytest -q -k "not storm and not ($(UNTRACED))" $(ARGUMENTS)
 
-# Over both doors into the core.  Without the tests whose signals come faster than a program that is
+# Without the tests whose signals come faster than a program that is
 # traced can handle them.
 coverage: $(COVERED)/built
 	rm -rf $(COVERED)/tests $(COVERED)/examples $(COVERED)/.coverage*
@@ -119,7 +115,6 @@ coverage: $(COVERED)/built
 	cd $(COVERED) && export PYTHONPATH="$$PWD" MEMENPSF_TIMES=0.02 && \
 		for file in $(COVERED_TESTS); do $(COVER) $$file || exit 1; done && \
 		$(CURDIR)/$(BIN)/python -m pytest -q -k "$(UNTRACED)" $(COVERED_TESTS) && \
-		for file in $(COVERED_TESTS_CFFI); do IPCQUEUE_BINDING=cffi $(COVER) $$file || exit 1; done && \
 		$(CURDIR)/$(BIN)/python -m coverage combine --quiet && rm -f .coverage.* && \
 		$(CURDIR)/$(BIN)/python tests/covered/gates.py
 

@@ -1,4 +1,3 @@
-import sys
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -26,7 +25,7 @@ def extension(name: str, header: str, own: str, core: str = "") -> Extension:
     )
 
 
-# The short way of core/python is CPython's own; elsewhere cffi serves all calls.
+# What never waits: pushing, taking, batches, iteration, reading the socket.
 DIRECT = extension(
     "_direct",
     "direct",
@@ -34,10 +33,10 @@ DIRECT = extension(
     "ring slots frames segment",
 )
 
-# As is that of many tuples.
+# Many tuples at a time.
 PACKER = extension("_packer", "packer", "packing unpacking packer")
 
 setup(
     cffi_modules=["ipcqueue/_build.py:core", "ipcqueue/_build.py:waiting"],
-    ext_modules=[DIRECT, PACKER] if sys.implementation.name == "cpython" else [],
+    ext_modules=[DIRECT, PACKER],
 )

@@ -7,7 +7,7 @@ those with a lock of their own only; core/python/module.c refuses the others.
 A free-threaded build with the lock switched off (PYTHON_GIL=0, -X gil=0), because each call of the
 core relies on the lock (see _ring/end.py).  Elsewhere loading _direct switches the lock on, and CPython
 warns of that.  It must be this module that does it: cffi says of _core and _waiting that they need no
-lock, whatever is in them.  So _direct is loaded whichever way leads into the core.
+lock, whatever is in them.
 """
 
 import sys
@@ -20,7 +20,7 @@ def lock_is_on() -> bool:
 
 
 try:
-    from . import _direct  # type: ignore[attr-defined]  # noqa: F401 (for what it does on its way)
+    from . import _direct  # noqa: F401 (for what it does on its way)
 except ImportError as error:
     if "subinterpreters" in str(error):
         raise ImportError(
@@ -28,7 +28,12 @@ except ImportError as error:
             "use them there, or in a process of its own, not in a subinterpreter",
             name=__package__,
         ) from error
-    # Not CPython: it was not built.  What _binding.py makes of that is its matter.
+    raise ImportError(
+        "ipcqueue and memenpsf need their extension modules, of which _direct cannot be loaded: "
+        "install them for this Python (CPython 3.11 or later, with a C compiler), "
+        "for instance by `pip install .` in the directory of the sources",
+        name=__package__,
+    ) from error
 
 if not lock_is_on():
     raise ImportError(

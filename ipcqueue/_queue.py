@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import fdpass
 from fdpass.lowlevel import Owner
 
-from ._binding import persist
+from ._direct import persist
 from ._errors import EndOfStream, HandshakeTimeout
 from ._link.endpoint import advance
 from ._link.handshake import Role

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from fdpass.lowlevel import Owner, monotonic, shown_seconds
 
-from ._binding import persist
+from ._direct import persist
 from ._errors import Closed, Full
 from ._link.endpoint import advance
 from ._link.loans import Borrowing, Loan
@@ -146,7 +146,7 @@ class Threads(Owner):
         """
         endpoint = self._endpoint
         receiver = endpoint.receiving()
-        spun = bool(timeout is None or timeout) and receiver.spins
+        spun = timeout is None or bool(timeout)
         tried = spun and not endpoint.ended and receiver.is_empty()
         return self._until(endpoint.try_pop, Event.RECORDS, timeout, tried=tried, spun=spun)
 

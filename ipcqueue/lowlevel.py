@@ -15,7 +15,7 @@ from fdpass import (
 )
 from fdpass.lowlevel import Owner, monotonic, seconds_of, shown_seconds
 
-from ._binding import persist
+from ._direct import persist
 from ._link.endpoint import Endpoint, advance
 from ._link.handshake import Role
 from ._link.lease import Lease

@@ -25,7 +25,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
 from fdpass.lowlevel import Owner, index_of
-from ipcqueue._binding import persist
+from ipcqueue._direct import persist
 from ipcqueue._errors import (
     Closed,
     ConcurrentUse,
@@ -38,7 +38,6 @@ from ipcqueue._errors import (
 )
 from ipcqueue._records.codec import in_place
 from ipcqueue._records.messages import MessageCodec, Received
-from ipcqueue._ring import frame_receiver, frame_sender, slot_receiver, slot_sender
 from ipcqueue._ring.bounds import Budget
 from ipcqueue._ring.codes import CORRUPT, GONE
 from ipcqueue._ring.end import Place
@@ -48,6 +47,8 @@ from ipcqueue._ring.frame_sender import FrameSender
 from ipcqueue._ring.memory import fork_generation
 from ipcqueue._ring.patience import BUSY, suited
 from ipcqueue._ring.segment import limits_of
+from ipcqueue._ring.slot_receiver import SlotReceiver
+from ipcqueue._ring.slot_sender import SlotSender
 
 from .alarms import FalseAlarms, doubled
 from .control import application_message, err
@@ -146,20 +147,18 @@ class Endpoint(Owner):
             place = Place(size, codec.size, bell, patience=patience, process=self.wire.process)
             if isinstance(codec, MessageCodec):
                 limits = self._peer_limits
-                self.sender = frame_sender.sender(
-                    *both, place, codec, trouble, limits, terms.inline
-                )
+                self.sender = FrameSender(*both, place, codec, trouble, limits, terms.inline)
             else:
-                self.sender = slot_sender.sender(*both, place, codec, trouble)
+                self.sender = SlotSender(*both, place, codec, trouble)
         if terms.role.receives:
             trouble = _weak_trouble(self, sending=False)
             place = Place(peer.identity.capacity, codec.size, bell, patience=patience)
             if isinstance(codec, MessageCodec):
-                self.receiver = frame_receiver.receiver(
+                self.receiver = FrameReceiver(
                     *both, place, codec, trouble, terms.limits, self.wire.attached
                 )
             else:
-                self.receiver = slot_receiver.receiver(*both, place, codec, trouble)
+                self.receiver = SlotReceiver(*both, place, codec, trouble)
 
     def _count_descriptors(self) -> None:
         """Have the lease count what comes and goes with messages, if it does that."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import fdpass
 from fdpass.lowlevel import Owner, monotonic, pass_pidfd, recv_fds_and_pidfd, shown_seconds
-from ipcqueue._binding import persist
+from ipcqueue._direct import persist
 from ipcqueue._errors import CorruptPeer, CredentialsRefused, HandshakeTimeout, PeerDied, QueueError
 from ipcqueue._ring.memory import fork_generation
 from ipcqueue._ring.segment import adopt, create

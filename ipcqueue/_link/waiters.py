@@ -20,7 +20,7 @@ import threading
 from typing import TYPE_CHECKING, TypeVar
 
 from fdpass.lowlevel import Owner, renewed_after_fork
-from ipcqueue._binding import persist
+from ipcqueue._direct import persist
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -26,14 +26,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import fdpass
 from fdpass.lowlevel import (
-    ANCILLARY_SPACE,
     RECEIVE_FLAGS,
     Owner,
     closing_all,
     renewed_after_fork,
     unpack,
 )
-from ipcqueue._binding import direct, persist
+from ipcqueue import _direct
+from ipcqueue._direct import persist
 from ipcqueue._errors import Closed, CorruptPeer, DescriptorsLost, QueueError
 from ipcqueue._ring.arrivals import close_received
 from ipcqueue._ring.frame import MAX_ATTACHED
@@ -55,9 +55,9 @@ MAX_UNTAKEN = 64
 GOODBYE = bytes((Opcode.WRITE, 0, Opcode.READ, 0))
 
 # Of the C module, if it is there; else nothing waits in a room.
-_ROOM: int = 0 if direct is None else direct.ROOM
-_waiting: Callable[[bytearray], int] = len if direct is None else direct.waiting
-_drop: Callable[[bytearray], None] = bytearray.clear if direct is None else direct.drop
+_ROOM: int = _direct.ROOM
+_waiting: Callable[[bytearray], int] = _direct.waiting
+_drop: Callable[[bytearray], None] = _direct.drop
 
 T = TypeVar("T")
 
@@ -319,21 +319,9 @@ class Wire(Owner):
 
     def _receive(self, sock: socket.socket, *, most: int, wary: bool = False) -> int:
         """Read once into the list of what is unread: see `receive` of core/python/socket.c."""
-        if direct is not None:
-            whole, room = not self._parser.rest, self._room
-            how = RECEIVE_FLAGS, whole, self._unread, room, most, wary
-            return int(direct.receive(sock, *how) or 0)
-        size, space = 4096, ANCILLARY_SPACE
-        if most >= 0:
-            space = min(space, socket.CMSG_SPACE((most + 1) * 4))
-        if wary:
-            # Without room for them none is made; it only says that some come.
-            data, _, flags, _ = sock.recvmsg(size, 0, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-            if data and flags & socket.MSG_CTRUNC:
-                return -1 - data[-1]
-            size = len(data) or size
-        self._unread.extend(map(sock.recvmsg, (size,), (space,), (RECEIVE_FLAGS,)))
-        return 0
+        whole, room = not self._parser.rest, self._room
+        how = RECEIVE_FLAGS, whole, self._unread, room, most, wary
+        return int(_direct.receive(sock, *how) or 0)
 
     def _make_room(self, count: int) -> bool:
         """Say whether `count` descriptors may be read now; if not, they wait in the socket."""

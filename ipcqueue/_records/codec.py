@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from fdpass.lowlevel import check_sendable
-from ipcqueue._binding import packer as _packer
+from ipcqueue import _packer  # type: ignore[attr-defined]
 from ipcqueue._errors import BadRecord
 
 from .messages import MessageCodec
@@ -121,10 +121,4 @@ def check_values(values: Iterable[Any]) -> None:
 
 NUMBERS_AND_TEXTS = frozenset({int, float, bool, bytes, str, complex, type(None)})
 
-
-def _all_are_plain(values: Iterable[Any]) -> bool:
-    """Whether there are only numbers and texts of Python's own."""
-    return NUMBERS_AND_TEXTS.issuperset(map(type, values))
-
-
-are_plain: Callable[[Any], bool] = _all_are_plain if _packer is None else _packer.are_plain
+are_plain: Callable[[Any], bool] = _packer.are_plain

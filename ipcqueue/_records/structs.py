@@ -9,7 +9,7 @@ from itertools import starmap
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
-from ipcqueue._binding import packer as _packer
+from ipcqueue import _packer  # type: ignore[attr-defined]
 
 from .codec import (
     MASKED,
@@ -94,7 +94,7 @@ def packer_in_c(packer: struct.Struct, cls: Any = None) -> Any:
     mode = form[0] if form[0] in "@=<>!" else "@"
     items = list(struct_items(form))
     number = sum(1 if code == "s" else count for code, count in items if code != "x")
-    if _packer is None or mode not in orders or not 0 < number <= _MOST_FIELDS:
+    if mode not in orders or not 0 < number <= _MOST_FIELDS:
         return None
     if len(items) > 2 * _MOST_FIELDS:  # most of them padding: what follows is quadratic
         return None

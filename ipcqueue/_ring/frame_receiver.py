@@ -14,7 +14,6 @@ it, and lent, put back or given up in the same; no part of that is used alone.
 from __future__ import annotations
 
 import contextlib
-import sys
 import weakref
 from functools import partial
 from itertools import chain
@@ -22,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 import fdpass
 from fdpass.lowlevel import Mappings, Owner
-from ipcqueue._binding import direct, persist
+from ipcqueue import _direct
 from ipcqueue._core import ffi, lib
+from ipcqueue._direct import persist
 from ipcqueue._errors import Unaccepted
 from ipcqueue._records.decoding import decode_failed
 from ipcqueue._records.messages import (
@@ -56,8 +56,6 @@ from .receiver import ReceiverEnd
 from .views import Lent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from ipcqueue._records.messages import Limits, MessageCodec
 
     from .arrivals import Spent
@@ -65,7 +63,6 @@ if TYPE_CHECKING:
 
 _look = lib.ipcq_frame_look
 _free, _see, _seen = lib.ipcq_take, lib.ipcq_see, lib.ipcq_seen
-_IN_PIECES = sys.implementation.name == "cpython"  # where cffi can write to new bytes in place
 
 
 class _Lending(Owner):
@@ -94,12 +91,12 @@ class _Large(Owner):
         # Of a region, which keeps itself alive; or of the ring, which each attempt looks at first.
         self.memory, self.size = memory, size
         self.kept = kept  # regions of the peer, from this message on
-        self.data: bytes = _blank(size)  # nobody else has it before it is whole
+        self.data: bytes = _direct.blank(size)  # nobody else has it before it is whole
         self.to = ffi.from_buffer(self.data)
         self.done = 0  # bytes
 
 
-class FrameReceiver(ReceiverEnd):
+class FrameReceiver(_direct.FrameReceiver, ReceiverEnd):  # type: ignore[misc]
     """The receiving end of a ring of frames.
 
     A message is first built (copied), then the ring is told that it is taken, then it is decoded
@@ -134,6 +131,19 @@ class FrameReceiver(ReceiverEnd):
         self._large: _Large | None = None  # what is being copied
         self._lending: _Lending | None = None
         self._spent: list[Spent] = []
+        most = min(limits.max_message, self.capacity)
+        # A function of the application may take long, or receive by itself: not the short way.
+        decode = self._decode if self._decode is Message else None
+        self.shorten(
+            address_of(self._ring), most, MOST_AHEAD, self._keeps, self._plain, decode, None
+        )
+
+    def pop_ready(self, limit: int, *, bounded: bool = False) -> Any:
+        """Take up to `limit` messages the short way; None if that is not to be had."""
+        bounds = (MOST_BYTES, MOST_BUILT) if bounded else ()
+        if not self.take_many(limit, *bounds):
+            return None
+        return self.fetch_ahead(limit) or None  # None: a handler or another thread was first
 
     @property
     def lacking(self) -> int | None:
@@ -650,7 +660,7 @@ class FrameReceiver(ReceiverEnd):
                 large = None
             else:
                 large = None
-            if length > LARGE and _IN_PIECES:
+            if length > LARGE:
                 data = self._copied(large or _Large(at, said, memory, length, dict(kept)))
                 if data is None:
                     return None
@@ -737,40 +747,5 @@ class FrameReceiver(ReceiverEnd):
         close_received(self._spent)
 
 
-def _blank(size: int) -> bytes:
-    blank: Callable[[int], bytes] = bytes if direct is None else direct.blank
-    return blank(size)
-
-
 def _new_scratch() -> tuple[Any, Any]:
     return ffi.new("struct ipcq_frame *"), ffi.new("char const **")
-
-
-# What an Endpoint makes its ends of: with the short way, if there is one.
-receiver: type[FrameReceiver] = FrameReceiver
-
-
-if direct is not None:
-
-    class DirectFrameReceiver(direct.FrameReceiver, FrameReceiver):  # type: ignore[misc]
-        """A FrameReceiver with a short way for bytes that are there; see core/python."""
-
-        spins = True
-
-        def __init__(self, *arguments: Any) -> None:
-            super().__init__(*arguments)
-            most = min(self._limits.message, self.capacity)
-            # A function of the application may take long, or receive by itself: not the short way.
-            decode = self._decode if self._decode is Message else None
-            self.shorten(
-                address_of(self._ring), most, MOST_AHEAD, self._keeps, self._plain, decode, None
-            )
-
-        def pop_ready(self, limit: int, *, bounded: bool = False) -> Any:
-            """Take up to `limit` messages the short way; None if that is not to be had."""
-            bounds = (MOST_BYTES, MOST_BUILT) if bounded else ()
-            if not self.take_many(limit, *bounds):
-                return None
-            return self.fetch_ahead(limit) or None  # None: a handler or another thread was first
-
-    receiver = DirectFrameReceiver

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import fdpass
 from fdpass.lowlevel import Owner
-from ipcqueue._binding import direct
+from ipcqueue import _direct
 from ipcqueue._core import ffi, lib
 from ipcqueue._errors import BadRecord, Unaccepted
 from ipcqueue._records.messages import OUT_AGAIN, OUT_OF_LINE, OUTSIDE, Framed, tuple_of
@@ -109,8 +109,11 @@ class FrameBatch:
         return self._framed[start:end]
 
 
-class FrameSender(SenderEnd):
-    """The sending end of a ring of frames."""
+class FrameSender(_direct.FrameSender, SenderEnd):  # type: ignore[misc]
+    """The sending end of a ring of frames.
+
+    try_push() is one call of C for bytes, see core/python.
+    """
 
     def __init__(
         self,
@@ -131,6 +134,9 @@ class FrameSender(SenderEnd):
         self._regions = Outgoing()
         self.flight: Admission | None = None
         """What to ask before descriptors are sent, if they are counted."""
+        inside = min(self._inline, self.capacity) // HEADER * HEADER - HEADER
+        most = min(inside, limits.max_message, LARGE)
+        self.shorten(address_of(self._ring), most, None if self._plain else self._encode)
 
     @property
     def enough(self) -> int:
@@ -192,12 +198,12 @@ class FrameSender(SenderEnd):
         except fdpass.FdPassError as error:
             raise BadRecord(f"the region cannot be given: {error}") from error
 
-    def try_push(self, record: Any) -> bool:
-        """Publish one message; False if there is no space.  Raises BadRecord, TooLarge."""
+    def push_slowly(self, record: Any) -> bool:
+        """Do what try_push() does, where that is more than one call of C."""
         return self.push_framed(self._encode(record))
 
     def push_framed(self, framed: Framed) -> bool:
-        """Publish one message that is encoded already; see try_push."""
+        """Do the same with a message that is encoded already."""
         if self._travels_outside(len(framed.data)):
             with self._parcel_of(framed) as parcel:
                 return bool(self.try_send(parcel))
@@ -249,8 +255,6 @@ class FrameSender(SenderEnd):
                 finally:
                     if self._borrower is None:
                         self._unpark(ring)
-
-    push_slowly = try_push  # what try_push does where the short way ends
 
     def try_send(self, parcel: Any) -> bool | None:
         """Publish one message with what is attached to it.
@@ -319,8 +323,21 @@ class FrameSender(SenderEnd):
             raise OSError(number, f"sending descriptors: {os.strerror(number)}")
         self._trouble(code)
 
+    def push_many(self, records: Iterable[Any]) -> int | BatchSending:
+        """Encode messages and publish what fits; see SenderEnd."""
+        done = self.push_all(records)
+        if type(done) is int:
+            return done
+        if done is None:
+            return BatchSending(self, self.batch(records))
+        done, pieces = done
+        return BatchSending(self, FrameBatch(pieces), done)
+
     def batch(self, records: Iterable[Any]) -> FrameBatch:
         """Encode messages to push; raise BadRecord or TooLarge if one of them is none."""
+        pieces = self.pieces(records)
+        if pieces is not None:
+            return FrameBatch(pieces)
         framed: list[Framed] = []
         try:
             for record in records:
@@ -340,6 +357,11 @@ class FrameSender(SenderEnd):
 
     def try_push_many(self, batch: Any, start: int) -> int:
         """Publish messages from number `start` on; return how many, which may be some of them."""
+        # What the C code takes has no tags and no flags.
+        done = self.push_run(batch.data, start) if self._plain else 0
+        return done or self._push_framed_run(batch, start)
+
+    def _push_framed_run(self, batch: FrameBatch, start: int) -> int:
         run: list[Framed] = []
         room = min(self.capacity, MOST_BYTES)
         for framed in batch.framed(start, start + _RUN):
@@ -380,42 +402,3 @@ class FrameSender(SenderEnd):
     def units_of(self, batch: Any, start: int) -> int:
         """Return the bytes to wait for when there was no space for message `start` of a batch."""
         return extent(len(batch.data[start]))
-
-
-# What an Endpoint makes its ends of: with the short way, if there is one.
-sender: type[FrameSender] = FrameSender
-
-
-if direct is not None:
-
-    class DirectFrameSender(direct.FrameSender, FrameSender):  # type: ignore[misc]
-        """A FrameSender whose try_push is one call of C for bytes; see core/python."""
-
-        def __init__(self, *arguments: Any) -> None:
-            super().__init__(*arguments)
-            inside = min(self._inline, self.capacity) // HEADER * HEADER - HEADER
-            most = min(inside, self._limits.message, LARGE)
-            self.shorten(address_of(self._ring), most, None if self._plain else self._encode)
-
-        def push_many(self, records: Iterable[Any]) -> int | BatchSending:
-            """Encode messages and publish what fits; see SenderEnd."""
-            done = self.push_all(records)
-            if type(done) is int:
-                return done
-            if done is None:
-                return super().push_many(records)
-            done, pieces = done
-            return BatchSending(self, FrameBatch(pieces), done)
-
-        def batch(self, records: Iterable[Any]) -> FrameBatch:
-            """Encode messages to push; raise BadRecord or TooLarge if one of them is none."""
-            pieces = self.pieces(records)
-            return super().batch(records) if pieces is None else FrameBatch(pieces)
-
-        def try_push_many(self, batch: Any, start: int) -> int:
-            """Publish messages from number `start` on; return how many, perhaps some of them."""
-            # What the C code takes has no tags and no flags.
-            done = self.push_run(batch.data, start) if self._plain else 0
-            return done or super().try_push_many(batch, start)
-
-    sender = DirectFrameSender

@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import fdpass
 from fdpass.lowlevel import Owner
-from ipcqueue._binding import persist
 from ipcqueue._core import ffi
+from ipcqueue._direct import persist
 
 from .bounds import MOST_BYTES
 from .codes import CORRUPT, TroubleError

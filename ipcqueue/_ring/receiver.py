@@ -132,39 +132,21 @@ class ReceiverEnd(End):
         """Take one record as a message, with what is attached to it; None if there is none."""
         raise NotImplementedError
 
-    ahead: list[Any] | None = None
-    """The records that take_many() has taken, or a loop ahead of itself; whoever fetches them puts
-    None there."""
+    # Of the base types in core/python, which serve what is there at once:
+    ahead: list[Any] | None
+    place: int
 
-    place = 0
-    """Where in `ahead` the next one stands; those before it were handed out."""
+    if TYPE_CHECKING:
 
-    spins = False
-    """Whether a patient loop, see ready(), looks for what is about to come."""
+        def ready(self, patient: bool) -> Iterable[Any]: ...
+        def all(self, receive: Callable[[], Any], end: type[BaseException]) -> Iterator[Any]: ...
+        def is_empty(self) -> bool: ...
+        def is_quiet(self) -> bool: ...
+        def looked(self) -> None: ...
 
-    def ready(self, patient: bool) -> Iterable[Any]:  # noqa: ARG002 (as in core/python)
-        """Return, for a loop, the records that can be taken the short way, one by one.
-
-        `patient`: after looking for one as long as that is worth it.  A loop, since between its
-        step and its variable CPython looks for no signal, as it does after each call.
-        """
-        return ()
-
-    def pop_ready(self, limit: int, *, bounded: bool = False) -> Any:  # noqa: ARG002 (as in the direct ones)
+    def pop_ready(self, limit: int, *, bounded: bool = False) -> Any:
         """Take up to `limit` records the short way; None if that is not to be had."""
-        return None
-
-    def take_many(self, limit: int, most_bytes: int = 0, many: int = 0) -> bool:  # noqa: ARG002 (as in core/python)
-        """Take up to `limit` the short way, into `ahead`; False if that is not to be had.
-
-        About `most_bytes` at most, if stated; `many`, if stated, are enough even if others follow
-        that are not to be had so.
-        """
-        return False
-
-    def is_empty(self) -> bool:
-        """Whether nothing waits, and the ring says of nothing wrong; False if that is not known."""
-        return False
+        raise NotImplementedError
 
     def fetch_ahead(self, limit: int) -> list[Any] | None:
         """Return what take_many() has taken, or what a handler or another thread left of it.
@@ -183,21 +165,6 @@ class ReceiverEnd(End):
         else:
             self.ahead = None
         return records
-
-    def is_quiet(self) -> bool:
-        """Whether nothing waits, in ring and socket, and nothing is wrong; False if not known."""
-        return False
-
-    def looked(self) -> None:
-        """Note that the socket was just looked at."""
-
-    def all(self, receive: Callable[[], Any], end: type[BaseException]) -> Iterator[Any]:
-        """Yield what `receive` returns until it raises `end`; perhaps taking some ahead."""
-        try:
-            while True:
-                yield receive()
-        except end:
-            return
 
     def holds(self) -> bool:
         """Whether records wait in this process already."""

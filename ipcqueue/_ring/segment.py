@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from fdpass import Fd, Memfd, MemfdRefused, NotReserved, Seal, WrongSize
 from fdpass.lowlevel import Owner, index_of
-from ipcqueue._binding import persist
 from ipcqueue._core import lib
+from ipcqueue._direct import persist
 from ipcqueue._errors import SealsRefused, SizeRefused
 from ipcqueue._records.messages import Limits
 

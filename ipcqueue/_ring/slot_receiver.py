@@ -1,8 +1,4 @@
-"""The receiving end of a ring of slots: records of one size.
-
-The file is long because it holds each verb the long way and, at the end, with the short ways of
-core/python on top, which rely on its order of steps.
-"""
+"""The receiving end of a ring of slots: records of one size."""
 
 from __future__ import annotations
 
@@ -11,7 +7,7 @@ import weakref
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ipcqueue._binding import direct
+from ipcqueue import _direct
 from ipcqueue._core import ffi, lib
 from ipcqueue._records.codec import in_place
 from ipcqueue._records.decoding import decode_failed
@@ -39,7 +35,7 @@ _BATCH_BYTES = 256 * 1024
 _pop = lib.ipcq_pop
 
 
-class SlotReceiver(ReceiverEnd):
+class SlotReceiver(_direct.SlotReceiver, ReceiverEnd):  # type: ignore[misc]
     """The receiving end of a ring: records out, without waiting.
 
     A record that the core has copied out is gone from the ring, so from there on no exception
@@ -88,6 +84,18 @@ class SlotReceiver(ReceiverEnd):
         self._lent_to: int | None = None  # None: the first bytes of the stash are lent
         self._lent_data = b""
         self._new_buffer(1)
+        # Records that become arrays are decoded many at a time by Python.
+        decode = self._decode, codec.decode_many if codec.view is in_place else None
+        ahead = min(self.capacity // 4, MOST_AHEAD)
+        self.shorten(address_of(self._ring), self._size, ahead, self._keeps, self._plain, *decode)
+
+    def pop_ready(self, limit: int, *, bounded: bool = False) -> Any:  # noqa: ARG002 (as frames)
+        """Take up to `limit` records the short way; None if that is not to be had."""
+        if not self._plain:
+            return self._pop_many(limit, short=True)
+        if not self.take_many(limit):
+            return None
+        return self.fetch_ahead(limit) or None  # None: a handler or another thread was first
 
     def holds(self) -> bool:
         """Whether records wait in this process already."""
@@ -394,10 +402,6 @@ class SlotReceiver(ReceiverEnd):
         self._hands = [*self._hands, (call, data)]  # before anything is in it
         self._collect(data, limit)
 
-    def fetch(self, hands: Hands, call: Call, limit: int) -> bytearray | None:  # noqa: ARG002 (as in core/python)
-        """Move up to `limit` records to the hands of a call, if that is simple; see core/python."""
-        return None
-
     def _collect(self, data: bytearray, limit: int) -> None:  # noqa: C901 (one loop, and its ways out)
         """Append the bytes of up to `limit` records to `data`, which owns them from then on."""
         if self._ring is None and self._usable() is None:
@@ -450,35 +454,3 @@ class SlotReceiver(ReceiverEnd):
 def _values_of(codec: Codec) -> int:
     """Return of how many values about a record is made: a run of characters is one."""
     return sum(1 if run.kind == "char" else run.items for run in codec.layout.runs)
-
-
-# What an Endpoint makes its ends of: with the short way, if there is one.
-receiver: type[SlotReceiver] = SlotReceiver
-
-
-if direct is not None:
-
-    class DirectSlotReceiver(direct.SlotReceiver, SlotReceiver):  # type: ignore[misc]
-        """A SlotReceiver with a short way for records that are there; see core/python."""
-
-        spins = True
-
-        def __init__(self, *arguments: Any) -> None:
-            super().__init__(*arguments)
-            codec = self._codec
-            lists = codec.view is in_place  # else arrays
-            decode = (self._decode, codec.decode_many if lists else None)
-            ahead = min(self.capacity // 4, MOST_AHEAD)
-            self.shorten(
-                address_of(self._ring), self._size, ahead, self._keeps, self._plain, *decode
-            )
-
-        def pop_ready(self, limit: int, *, bounded: bool = False) -> Any:  # noqa: ARG002 (as frames)
-            """Take up to `limit` records the short way; None if that is not to be had."""
-            if not self._plain:
-                return self._pop_many(limit, short=True)
-            if not self.take_many(limit):
-                return None
-            return self.fetch_ahead(limit) or None  # None: a handler or another thread was first
-
-    receiver = DirectSlotReceiver

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from ipcqueue._binding import direct
+from ipcqueue import _direct
 from ipcqueue._core import ffi, lib
 from ipcqueue._errors import BadRecord, Unaccepted
 from ipcqueue._records.messages import tuple_of
@@ -57,10 +57,12 @@ class Pieces:
         self.count = len(records)
 
 
-class SlotSender(SenderEnd):
+class SlotSender(_direct.SlotSender, SenderEnd):  # type: ignore[misc]
     """The sending end of a ring: records in, without waiting.
 
-    `trouble(code)` is called for every result but done and full, and raises.
+    try_push() is one call of C, see core/python; so is a batch of bytes, or an array.  Records of
+    other kinds are encoded before.  `trouble(code)` is called for every result but done and full,
+    and raises.
     """
 
     def __init__(
@@ -75,10 +77,13 @@ class SlotSender(SenderEnd):
         self._encode = codec.encode
         self._encode_many = codec.encode_many
         self._size = codec.size
-        self._plain = isinstance(codec.spec, int)  # a record is its bytes
+        plain = isinstance(codec.spec, int)  # a record is its bytes
+        self.shorten(address_of(self._ring), self._size, self._encode, plain)
+        arrays: tuple[Any, Any] = codec.arrays or (None, None)
+        self.array, self.dtype = arrays
 
-    def try_push(self, record: Any) -> bool:
-        """Publish one record; False if there is no space.  Raises BadRecord."""
+    def push_slowly(self, record: Any) -> bool:
+        """Do what try_push() does, where that is more than one call of C."""
         data = self._encode(record)
         if type(data) is bytes:
             with self._lock:
@@ -93,8 +98,6 @@ class SlotSender(SenderEnd):
         if code == FULL:
             return False
         self._trouble(code)
-
-    push_slowly = try_push  # what try_push does where the short way ends
 
     def parcel(
         self, record: Any, fds: Iterable[Any] | None = None, regions: Iterable[Any] | None = None
@@ -125,9 +128,31 @@ class SlotSender(SenderEnd):
         """Return the slots to wait for when there was none for this parcel."""
         return 1
 
+    def push_many(self, records: Iterable[Any]) -> int | BatchSending:
+        """Encode records and publish what fits; see SenderEnd."""
+        done = self.push_all(records)
+        if type(done) is int:
+            return done
+        if done is not None:
+            done, pieces = done
+            batch = self.batch(records) if pieces is None else Pieces(pieces)
+            return BatchSending(self, batch, done)
+        buffer, count = self._encode_many(records)
+        self._learn(records)
+        done = self.push_packed(buffer, 0)
+        return done if done == count else BatchSending(self, self._batch_of(buffer, count), done)
+
+    def _learn(self, records: Any) -> None:
+        """Know arrays by the object that is their dtype, which may be an equal of ours."""
+        if type(records) is self.array and records.dtype is not self.dtype:
+            dtype = records.dtype
+            if dtype == self.dtype:
+                self.dtype = dtype
+
     def batch(self, records: Iterable[Any]) -> Batch | Pieces:
         """Encode records to push; BadRecord if one of them is none."""
-        return self._batch_of(*self._encode_many(records))
+        pieces = self.pieces(records)
+        return self._batch_of(*self._encode_many(records)) if pieces is None else Pieces(pieces)
 
     def _batch_of(self, buffer: Any, count: int) -> Batch:
         whole = buffer if type(buffer) is bytes else None
@@ -138,6 +163,14 @@ class SlotSender(SenderEnd):
 
     def try_push_many(self, batch: Any, start: int) -> int:
         """Publish the records from number `start` on, as many as fit; return how many."""
+        if type(batch) is Pieces:
+            done = self.push_run(batch.records, start)
+            if not done and start < batch.count:  # which finds out why
+                done = self.push_slowly(batch.records[start])
+            return int(done)
+        return self.push_packed(batch.data, start) or self._push_packed_slowly(batch, start)
+
+    def _push_packed_slowly(self, batch: Batch, start: int) -> int:
         pushed = _new(_ONE)  # its own: a signal handler may use this end in between
         most = max(1, MOST_BYTES // self._size)  # for one call, which keeps the interpreter
         if start == 0 and batch.whole is not None and batch.count <= most:  # at most times all fits
@@ -167,64 +200,3 @@ class SlotSender(SenderEnd):
     def units_of(self, batch: Any, start: int) -> int:  # noqa: ARG002 (as FrameSender)
         """Return the slots to wait for when there was none for the rest of a batch."""
         return 1
-
-
-# What an Endpoint makes its ends of: with the short way, if there is one.
-sender: type[SlotSender] = SlotSender
-
-
-if direct is not None:
-
-    class DirectSlotSender(direct.SlotSender, SlotSender):  # type: ignore[misc]
-        """A SlotSender whose try_push is one call of C; see core/python.
-
-        So is a batch of bytes, or an array; records of other kinds are encoded before.
-        """
-
-        def __init__(self, *arguments: Any) -> None:
-            super().__init__(*arguments)
-            self.shorten(address_of(self._ring), self._size, self._encode, self._plain)
-            arrays: tuple[Any, Any] = arguments[3].arrays or (None, None)
-            self.array, self.dtype = arrays
-
-        def push_many(self, records: Iterable[Any]) -> int | BatchSending:
-            """Encode records and publish what fits; see SenderEnd."""
-            done = self.push_all(records)
-            if type(done) is int:
-                return done
-            if done is not None:
-                done, pieces = done
-                batch = self.batch(records) if pieces is None else Pieces(pieces)
-                return BatchSending(self, batch, done)
-            buffer, count = self._encode_many(records)
-            self._learn(records)
-            done = self.push_packed(buffer, 0)
-            return (
-                done if done == count else BatchSending(self, self._batch_of(buffer, count), done)
-            )
-
-        def _learn(self, records: Any) -> None:
-            """Know arrays by the object that is their dtype, which may be an equal of ours."""
-            if type(records) is self.array and records.dtype is not self.dtype:
-                dtype = records.dtype
-                if dtype == self.dtype:
-                    self.dtype = dtype
-
-        def batch(self, records: Iterable[Any]) -> Batch | Pieces:
-            """Encode records to push; BadRecord if one of them is none."""
-            pieces = self.pieces(records)
-            return super().batch(records) if pieces is None else Pieces(pieces)
-
-        def try_push_many(self, batch: Any, start: int) -> int:
-            """Publish the records from number `start` on, as many as fit; return how many."""
-            if type(batch) is Pieces:
-                done = self.push_run(batch.records, start)
-                if not done and start < batch.count:  # which finds out why
-                    done = self.push_slowly(batch.records[start])
-            else:
-                done = self.push_packed(batch.data, start)
-                if not done:
-                    return super().try_push_many(batch, start)
-            return int(done)
-
-    sender = DirectSlotSender

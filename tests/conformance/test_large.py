@@ -11,7 +11,7 @@ from ipcqueue._core import ffi
 
 import memenpsf
 import memenpsf.trio
-from ipcqueue import Message, _binding
+from ipcqueue import Message
 from ipcqueue._ring import frame_receiver, frame_sender, memory, outside
 from ipcqueue._ring.bounds import LARGE, MOST_BYTES
 from ipcqueue.lowlevel import Role, Terms
@@ -278,7 +278,6 @@ def test_an_attempt_copies_one_piece(pair, monkeypatch):
     assert endpoint.try_pop_many(5, bounded=True) == [sent]
 
 
-@pytest.mark.skipif(_binding.direct is None, reason="without the short way it is copied again")
 def test_a_message_that_the_peer_makes_small_in_the_middle_is_not_unfinished_for_ever():
     one, other = memenpsf.pair(bytes, **INSIDE)
     with one, other:

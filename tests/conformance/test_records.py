@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 import memenpsf
-from ipcqueue._binding import direct
 from tests.kit.doors import one_way_scenario, scenario
 
 TICK = np.dtype([("a", "<u8"), ("b", "<f8"), ("c", "<u4")])
@@ -47,8 +46,7 @@ async def test_a_ringful_is_that_of_the_side_that_sends(door, receiving):
 async def test_how_much_is_taken_at_once_is_not_for_the_peer_to_choose(door, record):
     async with door.pair(record, capacity=1 << 22) as (one, other):
         assert await one.xmit_many([b"r"] * 65_540) == 65_540
-        # Messages that Python puts together cost more.
-        most = 256 if record is bytes and direct is None else 65_536
+        most = 65_536
         assert len(await other.recv_vectored()) == most
         assert len(await other.recv_vectored(65_540)) == 65_540 - most
         assert await one.xmit_many([b"r"] * 65_540) == 65_540

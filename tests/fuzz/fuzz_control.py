@@ -5,16 +5,15 @@ Whatever comes through the socket once the handshake is over:
 - ControlParser finds the same messages and the same end in every cut of the same bytes, and they are
   those that a second parser finds (`expected`), which knows no cuts;
 - an Endpoint that reads with C (`receive` in core/python/socket.c, which swallows doorbells) and one that
-  reads with Python have the same inbox, descriptors and end;
+  reads with socket.recvmsg() have the same inbox, descriptors and end;
 - descriptors that nobody asked for are closed, and those kept are no more than the rules allow.
 """
 
 import socket
 
 import fdpass
-from ipcqueue import Accept, CorruptPeer, QueueError
-from ipcqueue._binding import direct
-from ipcqueue._link import endpoint as _endpoint
+from ipcqueue import Accept, CorruptPeer, QueueError, _direct
+from ipcqueue._link import wire as _wire
 from ipcqueue._link.control import HELLO, ControlParser, refusal
 from ipcqueue._records.spec import codec_for
 from ipcqueue._ring import segment as _segment
@@ -55,11 +54,29 @@ def parsed(data, script):
     return messages, None
 
 
+class InPython:
+    """As _direct.receive(), for comparison: it swallows nothing."""
+
+    @staticmethod
+    def receive(sock, flags, whole, into, room, most=-1, wary=False):
+        size, space = MOST_BYTES, MOST_BYTES
+        if most >= 0:
+            space = min(space, socket.CMSG_SPACE((most + 1) * 4))
+        if wary:
+            # Without room for them none is made; it only says that some come.
+            data, _, said, _ = sock.recvmsg(size, 0, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            if data and said & socket.MSG_CTRUNC:
+                return -1 - data[-1]
+            size = len(data) or size
+        into.append(sock.recvmsg(size, space, flags))
+        return 0
+
+
 class Victim:
     """An Endpoint at whose other end anything can be said."""
 
     def __init__(self, terms, with_c):
-        self.direct = direct if with_c else None
+        self.direct = _direct if with_c else InPython
         ours, self.sock = socket.socketpair()
         segment = _segment.create(codec_for(terms.codec.spec), 4096, "peer")
         fdpass.send_fds(self.sock, [segment.memfd], HELLO)
@@ -68,11 +85,11 @@ class Victim:
         assert heard(self.sock) == (HELLO, False)
 
     def turn(self):
-        _endpoint.direct = self.direct
+        _wire._direct = self.direct
         try:
             self.endpoint.turn()
         finally:
-            _endpoint.direct = direct
+            _wire._direct = _direct
 
     def state(self):
         it = self.endpoint

@@ -8,7 +8,6 @@ import pytest
 
 import ipcqueue
 import memenpsf
-from ipcqueue._binding import direct
 from ipcqueue._ring import call as _call
 from tests.kit.places import Interrupt, at_every_place, interrupt
 
@@ -47,8 +46,6 @@ SPECS = {
 }
 SIMPLE = [name for name in SPECS if name not in {"tuples", "tagged messages"}]
 
-only_direct = pytest.mark.skipif(direct is None, reason="there is no short way here")
-
 
 @pytest.fixture(params=SPECS)
 def kind(request):
@@ -67,7 +64,6 @@ def drained(side, numbers):
     return got
 
 
-@only_direct
 @pytest.mark.parametrize("name", SPECS)
 def test_what_fits_goes_and_comes_without_what_waits(name, monkeypatch):
     spec, make, numbers = SPECS[name]
@@ -416,7 +412,6 @@ class TestArrays:
         assert first.dtype == DTYPE
         assert first.base is None or isinstance(first.base, bytearray)
 
-    @only_direct
     def test_a_batch_is_copied_once_and_then_its_own(self, sides):
         one, other = sides
         one.xmit_many(as_array(range(4)))
@@ -430,7 +425,6 @@ class TestArrays:
         assert receiver.fetch([None], call, 3) is None  # no empty list
         assert other._endpoint.codec.adopt_many(into, 3).base is into
 
-    @only_direct
     def test_an_equal_type_is_learnt(self, sides, monkeypatch):
         one, other = sides
         sender = one._endpoint.sender
@@ -494,7 +488,6 @@ class TestArrays:
             assert got == list(range(5000))
 
 
-@only_direct
 def test_what_the_calls_of_c_refuse():
     one, other = memenpsf.pair(8)
     with one, other:
@@ -519,7 +512,6 @@ def test_what_the_calls_of_c_refuse():
         assert receiver.fetch([], None, 1) is None
 
 
-@only_direct
 def test_no_more_comes_at_once_than_was_there():
     one, other = memenpsf.pair("<Q", capacity=1 << 14)
     with one, other:

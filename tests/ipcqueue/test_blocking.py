@@ -33,7 +33,7 @@ from ipcqueue import (
     Sender,
     _threads,
 )
-from ipcqueue._binding import direct
+from ipcqueue import _direct as direct
 from ipcqueue._link import alarms
 from ipcqueue._link import wire as _wire
 from ipcqueue._link.control import HELLO
@@ -1046,12 +1046,8 @@ class TestHandOverAnywhere:
                 then(*at_hand)
             at_hand[0].close()
 
-        if direct is None:
-            real = socket.socket.recvmsg
-            monkeypatch.setattr(socket.socket, "recvmsg", read_it)
-        else:
-            real = direct.receive
-            monkeypatch.setattr(_wire, "direct", SimpleNamespace(receive=read_it))
+        real = direct.receive
+        monkeypatch.setattr(_wire, "_direct", SimpleNamespace(receive=read_it))
         assert at_every_place(prepare, call, act, check) > 10
 
     @pytest.mark.deadline(20)

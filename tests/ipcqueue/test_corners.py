@@ -12,10 +12,10 @@ import pytest
 from ipcqueue._core import lib
 
 import memenpsf
-from ipcqueue._binding import direct, packer
+from ipcqueue import _direct as direct
+from ipcqueue import _packer as packer
 
 np = pytest.importorskip("numpy")
-pytestmark = pytest.mark.skipif(direct is None, reason="there is no short way here")
 
 
 class Pair(tuple):

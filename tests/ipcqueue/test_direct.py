@@ -2,7 +2,6 @@
 
 import os
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import fdpass.lowlevel
 import ipcqueue
 import memenpsf
 from ipcqueue import _core, _waiting
-from ipcqueue._binding import direct
+from ipcqueue import _direct as direct
 from ipcqueue._ring import arrivals as _arrivals
 from ipcqueue._ring import call as _call
 from tests.kit.places import Interrupt, at_every_place, interrupt
@@ -24,8 +23,6 @@ SPECS = {
     "messages": (bytes, lambda n: b"%d" % n * (n % 50)),
     "messages with tags": (memenpsf.Message, lambda n: memenpsf.Message(b"%d" % n, n, n % 256)),
 }
-
-pytestmark = pytest.mark.skipif(direct is None, reason="there is no short way here")
 
 
 @pytest.fixture(params=SPECS)
@@ -350,34 +347,6 @@ def test_a_decoder_that_fails_or_receives_itself_loses_nothing(monkeypatch):
         )
         assert other.recv(timeout=0) == (3,)
         assert other.recv(timeout=0) == (4,)
-
-
-@pytest.mark.parametrize(
-    ("binding", "says"), [("cffi", "None"), ("direct", "<module"), ("", "<module")]
-)
-def test_the_environment_chooses(binding, says):
-    program = "import ipcqueue._binding as b, memenpsf; print(b.direct); one, other = memenpsf.pair(8); one.xmit(bytes(8)); print(other.recv()); one.close(); other.close()"
-    output = subprocess.run(
-        [sys.executable, "-c", program],
-        env=os.environ | {"IPCQUEUE_BINDING": binding},
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout
-    assert output.startswith(says)
-    assert output.endswith(f"{bytes(8)}\n")
-
-
-def test_another_binding_is_refused():
-    process = subprocess.run(
-        [sys.executable, "-c", "import ipcqueue"],
-        env=os.environ | {"IPCQUEUE_BINDING": "swig"},
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    assert process.returncode != 0
-    assert "IPCQUEUE_BINDING is cffi or direct, not 'swig'" in process.stderr
 
 
 class TestEncoded:

@@ -12,7 +12,7 @@ import pytest
 import fdpass
 import fdpass.lowlevel
 import ipcqueue
-from ipcqueue._binding import direct
+from ipcqueue import _direct as direct
 from ipcqueue._link.flight import Flight
 from ipcqueue.lowlevel import Lease
 
@@ -112,7 +112,6 @@ def test_a_closed_socket_has_nothing_on_its_way(pair):
     assert flight.count() == 0
 
 
-@pytest.mark.skipif(direct is None, reason="of core/python, which this binding has not")
 class TestWaryReading:
     """Reading that leaves descriptors in the socket: `receive` of core/python/socket.c."""
 

@@ -24,7 +24,6 @@ from ipcqueue._core import ffi
 import fdpass
 import memenpsf
 from ipcqueue import Encoded, Message
-from ipcqueue._binding import direct
 from ipcqueue._link import endpoint as _endpoint
 from ipcqueue._ring import outside as _outside
 from ipcqueue._ring.end import Place
@@ -1265,9 +1264,7 @@ def test_an_exception_anywhere_in_receiving_neither_loses_nor_doubles(files, how
         return call(prepared.other._endpoint)
 
     step = STEP if touched > 1 else 1
-    least = (
-        0 if how == "recv" and first == 0 and direct is not None else 5
-    )  # the short way is short
+    least = 0 if how == "recv" and first == 0 else 5  # the short way is short
     assert at_every_place(prepared, receive, interrupt, check, first + held, step) > least
 
 

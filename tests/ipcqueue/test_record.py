@@ -1211,18 +1211,3 @@ def test_a_packer_reaches_no_further_than_its_record(arguments):
     records = pytest.importorskip("ipcqueue._packer", reason="CPython has it")
     with pytest.raises((TypeError, ValueError)):
         records.Packer(*arguments)
-
-
-@pytest.mark.parametrize(("binding", "says"), [("cffi", "None"), ("direct", "<module")])
-def test_the_binding_says_whether_tuples_are_packed_in_c(binding, says):
-    pytest.importorskip("ipcqueue._packer", reason="CPython has it")
-    program = "import ipcqueue._records.structs as r, ipcqueue._records.spec as s; print(r._packer, s.codec_for('<Q').encode_many([(5,)]))"
-    process = subprocess.run(
-        [sys.executable, "-c", program],
-        env={**os.environ, "IPCQUEUE_BINDING": binding},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert process.stdout.startswith(says)
-    assert process.stdout.endswith("(b'\\x05\\x00\\x00\\x00\\x00\\x00\\x00\\x00', 1)\n")

@@ -22,7 +22,8 @@ import fdpass.lowlevel
 import ipcqueue
 import ipcqueue.lowlevel
 import memenpsf
-from ipcqueue import _binding
+from ipcqueue import _direct as direct
+from ipcqueue import _packer
 from ipcqueue._records.spec import codec_for
 from ipcqueue._ring import call as _call
 from ipcqueue._ring import memory as _memory
@@ -40,9 +41,6 @@ SPECS = {
     "messages with tags": (memenpsf.Message, lambda n: memenpsf.Message(b"%d" % n, n, n % 256)),
 }
 SPECS["large tuples"] = ("<Q2000s", lambda n: (n, (b"%d" % n * 400).ljust(2000, b"\0")))
-
-direct = _binding.direct
-only_direct = pytest.mark.skipif(direct is None, reason="there is no short way here")
 
 
 @pytest.fixture(params=SPECS)
@@ -114,7 +112,6 @@ WAYS = {
 }
 
 
-@only_direct
 @pytest.mark.parametrize("way", WAYS)
 def test_what_receives_without_memory_loses_nothing(kind, way, short_of_memory):
     spec, record = kind
@@ -170,8 +167,6 @@ VERBS = {
 @pytest.mark.parametrize("name", SPECS)
 def test_a_shortage_that_lasts_loses_nothing(name, verb, count):
     """Not for ever: CPython 3.11 loops for want of a number, in the cleanup of a long function."""
-    if direct is None and verb == "recv_vectored":
-        pytest.skip("CPython 3.11 loses references to the ring where a method has no memory")
     spec, record = SPECS[name]
     receive, records = VERBS[verb]
     sent, failures = [record(n) for n in range(11, 16)], 0
@@ -207,7 +202,6 @@ def copied_out(receiver):
         call.over = True
 
 
-@only_direct
 @pytest.mark.parametrize("spec", [8, "<Q"])
 def test_a_batch_for_which_there_is_no_memory_stays(spec, short_of_memory):
     def prepare():
@@ -227,7 +221,6 @@ def test_a_batch_for_which_there_is_no_memory_stays(spec, short_of_memory):
     assert short_of_memory(prepare, receive, check, 10) > 0
 
 
-@only_direct
 def test_a_batch_sent_without_memory_is_sent_up_to_some_record(short_of_memory):
     for spec, many in ((8, [bytes([n] * 8) for n in range(200)]), (bytes, [b"text"] * 300)):
 
@@ -247,7 +240,6 @@ def test_a_batch_sent_without_memory_is_sent_up_to_some_record(short_of_memory):
         assert short_of_memory(prepare, send, check, 10) > 0
 
 
-@only_direct
 def test_descriptors_that_come_while_memory_is_short_are_closed_or_noted(short_of_memory):
     ends = socket.socketpair()
     with ends[0], ends[1]:
@@ -279,9 +271,8 @@ def test_descriptors_that_come_while_memory_is_short_are_closed_or_noted(short_o
             os.close(number)
 
 
-@only_direct
 def test_a_module_for_which_there_is_no_memory_is_not_loaded(short_of_memory):
-    for module in (_binding.direct, _binding.records):
+    for module in (direct, _packer):
         spec = importlib.util.spec_from_file_location(module.__name__, module.__file__)
 
         def check(result, loaded):
@@ -298,7 +289,6 @@ def test_a_module_for_which_there_is_no_memory_is_not_loaded(short_of_memory):
         assert failures > 10
 
 
-@only_direct
 def test_loops_for_which_there_is_no_memory_do_not_begin(short_of_memory):
     one, other = memenpsf.pair(8)
     with one, other:
@@ -313,13 +303,12 @@ def test_loops_for_which_there_is_no_memory_do_not_begin(short_of_memory):
             assert failures > 0
 
 
-@only_direct
 def test_tuples_are_packed_with_memory_or_not_at_all(short_of_memory):
     fields = (("u", 0, 8), ("f", 8, 8), ("c", 16, 1), ("s", 17, 3), ("?", 20, 1), ("i", 24, 8))
     values = [(1 << 63, 0.5, b"c", b"txt", True, -(1 << 62))] * 3
 
     def make():
-        return _binding.records.Packer(fields, 32, None)
+        return _packer.Packer(fields, 32, None)
 
     packer = make()
     packed = packer.pack(values)
@@ -340,20 +329,18 @@ def test_tuples_are_packed_with_memory_or_not_at_all(short_of_memory):
     assert failures > 0
 
 
-@only_direct
 def test_more_tuples_than_there_is_memory_in_the_world_are_an_error():
-    packer = _binding.records.Packer((("c", 0, 1),), 1 << 62, None)
+    packer = _packer.Packer((("c", 0, 1),), 1 << 62, None)
     with pytest.raises(MemoryError):
         packer.pack([(b"c",)] * 3)
     assert packer.pack(iter([(b"c",)])) is None  # for struct to look at
 
 
-@only_direct
 def test_calls_with_the_wrong_arguments_are_errors():
     one, other = memenpsf.pair(8)
     with one, other:
         sender, receiver = one._endpoint.sender, other._endpoint.receiver
-        packer = _binding.records.Packer((("c", 0, 1),), 1, None)
+        packer = _packer.Packer((("c", 0, 1),), 1, None)
         for call, arguments in (
             (sender.shorten, ("none",)),
             (receiver.shorten, ("none",)),
@@ -381,22 +368,20 @@ def test_calls_with_the_wrong_arguments_are_errors():
         assert rest(other) == [bytes(8)]
 
 
-if direct is not None:
+class SlotSender(direct.SlotSender):
+    """Notes what the short way leaves to Python."""
 
-    class SlotSender(direct.SlotSender):
-        """Notes what the short way leaves to Python."""
-
-        def push_slowly(self, record):
-            self.slowly = record
-
-    class FrameSender(direct.FrameSender):
-        """The same."""
-
-        def push_framed(self, framed):
-            self.slowly = framed
+    def push_slowly(self, record):
+        self.slowly = record
 
 
-@only_direct
+class FrameSender(direct.FrameSender):
+    """The same."""
+
+    def push_framed(self, framed):
+        self.slowly = framed
+
+
 def test_what_is_encoded_to_something_odd_goes_the_long_way():
     sender = SlotSender()
     sender.shorten(0, 8, lambda record: record)
@@ -430,7 +415,6 @@ def test_what_is_encoded_to_something_odd_goes_the_long_way():
         assert sender.slowly is odd
 
 
-@only_direct
 def test_what_the_collector_runs_may_receive():
     if sys.version_info >= (3, 12):
         pytest.skip("the collector runs elsewhere from CPython 3.12 on")
@@ -460,7 +444,6 @@ def test_what_the_collector_runs_may_receive():
         assert got + rest(other) == sent[1:]
 
 
-@only_direct
 @pytest.mark.parametrize("spec", ["<Q", 8])
 def test_an_impossible_index_is_noticed_in_the_middle_of_what_is_known(spec):
     one, other = memenpsf.pair(spec, capacity=64)
@@ -580,7 +563,6 @@ def test_a_socket_that_cannot_be_looked_at_is_not_quiet():
         assert not refused("recvfrom", errno.ECONNRESET, look, receiver.fileno())
 
 
-@only_direct
 def test_a_codec_may_encode_to_anything_that_has_bytes():
     one, other = memenpsf.pair(8)
     with one, other:
@@ -597,7 +579,6 @@ def test_a_codec_may_encode_to_anything_that_has_bytes():
             sender.push_all(Array())
 
 
-@only_direct
 @pytest.mark.parametrize("spec", [8, bytes])
 def test_nonsense_in_what_both_ways_share_leaves_it_to_python(spec):
     one, other = memenpsf.pair(spec)
@@ -620,7 +601,6 @@ def test_nonsense_in_what_both_ways_share_leaves_it_to_python(spec):
         assert list(receiver.ready(False)) == [b"12345678"]
 
 
-@only_direct
 def test_a_decoder_that_leaves_nonsense_and_fails_has_taken_nothing():
     one, other = memenpsf.pair("<Q")
     with one, other:
@@ -638,7 +618,6 @@ def test_a_decoder_that_leaves_nonsense_and_fails_has_taken_nothing():
         assert rest(other) == [(1,)]
 
 
-@only_direct
 @pytest.mark.parametrize("what", ["a tuple", "stash", "hands", "more", "an error", "an interrupt"])
 def test_whatever_a_decoder_of_many_does_nothing_is_lost(what):
     one, other = memenpsf.pair("<Q")
@@ -677,7 +656,6 @@ def test_whatever_a_decoder_of_many_does_nothing_is_lost(what):
         assert sorted(got) == sent
 
 
-@only_direct
 @pytest.mark.parametrize("what", ["receive", "take ahead", "put back", "an error", "an interrupt"])
 def test_whatever_a_decoder_of_messages_does_nothing_is_lost(what):
     one, other = memenpsf.pair(memenpsf.Message)

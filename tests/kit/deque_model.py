@@ -47,12 +47,7 @@ from ipcqueue import (
     ReceiverGone,
     TooLarge,
 )
-from ipcqueue._binding import direct
 from ipcqueue._link import endpoint as _endpoint
-from ipcqueue._ring import frame_receiver as _frame_receiver
-from ipcqueue._ring import frame_sender as _frame_sender
-from ipcqueue._ring import slot_receiver as _slot_receiver
-from ipcqueue._ring import slot_sender as _slot_sender
 from ipcqueue._ring.bounds import MOST_AHEAD
 from ipcqueue._ring.end import Place
 from ipcqueue._ring.frame import MAX_ATTACHED
@@ -60,7 +55,6 @@ from ipcqueue.lowlevel import Role, Terms, open_pair
 
 U64 = 1 << 64
 HEAD, TAIL = 1024, 1152  # where they stand in a segment
-DOORS = ["cffi"] if direct is None else ["direct", "cffi"]
 LATE = 30  # steps before which nothing ends
 # Looks at the socket until all of it was seen: each is at one piece, and those with descriptors end one.
 LOOKS = MAX_ATTACHED + 3
@@ -117,20 +111,10 @@ class Model(RuleBasedStateMachine):
         self.undo = contextlib.ExitStack()
         self.steps = 0
 
-    def open(self, level, spec, capacity, start, doors, **options):
+    def open(self, level, spec, capacity, start, **options):
         """Connect two ends, `one` that sends and `other` that receives."""
         both = [Terms(spec, role, capacity=capacity, **options) for role in ROLES[level]]
-        with contextlib.ExitStack() as patched:
-            for module, attribute, door, new in (
-                (_slot_sender, "sender", doors[0], _slot_sender.SlotSender),
-                (_frame_sender, "sender", doors[0], _frame_sender.FrameSender),
-                (_slot_receiver, "receiver", doors[1], _slot_receiver.SlotReceiver),
-                (_frame_receiver, "receiver", doors[1], _frame_receiver.FrameReceiver),
-            ):
-                if door == "cffi":
-                    patched.enter_context(mock.patch.object(module, attribute, new))
-            place = partial(Place, start=start)
-            patched.enter_context(mock.patch.object(_endpoint, "Place", place))
+        with mock.patch.object(_endpoint, "Place", partial(Place, start=start)):
             ends = open_pair(*both)
         for end in ends:
             memory = self.memory(end)
@@ -393,13 +377,12 @@ class OfSlots(Model):
         capacity=st.sampled_from([1, 2, 4, 8, 64]),
         before=st.none() | st.tuples(st.sampled_from([1 << 32, 1 << 63, U64]), st.integers(0, 40)),
         level=st.sampled_from(list(VERBS)),
-        doors=st.tuples(*[st.sampled_from(DOORS)] * 2),
     )
-    def begin(self, spec, capacity, before, level, doors):
+    def begin(self, spec, capacity, before, level):
         start = 0 if before is None else before[0] - 1 - before[1]
         self.spec = spec
         described, self.make, self.seen = self.SPECS[spec]
-        self.open(level, described, capacity, start, doors)
+        self.open(level, described, capacity, start)
 
     def simple(self, number):
         return Waiting(self.make(number))
@@ -640,14 +623,13 @@ class OfMessages(Model):
         before=st.none() | st.tuples(st.sampled_from([CAPACITY, U64]), st.integers(0, 255)),
         inline=st.sampled_from([0, 16, 17, 32, 100, 1024, 2048, 4095, 4096]),
         level=st.sampled_from(list(VERBS)),
-        doors=st.tuples(*[st.sampled_from(DOORS)] * 2),
     )
-    def begin(self, spec, before, inline, level, doors):
+    def begin(self, spec, before, inline, level):
         start = 0 if before is None else before[0] - 16 * before[1] - 16
         described, self.make = self.SPECS[spec]
         self.spec, self.inline = spec, inline
         options = {"accept": memenpsf.Accept(message=self.MAX_MESSAGE, fds=4, regions=2)}
-        self.open(level, described, self.CAPACITY, start, doors, inline=inline, **options)
+        self.open(level, described, self.CAPACITY, start, inline=inline, **options)
         self.files = [fdpass.Fd(os.memfd_create(f"file {n}")) for n in range(2)]
         self.region = fdpass.MemoryRegion.create(4096)
         self.region.buffer[:5] = b"thing"

@@ -67,7 +67,7 @@ SILENT = "-Wignore:The global interpreter lock:RuntimeWarning"
 
 def run(source, *options, **environment):
     """Run a program; return how it ended, what it printed, and what it complained of."""
-    leave_out = {"PYTHON_GIL", "PYTHONWARNINGS", "IPCQUEUE_BINDING"}
+    leave_out = {"PYTHON_GIL", "PYTHONWARNINGS"}
     clean = {name: value for name, value in os.environ.items() if name not in leave_out}
     clean["PYTHONPATH"] = os.pathsep.join(sys.path)
     command = [sys.executable, *options, "-c", source]
@@ -82,12 +82,11 @@ kinds = pytest.mark.parametrize("kind", ["isolated", "legacy"])
 
 @only_cpython
 @kinds
-@pytest.mark.parametrize("binding", ["", "cffi"])
 @pytest.mark.parametrize("module", ["ipcqueue", "memenpsf"])
 @pytest.mark.parametrize("first", ["", "import memenpsf\n"], ids=["alone", "after the main one"])
-def test_a_subinterpreter_is_refused_in_words_and_the_main_one_works(kind, binding, module, first):
+def test_a_subinterpreter_is_refused_in_words_and_the_main_one_works(kind, module, first):
     program = f"{IN_ANOTHER}{first}print(in_another({kind!r}, 'import {module}'))\n{WORKS}"
-    code, out, err = run(program, SILENT, IPCQUEUE_BINDING=binding)
+    code, out, err = run(program, SILENT)
     assert (code, err) == (0, "")
     assert "ImportError" in out
     assert SUBINTERPRETER in out
@@ -160,8 +159,7 @@ fdpass.close_untrusted(fds)
     assert (code, out, err) == (0, "''\n", "")
 
 
-@pytest.mark.parametrize("binding", ["", "cffi"])
-def test_without_the_lock_nothing_is_imported(binding):
+def test_without_the_lock_nothing_is_imported():
     """On any build, as seen by Python: what CPython says is taken for what is."""
     program = """
 import sys
@@ -173,28 +171,26 @@ for name in ("ipcqueue", "memenpsf", "ipcqueue"):
         print(error)
 import fdpass
 """
-    code, out, err = run(program, "-W", "ignore", IPCQUEUE_BINDING=binding)
+    code, out, err = run(program, "-W", "ignore")
     assert (code, err) == (0, "")
     assert out.count(SWITCHED_OFF) == 3
 
 
 @only_free_threaded
 @pytest.mark.parametrize("how", ["PYTHON_GIL=0", "-Xgil=0"])
-@pytest.mark.parametrize("binding", ["", "cffi"])
-def test_a_free_threaded_build_that_keeps_the_lock_off_is_refused(how, binding):
+def test_a_free_threaded_build_that_keeps_the_lock_off_is_refused(how):
     options = [how] if how.startswith("-") else []
     environment = {} if options else {"PYTHON_GIL": "0"}
-    code, _, err = run("import memenpsf", *options, IPCQUEUE_BINDING=binding, **environment)
+    code, _, err = run("import memenpsf", *options, **environment)
     assert code == 1
     assert SWITCHED_OFF in err
 
 
 @only_free_threaded
-@pytest.mark.parametrize("binding", ["", "cffi"])
-def test_a_free_threaded_build_switches_the_lock_on_with_one_warning_and_works(binding):
+def test_a_free_threaded_build_switches_the_lock_on_with_one_warning_and_works():
     before = "import sys, fdpass\nassert not sys._is_gil_enabled()\nimport memenpsf\n"
     program = before + "assert sys._is_gil_enabled()\n" + WORKS
-    code, _, err = run(program, IPCQUEUE_BINDING=binding)
+    code, _, err = run(program)
     assert code == 0, err
     assert err.count("RuntimeWarning") == 1
     assert SWITCHED_ON in err
@@ -215,10 +211,25 @@ def test_where_warnings_are_errors_one_of_two_options_gets_over_it(options):
     assert SWITCHED_ON in err
 
 
-def test_what_relies_on_the_lock_is_loaded_whichever_way_leads_into_the_core():
-    """What cffi builds says that it needs no lock, so on its own it would leave it off."""
-    program = "import sys, ipcqueue; print('ipcqueue._direct' in sys.modules)"
-    assert run(program, "-W", "ignore", IPCQUEUE_BINDING="cffi")[:2] == (0, f"{CPYTHON}\n")
+def test_what_relies_on_the_lock_is_loaded_before_what_cffi_builds():
+    """Which says that it needs no lock, so on its own it would leave it off."""
+    program = """
+import sys
+class NotThere:
+    def find_spec(self, name, path=None, target=None):
+        if name == "ipcqueue._direct":
+            raise ImportError(name)
+sys.meta_path.insert(0, NotThere())
+for name in ("ipcqueue", "memenpsf"):
+    try:
+        __import__(name)
+    except ImportError as error:
+        print(error)
+assert not [name for name in sys.modules if name.startswith("ipcqueue._core")]
+"""
+    code, out, err = run(program, "-W", "ignore")
+    assert (code, err) == (0, "")
+    assert out.count("install them for this Python") == 2
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from ipcqueue._direct import persist
 
 import fdpass
 import ipcqueue
 import ipcqueue.lowlevel
 import memenpsf
-from ipcqueue import _binding
 from memenpsf import Encoded, Interface, Message
 from tests.kit.places import STEP, Interrupt, at_every_pair, at_every_place, interrupt
 from tests.kit.settling import settle
@@ -322,14 +322,12 @@ def test_what_must_be_done_is_done_whatever_strikes():
             raise strikes.pop(0)
         done.append(arguments)
 
-    if _binding.direct is None:
-        del strikes[1:]
     with pytest.raises(KeyboardInterrupt, match="first"):
-        _binding.persist(step, 1, 2)
+        persist(step, 1, 2)
     assert done == [(1, 2)]
-    assert _binding.persist(len, "abc") == 3
+    assert persist(len, "abc") == 3
     with pytest.raises(TypeError):
-        _binding.persist()
+        persist()
 
 
 def test_what_cannot_be_done_ends_with_the_first_error():
@@ -339,7 +337,7 @@ def test_what_cannot_be_done_ends_with_the_first_error():
         raise next(errors)
 
     with pytest.raises(ValueError, match=r"^0$"):
-        _binding.persist(step)
+        persist(step)
     assert next(errors).args[0] <= 100
 
 
