@@ -131,7 +131,7 @@ class FrameReceiver(_direct.FrameReceiver, ReceiverEnd):  # type: ignore[misc]
         self._large: _Large | None = None  # what is being copied
         self._lending: _Lending | None = None
         self._spent: list[Spent] = []
-        most = min(limits.max_message, self.capacity)
+        most = min(limits.message, self.capacity)
         # A function of the application may take long, or receive by itself: not the short way.
         decode = self._decode if self._decode is Message else None
         self.shorten(

@@ -135,7 +135,7 @@ class FrameSender(_direct.FrameSender, SenderEnd):  # type: ignore[misc]
         self.flight: Admission | None = None
         """What to ask before descriptors are sent, if they are counted."""
         inside = min(self._inline, self.capacity) // HEADER * HEADER - HEADER
-        most = min(inside, limits.max_message, LARGE)
+        most = min(inside, limits.message, LARGE)
         self.shorten(address_of(self._ring), most, None if self._plain else self._encode)
 
     @property
