@@ -21,11 +21,13 @@ from ._threads import Threads, open_endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from typing import Unpack
 
     from fdpass import Credentials, Fd, MemoryRegion, Seconds
 
     from ._link.endpoint import Endpoint, Statistics
     from ._link.loans import Borrowing, Loan
+    from ._link.options import Options, PairOptions
     from ._records.messages import Received
 
 
@@ -49,7 +51,7 @@ class Connection(Owner):
         capacity: int | None = None,
         name: str = "",
         timeout: Seconds = 5.0,
-        **options: Any,
+        **options: Unpack[Options],
     ) -> None:
         """Introduce both sides to each other over a connected AF_UNIX SOCK_STREAM socket.
 
@@ -81,8 +83,9 @@ class Connection(Owner):
         checked_socket(sock)
         try:
             check_options(type(self).__name__, options)
-            options |= {"capacity": capacity, "name": name, "timeout": timeout}
-            terms = Terms(record, self._role, **options)
+            terms = Terms(
+                record, self._role, capacity=capacity, name=name, timeout=timeout, **options
+            )
         except BaseException:
             persist(fdpass.drop_socket, sock)
             raise
@@ -369,7 +372,9 @@ class Receiver(Connection):
         return self._endpoint.indices()
 
 
-def pair(record: Any, capacity: int | None = None, **options: Any) -> tuple[Sender, Receiver]:
+def pair(
+    record: Any, capacity: int | None = None, **options: Unpack[PairOptions]
+) -> tuple[Sender, Receiver]:
     """Return the two ends of a queue, in one process.
 
     To have one end in another process, connect two sockets instead: a forked child may not use

@@ -20,7 +20,7 @@ from ._link.endpoint import Endpoint, advance
 from ._link.handshake import Role
 from ._link.lease import Lease
 from ._link.opening import Opening, refuse
-from ._link.options import checked_number
+from ._link.options import PairOptions, checked_number
 from ._link.terms import Terms, check_options, checked_socket, deadline_of
 from ._link.waiters import Event, Waiter
 from ._origin import tag_error, tag_unless_given, tagged
@@ -39,6 +39,7 @@ __all__ = [
     "MemoryRegion",
     "Opening",
     "Owner",
+    "PairOptions",
     "Role",
     "Seconds",
     "Sending",

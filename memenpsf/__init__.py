@@ -32,6 +32,7 @@ from ipcqueue import (
     Loan,
     LoanError,
     Message,
+    Options,
     PeerDied,
     QueueError,
     Received,
@@ -92,7 +93,7 @@ else:
 
 __all__ = [  # noqa: RUF022 (classes and functions first)
     "Interface", "connect", "listen", "Listener", "pair", "run", "Ended", "serve",
-    "Accept", "Spin", "Quota", "Statistics", "interface_of",
+    "Accept", "Spin", "Quota", "Options", "Statistics", "interface_of",
     "Message", "Encoded", "Received", "Loan", "Borrowing", "Credentials",
     "QueueError", "BadRecord", "TooLarge", "Unaccepted", "DecodeFailed", "LoanError",
     "DescriptorsLost", "Full", "Closed", "EndOfStream", "ReceiverGone", "PeerDied",

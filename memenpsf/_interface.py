@@ -25,9 +25,12 @@ if TYPE_CHECKING:
     import os
     import socket
     from collections.abc import Callable, Iterable, Iterator
+    from typing import Unpack
 
-    from ipcqueue import Borrowing, Loan, Received
-    from ipcqueue.lowlevel import Endpoint, Fd, MemoryRegion, Seconds
+    from ipcqueue import Borrowing, Loan, Options, Received
+    from ipcqueue.lowlevel import Endpoint, Fd, MemoryRegion, PairOptions, Seconds
+
+    from ._options import ConnectOptions
 
 
 class Interface(Connection):
@@ -53,7 +56,7 @@ class Interface(Connection):
         capacity: int | None = None,
         role: str = "client",
         timeout: Seconds = 5.0,
-        **options: Any,
+        **options: Unpack[Options],
     ) -> None:
         """Introduce both sides over a connected AF_UNIX SOCK_STREAM socket; see Connection.
 
@@ -223,7 +226,11 @@ class Interface(Connection):
 
 
 def connect(
-    address: str | os.PathLike[str], record: Any, *, timeout: Seconds = 5.0, **options: Any
+    address: str | os.PathLike[str],
+    record: Any,
+    *,
+    timeout: Seconds = 5.0,
+    **options: Unpack[ConnectOptions],
 ) -> Interface:
     """Connect to a server; the address is a bare name, a path, or @name (abstract).
 
@@ -250,7 +257,7 @@ def connect(
 
 
 def pair(
-    record: Any, *, capacity: int | None = None, **options: Any
+    record: Any, *, capacity: int | None = None, **options: Unpack[PairOptions]
 ) -> tuple[Interface, Interface]:
     """Return the two sides of a connection, in one process: for tests, and between threads."""
     check_interface_options("pair", options)

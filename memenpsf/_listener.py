@@ -19,9 +19,11 @@ from ._pending import CAUSED_BY_ONE, PendingClients
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterator
+    from typing import Unpack
 
     from ipcqueue.lowlevel import Seconds
 
+    from ._options import ListenOptions
     from ._pending import Wait
 
 _SLICE = 3600.0  # seconds; poll() cannot wait much longer at once
@@ -151,7 +153,9 @@ class Listener(Owner):
         return f"<Listener {self.address}: {state}>"
 
 
-def listen(address: str | os.PathLike[str], record: Any, **options: Any) -> Listener:
+def listen(
+    address: str | os.PathLike[str], record: Any, **options: Unpack[ListenOptions]
+) -> Listener:
     """Listen at an address: a bare name, a path, or @name (abstract).
 
     Options are those of Interface, for each client.  The socket file of a dead server is

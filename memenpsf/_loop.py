@@ -29,6 +29,9 @@ from ._options import check_interface_options
 if TYPE_CHECKING:
     import socket
     from collections.abc import Iterable
+    from typing import Unpack
+
+    from ipcqueue import Options
 
 
 class Source(Protocol):
@@ -96,7 +99,7 @@ def run(
     recvr: Source,
     sender: Sink,
     record: Any,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> Ended:
     """Move records between a connection and two queues until the peer ends.
 

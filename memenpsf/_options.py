@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from ipcqueue import Options
 from ipcqueue.lowlevel import Role, Terms, check_options
 
 from ._quota import RENAMED
@@ -16,9 +17,28 @@ if TYPE_CHECKING:
     from ipcqueue.lowlevel import Seconds
 
     from ._address import Address
+    from ._quota import Quota
 
 BOTH_WAYS = Role(sends=True, receives=True)
 ROLES = ("client", "server")
+
+
+class ConnectOptions(Options, total=False):
+    """The options of connect() beside its timeout, for type checkers."""
+
+    name: str
+    capacity: int | None
+    role: Literal["client", "server"]
+
+
+class ListenOptions(ConnectOptions, total=False):
+    """The options of listen() and serve(), for type checkers."""
+
+    timeout: Seconds
+    mode: int | None
+    group: int | str | None
+    quota: Quota
+
 
 # Options of listen() that connections do not have, and `role`, which connect() has as well.
 LISTENING = frozenset({"mode", "group", "role", "quota"})
@@ -49,7 +69,7 @@ def check_listener_options(caller: str, options: Iterable[str]) -> None:
 
 
 def prepare_to_connect(
-    address: str | os.PathLike[str], record: Any, timeout: Seconds, options: dict[str, Any]
+    address: str | os.PathLike[str], record: Any, timeout: Seconds, options: ConnectOptions
 ) -> tuple[Address, Terms, str]:
     """Check what connect() was given, before anything is opened; return the role as well."""
     from ._address import resolve  # noqa: PLC0415 (slow to import, and not needed by pair())
@@ -59,4 +79,5 @@ def prepare_to_connect(
     where = resolve(address)
     if "allow_uids" not in options and (uids := where.default_uids) is not None:
         options["allow_uids"] = uids
-    return where, Terms(record, BOTH_WAYS, timeout=timeout, **options), role
+    rest: Any = options
+    return where, Terms(record, BOTH_WAYS, timeout=timeout, **rest), role

@@ -17,8 +17,10 @@ from ._policy import OnError, Policy, checked_handler, checked_on_error
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable
+    from typing import Unpack
 
     from ._interface import Interface
+    from ._options import ListenOptions
 
 
 def serve(
@@ -28,7 +30,7 @@ def serve(
     *,
     on_error: OnError = "log",
     started: Callable[[Listener], object] | None = None,
-    **options: Any,
+    **options: Unpack[ListenOptions],
 ) -> None:
     """Serve many clients: a thread that runs handler(interface) for each, until it is stopped.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypedDict
 
 import fdpass
 from fdpass.lowlevel import index_of, seconds_of
@@ -124,6 +124,23 @@ class Spin(_Spin):
     @classmethod
     def _make(cls, iterable: Iterable[Any]) -> Self:  # type: ignore[override]  # of _replace(), too
         return cls(*iterable)
+
+
+class Options(TypedDict, total=False):
+    """The options of every connection beside its name, capacity and timeout, for type checkers."""
+
+    allow_uids: Iterable[int] | None
+    max_segment: int
+    inline: int | None
+    accept: Accept
+    wait: Literal["spin", "busy", "sleep"] | Spin
+
+
+class PairOptions(Options, total=False):
+    """The options of pair(), for type checkers."""
+
+    name: str
+    timeout: Seconds
 
 
 def checked_accept(accept: Accept) -> Limits:

@@ -55,9 +55,12 @@ from ._errors import Closed, Full, ours
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable
+    from typing import Unpack
 
-    from ipcqueue import Received, Statistics
+    from ipcqueue import Options, Received, Statistics
     from ipcqueue.lowlevel import Credentials, Fd, MemoryRegion, Seconds
+
+    from .._options import ConnectOptions
 
 T = TypeVar("T")
 
@@ -87,7 +90,7 @@ class Interface(Owner, trio.abc.Channel[Any]):
         capacity: int | None = None,
         role: str = "client",
         timeout: Seconds = 5.0,
-        **options: Any,
+        **options: Unpack[Options],
     ) -> None:
         """Take a connected AF_UNIX SOCK_STREAM socket, also when this fails.
 
@@ -98,9 +101,10 @@ class Interface(Owner, trio.abc.Channel[Any]):
         sock = plain_socket(stream)
         try:
             check_interface_options(type(self).__name__, options)
-            options |= {"name": name, "capacity": capacity, "timeout": timeout}
             self.role = checked_role(role)
-            terms = Terms(record, BOTH_WAYS, **options)
+            terms = Terms(
+                record, BOTH_WAYS, name=name, capacity=capacity, timeout=timeout, **options
+            )
         except BaseException:
             drop_socket(sock)
             raise
@@ -582,7 +586,11 @@ def plain_socket(
 
 
 async def connect(
-    address: str | os.PathLike[str], record: Any, *, timeout: Seconds = 5.0, **options: Any
+    address: str | os.PathLike[str],
+    record: Any,
+    *,
+    timeout: Seconds = 5.0,
+    **options: Unpack[ConnectOptions],
 ) -> Interface:
     """Connect to a server; the address is a bare name, a path, or @name (abstract).
 

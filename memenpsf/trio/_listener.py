@@ -24,7 +24,9 @@ from ._interface import Interface
 
 if TYPE_CHECKING:
     import os
+    from typing import Unpack
 
+    from .._options import ListenOptions
     from .._pending import Wait
 
 
@@ -127,7 +129,9 @@ class Listener(Owner, trio.abc.Listener[Interface]):
 _PER_TURN = 1
 
 
-async def listen(address: str | os.PathLike[str], record: Any, **options: Any) -> Listener:
+async def listen(
+    address: str | os.PathLike[str], record: Any, **options: Unpack[ListenOptions]
+) -> Listener:
     """Listen at an address: a bare name, a path, or @name (abstract); as memenpsf.listen.
 
     Where other servers of this user are just starting, other tasks run meanwhile.

@@ -20,6 +20,9 @@ from ._interface import Interface, plain_socket
 if TYPE_CHECKING:
     import socket
     from collections.abc import Awaitable, Callable
+    from typing import Unpack
+
+    from ipcqueue import Options
 
 
 async def run(
@@ -30,7 +33,7 @@ async def run(
     recvr: trio.MemoryReceiveChannel[Any],
     sender: trio.MemorySendChannel[Any],
     record: Any,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> Ended:
     """Move records between a connection and two memory channels until the peer ends.
 

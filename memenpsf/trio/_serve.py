@@ -14,7 +14,9 @@ from ._listener import Listener, listen
 if TYPE_CHECKING:
     import os
     from collections.abc import Awaitable, Callable
+    from typing import Unpack
 
+    from .._options import ListenOptions
     from ._interface import Interface
 
 
@@ -25,7 +27,7 @@ async def serve(
     *,
     on_error: OnError = "log",
     task_status: trio.TaskStatus[Listener] = trio.TASK_STATUS_IGNORED,
-    **options: Any,
+    **options: Unpack[ListenOptions],
 ) -> None:
     """Serve many clients: a task that runs handler(interface) for each.
 
