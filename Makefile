@@ -21,11 +21,13 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python tests/kit/lanes.py $(LANES) $(TESTED) -- $(ARGUMENTS)
 
-# Before each commit: what is wrong at first sight, and the half of the tests that takes no time.
+# Before each commit: what is wrong at first sight, and those tests that together take less than a
+# minute of two processors; build/test-times.json tells how long each file took.
 SLOW := $(wildcard tests/examples/*.py tests/model/*.py tests/signals/*.py) \
-	$(patsubst %,tests/ipcqueue/test_%.py,attachments blocking direct frames loan shortage) \
+	tests/conformance/test_serve.py \
+	$(patsubst %,tests/ipcqueue/test_%.py,attachments blocking direct frames loan queue shortage waiting) \
 	$(patsubst %,tests/memenpsf/test_%.py,listener processes trio) \
-	$(patsubst %,tests/project/test_%.py,benchmarks benchmarks_hostile harness packaging)
+	$(patsubst %,tests/project/test_%.py,benchmarks benchmarks_hostile harness lanes packaging)
 
 check: lint
 	$(BIN)/python tests/kit/lanes.py $(LANES) $(filter-out $(SLOW),$(TESTED)) -- $(ARGUMENTS)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import functools
+import gc
 import importlib
 import itertools
 import os
@@ -29,6 +31,17 @@ MODULES = sorted(
 )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _everything_parsed_once():
+    """And out of the sight of gc.collect(), which is called after each test."""
+    for module in MODULES:
+        parsed(module)
+    gc.freeze()
+    yield
+    parsed.cache_clear()
+    gc.unfreeze()
+
+
 class Import(NamedTuple):
     module: str  # absolute, as it would stand after `import`
     names: tuple[str, ...]  # what `from` takes out of it; empty for a plain import
@@ -43,6 +56,7 @@ def is_of_trio(module: str) -> bool:
     return "trio" in Path(module).with_suffix("").parts
 
 
+@functools.cache
 def parsed(module: str) -> ast.Module:
     return ast.parse((REPOSITORY / module).read_text(), module)
 
