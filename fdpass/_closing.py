@@ -1,38 +1,36 @@
-"""What is closed by close(), at the end of a with block, or when it is forgotten."""
+"""Objects that close() closes: also at the end of a with block, and when they are forgotten."""
 
 import sys
 import warnings
 from collections.abc import Callable
-from types import TracebackType
 from typing import Self
 
 from ._owner import Owner
 
 
-class Closing(Owner):
-    """Has the three ways to its close(); one that is forgotten says so in a ResourceWarning."""
-
-    # On the class, so that an instance that was never finished is a closed one.
-    _closed = True
+class Closable(Owner):
+    """Is closed at the end of a with block, however the block ends."""
 
     def close(self) -> None:
-        """Let go of everything; doing so again does nothing."""
-        raise NotImplementedError
-
-    def _close(self) -> None:
-        """Do the same without waiting for anybody, and so without taking a lock."""
+        """Release everything; a second call does nothing."""
         raise NotImplementedError
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+
+class Closing(Closable):
+    """Is closed when it is forgotten, too, with a ResourceWarning."""
+
+    # On the class: an instance whose __init__() did not finish counts as closed.
+    _closed = True
+
+    def _close(self) -> None:
+        """Do the same as close() without waiting for anybody, and so without taking a lock."""
+        raise NotImplementedError
 
     # At interpreter shutdown the globals of this module may be None already, hence the defaults.
     def __del__(

@@ -8,12 +8,11 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, repeat
-from types import TracebackType
 from typing import Protocol, Self
 
+from ._closing import Closable
 from ._errors import ClosedFd
 from ._numbers import index_of
-from ._owner import Owner
 
 
 def closing_all(numbers: Iterable[int]) -> Iterator[object]:
@@ -33,7 +32,7 @@ class HasFileno(Protocol):
         """Return the number of the descriptor, which stays with its owner."""
 
 
-class Fd(Owner):
+class Fd(Closable):
     """Takes an open descriptor and closes it: at close(), or at the end of a with block.
 
     One that is forgotten is closed when it is collected, with a ResourceWarning.
@@ -119,17 +118,6 @@ class Fd(Owner):
     def closed(self) -> bool:
         """Whether close() or detach() happened."""
         return self._number < 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {'closed' if self.closed else self._number}>"

@@ -6,7 +6,6 @@ import socket
 import struct
 import time
 from collections.abc import Iterable
-from types import TracebackType
 from typing import NamedTuple, Protocol, Self
 
 from ._fd import Fd, HasFileno
@@ -47,12 +46,7 @@ class Inbox(Owner):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         if kind is not None:
             self.discard()
 

@@ -4,6 +4,7 @@ Who calls recvmsg() takes ANCILLARY_SPACE, RECEIVE_FLAGS and unpack().
 """
 
 from ._clock import monotonic
+from ._closing import Closable
 from ._fd import closing_all
 from ._forks import renewed_after_fork
 from ._mappings import Mappings
@@ -16,6 +17,7 @@ from ._socket import pass_pidfd, recv_fds_and_pidfd
 __all__ = [
     "ANCILLARY_SPACE",
     "RECEIVE_FLAGS",
+    "Closable",
     "Mappings",
     "Owner",
     "cannot_copy",

@@ -8,7 +8,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import fdpass
-from fdpass.lowlevel import Owner
+from fdpass.lowlevel import Closable
 
 from ._direct import persist
 from ._errors import EndOfStream, HandshakeTimeout
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ._records.messages import Received
 
 
-class Connection(Owner):
+class Connection(Closable):
     """What both ends of any queue can do beside moving records.
 
     Any number of threads may use one.  A forked child may only close it (ForkedUse).
@@ -190,12 +190,6 @@ class Connection(Owner):
         Idempotent; threads that wait here get Closed.  Records not yet received are dropped.
         """
         self._endpoint.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return repr(self._endpoint).replace(type(self._endpoint).__name__, type(self).__name__, 1)

@@ -13,7 +13,7 @@ from fdpass import (
     is_ambiguous_uid,
     peer_credentials,
 )
-from fdpass.lowlevel import Owner, monotonic, seconds_of, shown_seconds
+from fdpass.lowlevel import Closable, Owner, monotonic, seconds_of, shown_seconds
 
 from ._direct import persist
 from ._link.endpoint import Endpoint, advance
@@ -30,6 +30,7 @@ from ._threads import open_endpoint
 
 __all__ = [
     "BatchSending",
+    "Closable",
     "Connection",
     "Credentials",
     "Endpoint",

@@ -7,13 +7,14 @@ import math
 import select
 import socket
 import threading
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from ipcqueue import Closed, ConcurrentUse
-from ipcqueue.lowlevel import Owner, deadline_of, monotonic, seconds_of, shown_seconds
+from ipcqueue.lowlevel import Closable, deadline_of, monotonic, seconds_of, shown_seconds
 
 from ._drive import drive
 from ._interface import Interface
+from ._listening import AnyListener
 from ._pending import CAUSED_BY_ONE, PendingClients
 
 if TYPE_CHECKING:
@@ -29,31 +30,21 @@ if TYPE_CHECKING:
 _SLICE = 3600.0  # seconds; poll() cannot wait much longer at once
 
 
-class Listener(Owner):
+class Listener(AnyListener, Closable):
     """A server's address: gives an Interface for each client.
 
     Clients introduce themselves side by side, so a slow or hostile one delays nobody.  Any
     number of threads may accept.  Made by listen().
     """
 
-    _instead = PendingClients._instead  # noqa: SLF001 (one package)
+    _shown_as = "Listener"
 
     def __init__(self, pending: PendingClients) -> None:
-        self._pending = pending
+        super().__init__(pending)
         self._lock = threading.RLock()
         # Whether who has the lock is in the middle of something: then a signal handler, which has
         # it as well, leaves all as it is.
         self._busy = False
-
-    @property
-    def address(self) -> str:
-        """Where it listens: a path, or @name."""
-        return str(self._pending.bound.address)
-
-    @property
-    def refused(self) -> int:
-        """How many clients were refused or failed to introduce themselves."""
-        return self._pending.refused
 
     def accept(self, timeout: Seconds = None) -> Interface:
         """Return the next client; raise TimeoutError if none came in time.
@@ -141,16 +132,6 @@ class Listener(Owner):
             # This may be a signal handler in the middle of accept(), which then does it in the end.
             if not self._busy:
                 pending.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        state = "closed" if self._pending.closed else "open"
-        return f"<Listener {self.address}: {state}>"
 
 
 def listen(

@@ -15,8 +15,9 @@ from trio.lowlevel import (
 )
 
 from ipcqueue import QueueError
-from ipcqueue.lowlevel import Owner, monotonic
+from ipcqueue.lowlevel import monotonic
 
+from .._listening import AnyListener
 from .._pending import BACK_OFF, CAUSED_BY_ONE, PendingClients
 from ._drive import drive
 from ._errors import Closed, translated
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from .._pending import Wait
 
 
-class Listener(Owner, trio.abc.Listener[Interface]):
+class Listener(AnyListener, trio.abc.Listener[Interface]):
     """A server's address: gives an Interface for each client.  Made by listen().
 
     Clients introduce themselves side by side, so a slow or hostile one delays nobody.  A loop over
@@ -38,23 +39,13 @@ class Listener(Owner, trio.abc.Listener[Interface]):
     trio.serve_listeners: use memenpsf.trio.serve instead.
     """
 
-    _instead = PendingClients._instead  # noqa: SLF001 (one package)
+    _shown_as = "memenpsf.trio.Listener"
 
     def __init__(self, pending: PendingClients) -> None:
-        self._pending = pending
+        super().__init__(pending)
         pending.per_turn = _PER_TURN
         self._accepting = trio.Lock()
         self._waiting = trio.CancelScope()
-
-    @property
-    def address(self) -> str:
-        """Where it listens: a path, or @name."""
-        return str(self._pending.bound.address)
-
-    @property
-    def refused(self) -> int:
-        """How many clients were refused or failed to introduce themselves."""
-        return self._pending.refused
 
     @enable_ki_protection
     async def accept(self) -> Interface:
@@ -118,10 +109,6 @@ class Listener(Owner, trio.abc.Listener[Interface]):
             self._waiting.cancel()
             self._pending.close()
         await checkpoint()
-
-    def __repr__(self) -> str:
-        state = "closed" if self._pending.closed else "open"
-        return f"<memenpsf.trio.Listener {self.address}: {state}>"
 
 
 # How many handshakes are begun, and helped on, before other tasks have their turn: each may cost

@@ -524,9 +524,9 @@ MUTANTS = [
     ),
     Mutant(
         "a copy of what owns is made",
-        "fdpass/_fd.py",
-        "class Fd(Owner):",
-        "class Fd:",
+        "fdpass/_closing.py",
+        "class Closable(Owner):",
+        "class Closable:",
         "project/test_copies.py::test_what_is_open_stays_open_and_has_one_owner",
     ),
     Mutant(
