@@ -30,9 +30,10 @@ from ipcqueue import (
 from ipcqueue.lowlevel import Owner
 
 from ._log import LimitedLog, one_line
+from ._options import check_listener_options
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 OnError = Literal["log", "raise"] | Callable[[Any, Exception], object]
 
@@ -60,6 +61,13 @@ def checked_handler(handler: Any) -> Any:
     if not callable(handler):
         raise TypeError(f"expected a handler to call with each interface, got {handler!r}")
     return handler
+
+
+def check_serving(handler: Any, on_error: OnError, options: Iterable[str]) -> None:
+    """Check the arguments of serve() before anything is opened; raise TypeError or ValueError."""
+    checked_handler(handler)
+    checked_on_error(on_error)
+    check_listener_options("serve", options)
 
 
 class Sorted(NamedTuple):

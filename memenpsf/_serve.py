@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 from ipcqueue.lowlevel import Owner
 
 from ._listener import Listener
-from ._options import check_listener_options
 from ._pending import PendingClients
-from ._policy import OnError, Policy, checked_handler, checked_on_error
+from ._policy import OnError, Policy, check_serving
 
 if TYPE_CHECKING:
     import os
@@ -53,13 +52,11 @@ def serve(
 
     Raises TypeError and ValueError before anything is opened, and what memenpsf.listen raises.
     """
-    checked_handler(handler)
+    check_serving(handler, on_error, options)
     if inspect.iscoroutinefunction(handler):
         raise TypeError(f"the handler is a plain function; for {handler!r} use memenpsf.trio.serve")
-    checked_on_error(on_error)
     if started is not None and not callable(started):
         raise TypeError(f"started is a function or None, not {started!r}")
-    check_listener_options("serve", options)
     with Listener(PendingClients(address, record, **options)) as listener:
         _Server(handler, listener, Policy(on_error, listener.address)).run(started)
 

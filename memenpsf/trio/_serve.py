@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from .._options import check_listener_options
-from .._policy import OnError, Policy, checked_handler, checked_on_error
+from .._policy import OnError, Policy, check_serving
 from ._listener import Listener, listen
 
 if TYPE_CHECKING:
@@ -47,9 +46,7 @@ async def serve(
 
     Raises TypeError and ValueError before anything is opened, and what listen raises.
     """
-    checked_handler(handler)
-    checked_on_error(on_error)
-    check_listener_options("serve", options)
+    check_serving(handler, on_error, options)
     async with await listen(address, record, **options) as listener:
         policy = Policy(on_error, listener.address)
         try:
