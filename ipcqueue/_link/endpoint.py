@@ -133,7 +133,11 @@ class Endpoint(Owner):
         self.busy = terms.patience == BUSY
         self._make_rings(terms)
         self._count_descriptors()
-        self.ready: Iterable[Any] = () if self.receiver is None else self.receiver.ready(False)
+        self.ready: Iterable[Any] = ()
+        self.ready_messages: Iterable[Received] = ()
+        if self.receiver is not None:
+            self.ready = self.receiver.ready(False)
+            self.ready_messages = self.receiver.ready(False, Received)
         self._released = False
 
     def _make_rings(self, terms: Terms) -> None:
@@ -231,6 +235,8 @@ class Endpoint(Owner):
     def try_receive(self) -> Received | None:
         """Take a message with what is attached to it; see try_pop."""
         receiver = self.receiving()
+        for message in self.ready_messages:  # to which nothing is attached
+            return message
         frames = isinstance(receiver, FrameReceiver)
         if frames and not self.wire.attached and receiver.has_records():
             self.turn()  # who asks so expects descriptors, and an attempt without them costs more

@@ -79,6 +79,6 @@ def close_received(spent: Iterable[Spent]) -> None:
     fdpass.close_untrusted(fds)
 
 
-def close_regions(built: Iterable[Built]) -> None:
-    for each in built:
-        close_received(each.regions)
+def close_regions(owned: Iterable[list[fdpass.MemoryRegion]]) -> None:
+    for regions in owned:
+        close_received(regions)

@@ -243,13 +243,13 @@ class FrameSender(_direct.FrameSender, SenderEnd):  # type: ignore[misc]
                     to, from_, done = at[0] + HEADER, buffer, 0
                     while done < size:
                         count = min(size - done, MOST_BYTES)
-                        # No bytecode between the look and the copy can be interrupted.
+                        # One step, see end.py: the look and the copy.
                         if self._parked is not ring or self._borrower is not None:
                             break
                         copy_memory(to + done, from_ + done, count)
                         done += count
                     else:
-                        # Nor any between the look and the commit.
+                        # One step: the look and the commit.
                         if self._parked is ring and self._borrower is None:
                             return int(_commit(ring, frame, 1))
                 finally:

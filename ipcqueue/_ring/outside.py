@@ -120,7 +120,7 @@ class _Slot(Owner):
         before = self.user
         if before is not None and before() is not None:
             return False
-        # No bytecode between these can be interrupted.
+        # One step, see end.py: the look and the store.
         if self.user is not before:
             return False  # by a signal handler, meanwhile
         self.user = user

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ipcqueue._core import lib
 from ipcqueue._waiting import lib as waiting
@@ -18,15 +18,39 @@ if TYPE_CHECKING:
     from ipcqueue._records.messages import Received
 
     from .bounds import Budget
-    from .call import Call, Hands
     from .codes import Trouble
     from .end import Place
     from .memory import Mapping
     from .views import Lent
 
 
+Decoding: TypeAlias = list[tuple[Any, Any]]
+"""What calls have taken and not handed over yet: each a Call of core/python/shelf.c, and the raw."""
+
+
 class ReceiverEnd(End):
-    """What the receiving ends of both shapes of ring share."""
+    """What the receiving ends of both shapes of ring share, beside a base type of core/python.
+
+    That has the shelf of what was taken (core/python/shelf.c; drawn in frame_receiver.py), and serves
+    what never waits.  Of it the doors call:
+
+    - ready(patient, wrap), all(receive, end) and many(limit, bytes, enough), for loops;
+    - is_empty(), is_quiet() and looked(), has_records().
+    """
+
+    if TYPE_CHECKING:
+        _raw: Any
+        _suspect: Any
+        prefetched: list[Any] | None
+        place: int
+        turn: int
+
+        def ready(self, patient: bool, wrap: Any = None) -> Iterable[Any]: ...
+        def all(self, receive: Callable[[], Any], end: type[BaseException]) -> Iterator[Any]: ...
+        def is_empty(self) -> bool: ...
+        def is_quiet(self) -> bool: ...
+        def looked(self) -> None: ...
+        def has_records(self) -> bool: ...
 
     _look_call = lib.ipcq_receiver_indices
 
@@ -39,32 +63,17 @@ class ReceiverEnd(End):
         self._keeps = not patience.yields
         lib.ipcq_receiver_patience(ring, *patience)
         super().__init__(place, ring, peer, trouble)
-        self._hands: Hands = []  # replaced as a whole, never changed
-        self._suspect: Any = None
+        self._decoding: Decoding = []  # replaced as a whole, never changed
 
-    def _without(self, call: Call, *instead: tuple[Call, Any]) -> tuple[Hands, Hands]:
-        """Return `_hands`, and what becomes of them when a call lets go of what it has.
-
-        `instead` takes its place.  For the caller to store, if `_hands` are still the same: else a
-        signal handler or another thread has changed them meanwhile.
-        """
-        hands, new = self._hands, []
-        for each in hands:
-            if each[0] is not call:
-                new.append(each)
-            else:
-                new += instead
-        return hands, new
-
-    def _left_over(self) -> tuple[Hands, list[Any], Hands]:
-        """Return `_hands`, what of them nobody holds any more, in order, and the rest."""
-        hands, free, rest = self._hands, [], []
-        for each in hands:
+    def _left_over(self) -> tuple[list[Any], Decoding]:
+        """Return what stands beside calls that are over, in order, and what beside others."""
+        free, rest = [], []
+        for each in self._decoding:
             if each[0].over:
                 free.append(each[1])
             else:
                 rest.append(each)
-        return hands, free, rest
+        return free, rest
 
     def _gives_up(self, data: Any, error: BaseException, again: Callable[[], object]) -> bool:
         """Whether a record is given up that could not be decoded, because of `error`.
@@ -132,39 +141,9 @@ class ReceiverEnd(End):
         """Take one record as a message, with what is attached to it; None if there is none."""
         raise NotImplementedError
 
-    # Of the base types in core/python, which serve what is there at once:
-    ahead: list[Any] | None
-    place: int
-
-    if TYPE_CHECKING:
-
-        def ready(self, patient: bool) -> Iterable[Any]: ...
-        def all(self, receive: Callable[[], Any], end: type[BaseException]) -> Iterator[Any]: ...
-        def is_empty(self) -> bool: ...
-        def is_quiet(self) -> bool: ...
-        def looked(self) -> None: ...
-
     def pop_ready(self, limit: int, *, bounded: bool = False) -> Any:
         """Take up to `limit` records the short way; None if that is not to be had."""
         raise NotImplementedError
-
-    def fetch_ahead(self, limit: int) -> list[Any] | None:
-        """Return what take_many() has taken, or what a handler or another thread left of it.
-
-        What stands in `ahead` by then may be what a loop has taken since, and more than `limit`:
-        the rest stays there.
-        """
-        # No bytecode between these can be interrupted.
-        records, place = self.ahead, self.place
-        if records is None:
-            return None
-        if place or records[limit:]:
-            records, rest = records[place : place + limit], records[place + limit :]
-            self.ahead = rest or None
-            self.place = 0
-        else:
-            self.ahead = None
-        return records
 
     def holds(self) -> bool:
         """Whether records wait in this process already."""
@@ -182,11 +161,6 @@ class ReceiverEnd(End):
     def end_borrowing(self, *, take: bool) -> None:
         """Take the memory back, and free what was lent if it is to be taken."""
         raise NotImplementedError
-
-    def has_records(self) -> bool:
-        """Whether records wait in the ring; also for what else there is no need to wait for."""
-        ring = self._ring
-        return ring is None or waiting.ipcq_spin_records(ring, 0) == DONE
 
     def look(self) -> bool:
         """Look for records as long as that is worth it."""

@@ -12,7 +12,7 @@ from ipcqueue._core import ffi
 import memenpsf
 import memenpsf.trio
 from ipcqueue import Message
-from ipcqueue._ring import frame_receiver, frame_sender, memory, outside
+from ipcqueue._ring import frame_builder, frame_sender, memory, outside
 from ipcqueue._ring.bounds import LARGE, MOST_BYTES
 from ipcqueue.lowlevel import Role, Terms
 from tests.kit.places import Interrupt, at_every_place, interrupt
@@ -26,7 +26,7 @@ def content(start, size=SIZE):
     return bytes([start]) * 7 + os.urandom(size - 7)
 
 
-INSIDE_THE_RING = (frame_sender, frame_receiver)
+INSIDE_THE_RING = (frame_sender, frame_builder)
 
 
 def copies(monkeypatch, hook, modules=INSIDE_THE_RING):

@@ -20,6 +20,7 @@ from ipcqueue._ring import segment as _segment
 from ipcqueue._ring.frame import MAX_ATTACHED
 from ipcqueue.lowlevel import Opening, Role, Terms, advance
 from tests.fuzz.script import MOST_STEPS, ODD_DESCRIPTORS, Script, heard, nothing_stays, send
+from tests.kit.reading import InPython
 
 MOST_BYTES = 4096  # in one input
 LIKELY = 1, 2, 1, 2, 17, 100, 128, 255, 0, 3
@@ -52,24 +53,6 @@ def parsed(data, script):
             return messages, repr(drained.refusal)
         data = data[size:]
     return messages, None
-
-
-class InPython:
-    """As _direct.receive(), for comparison: it swallows nothing."""
-
-    @staticmethod
-    def receive(sock, flags, whole, into, room, most=-1, wary=False):
-        size, space = MOST_BYTES, MOST_BYTES
-        if most >= 0:
-            space = min(space, socket.CMSG_SPACE((most + 1) * 4))
-        if wary:
-            # Without room for them none is made; it only says that some come.
-            data, _, said, _ = sock.recvmsg(size, 0, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-            if data and said & socket.MSG_CTRUNC:
-                return -1 - data[-1]
-            size = len(data) or size
-        into.append(sock.recvmsg(size, space, flags))
-        return 0
 
 
 class Victim:

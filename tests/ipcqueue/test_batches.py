@@ -8,7 +8,6 @@ import pytest
 
 import ipcqueue
 import memenpsf
-from ipcqueue._ring import call as _call
 from tests.kit.places import Interrupt, at_every_place, interrupt
 
 np = pytest.importorskip("numpy")
@@ -415,14 +414,13 @@ class TestArrays:
     def test_a_batch_is_copied_once_and_then_its_own(self, sides):
         one, other = sides
         one.xmit_many(as_array(range(4)))
-        receiver, hands, call = other._endpoint.receiver, [], _call.Call()
-        into = receiver.fetch(hands, call, 3)
-        assert receiver._hands is hands
-        assert hands == [(call, into)]
+        receiver = other._endpoint.receiver
+        call = receiver.begin()
+        into = receiver.fetch(call, 3)
+        assert receiver._decoding == [(call, into)]
         assert np.frombuffer(into, DTYPE)["number"].tolist() == [0, 1, 2]
-        assert receiver.fetch([], call, 3) is None  # there is something older
-        receiver._hands = []
-        assert receiver.fetch([None], call, 3) is None  # no empty list
+        assert receiver.fetch(call, 3) is None  # there is something older
+        receiver._decoding = []
         assert other._endpoint.codec.adopt_many(into, 3).base is into
 
     def test_an_equal_type_is_learnt(self, sides, monkeypatch):
@@ -504,19 +502,19 @@ def test_what_the_calls_of_c_refuse():
         assert sender.push_packed(bytes(24), 1) == 2
         assert sender.push_packed(bytes(24), 3) == sender.push_packed(bytes(24), 9) == 0
         assert sender.push_packed(bytes(24), -1) == 0
-        assert receiver.fetch([], None, 0) is None
-        assert receiver.fetch([], None, -1) is None
-        with pytest.raises(TypeError):
-            receiver.fetch((), None, 1)
+        call = receiver.begin()
+        assert receiver.fetch(call, 0) is None
+        assert receiver.fetch(call, -1) is None
         assert len(other.recv_vectored()) == 3
-        assert receiver.fetch([], None, 1) is None
+        assert receiver.fetch(call, 1) is None
 
 
 def test_no_more_comes_at_once_than_was_there():
     one, other = memenpsf.pair("<Q", capacity=1 << 14)
     with one, other:
         one.xmit_many([(n,) for n in range(10_000)])  # 80 kB: in pieces
-        into = other._endpoint.receiver.fetch([], None, 9_999)
+        receiver = other._endpoint.receiver
+        into = receiver.fetch(receiver.begin(), 9_999)
         assert into == b"".join(n.to_bytes(8, "little") for n in range(9_999))
         assert one.indices() == (10_000, 9_999)
 

@@ -14,7 +14,6 @@ import memenpsf
 from ipcqueue import _core, _waiting
 from ipcqueue import _direct as direct
 from ipcqueue._ring import arrivals as _arrivals
-from ipcqueue._ring import call as _call
 from tests.kit.places import Interrupt, at_every_place, interrupt
 
 SPECS = {
@@ -224,12 +223,14 @@ def test_nothing_is_older_than_what_a_call_has_left(ends):
     loop = iter(other)
     assert next(loop) == record(1)
     first = next(loop)
+    call = receiver.begin()
+    call.over = True
     if isinstance(receiver, direct.SlotReceiver):
         raw = bytes(other._endpoint.codec.encode(first))
-        receiver._hands = [(_call.OVER, bytearray(raw))]
+        receiver._decoding = [(call, bytearray(raw))]
     else:
         framed = other._endpoint.codec.encode(first)
-        receiver._hands = [(_call.OVER, [_arrivals.Built(0, 1, framed, [], [])])]
+        receiver._decoding = [(call, [_arrivals.Built(0, 1, framed, [], [])])]
     assert [next(loop) for _ in range(4)] == list(map(record, range(2, 6)))
 
 
@@ -474,7 +475,7 @@ def test_a_decoder_that_deletes_what_waits_and_fails_does_no_harm():
         decode = other._endpoint.codec.decode
 
         def interfere(data):
-            del receiver._stash
+            del receiver._raw
             raise ValueError
 
         receiver.shorten(
@@ -506,7 +507,7 @@ def test_the_short_way_ends_where_another_ring_is_put_in_place(ends):
             sender.try_push(record(2))
         assert list(receiver.ready(False)) == []
         assert not receiver.is_quiet()
-        assert not receiver.take_many(1)
+        assert not list(receiver.many(1))
     finally:
         sender._ring, receiver._ring = sender_ring, receiver_ring
     one.xmit(record(2))
@@ -560,7 +561,7 @@ def test_a_batch_is_without_what_another_took_of_it_meanwhile(ends):
     one, other, record = ends
     one.xmit_many(map(record, range(1, 6)))
     loop, first = iter(other), []
-    between(other._endpoint.receiver, "take_many", lambda: first.append(next(loop)))
+    between(other._endpoint.receiver, "many", lambda: first.append(next(loop)))
     codec_of_bytes = other._endpoint.receiver._plain
     batch = other.recv_vectored(timeout=0)
     if codec_of_bytes:
@@ -577,7 +578,7 @@ def test_a_batch_is_no_longer_than_asked_for_whoever_was_faster(name):
         loop, first = iter(other), []
         between(
             other._endpoint.receiver,
-            "take_many",
+            "many",
             lambda: first.extend(next(loop) for _ in range(4)),
         )
         batch = other.recv_vectored(3, timeout=0)
@@ -588,7 +589,7 @@ def test_a_batch_is_no_longer_than_asked_for_whoever_was_faster(name):
 
 @pytest.mark.parametrize(
     ("verb", "step"),
-    [("try_pop", "_reclaim"), ("try_pop_many", "_reclaim"), ("try_pop_many", "_make_room")],
+    [("try_pop", "_reclaim"), ("try_pop_many", "_reclaim"), ("try_pop_many", "pull")],
 )
 def test_what_a_loop_of_another_thread_takes_ahead_comes_first(ends, verb, step):
     one, other, record = ends

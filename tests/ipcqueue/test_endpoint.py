@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from ipcqueue._core import ffi, lib
+from ipcqueue._core import ffi
 
 import fdpass
 from ipcqueue import (
@@ -43,6 +43,7 @@ from ipcqueue._ring.memory import fork_generation
 from ipcqueue.lowlevel import Event, Opening, Role, Terms, advance, deadline_of, open_pair
 from tests.ipcqueue.test_ring import push_packed
 from tests.kit.places import Interrupt, at_every_place, interrupt
+from tests.kit.reading import InPython
 from tests.kit.settling import settle
 
 SPEC = "<Q"
@@ -589,7 +590,7 @@ class TestPeersEnd:
         first.try_push((1,))
         first.try_push((2,))
         it = second.receiver
-        lib.ipcq_pop(it._ring, it._buffer, 1, it._delivered, it._count)
+        it.pull(1)
         first.close()
         turns(second)
         assert second.try_pop() == (1,)
@@ -789,7 +790,7 @@ class TestArm:
         sender, receiver = ends
         sender.push((1,))
         it = receiver._endpoint.receiver
-        lib.ipcq_pop(it._ring, it._buffer, 1, it._delivered, it._count)
+        it.pull(1)
         assert not receiver.arm()
         assert receiver.pop(timeout=0) == (1,)
         assert receiver.arm()
@@ -967,7 +968,7 @@ class TestClose:
             closer.join()
             return answer or real(sock, *arguments)
 
-        monkeypatch.setattr(_wire, "direct", None)  # which reads with a call of its own
+        monkeypatch.setattr(_wire, "_direct", InPython)  # which reads with a call of its own
         monkeypatch.setattr(socket.socket, "recvmsg", recvmsg)
         with contextlib.suppress(Closed):
             first.turn()
@@ -1272,7 +1273,7 @@ class Short:
 def test_a_peer_is_not_dead_because_the_kernel_is_short_of_memory_to_read(monkeypatch):
     one, other = pair(SPEC)
     with one, other:
-        monkeypatch.setattr(_wire, "direct", None)
+        monkeypatch.setattr(_wire, "_direct", InPython)
         monkeypatch.setattr(other._endpoint.wire, "sock", Short(other._endpoint.wire.sock))
         one.send_ctrl_msg(b"\x80\x01")
         with pytest.raises(OSError, match=os.strerror(errno.ENOBUFS)):

@@ -8,7 +8,6 @@ import threading
 
 import numpy as np
 import pytest
-from ipcqueue._core import lib
 
 import fdpass
 import ipcqueue
@@ -978,7 +977,7 @@ def test_records_held_after_an_interrupt_are_lent_first_and_lost_by_nothing(how)
     with connection("<Q", capacity=8) as (one, other):
         one.xmit_many([(n,) for n in range(4)])
         it = other._endpoint.receiver
-        lib.ipcq_pop(it._ring, it._buffer, 1, it._delivered, it._count)
+        it.pull(1)
         left = None
         with contextlib.suppress(KeyError, LoanError), other.borrow() as lent:
             assert bytes(lent.data) == bytes(8)
@@ -1013,7 +1012,7 @@ class Block:
             self.one.xmit_many([(n,) for n in range(4)])
         if self.kind == "borrow of what is held":
             it = self.other._endpoint.receiver
-            lib.ipcq_pop(it._ring, it._buffer, 1, it._delivered, it._count)
+            it.pull(1)
 
     def run(self):
         if self.kind == "loan":

@@ -63,7 +63,7 @@ def flags_of_the_last(side):
 
 def kept(side):
     """The sizes of the regions of the peer that a side keeps mapped, by number."""
-    return {number: each.size for number, each in side._endpoint.receiver._kept.items()}
+    return {number: each.size for number, each in side._endpoint.receiver._regions.items()}
 
 
 def region_in(side, number):

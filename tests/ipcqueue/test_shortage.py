@@ -25,7 +25,6 @@ import memenpsf
 from ipcqueue import _direct as direct
 from ipcqueue import _packer
 from ipcqueue._records.spec import codec_for
-from ipcqueue._ring import call as _call
 from ipcqueue._ring import memory as _memory
 from ipcqueue._ring import segment as _segment
 from tests.kit.places import Interrupt
@@ -107,7 +106,7 @@ def open_count():
 # The short ways to receive; what of their result are records.
 WAYS = {
     "one": (lambda receiver: next(iter(receiver.ready(False)), None), lambda got: [got]),
-    "many": (lambda receiver: receiver.take_many(3), lambda got: []),
+    "many": (lambda receiver: next(receiver.many(3), None), lambda got: got),
     "a loop": (lambda receiver: next(receiver.all(lambda: None, KeyError)), lambda got: [got]),
 }
 
@@ -191,14 +190,20 @@ def test_a_shortage_that_lasts_loses_nothing(name, verb, count):
     assert failures > 0
 
 
+def over(receiver):
+    """Return a call that has ended without handing over what it took."""
+    call = receiver.begin()
+    call.over = True
+    return call
+
+
 def copied_out(receiver):
     """Have some of what waits stand in this process, as after an exception."""
-    if hasattr(receiver, "_built"):
+    if isinstance(receiver, direct.FrameReceiver):
         receiver.prepare(3)
     else:
-        call = _call.Call()
-        call.over = False
-        receiver._gather(call, bytearray(), 3)
+        call = receiver.begin()
+        assert receiver._taken(call, 3)
         call.over = True
 
 
@@ -207,16 +212,16 @@ def test_a_batch_for_which_there_is_no_memory_stays(spec, short_of_memory):
     def prepare():
         one, other = memenpsf.pair(spec, capacity=64)
         one.xmit_many([bytes([n] * 8) if spec == 8 else (n,) for n in range(3)])
-        return one, other, other._endpoint.receiver, []
+        return one, other, other._endpoint.receiver, other._endpoint.receiver.begin()
 
-    def check(result, one, other, receiver, hands):
+    def check(result, one, other, receiver, call):
         with one, other:
-            assert (receiver._hands is hands) == (result is not MemoryError)
-            receiver._hands = []
+            assert (receiver._decoding == []) == (result is MemoryError)
+            receiver._decoding = []
             assert len(rest(other)) == (3 if result is MemoryError else 1)
 
-    def receive(one, other, receiver, hands):
-        receiver.fetch(hands, None, 2)
+    def receive(one, other, receiver, call):
+        receiver.fetch(call, 2)
 
     assert short_of_memory(prepare, receive, check, 10) > 0
 
@@ -346,8 +351,15 @@ def test_calls_with_the_wrong_arguments_are_errors():
             (receiver.shorten, ("none",)),
             (sender.push_run, ()),
             (sender.push_packed, (8, 8)),
-            (receiver.fetch, (b"", 1)),
-            (receiver.take_many, ("one",)),
+            (receiver.fetch, (1,)),
+            (receiver.fetch, (None, "one")),
+            (receiver.pull, ("one",)),
+            (receiver.many, ("one",)),
+            (receiver.many, ()),
+            (receiver.commit, ()),
+            (receiver.commit, ("none",)),
+            (receiver.hand_over, (None, 1)),
+            (receiver.hand_over, (receiver.begin(),)),
             (receiver.all, ()),
             (direct.receive, ()),
             (direct.receive, (object(), 0, True, [])),
@@ -356,7 +368,7 @@ def test_calls_with_the_wrong_arguments_are_errors():
             with pytest.raises(TypeError):
                 call(*arguments)
         with pytest.raises(OverflowError):
-            receiver.take_many(1 << 70)
+            receiver.many(1 << 70)
 
         class Undecided:
             def __bool__(self):
@@ -585,19 +597,19 @@ def test_nonsense_in_what_both_ways_share_leaves_it_to_python(spec):
     with one, other:
         receiver = other._endpoint.receiver
         one.xmit(b"12345678")
-        for attribute in ("_hands", "_stash") if spec == 8 else ("_hands", "_built"):
+        for attribute in ("_decoding", "_raw"):
             right = getattr(receiver, attribute)
             for nonsense in (None, (), "text"):
                 setattr(receiver, attribute, nonsense)
                 assert list(receiver.ready(False)) == []
-                assert not receiver.take_many(1)
+                assert not list(receiver.many(1))
             delattr(receiver, attribute)
             assert list(receiver.ready(False)) == []
             setattr(receiver, attribute, right)
         for ahead, place in (((), 0), ([], 0), ([b"old"], -1), ([b"old"], 1)):
-            receiver.ahead, receiver.place = ahead, place
+            receiver.prefetched, receiver.place = ahead, place
             assert not receiver.is_empty()
-        receiver.ahead, receiver.place = None, 0
+        receiver.prefetched, receiver.place = None, 0
         assert list(receiver.ready(False)) == [b"12345678"]
 
 
@@ -607,14 +619,14 @@ def test_a_decoder_that_leaves_nonsense_and_fails_has_taken_nothing():
         receiver = other._endpoint.receiver
 
         def decode(data):
-            receiver._stash = None
+            receiver._raw = None
             raise ZeroDivisionError
 
         address = _memory.address_of(receiver._ring)
         receiver.shorten(address, 8, 64, True, False, decode, None)
         one.xmit((1,))
         assert list(receiver.ready(False)) == []
-        receiver._stash = b""
+        receiver._raw = b""
         assert rest(other) == [(1,)]
 
 
@@ -631,9 +643,9 @@ def test_whatever_a_decoder_of_many_does_nothing_is_lost(what):
                 case "a tuple":
                     return tuple(records)
                 case "stash":
-                    receiver._stash = bytes(bytearray(receiver._stash))  # equal, and another
+                    receiver._raw = bytes(bytearray(receiver._raw))  # equal, and another
                 case "hands":
-                    receiver._hands = [(_call.OVER, bytearray(8))]
+                    receiver._decoding = [(over(receiver), bytearray(8))]
                 case "more":
                     if not before:
                         before.append(other.recv(timeout=0))
@@ -670,7 +682,7 @@ def test_whatever_a_decoder_of_messages_does_nothing_is_lost(what):
                     case "receive":
                         before.append(other.recv(timeout=0))
                     case "take ahead":
-                        receiver.ahead, receiver.place = [b"older"], 0
+                        receiver.prefetched, receiver.place = [b"older"], 0
                     case "put back":
                         receiver.prepare(1)
                     case "an error":
@@ -687,7 +699,7 @@ def test_whatever_a_decoder_of_messages_does_nothing_is_lost(what):
         with contextlib.suppress(Interrupt):
             got += receiver.ready(False)
         if what == "take ahead":
-            receiver.ahead = None
+            receiver.prefetched = None
         assert before[1:] + got + rest(other) == sent
 
 

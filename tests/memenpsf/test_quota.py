@@ -899,9 +899,9 @@ def test_what_is_moved_while_it_is_counted_counts(counted, null):
     client.xmit(b"1", fds=[null] * 4)
     endpoint.turn()
     endpoint.wire._incoming = 2
-    endpoint.receiver._hands = Moving()
+    endpoint.receiver._decoding = Moving()
     assert held(server) == 6
-    endpoint.receiver._hands = []
+    endpoint.receiver._decoding = []
 
 
 def test_a_borrowing_lends_what_is_there_once_more_and_not_for_ever(counted, null, monkeypatch):

@@ -50,7 +50,6 @@ PLAIN = {
     "ipcqueue._records.messages.MessageCodec": "two functions of the application",
     "ipcqueue._origin._Tag": "a weak reference",
     "ipcqueue._link.terms.Terms": "what the application asks for",
-    "ipcqueue._ring.call.Call": "nothing but over or not",
     "ipcqueue._ring.sender.BatchSending": "holds an end of a ring",
     "ipcqueue._ring.sender.Sending": "holds an end of a ring",
     "ipcqueue._ring.slot_sender.Batch": "records of the application",

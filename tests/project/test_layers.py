@@ -303,11 +303,11 @@ VIEWS = {
     ("fdpass/_registry.py", "_export"): "memory made here",
     ("ipcqueue/_ring/frame_sender.py", "push_framed"): "what _records/messages.py has encoded",
     ("ipcqueue/_ring/frame_sender.py", "_push_large"): "what _records/messages.py has encoded",
-    ("ipcqueue/_ring/frame_receiver.py", "__init__"): "bytes made here",
+    ("ipcqueue/_ring/frame_builder.py", "__init__"): "bytes made here",
     ("ipcqueue/_ring/outside.py", "fill"): "what _records/messages.py has encoded",
     ("ipcqueue/_ring/frame_sender.py", "try_send"): "what _records/messages.py has encoded",
     ("ipcqueue/_ring/frame_sender.py", "_push_framed_run"): "headers made here",
-    ("ipcqueue/_ring/frame_receiver.py", "_lend_built"): "what was received",
+    ("ipcqueue/_ring/frame_lending.py", "_lend_built"): "what was received",
     ("ipcqueue/_link/loans.py", "__init__"): "nothing",
     ("ipcqueue/_records/messages.py", "_contiguous"): "a view that was let through",
     ("ipcqueue/_records/codec.py", "window_of"): "what was received",
@@ -327,7 +327,6 @@ VIEWS = {
     ("ipcqueue/_ring/slot_sender.py", "_batch_of"): "what _records/ has encoded",
     ("ipcqueue/_ring/slot_sender.py", "_push_packed_slowly"): "what _records/ has encoded",
     ("ipcqueue/_ring/slot_receiver.py", "_lend_from"): "what was received",
-    ("ipcqueue/_ring/slot_receiver.py", "_new_buffer"): "memory made here",
 }
 VIEWS_IN_C = {
     ("unpacking.c", "packer_unpack"): "what was received",
@@ -468,15 +467,17 @@ def test_a_strangers_memory_file_is_asked_for_its_pages_in_one_place():
 FIXED = {
     "_exporters",  # replaced as a whole
     "_fds",  # of one transfer
-    "_hands",  # replaced as a whole
+    "_decoding",  # replaced as a whole
     "_listener",  # of clients, by accept()
     "_looked",  # of one search for a server
+    "_raw",  # replaced as a whole
     "_ready",  # an iterator of C
     "_segments",  # of a handshake, which one caller drives
     "_slots",  # replaced as a whole
     "_source",  # a channel of Trio
     "fds",  # of a message that the application has
     "ready",  # as _ready
+    "ready_messages",  # as _ready
     "regions",  # as fds
 }
 

@@ -282,7 +282,7 @@ def test_no_more_memory_is_kept_than_there_are_numbers():
             it.give(memory)
             outside(it, number, again=False)
             assert it.victim.recv(timeout=0) == b"\0"
-        kept = it.victim._endpoint.receiver._kept
+        kept = it.victim._endpoint.receiver._regions
         assert set(kept) == set(range(16))
     for number in (16, 17, 1 << 31, 0xFFFFFFFE):
         with contextlib.closing(Hostile()) as it:

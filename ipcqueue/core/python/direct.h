@@ -10,14 +10,12 @@
  * A batch is looked at as a whole before the first of it is sent: what is wrong with any of it is
  * found out in Python, which promises that nothing was sent then.
  *
- * A record is handed over to a for statement: after a call CPython looks for signals, and an exception
- * of a handler (Ctrl-C) would lose what the call has returned; between a step of a loop and its variable
- * it does not.  Several records stand in `ahead` until the caller fetches them, in two bytecodes
- * between which it does not either.  Older than those is what stands in `_stash` or `_built`, and
- * what calls of Python are just decoding, in `_hands` (see Call in _ring/call.py).
+ * What is received is handed over to a for statement: after a call CPython looks for signals, and an
+ * exception of a handler (Ctrl-C) would lose what the call has returned; between a step of a loop and
+ * its variable it does not.  Where a record may stand before that, shelf.c says.
  *
- * One extension of several files: sender.c and batches.c, receiver.c, taking.c, ahead.c and
- * iteration.c, socket.c, module.c.  What only one of them uses stands there and is static; this
+ * One extension of several files: sender.c and batches.c, receiver.c, shelf.c, taking.c, prefetch.c
+ * and iteration.c, socket.c, module.c.  What only one of them uses stands there and is static; this
  * header has what several do.  None of it is seen outside the extension (-fvisibility=hidden).
  */
 #define PY_SSIZE_T_CLEAN
@@ -72,27 +70,39 @@ PyObject *frames_pieces(Sender *self, PyObject *records);
 
 /* -- receiving ----------------------------------------------------------------------------- */
 
+struct state;
+
 typedef struct {
     PyObject_HEAD
     PyObject *ring, *known; /* as above */
-    PyObject *ahead;  /* a list, from `place` on of records that were taken and not fetched; or None */
+    /* The shelf, see shelf.c.  Oldest first: */
+    PyObject *decoding;   /* a list of (Call, raw): what calls of Python have taken and not returned */
+    PyObject *raw;        /* slots: bytes of records; frames: a list of Built */
+    PyObject *prefetched; /* a list of records, from number `place` on; or None */
     Py_ssize_t place;
-    PyObject *raw;    /* slots: the bytes of all records that `ahead` was made with; or None */
-    PyObject *held;   /* slots: `_stash`, bytes; frames: `_built`, a list: served first */
-    PyObject *hands;  /* `_hands`, a list of what calls of Python have taken and not returned yet */
+    PyObject *prefetched_raw; /* slots: the bytes of all records of that list; or None */
+    PyObject *arrived;    /* frames: a list of lists of descriptors, of messages that are in the ring */
+    PyObject *regions;    /* frames: memory regions of the peer's that its next messages may be in */
+    PyObject *large;      /* frames: the message of which a part is copied; or None */
+    PyObject *to_close;   /* frames: a list of descriptors and regions */
+    unsigned long long turn; /* counts the changes of the shelf */
+    unsigned long long next; /* slots: the number of records copied out of the ring; frames: where the
+                                first frame that is not copied begins */
+    unsigned long long handed; /* frames: how many messages are beyond `raw` */
+    unsigned long long wanted; /* frames: how many there must be in `arrived` to go on */
+    unsigned long long dropped; /* frames: how many attachments went to nobody */
     PyObject *suspect; /* slots: records one of which a decoder has left with what is no Exception:
                           Python decides about them; or None */
     PyObject *decode; /* unless `plain`: a function from bytes (of a message, and its tag and flags) */
     PyObject *decode_many; /* slots: one to a list of records; None: there is none */
     ipcq_receiver *at;
+    struct state *state; /* of the module, which the type keeps */
     int frames;       /* the shape of the ring */
     int plain;        /* a record is its bytes */
     int keeps;        /* the interpreter, when it begins to spin */
     Py_ssize_t size;  /* slots: of a record; frames: of the largest message */
-    Py_ssize_t most;  /* records to take ahead of a loop over them */
+    Py_ssize_t most;  /* records to prefetch for a loop */
     uint64_t looked;  /* when Python has last looked at the socket */
-    unsigned long long next; /* slots: `_delivered`; frames: `_next`: what is taken next */
-    unsigned long long handed; /* frames: `_handed` */
 } Receiver;
 
 static inline int empty_list(const PyObject *list)
@@ -109,25 +119,26 @@ static inline int empty_bytes(const PyObject *bytes)
 static inline int in_order(const Receiver *self)
 {
     return usable(self->ring, self->known) && !ipcq_is_forked(self->at) &&
-           (self->frames ? empty_list(self->held) : empty_bytes(self->held)) &&
-           empty_list(self->hands);
+           (self->frames ? empty_list(self->raw) : empty_bytes(self->raw)) &&
+           empty_list(self->decoding);
 }
 
-static inline int has_ahead(const Receiver *self)
+static inline int has_prefetched(const Receiver *self)
 {
-    return ready(self->ahead) && PyList_CheckExact(self->ahead) && self->place >= 0 &&
-           self->place < PyList_GET_SIZE(self->ahead);
+    return ready(self->prefetched) && PyList_CheckExact(self->prefetched) && self->place >= 0 &&
+           self->place < PyList_GET_SIZE(self->prefetched);
 }
 
-/* Take the first of what was taken ahead; only if in_order(). */
-static inline PyObject *first_ahead(Receiver *self)
+/* Take the first of what was prefetched; only if in_order(). */
+static inline PyObject *first_prefetched(Receiver *self)
 {
-    PyObject *record = PyList_GET_ITEM(self->ahead, self->place);
-    PyList_SET_ITEM(self->ahead, self->place, Py_NewRef(Py_None));
-    if (++self->place == PyList_GET_SIZE(self->ahead)) {
+    PyObject *record = PyList_GET_ITEM(self->prefetched, self->place);
+    PyList_SET_ITEM(self->prefetched, self->place, Py_NewRef(Py_None));
+    self->turn++;
+    if (++self->place == PyList_GET_SIZE(self->prefetched)) {
         self->place = 0;
-        Py_CLEAR(self->ahead); /* of None only, so nothing runs */
-        Py_CLEAR(self->raw);
+        Py_CLEAR(self->prefetched); /* of None only, so nothing runs */
+        Py_CLEAR(self->prefetched_raw);
     }
     return record;
 }
@@ -141,17 +152,28 @@ static inline int look_at_frame(Receiver *self, struct ipcq_frame *frame, const 
            frame->size <= IPCQ_LARGE; /* else Python lets other threads run meanwhile */
 }
 
+/* shelf.c */
+typedef struct Call Call;
+PyObject *begin(Receiver *self, PyObject *ignored);
+PyObject *commit(Receiver *self, PyObject *const *args, Py_ssize_t n, PyObject *names);
+PyObject *hand_over(Receiver *self, PyObject *const *args, Py_ssize_t n);
+int is_over(PyObject *call);
+int prepare_fields(void);
+
 /* taking.c */
-PyObject *take(Receiver *self);
+PyObject *take(Receiver *self, PyObject *wrap);
+PyObject *slots_peek(Receiver *self, PyObject *ring);
+PyObject *frames_peek(Receiver *self, PyObject *const *args, Py_ssize_t n);
 int is_raised(Receiver *self, PyObject *data, PyObject *function, PyObject *const *args, size_t n);
 
-/* ahead.c */
-Py_ssize_t take_ahead(Receiver *self, Py_ssize_t most, Py_ssize_t *bytes);
-PyObject *take_many(Receiver *self, PyObject *args);
+/* prefetch.c */
+Py_ssize_t prefetch(Receiver *self, Py_ssize_t most, Py_ssize_t *bytes);
+PyObject *many(Receiver *self, PyObject *const *args, Py_ssize_t n);
+PyObject *pull(Receiver *self, PyObject *limit);
 PyObject *slots_fetch(Receiver *self, PyObject *const *args, Py_ssize_t n);
 
 /* iteration.c */
-PyObject *records_ready(Receiver *self, PyObject *patient);
+PyObject *records_ready(Receiver *self, PyObject *args);
 PyObject *records_all(Receiver *self, PyObject *args);
 
 /* -- the module ---------------------------------------------------------------------------- */
@@ -173,12 +195,19 @@ PyObject *records_all(Receiver *self, PyObject *args);
     COLLECTED(which), {Py_tp_members, members_}, {Py_tp_methods, methods_}
 
 extern PyType_Spec SlotSender_spec, FrameSender_spec, SlotReceiver_spec, FrameReceiver_spec,
-    Iteration_spec;
+    Iteration_spec, Batch_spec, Call_spec;
 
 struct state {
-    PyTypeObject *iteration;
+    PyTypeObject *iteration, *batch, *call;
 };
 
 extern PyModuleDef definition;
+
+static inline struct state *state_of(Receiver *self)
+{
+    if (self->state == NULL) /* that of the base, which there is: who asks is a method of it */
+        self->state = PyModule_GetState(PyType_GetModuleByDef(Py_TYPE(self), &definition));
+    return self->state;
+}
 
 int add_socket(PyObject *module);

@@ -5,7 +5,7 @@
  * 5 ms. */
 enum { KEPT_NS = 30000 };
 
-/* Bytes of records to take ahead of a loop: what is in the first-level cache when it is served. */
+/* Bytes of records to prefetch for a loop: what is in the first-level cache when it is served. */
 enum { AHEAD_BYTES = 16384 };
 
 typedef struct {
@@ -13,6 +13,7 @@ typedef struct {
     Receiver *receiver;
     PyObject *receive; /* the slow way, a function that waits for a record; NULL: there is none */
     PyObject *end;     /* the exception that ends the loop */
+    PyObject *wrap;    /* what makes messages of records; NULL: nothing does */
     int patient;
 } Iteration;
 
@@ -22,6 +23,7 @@ static int iteration_traverse(Iteration *self, visitproc visit, void *arg)
     Py_VISIT(self->receiver);
     Py_VISIT(self->receive);
     Py_VISIT(self->end);
+    Py_VISIT(self->wrap);
     return 0;
 }
 
@@ -30,6 +32,7 @@ static int iteration_clear(Iteration *self)
     Py_CLEAR(self->receiver);
     Py_CLEAR(self->receive);
     Py_CLEAR(self->end);
+    Py_CLEAR(self->wrap);
     return 0;
 }
 
@@ -66,7 +69,7 @@ static PyObject *not_stopped(PyObject *record)
 /* Look for records as long as it is worth it; whether there are any. */
 static int look_for_some(Receiver *self)
 {
-    if (!in_order(self) || has_ahead(self))
+    if (!in_order(self) || has_prefetched(self))
         return 0;
     uint64_t most = ipcq_patience(self->at);
     if (most == 0)
@@ -96,19 +99,19 @@ static PyObject *iteration_next(Iteration *self)
         return NULL; /* the garbage collector was here: GCOV_EXCL_LINE */
     PyObject *record;
     if (self->receive == NULL) {
-        record = take(receiver);
+        record = take(receiver, self->wrap);
         if (record == NULL && self->patient && !PyErr_Occurred() && look_for_some(receiver))
-            record = take(receiver);
+            record = take(receiver, self->wrap);
         return not_stopped(record);
     }
-    /* Only when all that was taken ahead has been handed out, more is. */
+    /* Only when all that was prefetched has been handed out, more is. */
     Py_ssize_t bytes = AHEAD_BYTES;
-    if (!has_ahead(receiver) && take_ahead(receiver, receiver->most, &bytes) < 0) {
+    if (!has_prefetched(receiver) && prefetch(receiver, receiver->most, &bytes) < 0) {
         if (!PyErr_ExceptionMatches(PyExc_MemoryError))
             return not_stopped(NULL); /* of a signal handler, see is_raised() */
         PyErr_Clear(); /* the slow way meets it again, and says of which connection it is */
     }
-    if (has_ahead(receiver) && in_order(receiver) && (record = first_ahead(receiver)) != NULL)
+    if (has_prefetched(receiver) && in_order(receiver) && (record = first_prefetched(receiver)) != NULL)
         return record;
     record = PyObject_CallNoArgs(self->receive);
     if (record == NULL && PyErr_ExceptionMatches(self->end))
@@ -121,23 +124,24 @@ TYPE(Iteration, Iteration, Py_TPFLAGS_DISALLOW_INSTANTIATION, COLLECTED(iteratio
 
 static Iteration *iteration_over(Receiver *receiver)
 {
-    /* That of the base, which there is: this is a method of it. */
-    PyObject *module = PyType_GetModuleByDef(Py_TYPE(receiver), &definition);
-    PyTypeObject *type = ((struct state *)PyModule_GetState(module))->iteration;
+    PyTypeObject *type = state_of(receiver)->iteration;
     Iteration *iteration = (Iteration *)type->tp_alloc(type, 0);
     if (iteration != NULL)
         iteration->receiver = (Receiver *)Py_NewRef(receiver);
     return iteration;
 }
 
-PyObject *records_ready(Receiver *self, PyObject *patient)
+PyObject *records_ready(Receiver *self, PyObject *args)
 {
-    int is_patient = PyObject_IsTrue(patient);
-    if (is_patient < 0)
+    int is_patient;
+    PyObject *wrap = Py_None;
+    if (!PyArg_ParseTuple(args, "p|O:ready", &is_patient, &wrap))
         return NULL;
     Iteration *iteration = iteration_over(self);
     if (iteration != NULL)
         iteration->patient = is_patient;
+    if (iteration != NULL && wrap != Py_None)
+        iteration->wrap = Py_NewRef(wrap);
     return (PyObject *)iteration;
 }
 

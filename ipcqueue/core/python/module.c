@@ -76,19 +76,28 @@ static int execute(PyObject *module)
     if (add_socket(module) < 0)
         return -1;
     struct state *state = PyModule_GetState(module);
-    state->iteration = add_type(module, &Iteration_spec);
-    return state->iteration == NULL ? -1 : 0;
+    if ((state->iteration = add_type(module, &Iteration_spec)) == NULL ||
+        (state->batch = add_type(module, &Batch_spec)) == NULL ||
+        (state->call = add_type(module, &Call_spec)) == NULL)
+        return -1;
+    return prepare_fields();
 }
 
 static int module_traverse(PyObject *module, visitproc visit, void *arg)
 {
-    Py_VISIT(((struct state *)PyModule_GetState(module))->iteration);
+    struct state *state = PyModule_GetState(module);
+    Py_VISIT(state->iteration);
+    Py_VISIT(state->batch);
+    Py_VISIT(state->call);
     return 0;
 }
 
 static int module_clear(PyObject *module)
 {
-    Py_CLEAR(((struct state *)PyModule_GetState(module))->iteration);
+    struct state *state = PyModule_GetState(module);
+    Py_CLEAR(state->iteration);
+    Py_CLEAR(state->batch);
+    Py_CLEAR(state->call);
     return 0;
 }
 

@@ -18,10 +18,14 @@ static int receiver_traverse(Receiver *self, visitproc visit, void *arg)
 {
     Py_VISIT(Py_TYPE(self));
     Py_VISIT(self->ring);
-    Py_VISIT(self->ahead);
-    Py_VISIT(self->held);
+    Py_VISIT(self->decoding);
     Py_VISIT(self->raw);
-    Py_VISIT(self->hands);
+    Py_VISIT(self->prefetched);
+    Py_VISIT(self->prefetched_raw);
+    Py_VISIT(self->arrived);
+    Py_VISIT(self->regions);
+    Py_VISIT(self->large);
+    Py_VISIT(self->to_close);
     Py_VISIT(self->suspect);
     Py_VISIT(self->decode);
     Py_VISIT(self->decode_many);
@@ -31,10 +35,14 @@ static int receiver_traverse(Receiver *self, visitproc visit, void *arg)
 static int receiver_clear(Receiver *self)
 {
     Py_CLEAR(self->ring);
-    Py_CLEAR(self->ahead);
-    Py_CLEAR(self->held);
+    Py_CLEAR(self->decoding);
     Py_CLEAR(self->raw);
-    Py_CLEAR(self->hands);
+    Py_CLEAR(self->prefetched);
+    Py_CLEAR(self->prefetched_raw);
+    Py_CLEAR(self->arrived);
+    Py_CLEAR(self->regions);
+    Py_CLEAR(self->large);
+    Py_CLEAR(self->to_close);
     Py_CLEAR(self->suspect);
     Py_CLEAR(self->decode);
     Py_CLEAR(self->decode_many);
@@ -83,7 +91,7 @@ static PyObject *looked(Receiver *self, PyObject *Py_UNUSED(ignored))
 
 static int nothing_waits(Receiver *self)
 {
-    return in_order(self) && !has_ahead(self) && ipcq_is_quiet(self->at, self->next);
+    return in_order(self) && !has_prefetched(self) && ipcq_is_quiet(self->at, self->next);
 }
 
 static PyObject *is_empty(Receiver *self, PyObject *Py_UNUSED(ignored))
@@ -97,59 +105,99 @@ static PyObject *is_quiet(Receiver *self, PyObject *Py_UNUSED(ignored))
                            ipcq_is_silent(self->at));
 }
 
+static PyObject *has_records(Receiver *self, PyObject *Py_UNUSED(ignored))
+{
+    return PyBool_FromLong(!usable(self->ring, self->known) ||
+                           ipcq_spin_records(self->at, 0) == IPCQ_DONE);
+}
+
+static PyObject *frames_see(Receiver *self, PyObject *ring)
+{
+    if (usable(ring, self->known))
+        ipcq_see(self->at);
+    Py_RETURN_NONE;
+}
+
 #define RECEIVER_MEMBERS                                                                          \
     {"_ring", T_OBJECT, offsetof(Receiver, ring), 0, NULL},                                       \
-    {"_hands", T_OBJECT_EX, offsetof(Receiver, hands), 0, NULL},                                     \
-    {"ahead", T_OBJECT, offsetof(Receiver, ahead), 0, "What take_many() has taken; or None."},    \
-    {"place", T_PYSSIZET, offsetof(Receiver, place), 0, "Where in `ahead` the next one is."}
+    {"_decoding", T_OBJECT_EX, offsetof(Receiver, decoding), 0, NULL},                            \
+    {"_raw", T_OBJECT, offsetof(Receiver, raw), 0, NULL},                                         \
+    {"_suspect", T_OBJECT, offsetof(Receiver, suspect), 0, NULL},                                 \
+    {"_next", T_ULONGLONG, offsetof(Receiver, next), 0, NULL},                                    \
+    {"prefetched", T_OBJECT, offsetof(Receiver, prefetched), 0,                                   \
+     "Records that a loop has taken ahead of itself; or None."},                                  \
+    {"place", T_PYSSIZET, offsetof(Receiver, place), 0, "Where in `prefetched` the next one is."}, \
+    {"turn", T_ULONGLONG, offsetof(Receiver, turn), READONLY, "Counts the changes of the shelf."}
 
 static PyMemberDef slot_receiver_members[] = {
     RECEIVER_MEMBERS,
-    {"_stash", T_OBJECT, offsetof(Receiver, held), 0, NULL},
-    {"_raw", T_OBJECT, offsetof(Receiver, raw), 0, NULL},
-    {"_suspect", T_OBJECT, offsetof(Receiver, suspect), 0, NULL},
-    {"_delivered", T_ULONGLONG, offsetof(Receiver, next), 0, NULL},
+    {"_prefetched_raw", T_OBJECT, offsetof(Receiver, prefetched_raw), 0, NULL},
     {NULL},
 };
 
 static PyMemberDef frame_receiver_members[] = {
     RECEIVER_MEMBERS,
-    {"_built", T_OBJECT, offsetof(Receiver, held), 0, NULL},
-    {"_next", T_ULONGLONG, offsetof(Receiver, next), 0, NULL},
+    {"_arrived", T_OBJECT, offsetof(Receiver, arrived), 0, NULL},
+    {"_regions", T_OBJECT, offsetof(Receiver, regions), 0, NULL},
+    {"_large", T_OBJECT, offsetof(Receiver, large), 0, NULL},
+    {"_to_close", T_OBJECT, offsetof(Receiver, to_close), 0, NULL},
     {"_handed", T_ULONGLONG, offsetof(Receiver, handed), 0, NULL},
+    {"_wanted", T_ULONGLONG, offsetof(Receiver, wanted), 0, NULL},
+    {"dropped", T_ULONGLONG, offsetof(Receiver, dropped), 0,
+     "How many attachments were closed because nobody took them."},
     {NULL},
 };
 
 #define RECEIVER_METHODS                                                                          \
-    {"take_many", (PyCFunction)take_many, METH_VARARGS,                                           \
-     "take_many(limit, most_bytes, many): take up to so many, and about so many bytes, which then "\
-     "stand in `ahead`; False if that is not as simple, unless it is in part, with so `many`."},  \
+    {"begin", (PyCFunction)begin, METH_NOARGS, "Return a Call, for what it takes."},              \
+    {"commit", (PyCFunction)(void (*)(void))commit, METH_FASTCALL | METH_KEYWORDS,                \
+     "commit(turn, ...): change several places of the shelf, unless it was changed since that turn, " \
+     "which is False; see shelf.c."},                                                             \
+    {"hand_over", (PyCFunction)(void (*)(void))hand_over, METH_FASTCALL,                          \
+     "hand_over(call, result, instead=None, failure=None): for a loop of one step, the end of a call; " \
+     "see shelf.c."},                                                                             \
+    {"many", (PyCFunction)(void (*)(void))many, METH_FASTCALL,                                    \
+     "many(limit, most_bytes=None, enough=None): for a loop of at most one step, a list of up to so " \
+     "many records, and about so many bytes; of less than is there only if they are `enough`."},  \
+    {"has_records", (PyCFunction)has_records, METH_NOARGS,                                        \
+     "Tell whether records wait in the ring; also for what else there is no need to wait for."},  \
     {"looked", (PyCFunction)looked, METH_NOARGS, "Note that the socket was just looked at."},     \
     {"is_empty", (PyCFunction)is_empty, METH_NOARGS,                                              \
      "Tell whether nothing waits, and nothing is wrong as far as the ring says."},                \
     {"is_quiet", (PyCFunction)is_quiet, METH_NOARGS,                                              \
      "Tell whether nothing waits, neither in the ring nor in the socket, and nothing is wrong."},        \
-    {"ready", (PyCFunction)records_ready, METH_O,                                                 \
-     "ready(patient): for a loop, records one by one; patient: after looking for each."},         \
+    {"ready", (PyCFunction)records_ready, METH_VARARGS,                                           \
+     "ready(patient, wrap=None): for a loop, records one by one, each as wrap(record, [], []) if that " \
+     "is stated; patient: after looking for each."},                                              \
     {"all", (PyCFunction)records_all, METH_VARARGS,                                               \
      "all(receive, end): for a loop, records until receive(), called for those that are not as "  \
      "simple, raises `end`.  Takes some ahead."}
 
 #define SHORTEN_TOO(function)                                                                     \
     {"shorten", (PyCFunction)function, METH_VARARGS,                                              \
-     "shorten(address, size, ahead, keeps, plain, decode, decode_many): use the short way."}
+     "shorten(address, size, most, keeps, plain, decode, decode_many): use the short way."}
 
 static PyMethodDef slot_receiver_methods[] = {
     SHORTEN_TOO(slots_shorten),
     {"fetch", (PyCFunction)(void (*)(void))slots_fetch, METH_FASTCALL,
-     "fetch(hands, call, limit): move up to so many records, raw, to a bytearray, which is returned and "
-     "stands under the name of the call in an empty list, now `_hands`; None if that is not simple."},
+     "fetch(call, limit): have a call decode up to so many records, raw: return them as a bytearray; None "
+     "if that is not simple."},
+    {"pull", (PyCFunction)pull, METH_O,
+     "Move up to so many records to `_raw`; return DONE or why not: AGAIN if that is not in use, or not "
+     "the next in order."},
+    {"peek", (PyCFunction)slots_peek, METH_O,
+     "peek(ring): what waits in place: its address and how many records; or a code of the core."},
     RECEIVER_METHODS,
     {NULL},
 };
 
 static PyMethodDef frame_receiver_methods[] = {
     SHORTEN_TOO(frames_shorten),
+    {"peek", (PyCFunction)(void (*)(void))frames_peek, METH_FASTCALL,
+     "peek(ring, at): the frame there: (size, tag, flags, fds, regions, address of the payload, where the "
+     "next begins, how many bytes are there from that on, the payload if that is all); a code of the "
+     "core if there is none."},
+    {"see", (PyCFunction)frames_see, METH_O, "see(ring): know of all that is there now."},
     RECEIVER_METHODS,
     {NULL},
 };

@@ -1,0 +1,340 @@
+"""What of a ring of frames is copied out of it: messages, with what is attached to them.
+
+A message that does not fit well into the ring travels in a memory region, and its frame only says
+in which (outside.py); for who receives there is no difference.
+
+Descriptors go through the socket, in one two-byte message per frame that has any, sent before
+the frame is published.  Both streams are in order, so the n-th of the one belongs to the n-th of
+the other, and when a frame is seen its descriptors are there already.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import fdpass
+from fdpass.lowlevel import Mappings, Owner
+from ipcqueue import _direct
+from ipcqueue._core import ffi
+from ipcqueue._direct import persist
+from ipcqueue._errors import Unaccepted
+from ipcqueue._records.messages import OUT_AGAIN, OUT_OF_LINE, OUTSIDE, Framed, Message
+
+from .arrivals import (
+    Built,
+    Contents,
+    carries_more,
+    close_received,
+    close_regions,
+    grouped,
+    is_there,
+)
+from .bounds import LARGE, MOST_AHEAD, MOST_BYTES, Budget
+from .codes import CLOSED, CORRUPT, EMPTY, FORKED, Trouble, TroubleError, corrupt
+from .frame import MAX_ATTACHED
+from .memory import Mapping, address_of, copy_memory, fork_generation, is_socket
+from .outside import SIZES, find, with_copies
+from .receiver import ReceiverEnd
+
+if TYPE_CHECKING:
+    from ipcqueue._records.messages import Limits, MessageCodec
+
+    from .arrivals import Spent
+    from .end import Place
+
+
+class _Large(Owner):
+    """A message above LARGE bytes, which is copied in pieces: in one call, or in several.
+
+    Its frame stands in the ring meanwhile.  It says what it was then; the peer may change it.
+    """
+
+    def __init__(
+        self, at: int, frame: tuple[int, ...], memory: Any, size: int, regions: dict[int, Mapping]
+    ) -> None:
+        self.at, self.frame = at, frame
+        # Of a region, which keeps itself alive; or of the ring, which each attempt looks at first.
+        self.memory, self.size = memory, size
+        self.regions = regions  # of the peer, from this message on
+        self.data: bytes = _direct.blank(size)  # nobody else has it before it is whole
+        self.to = ffi.from_buffer(self.data)
+        self.done = 0  # bytes
+
+
+class FrameBuilder(_direct.FrameReceiver, ReceiverEnd):  # type: ignore[misc]
+    """The shelf of a ring of frames, see frame_receiver.py, and how messages get there."""
+
+    _large: _Large | None
+
+    def __init__(
+        self,
+        own: Mapping,
+        peer: Mapping,
+        place: Place,
+        codec: MessageCodec,
+        trouble: Trouble,
+        limits: Limits,
+        arrived: list[list[fdpass.Fd]],
+    ) -> None:
+        super().__init__(own, peer, place, trouble)
+        self._plain = codec.spec is bytes  # a record is the bytes of its message
+        self._decode = codec.decode
+        self._limits = limits
+        self._mappings = Mappings()  # of regions that a registry of the peer's lends
+        self._next = place.start
+        self._raw: list[Built] = []
+        self._arrived = arrived  # who reads the socket appends to it
+        self._regions: dict[int, Mapping] = {}
+        self._to_close: list[Spent] = []
+        most = min(limits.message, self.capacity)
+        # A function of the application may take long, or receive by itself: not the short way.
+        decode = self._decode if self._decode is Message else None
+        self.shorten(
+            address_of(self._ring), most, MOST_AHEAD, self._keeps, self._plain, decode, None
+        )
+
+    @property
+    def lacking(self) -> int | None:
+        """Where the message begins whose descriptors are still in the socket; None if none is."""
+        position: int = self._next  # first: another thread may go on meanwhile
+        return position if self._wanted > len(self._arrived) else None
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether the next message is a large one, copied in part."""
+        large = self._large  # the peer may have made it a small one, which was taken the short way
+        return large is not None and large.at == self._next
+
+    def _reclaim(self) -> None:
+        """Have `_raw` begin with what nobody holds any more, and end with what was prefetched.
+
+        The frames of those are free already, so that they end here is as good as true.
+        """
+        while self._decoding or self.prefetched:
+            turn, ahead, raw, handed = self.turn, self.prefetched, self._raw, self._handed
+            place, end = self.place, self._next
+            free, rest = self._left_over()
+            if not free and not ahead:
+                break
+            older, ahead = [*chain(*free)], (ahead or [])[place:]
+            handed -= len(ahead)
+            newer = [
+                Built(end, handed + i, Framed(data, 0, 0), [], []) for i, data in enumerate(ahead)
+            ]
+            self.commit(
+                turn,
+                raw=older + raw + newer,
+                decoding=rest,
+                prefetched=None,
+                handed=handed - len(older),
+            )
+        if self._raw and fork_generation() != self._generation:
+            raise TroubleError(FORKED)  # the parent has the same, and hands it on
+
+    def _close_spent(self) -> None:
+        while True:
+            turn, spent = self.turn, self._to_close
+            if not spent:
+                break
+            close_received(spent)  # which can be repeated
+            if self.commit(turn, to_close=[]):
+                break
+
+    def _build(self, limit: int, budget: Budget | None) -> None:
+        """Copy up to `limit` messages; the ring still holds them."""
+        self._reclaim()
+        if budget is not None and budget.spent and (self._raw or self.unfinished):
+            return
+        while not self._build_once(limit, budget):
+            self._reclaim()  # a handler or another thread has used this end, or closed it, meanwhile
+
+    def _build_once(self, limit: int, budget: Budget | None) -> bool:  # noqa: C901, PLR0912, PLR0915 (one loop, its ways out)
+        ring = self._ring if self._ring is not None else self._usable()
+        if ring is None:
+            raise TroubleError(CLOSED)
+        turn, before, at, arrived = self.turn, self._raw, self._next, self._arrived[:]
+        if before and fork_generation() != self._generation:
+            raise TroubleError(FORKED)
+        if self.prefetched:  # since the last _reclaim(), and older than what follows
+            return False
+        built, used, wanted, regions = list(before), 0, 0, {**self._regions}
+        carrying = again = 0
+        if built:
+            carrying, again = sum(map(carries_more, built)), sum(map(is_there, built))
+        spent = self._to_close
+        owned: list[list[fdpass.MemoryRegion]] = []  # until they are on the shelf
+        failure: Exception | None = None
+        self.see(ring)
+        try:
+            try:
+                while len(built) < limit and (frame := self._look(ring, at)) is not None:
+                    _, _, flags, fds, in_regions, _, end, left, _ = frame
+                    carries = fds + in_regions
+                    full = carries and carrying >= MAX_ATTACHED
+                    if built and (full or (flags & OUT_AGAIN and again >= len(SIZES))):
+                        break  # a peer that keeps the rules has not more of them under way
+                    descriptors: list[fdpass.Fd] = []
+                    if carries:
+                        if used == len(arrived):
+                            wanted = 1
+                            break
+                        descriptors = arrived[used]
+                    number, more = self._handed + len(built), spent + descriptors[fds:]
+                    one = self._build_one(at, frame, number, descriptors, regions, owned)
+                    if one is None:
+                        if budget is not None:
+                            budget.spent = True  # by a piece of it
+                        break
+                    again += is_there(one)
+                    # One step, see end.py: what is built, and what was used for it.
+                    built += [one]
+                    at, spent = end, more
+                    if carries:
+                        used += 1
+                        carrying += 1
+                    if not left or (
+                        budget is not None
+                        and not budget.allows_more(
+                            len(one.raw.data), outside=bool(flags & OUTSIDE), slow=bool(carries)
+                        )
+                    ):
+                        break
+            except Exception as error:  # noqa: BLE001 (raised unless a signal handler was the cause)
+                failure = error
+                if owned and not (built and built[-1].regions is owned[-1]):
+                    persist(close_received, owned[-1])  # of a message that did not come to be
+            large = self._large
+            if large is not None and large.at != at:  # it is built
+                large = None
+            done: bool = self.commit(
+                turn,
+                ring=ring,
+                raw=built,
+                next=at,
+                arrived=used,
+                wanted=wanted,
+                large=large,
+                regions=regions,
+                to_close=spent,
+                owned=owned,
+            )
+            if done and failure is not None and not built:
+                raise failure  # else it will still be there when these are gone
+        finally:
+            failure = None  # a cycle with this frame, which has the memory of the ring
+            if owned:
+                persist(close_regions, owned)
+        return done
+
+    def _look(self, ring: Any, at: int) -> tuple[Any, ...] | None:
+        """Look at the frame that begins at `at`, see core/python/taking.c; None if there is none."""
+        frame = self.peek(ring, at)
+        if type(frame) is tuple:
+            return frame
+        if frame == EMPTY:
+            return None
+        if frame == CORRUPT:
+            raise corrupt("the peer's index, or the header of a frame, cannot be true")
+        raise TroubleError(frame)
+
+    def _contents(
+        self, flags: int, count: int, announced: int, descriptors: list[fdpass.Fd]
+    ) -> Contents:
+        """Check what came beside a frame; raise TroubleError if this side does not accept it."""
+        if len(descriptors) != announced:
+            raise corrupt(f"a message announced {announced} descriptors, {len(descriptors)} came")
+        fds, rest, outside = descriptors[:count], descriptors[count:], descriptors[:0]
+        if flags & OUT_OF_LINE:
+            if flags & OUT_AGAIN or not rest:
+                raise corrupt("a message outside the ring came without its region")
+            rest, outside = rest[:-1], rest[-1:]
+        regions = grouped(rest)
+        try:
+            self._limits.check_attached(len(fds), len(regions))
+        except Unaccepted as error:
+            raise corrupt(f"the peer sent {error}") from None
+        if not self._limits.sockets and any(is_socket(fd.fileno()) for fd in fds):
+            raise corrupt("the peer sent a socket, and this side accepts none")
+        return Contents(fds, regions, outside)
+
+    def _payload(self, address: int) -> Any:
+        """Return a pointer to the payload of a frame, which the ring keeps."""
+        return self._memory + (address - address_of(self._memory))
+
+    def _build_one(
+        self,
+        at: int,
+        frame: tuple[Any, ...],
+        number: int,
+        descriptors: list[fdpass.Fd],
+        kept: dict[int, Mapping],
+        owned: list[list[fdpass.MemoryRegion]],
+    ) -> Built | None:
+        """Copy a message, with what is attached to it; None if that takes another call.
+
+        Its regions are in `owned` as soon as they are made.
+        """
+        size, tag, flags, count, others, address, end, _, data = frame
+        if data is not None:
+            return Built(end, number, Framed(data, tag, flags), [], [])
+        limits, fds, outside = self._limits, descriptors[:0], descriptors[:0]
+        groups: list[list[fdpass.Fd]] = []
+        regions: list[fdpass.MemoryRegion] = []
+        if descriptors or flags & OUT_OF_LINE:
+            fds, groups, outside = self._contents(flags, count, count + others, descriptors)
+        memory, length = self._payload(address), size
+        large, said = self._large, (size, tag, flags, count, others)
+        if large is not None and large.at == at and large.frame == said:
+            kept |= large.regions
+            length = large.size
+        elif flags & OUTSIDE:
+            memory, length = find(ffi.buffer(memory, size), outside, kept, limits.message)
+            large = None
+        else:
+            large = None
+        if length > LARGE:
+            data = self._copied(large or _Large(at, said, memory, length, dict(kept)))
+            if data is None:
+                return None
+        else:
+            data = bytes(ffi.buffer(memory, length))
+        if groups:
+            owned.append(regions)
+            for group in groups:  # one by one, as the next may fail
+                region = self._adopt(group, limits.region, shared=limits.shared)
+                regions += [region]
+        return Built(end, number, Framed(data, tag, flags), fds, regions)
+
+    def _copied(self, large: _Large) -> bytes | None:
+        """Copy on: to its end, or one piece if others wait for this call; None if more is left.
+
+        Other threads run during each copy.  The lock is held, and the short way leaves large messages
+        to this one, so nobody else takes it, or closes this end, meanwhile.  A signal handler can come
+        between two copies: what it takes is no more to be written.
+        """
+        self._large = large
+        while large.done < large.size:
+            to, from_, done, size = large.to, large.memory, large.done, large.size
+            count = min(size - done, MOST_BYTES)
+            # One step, see end.py: the look and the copy.
+            if self._large is not large:
+                return None
+            copy_memory(to + done, from_ + done, count)
+            large.done = done + count
+            if self.in_steps and large.done < size:
+                return None
+        return large.data
+
+    def _adopt(
+        self, descriptors: list[fdpass.Fd], max_size: int, *, shared: bool = False
+    ) -> fdpass.MemoryRegion:
+        """Make a region of copies of its descriptors; raise TroubleError if they are none."""
+        adopt = partial(
+            fdpass.MemoryRegion.adopt,
+            max_size=max_size,
+            accept_shared=shared,
+            mappings=self._mappings,
+        )
+        return with_copies(descriptors, adopt)
