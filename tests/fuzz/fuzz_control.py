@@ -75,13 +75,14 @@ class Victim:
             _wire._direct = _direct
 
     def state(self):
-        it = self.endpoint
-        attached = [len(fds) for fds in it._attached]
+        it = self.endpoint.wire
+        attached = [len(fds) for fds in it.attached]
         assert len(attached) <= MAX_ATTACHED
-        assert all(count <= it._most_fds for count in attached)
+        assert all(count <= it._max_fds for count in attached)
         assert not it._unread, "what was read is digested at once"
-        rest = it._parser.rest if it._end is None else None
-        return it._inbox[:], attached, it._end and (type(it._end), it._end.args), rest
+        end = self.endpoint._end
+        rest = it._parser.rest if end is None else None
+        return it.inbox[:], attached, end and (type(end), end.args), rest
 
     def close(self):
         self.endpoint.close()

@@ -35,6 +35,7 @@ from ipcqueue import (
 )
 from ipcqueue import _direct as direct
 from ipcqueue._link import alarms
+from ipcqueue._link import options as _options
 from ipcqueue._link import wire as _wire
 from ipcqueue._link.control import HELLO
 from ipcqueue._records.spec import codec_for
@@ -53,7 +54,7 @@ HEAD, TAIL, ENDED = 1024, 1152, 1288
 
 @pytest.fixture(autouse=True)
 def _wake_ups_only(monkeypatch):
-    monkeypatch.setattr(_patience, "ADAPTIVE", _patience.Patience(0, adaptive=False))
+    monkeypatch.setitem(_options._STRATEGIES, "spin", _patience.Patience(0, adaptive=False))
     monkeypatch.setattr(_threads, "SLICE", 3600.0)
 
 
@@ -264,7 +265,7 @@ class TestTimeouts:
         assert first.endpoint.statistics().waits > 0
 
     def test_what_comes_while_looking_is_not_slept_for(self, make_sides, monkeypatch):
-        monkeypatch.setattr(_patience, "ADAPTIVE", _patience.BUSY)
+        monkeypatch.setitem(_options._STRATEGIES, "spin", _patience.BUSY)
         first, second = make_sides(4)
         first.push((1,), None)
         assert second.pop(None) == (1,)
@@ -481,7 +482,7 @@ class TestOneSocketForAll:
     def test_several_threads_push_and_pop_and_nothing_is_lost(
         self, make_sides, in_thread, monkeypatch, capacity, spin
     ):
-        monkeypatch.setattr(_patience, "ADAPTIVE", _patience.Patience(spin, adaptive=False))
+        monkeypatch.setitem(_options._STRATEGIES, "spin", _patience.Patience(spin, adaptive=False))
         first, second = make_sides(capacity, "<HI")
         threads, each = 3, 300
 
@@ -817,9 +818,10 @@ def echo(side, total):
 ECHO = """
 import socket, sys
 from ipcqueue.lowlevel import Opening, Role, Terms
+from ipcqueue._link import options as _options
 from ipcqueue._ring import patience as _patience
 from ipcqueue import _threads
-_patience.ADAPTIVE = _patience.Patience(0, False)
+_options._STRATEGIES["spin"] = _patience.Patience(0, False)
 terms = Terms("<Q", Role(sends=True, receives=True), capacity=1)
 endpoint = _threads.open_endpoint(Opening(socket.socket(fileno=int(sys.argv[1])), terms))
 side = _threads.Threads(endpoint)
@@ -1171,11 +1173,12 @@ import os, signal, socket, sys, threading
 import ipcqueue
 from ipcqueue import EndOfStream
 from ipcqueue.lowlevel import Opening, Role, Terms
+from ipcqueue._link import options as _options
 from ipcqueue._ring import patience as _patience
 from ipcqueue import _threads
 
 descriptor, how, storms, spin = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-_patience.ADAPTIVE = _patience.Patience(spin, False)
+_options._STRATEGIES["spin"] = _patience.Patience(spin, False)
 sock = socket.socket(fileno=descriptor)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 over, interrupts, acknowledge = False, 0, True

@@ -17,6 +17,7 @@ import multiprocessing
 import os
 import pickle
 import socket
+import typing
 from multiprocessing import resource_tracker
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
@@ -43,6 +44,7 @@ PLAIN = {
     "fdpass._rights.Outgoing": "borrows its descriptors until they are sent",
     "ipcqueue._ring.bounds.Budget": "numbers",
     "ipcqueue._ring.bounds.Pace": "numbers, and a function of the application",
+    "ipcqueue._link.alarms.FalseAlarms": "numbers",
     "ipcqueue._link.control.ControlParser": "bytes that came",
     "ipcqueue._ring.frame_sender.FrameBatch": "messages of the application",
     "ipcqueue._link.handshake.Greeting": "bytes that came",
@@ -50,6 +52,7 @@ PLAIN = {
     "ipcqueue._records.messages.MessageCodec": "two functions of the application",
     "ipcqueue._origin._Tag": "a weak reference",
     "ipcqueue._link.terms.Terms": "what the application asks for",
+    "ipcqueue._link.waiters.Waiter": "what one thread waits for; borrows the lock it sleeps on",
     "ipcqueue._ring.sender.BatchSending": "holds an end of a ring",
     "ipcqueue._ring.sender.Sending": "holds an end of a ring",
     "ipcqueue._ring.slot_sender.Batch": "records of the application",
@@ -108,8 +111,10 @@ ERRORS = {name: each for name, each in CLASSES.items() if issubclass(each, BaseE
 
 
 def is_value(each):
-    """Whether it is a class of values by its nature: a NamedTuple, an enumeration, an error."""
-    return issubclass(each, tuple | enum.Enum | BaseException) or Protocol in each.__bases__
+    """Whether it is a class of values by its nature: a NamedTuple, a TypedDict, an error, …"""
+    if issubclass(each, tuple | enum.Enum | BaseException) or Protocol in each.__bases__:
+        return True
+    return typing.is_typeddict(each)
 
 
 def test_every_class_refuses_copies_or_is_known_to_own_nothing():
