@@ -31,7 +31,7 @@ class _Kept(NamedTuple):
 class Mappings(Owner):
     """Keeps a few mappings of lent memory, for MemoryRegion.adopt(); the caller closes it.
 
-    What is kept is memory, also if the giver has freed it meanwhile: at most `most` files of
+    What is kept is memory, also if the giver has freed it meanwhile: at most `limit` files of
     `max_bytes` together, none for longer than `seconds` after its last use (looked at when another
     is let go of), and none after close(). Before Python 3.13 each keeps a descriptor open.
 
@@ -47,12 +47,12 @@ class Mappings(Owner):
     def __init__(
         self,
         *,
-        most: int = 8,
+        limit: int = 8,
         max_bytes: int = 64 << 20,
         seconds: Seconds = 5.0,
         clock: Callable[[], float] = monotonic,
     ) -> None:
-        self._most = index_of(most) if _INODES_ARE_UNIQUE else 0
+        self._limit = index_of(limit) if _INODES_ARE_UNIQUE else 0
         self._max_bytes = index_of(max_bytes)
         self._seconds = seconds_of(seconds, "seconds")
         self._clock = clock
@@ -78,14 +78,14 @@ class Mappings(Owner):
 
     def close(self) -> None:
         """Close them all, and from now on each at once; doing so again does nothing."""
-        self._most = 0
+        self._limit = 0
         self._trim()
 
     def _trim(self) -> None:
         until = self._clock() - self._seconds
         while kept := self._kept[:]:
             if (
-                len(kept) <= self._most
+                len(kept) <= self._limit
                 and kept[0].since >= until
                 and sum(len(each.mapping) for each in kept) <= self._max_bytes
             ):

@@ -5,7 +5,7 @@ his daemon's answer, of a TCP socket until the other end has taken what was sent
 Unix socket for all that in its queue.  So a thread closes it.  Who closes gives it a moment to be
 done, and none for a while after one took longer: only an attacker's does.
 
-There are never more than MOST_THREADS of these threads, and none when there is nothing to close.  If
+There are never more than MAX_THREADS of these threads, and none when there is nothing to close.  If
 all of them wait, what is to be closed after that waits, open, for one of them.  A thread that could
 not begin, or died, takes no place: the next one closes what it left.  Memory files and pipes, which
 wait for nobody, are closed on the spot.
@@ -33,7 +33,7 @@ PATIENCE = 0.005
 IMPATIENCE = 10.0
 """Seconds without patience, after it was in vain."""
 
-MOST_THREADS = 64
+MAX_THREADS = 64
 
 THREADS_ABORT = _interpreter.threads_abort()
 """Whether no thread may be started here: then files are closed on the spot, and that may wait."""
@@ -139,7 +139,7 @@ def _holds_descriptors(sock: socket.socket) -> bool:
 
 
 class _Place(Owner):
-    """A thread's place among MOST_THREADS.
+    """A thread's place among MAX_THREADS.
 
     Only the arguments of the thread hold it, so it is gone when the thread is, however that ended:
     one without memory for its first call runs no code of ours.
@@ -175,11 +175,11 @@ def _have_closed(fds: list[Fd]) -> None:
 
 def _all_taken() -> bool:
     """Say whether there is no place for another thread, once those of dead ones are given back."""
-    if len(_threads) >= MOST_THREADS:
+    if len(_threads) >= MAX_THREADS:
         for each in tuple(_threads):
             if each() is None:
                 _threads.discard(each)
-    return len(_threads) >= MOST_THREADS
+    return len(_threads) >= MAX_THREADS
 
 
 def _start(fds: list[Fd]) -> "tuple[_thread.LockType, weakref.ref[_Place]]":

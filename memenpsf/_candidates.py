@@ -47,9 +47,9 @@ class Candidate(Owner):
 class Candidates(Owner):
     """The clients that wait for a handshake, by user."""
 
-    def __init__(self, most: int) -> None:
-        """Hold `most` clients."""
-        self._most = most
+    def __init__(self, limit: int) -> None:
+        """Hold at most `limit` clients."""
+        self._limit = limit
         self._queues: dict[int, deque[Candidate]] = {}  # whose turn it is comes first
 
     def __len__(self) -> int:
@@ -70,7 +70,7 @@ class Candidates(Owner):
         """
         uid = candidate.share.uid
         excess = None
-        if len(self) >= self._most:
+        if len(self) >= self._limit:
             fullest = max(self._queues, key=lambda each: len(self._queues[each]))
             if len(self.of(uid)) >= len(self._queues[fullest]):
                 return candidate
@@ -143,10 +143,10 @@ class Conduct:
 class Places:
     """The handshakes under way, at one moment: who may begin one more, and when."""
 
-    def __init__(self, most: int, most_per_uid: int, begun: Iterable[tuple[int, float]]) -> None:
+    def __init__(self, limit: int, limit_per_uid: int, begun: Iterable[tuple[int, float]]) -> None:
         """Count them: the user of each and when it began, the oldest first."""
-        self._most = most
-        self._most_per_uid = most_per_uid
+        self._limit = limit
+        self._limit_per_uid = limit_per_uid
         self._begun: dict[int, list[float]] = {}
         for uid, when in begun:
             self._begun.setdefault(uid, []).append(when)
@@ -155,7 +155,7 @@ class Places:
     @property
     def all_taken(self) -> bool:
         """Whether one more can only take the place of another one."""
-        return self._taken >= self._most
+        return self._taken >= self._limit
 
     def victim(self, newcomer: int) -> int | None:
         """Return the user whose oldest handshake gives way to one of a newcomer's user.
@@ -173,7 +173,7 @@ class Places:
         """
         uid = candidate.share.uid
         theirs = self._begun.get(uid, [])
-        if len(theirs) >= self._most_per_uid:
+        if len(theirs) >= self._limit_per_uid:
             return math.inf
         # To begin one is the dearest part, and a user that lets one hang may let many hang.
         hangs = theirs and now - theirs[0] > cooldown

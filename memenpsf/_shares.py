@@ -109,9 +109,9 @@ class Shares(Owner):
     def open(self, uid: int) -> Share:
         """Count one more connection of a user; raise LimitRefused if it is one too many."""
         count = len(self.shares(uid))
-        most = self._max_connections or connections_by_default()
-        if count >= most:
-            raise LimitRefused(f"uid {uid} has {count} connections here, and may have {most}")
+        limit = self._max_connections or connections_by_default()
+        if count >= limit:
+            raise LimitRefused(f"uid {uid} has {count} connections here, and may have {limit}")
         allowed = self._descriptors_of_one()
         if count and (count + 1) * PER_CONNECTION + self._reserved > allowed:
             raise LimitRefused(

@@ -121,13 +121,13 @@ class Limits(NamedTuple):
 
     def check_attached(self, fds: int, regions: int) -> None:
         """Raise Unaccepted for more attachments than the receiver takes."""
-        for what, option, count, most in (
+        for what, option, count, limit in (
             ("descriptors", "fds", fds, self.fds),
             ("memory regions", "regions", regions, self.regions),
         ):
-            if count > most:
+            if count > limit:
                 raise Unaccepted(
-                    f"{count} {what} with one message, and the receiver accepts at most {most} "
+                    f"{count} {what} with one message, and the receiver accepts at most {limit} "
                     f"(its accept=Accept({option}=...))"
                 )
 
@@ -193,14 +193,14 @@ def _encode_message(record: Any) -> Framed:
     return Framed(_contiguous(data), tag, flags)
 
 
-def checked_tag(what: str, value: Any, most: int) -> int:
-    """Return the number that goes with a message; raise BadRecord unless it is from 0 to `most`."""
+def checked_tag(what: str, value: Any, largest: int) -> int:
+    """Return the number that goes with a message; raise BadRecord unless it is from 0 to `largest`."""
     try:
         number = value if isinstance(value, int) else index_of(value)
     except TypeError:
         number = -1
-    if not 0 <= number <= most:
-        raise BadRecord(f"{what} is a number from 0 to {most}, not {value!r}")
+    if not 0 <= number <= largest:
+        raise BadRecord(f"{what} is a number from 0 to {largest}, not {value!r}")
     return number
 
 

@@ -41,7 +41,7 @@ def compiled(spec: str | struct.Struct) -> struct.Struct:
 
 
 _PACKING_FAILED = (struct.error, TypeError, ValueError, OverflowError)
-_MOST_FIELDS = 256  # of a Packer; a guess: with more of them, what each record costs is little
+_MAX_FIELDS = 256  # of a Packer; a guess: with more of them, what each record costs is little
 
 
 def packing(
@@ -94,9 +94,9 @@ def packer_in_c(packer: struct.Struct, cls: Any = None) -> Any:
     mode = form[0] if form[0] in "@=<>!" else "@"
     items = list(struct_items(form))
     number = sum(1 if code == "s" else count for code, count in items if code != "x")
-    if mode not in orders or not 0 < number <= _MOST_FIELDS:
+    if mode not in orders or not 0 < number <= _MAX_FIELDS:
         return None
-    if len(items) > 2 * _MOST_FIELDS:  # most of them padding: what follows is quadratic
+    if len(items) > 2 * _MAX_FIELDS:  # most of them padding: what follows is quadratic
         return None
     fields = []
     before = mode

@@ -180,7 +180,7 @@ class TestKeeping:
 
 class TestLimits:
     def test_the_one_not_used_for_longest_goes_first(self, registry, clock, made):
-        mappings = Mappings(most=2, clock=clock)
+        mappings = Mappings(limit=2, clock=clock)
         for tag in "abac":  # b goes when c comes
             lend_and_read(registry, mappings, tag=tag)
         del made[:]

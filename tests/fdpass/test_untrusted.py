@@ -201,7 +201,7 @@ def test_what_somebody_else_closes_meanwhile_is_not_closed_twice(thread_module):
 
 
 def test_if_all_threads_wait_the_next_one_waits_for_them_open(slow, monkeypatch):
-    monkeypatch.setattr(_untrusted, "MOST_THREADS", 2)
+    monkeypatch.setattr(_untrusted, "MAX_THREADS", 2)
     first = [slow.make(), slow.make()]
     fdpass.close_untrusted(first)
     until(lambda: all(fd.closed for fd in first))
@@ -216,7 +216,7 @@ def test_if_all_threads_wait_the_next_one_waits_for_them_open(slow, monkeypatch)
 
 
 def test_a_forked_child_counts_no_thread_of_its_parent(slow, monkeypatch, forked):
-    monkeypatch.setattr(_untrusted, "MOST_THREADS", 1)
+    monkeypatch.setattr(_untrusted, "MAX_THREADS", 1)
     fdpass.close_untrusted([slow.make()])
 
     def child():
@@ -236,7 +236,7 @@ def without_beginning(*_):
 def test_threads_that_could_not_begin_keep_no_place(thread_module, monkeypatch):
     monkeypatch.setattr(_untrusted, "IMPATIENCE", math.inf)  # so nobody looks how it went
     thread_module(start_new_thread=without_beginning)
-    fds = [null() for _ in range(_untrusted.MOST_THREADS + 10)]
+    fds = [null() for _ in range(_untrusted.MAX_THREADS + 10)]
     numbers = [fd.fileno() for fd in fds]
     for fd in fds:
         fdpass.close_untrusted([fd])
@@ -245,7 +245,7 @@ def test_threads_that_could_not_begin_keep_no_place(thread_module, monkeypatch):
     fdpass.close_untrusted([null()])
     settle()
     assert not any(map(is_open, numbers))
-    assert len(_untrusted._threads) < _untrusted.MOST_THREADS
+    assert len(_untrusted._threads) < _untrusted.MAX_THREADS
 
 
 def test_what_a_thread_that_could_not_begin_leaves_is_closed_by_who_waits_for_it(thread_module):
@@ -258,7 +258,7 @@ def test_what_a_thread_that_could_not_begin_leaves_is_closed_by_who_waits_for_it
 
 
 def test_a_thread_waits_where_another_could_not_begin(slow, thread_module, monkeypatch):
-    monkeypatch.setattr(_untrusted, "MOST_THREADS", 2)
+    monkeypatch.setattr(_untrusted, "MAX_THREADS", 2)
     fdpass.close_untrusted([slow.make()])  # takes long, so nobody is waited for from now on
     thread_module(start_new_thread=without_beginning)
     left = null()
@@ -328,7 +328,7 @@ def test_an_interrupt_before_a_thread_begins_leaves_the_rest_to_the_next(thread_
 def test_a_forked_child_closes_what_still_waited_for_a_thread_of_its_parent(
     slow, monkeypatch, forked
 ):
-    monkeypatch.setattr(_untrusted, "MOST_THREADS", 1)
+    monkeypatch.setattr(_untrusted, "MAX_THREADS", 1)
     fdpass.close_untrusted([slow.make()])
     number = (fd := null()).fileno()
     fdpass.close_untrusted([fd])
