@@ -16,20 +16,20 @@ from fdpass import (
 from fdpass.lowlevel import Closable, Owner, monotonic, seconds_of, shown_seconds
 
 from ._direct import persist
+from ._link import plans
 from ._link.endpoint import Endpoint, advance
 from ._link.handshake import Role
 from ._link.lease import Lease
 from ._link.opening import Opening, refuse
 from ._link.options import PairOptions, checked_number
+from ._link.plans import Wait
 from ._link.terms import Terms, check_options, checked_socket, deadline_of
-from ._link.waiters import Event, Waiter
+from ._link.waiters import Event
 from ._origin import tag_error, tag_unless_given, tagged
 from ._queue import Connection, open_pair
-from ._ring.sender import BatchSending, Sending
-from ._threads import open_endpoint
+from ._threads import drive, open_endpoint, wait_for
 
 __all__ = [
-    "BatchSending",
     "Closable",
     "Connection",
     "Credentials",
@@ -43,14 +43,14 @@ __all__ = [
     "PairOptions",
     "Role",
     "Seconds",
-    "Sending",
     "Terms",
-    "Waiter",
+    "Wait",
     "advance",
     "check_options",
     "checked_number",
     "checked_socket",
     "deadline_of",
+    "drive",
     "drop_socket",
     "is_ambiguous_uid",
     "monotonic",
@@ -58,10 +58,12 @@ __all__ = [
     "open_pair",
     "peer_credentials",
     "persist",
+    "plans",
     "refuse",
     "seconds_of",
     "shown_seconds",
     "tag_error",
     "tag_unless_given",
     "tagged",
+    "wait_for",
 ]

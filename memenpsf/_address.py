@@ -27,7 +27,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from ipcqueue.lowlevel import Owner, checked_number, drop_socket, is_ambiguous_uid, monotonic
+from ipcqueue.lowlevel import (
+    Owner,
+    Wait,
+    checked_number,
+    drop_socket,
+    is_ambiguous_uid,
+    monotonic,
+)
 
 from ._places import delays, lock_places, places
 
@@ -204,8 +211,8 @@ class Bound(Owner):
 
 def starting(
     address: Address, permissions: Permissions | None = None
-) -> Generator[float, None, Bound]:
-    """Listen at an address: a plan, which yields for how many seconds to wait.
+) -> Generator[Wait, bool, Bound]:
+    """Listen at an address: a plan.
 
     Raises OSError: EADDRINUSE if a live server is there, FileExistsError for what is no socket.
     """
@@ -296,7 +303,7 @@ def _permit(address: Address, file: int, wanted: Permissions) -> None:
 
 def _clear(
     path: Path, held: contextlib.ExitStack, *, under_lock: bool
-) -> Generator[float, None, None]:
+) -> Generator[Wait, bool, None]:
     """Remove a dead server's file, so that the path is free; raise OSError if it cannot be.
 
     `held` keeps its inode until the next one is made, which so has another number: a program that
@@ -324,7 +331,7 @@ def _clear(
             raise OSError(
                 errno.EADDRINUSE, "somebody makes socket files there all the time", str(path)
             )
-        yield min(next(pauses), 0.05)
+        yield Wait(min(next(pauses), 0.05))
 
 
 def just_bound(status: os.stat_result) -> bool:

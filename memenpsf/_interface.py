@@ -11,6 +11,7 @@ from ipcqueue.lowlevel import (
     Terms,
     checked_socket,
     deadline_of,
+    drive,
     drop_socket,
     open_endpoint,
     open_pair,
@@ -244,7 +245,6 @@ def connect(
     HandshakeTimeout, and what Interface raises.
     """
     # Slow to import, and not needed by programs that bring their own sockets.
-    from ._drive import drive  # noqa: PLC0415
     from ._seeking import connecting  # noqa: PLC0415
 
     deadline = deadline_of(timeout)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import math
-import select
 import socket
 import threading
 from typing import TYPE_CHECKING, Any
 
 from ipcqueue import Closed, ConcurrentUse
-from ipcqueue.lowlevel import Closable, deadline_of, monotonic, seconds_of, shown_seconds
+from ipcqueue.lowlevel import Closable, deadline_of, drive, seconds_of, shown_seconds, wait_for
 
-from ._drive import drive
 from ._interface import Interface
 from ._listening import AnyListener
 from ._pending import CAUSED_BY_ONE, PendingClients
@@ -22,12 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Unpack
 
-    from ipcqueue.lowlevel import Seconds
+    from ipcqueue.lowlevel import Seconds, Wait
 
     from ._options import ListenOptions
-    from ._pending import Wait
-
-_SLICE = 3600.0  # seconds; poll() cannot wait much longer at once
 
 
 class Listener(AnyListener, Closable):
@@ -84,14 +78,10 @@ class Listener(AnyListener, Closable):
             raise
         return interface
 
-    def _wait(self, awaited: Wait) -> None:
-        poll = select.poll()
-        for fd, events in awaited.interests:
-            poll.register(fd, events)
-        left = max(0, math.ceil(min(awaited.until - monotonic(), _SLICE) * 1000))
+    def _wait(self, awaited: Wait) -> bool:
         try:
             self._busy = False
-            poll.poll(left)
+            return wait_for(awaited)
         finally:
             self._busy = True
 

@@ -14,15 +14,17 @@ import socket
 from collections import deque
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ipcqueue import Closed, LimitRefused, PeerDied, QueueError
 from ipcqueue.lowlevel import (
     Opening,
     Owner,
     Terms,
+    Wait,
     advance,
     deadline_of,
+    drive,
     drop_socket,
     monotonic,
     peer_credentials,
@@ -31,7 +33,6 @@ from ipcqueue.lowlevel import (
 
 from ._address import BACKLOG, checked_permissions, resolve, starting
 from ._candidates import Candidate, Candidates, Conduct, Places
-from ._drive import drive
 from ._log import RefusalLog, logger
 from ._options import BOTH_WAYS, check_listener_options, checked_role
 from ._quota import Quota, checked_quota
@@ -83,16 +84,6 @@ _QUOTA = Quota()
 CAUSED_BY_ONE = (QueueError, OSError, MemoryError)
 
 
-class Wait(NamedTuple):
-    """What a listener waits for before its next turn, unless it is closed first."""
-
-    interests: list[tuple[int, int]]
-    """Descriptors to poll, and for what: for 0, only that it is closed."""
-
-    until: float
-    """A monotonic()."""
-
-
 class PendingClients(Owner):
     """A bound address and its clients until they have introduced themselves; it never waits.
 
@@ -119,8 +110,8 @@ class PendingClients(Owner):
         self._set_up(address, record, **options)
         return self
 
-    def binding(self) -> Generator[float, None, None]:
-        """Bind the address: a plan, which yields for how many seconds to wait."""
+    def binding(self) -> Generator[Wait, bool, None]:
+        """Bind the address: a plan."""
         self.bound = yield from starting(self._where, self._permissions)
         try:
             self.log = RefusalLog(self.bound.address)
@@ -170,8 +161,8 @@ class PendingClients(Owner):
         self._turned_away = 0  # since the last pause: clients that got no handshake
         self.closed = False
 
-    def next_client(self, deadline: float = math.inf) -> Generator[Wait, None, Endpoint | None]:
-        """Return the next client: a plan, which yields what to wait for.  None at the deadline.
+    def next_client(self, deadline: float = math.inf) -> Generator[Wait, bool, Endpoint | None]:
+        """Return the next client: a plan.  None at the deadline.
 
         Raises as turn() does.
         """
@@ -181,13 +172,18 @@ class PendingClients(Owner):
                 return None
             yield from self._rest(deadline)
             if not self.closed:  # meanwhile
-                yield Wait(list(self.interests()), min(deadline, self.next_deadline()))
+                yield self._wait_for(list(self.interests()), min(deadline, self.next_deadline()))
         return endpoint
 
-    def _rest(self, deadline: float) -> Iterator[Wait]:
+    def _rest(self, deadline: float) -> Generator[Wait, bool, None]:
         seconds = self.cooldown()
         if seconds and not self.closed:
-            yield Wait([(self.bound.sock.fileno(), 0)], min(deadline, monotonic() + seconds))
+            interests = [(self.bound.sock.fileno(), 0)]
+            yield self._wait_for(interests, min(deadline, monotonic() + seconds))
+
+    @staticmethod
+    def _wait_for(interests: list[tuple[int, int]], until: float) -> Wait:
+        return Wait(max(0.0, until - monotonic()), interests=interests)
 
     def turn(self) -> Endpoint | None:
         """Do what can be done now; return the next client, or None if none is ready.

@@ -23,7 +23,7 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from ipcqueue.lowlevel import is_ambiguous_uid, monotonic, shown_seconds
+from ipcqueue.lowlevel import Wait, is_ambiguous_uid, monotonic, shown_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -142,8 +142,8 @@ def _make(directory: Path) -> None:
 
 def lock_places(
     held: contextlib.ExitStack,
-) -> Generator[float, None, tuple[list[Path], list[OSError]]]:
-    """Lock all of this user's places: a plan, which yields for how many seconds to wait.
+) -> Generator[Wait, bool, tuple[list[Path], list[OSError]]]:
+    """Lock all of this user's places: a plan.
 
     Returns those that are locked until `held` is closed, and why others are not usable.  Raises
     TimeoutError, after a second, if another process has a lock.
@@ -172,7 +172,7 @@ def lock_places(
     return locked, faults
 
 
-def _lock(directory: Path, held: contextlib.ExitStack) -> Generator[float, None, None]:
+def _lock(directory: Path, held: contextlib.ExitStack) -> Generator[Wait, bool, None]:
     deadline = monotonic() + _LOCK_PATIENCE
     pauses = delays()
     while True:
@@ -197,7 +197,7 @@ def _lock(directory: Path, held: contextlib.ExitStack) -> Generator[float, None,
                     held.enter_context(ours.pop_all())
                     return
                 # It was removed, and perhaps made anew, between open() and flock().
-        yield min(next(pauses), 0.01)
+        yield Wait(min(next(pauses), 0.01))
 
 
 def _holder(fd: int) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from ipcqueue import HandshakeTimeout
-from ipcqueue.lowlevel import deadline_of, monotonic, shown_seconds
+from ipcqueue.lowlevel import Wait, deadline_of, monotonic, shown_seconds
 
 from ._address import STARTING, just_bound, named
 from ._places import RUNTIME, TEMPORARY, delays, open_place, places
@@ -41,8 +41,8 @@ _MAX_NAMED = 5
 _LONGEST = 40  # characters of a name
 
 
-def connecting(address: Address, timeout: Seconds) -> Generator[float, None, socket.socket]:
-    """Connect to a server: a plan, which yields for how many seconds to wait.
+def connecting(address: Address, timeout: Seconds) -> Generator[Wait, bool, socket.socket]:
+    """Connect to a server: a plan.
 
     Raises OSError at once if there is no server, HandshakeTimeout if it has no room in time.  A
     socket file that refuses, but is newer than a quarter of a second, may belong to a server that
@@ -66,7 +66,7 @@ def connecting(address: Address, timeout: Seconds) -> Generator[float, None, soc
                 raise HandshakeTimeout(
                     f"{address}: the server had no room within {shown_seconds(timeout)}"
                 )
-            yield min(next(pauses), deadline - now)
+            yield Wait(min(next(pauses), deadline - now))
 
 
 def connect_once(address: Address, sock: socket.socket) -> bool:

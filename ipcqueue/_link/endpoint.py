@@ -24,7 +24,7 @@ import weakref
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
-from fdpass.lowlevel import Owner, index_of
+from fdpass.lowlevel import Owner, index_of, monotonic
 from ipcqueue._direct import persist
 from ipcqueue._errors import (
     Closed,
@@ -67,7 +67,7 @@ if TYPE_CHECKING:
 
     from .opening import Agreement, Opening
     from .terms import Terms
-    from .waiters import Waiter
+    from .waiters import Follower, Waiter
     from .wire import Read
 
 # From 2 ms to 128: many senders may wait for a peer that reads nothing.
@@ -130,6 +130,8 @@ class Endpoint(Owner):
         self.sender: SenderEnd | None = None
         self.receiver: ReceiverEnd | None = None
         self._peer_limits = limits_of(peer.identity)
+        self.clock: Callable[[], float] = monotonic
+        self.spins = True
         self.busy = terms.patience == BUSY
         self._make_rings(terms)
         self._count_descriptors()
@@ -316,11 +318,15 @@ class Endpoint(Owner):
             raise TypeError("this end only receives")
         return self.sender
 
-    def copy_in_steps(self) -> None:
-        """Have each attempt to receive copy a piece of a large message only, and return None then.
+    def serve_tasks(self, clock: Callable[[], float], follower: Callable[[], Follower]) -> None:
+        """Be of use to the tasks of an event loop, which let each other run.
 
-        For event loops, which let others run in between; see unfinished().
+        So nobody spins, and each attempt to receive copies a piece of a large message only, and
+        returns None then; see unfinished().  `clock` is that of their deadlines; `follower` makes
+        what a task sleeps on.
         """
+        self.clock, self.waiters.follower = clock, follower
+        self.spins = self.busy = False
         if self.receiver is not None:
             self.receiver.in_steps = True
 
@@ -449,9 +455,10 @@ class Endpoint(Owner):
             self._note_end(self._who_left())
         return read.size
 
-    def answer(self) -> int:
-        """Do as service(), after a wake-up."""
-        self.alarms.woken()
+    def answer(self, *, woken: bool = True) -> int:
+        """Do as service(), after sleeping; `woken`: as the socket was readable."""
+        if woken:
+            self.alarms.woken()
         return self.service()
 
     def should_back_off(self) -> bool:
@@ -470,18 +477,6 @@ class Endpoint(Owner):
     def back_off_length(self) -> float:
         """Return for how many seconds to leave the socket alone: longer each time in a row."""
         return self.alarms.back_off_length(self.wire.held_back)
-
-    def doze(self, seconds: float) -> bool:
-        """Sleep until the socket is readable, and read, as the reader; False if it was not in time.
-
-        No longer than a second or so: a poll() that a signal comes just before sleeps on.
-        """
-        rest = min(seconds, self.back_off_length()) if self.should_back_off() else 0.0
-        woken, read = self.with_socket(partial(self.wire.doze, seconds=seconds, rest=rest))
-        if woken:
-            self.alarms.woken()
-        self._learn(read)
-        return woken
 
     def leave(self, waiter: Waiter) -> None:
         """Undo what a waiter has announced and become; for persist(), as Waiters.leave()."""
@@ -503,6 +498,16 @@ class Endpoint(Owner):
         if event is Event.SPACE:
             return self.sending().arm(units)
         return not self.wire.inbox
+
+    def has_come(self, event: Event, units: int) -> bool:
+        """Whether what somebody waits for is there."""
+        if self.closed or self._end is not None:
+            return False
+        if event is Event.RECORDS:
+            return self.receiving().has_records()
+        if event is Event.SPACE:
+            return self.sending().has_space(units)
+        return bool(self.wire.inbox)
 
     def withdraw(self, event: Event) -> None:
         """Take an announcement back, which spares the peer a doorbell."""

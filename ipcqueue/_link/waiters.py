@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import threading
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from fdpass.lowlevel import Owner, renewed_after_fork
 from ipcqueue._direct import persist
@@ -36,6 +36,20 @@ class Event(enum.IntEnum):
     MESSAGE = 2
 
 
+class Follower(Protocol):
+    """What a follower sleeps on: a lock that is held; or what a door has instead."""
+
+    def release(self) -> None:
+        """Wake who sleeps on it."""
+
+
+def held_lock() -> Follower:
+    """Return a lock for a thread to sleep on."""
+    lock = threading.Lock()
+    lock.acquire()
+    return lock
+
+
 class Waiter:
     """A thread or task that waits for one event; its marks in Waiters, for leave() to undo."""
 
@@ -47,8 +61,8 @@ class Waiter:
         self.late = False
         """Whether somebody else was reading when it entered: then it must follow."""
         self.reads = self.led = False
-        self.follows: threading.Lock | None = None
-        """What a thread that follows sleeps on."""
+        self.follows: Follower | None = None
+        """What it sleeps on if it follows."""
 
 
 class Waiters(Owner):
@@ -60,7 +74,8 @@ class Waiters(Owner):
         """Whether somebody reads the socket, or sleeps until it can be read."""
         self.counts = [0] * len(Event)
         """How many wait for each event."""
-        self.followers: set[threading.Lock] = set()
+        self.followers: set[Follower] = set()
+        self.follower: Callable[[], Follower] = held_lock
         renewed_after_fork(self)
 
     def renew_locks(self) -> None:
@@ -79,10 +94,9 @@ class Waiters(Owner):
         """Make a waiter that is not late the reader; with the mutex held since it entered."""
         self.reading = waiter.reads = waiter.led = True
 
-    def follow(self, waiter: Waiter) -> threading.Lock:
-        """Return a lock to sleep on until the reader has read; with the mutex held."""
-        follower = waiter.follows = threading.Lock()
-        follower.acquire()
+    def follow(self, waiter: Waiter) -> Follower:
+        """Return what to sleep on until the reader has read; with the mutex held."""
+        follower = waiter.follows = self.follower()
         self.followers.add(follower)
         return follower
 

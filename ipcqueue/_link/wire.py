@@ -60,6 +60,7 @@ _waiting: Callable[[bytearray], int] = _direct.waiting
 _drop: Callable[[bytearray], None] = _direct.drop
 
 T = TypeVar("T")
+Poller = TypeVar("Poller", select.poll, select.epoll)
 
 
 class Read(NamedTuple):
@@ -212,20 +213,18 @@ class Wire(Owner):
         """Return the descriptors that an event loop may be waiting for; raise Closed."""
         return [self.fileno()] + ([] if self._events is None else [self._events.fileno()])
 
-    def end_poller(self) -> select.epoll:
-        """Return what is readable once the connection or the peer's process has ended.
+    def poller(self, events: int) -> select.epoll:
+        """Return what is readable where poll(events) would return.
 
         It is the caller's.  Raises Closed, OSError.
         """
         epoll = select.epoll()
         try:
             self.fileno()  # raises Closed
-            if not self.held_back:  # else the end comes behind what waits in the socket
-                self.watch(epoll, 0)
+            return self._poller(epoll, events)
         except BaseException:
             persist(epoll.close)
             raise
-        return epoll
 
     # -- sending ---------------------------------------------------------------------------------
 
@@ -262,24 +261,21 @@ class Wire(Owner):
         (left,) = struct.unpack("i", fcntl.ioctl(sock, termios.FIONREAD, bytes(4)))
         return int(left) + sum(len(data) for data, *_ in tuple(self._unread)) + _waiting(self._room)
 
-    def doze(self, sock: socket.socket, seconds: float, rest: float = 0.0) -> tuple[bool, Read]:
-        """Sleep until the socket is readable, and read; return whether it was in time, and that.
+    def poll(self, sock: socket.socket, events: int, seconds: float) -> bool:
+        """Sleep until `events` of the socket, or its end, or the peer's exit; False if none came.
 
-        The first `rest` seconds leave the socket alone, unless the connection ends.
+        For POLLIN alone, only by the reader; for 0, to leave the socket alone meanwhile.
         """
-        if rest:
-            self.rest(rest)
-        woken = self._poll.poll(math.ceil((seconds - rest) * 1000))
+        poll = self._poll if events == select.POLLIN else self._poller(select.poll(), events)
+        woken = poll.poll(max(0, math.ceil(seconds * 1000)))
         if self.process is not None and any(fd == self.process.fileno() for fd, _ in woken):
             hang_up(sock)
-        return bool(woken), self.read(sock)
+        return bool(woken)
 
-    def rest(self, seconds: float) -> None:
-        """Leave the socket alone, unless the connection ends."""
-        poll = select.poll()
-        if not self.held_back:  # else the end comes behind what waits in the socket
-            self.watch(poll, 0)
-        poll.poll(math.ceil(seconds * 1000))
+    def _poller(self, poll: Poller, events: int) -> Poller:
+        if events or not self.held_back:  # else the end comes behind what waits in the socket
+            self.watch(poll, events)
+        return poll
 
     def read(self, sock: socket.socket) -> Read:
         """Read once: doorbells, messages, descriptors, the end.  As the reader, with use()."""

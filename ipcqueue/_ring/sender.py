@@ -170,10 +170,10 @@ class Sending:
         """Whether the last attempt found space, but the socket took no descriptors."""
 
     def attempt(self) -> bool | None:
-        """Send it; None if it must wait for space.  True also if it is stuck."""
+        """Send it; None if it must wait for space, or is stuck."""
         sent = self._sender.try_send(self._parcel)
         self.stuck = sent is None
-        return None if sent is False else True
+        return sent or None
 
     def units(self) -> int:
         """Return how much space to wait for."""

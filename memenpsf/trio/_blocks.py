@@ -3,121 +3,99 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
-from trio.lowlevel import enable_ki_protection
+from trio.lowlevel import checkpoint_if_cancelled, enable_ki_protection
 
-import ipcqueue
-from ipcqueue import QueueError
-from ipcqueue.lowlevel import Endpoint, Event, Owner, shown_seconds
+from ipcqueue import Borrowing, Loan, QueueError
+from ipcqueue.lowlevel import Owner, plans
 
-from ._errors import OURS, Full, ours
+from ._errors import OURS, ours
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
     from types import TracebackType
 
-    from ipcqueue.lowlevel import Seconds
+    from ipcqueue.lowlevel import Endpoint, Seconds, Wait
 
-T = TypeVar("T")
+    from ._tasks import Tasks
+
+BlockT = TypeVar("BlockT", bound=Loan | Borrowing)
 
 
 class Waiting(Protocol):
     """What of an Interface waits for its blocks."""
 
     _endpoint: Endpoint | None
+    _tasks: Tasks
 
     async def _opened(self) -> Endpoint: ...
 
-    async def _until(
+
+class _Block(Owner, Generic[BlockT]):
+    """A block of ipcqueue for async with: `make` makes it, `plan` is how it is opened."""
+
+    def __init__(
         self,
-        attempt: Callable[[], T | None],
-        event: Event,
+        interface: Waiting,
+        make: Callable[[Endpoint], BlockT],
+        plan: Callable[[Endpoint, BlockT, Seconds], Generator[Wait, bool, None]],
         timeout: Seconds,
-        units: Callable[[], int] = ...,
-    ) -> T | None: ...
+    ) -> None:
+        self._interface = interface
+        self._make = make
+        self._plan = plan
+        self._timeout = timeout
+        endpoint = interface._endpoint  # noqa: SLF001 (one package)
+        # At once if that is possible, so that a mistake is raised where it is made.
+        self._block: BlockT | None = make(endpoint) if endpoint else None
+
+    @enable_ki_protection
+    async def __aenter__(self) -> BlockT:
+        try:
+            interface = self._interface
+            endpoint = interface._endpoint or await interface._opened()  # noqa: SLF001
+            block = self._block = self._block or self._make(endpoint)
+            await checkpoint_if_cancelled()
+            plan = self._plan(endpoint, block, self._timeout)
+            await interface._tasks.drive(plan)  # noqa: SLF001
+            return block
+        except Exception as error:
+            raise ours(error, self._interface) from error.__cause__
+
+    @enable_ki_protection
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            _leave(self._interface, self._block, kind, error, traceback)
+        except Exception as failure:
+            raise ours(failure, self._interface) from failure.__cause__
 
 
-class AsyncLoan(Owner):
+class AsyncLoan(_Block[Loan]):
     """An ipcqueue.Loan for an async with block."""
 
     def __init__(
         self, interface: Waiting, size: int, timeout: Seconds, tag: int, flags: int
     ) -> None:
-        self._interface = interface
-        self._timeout = timeout
-        self._make = partial(ipcqueue.Loan, size=size, tag=tag, flags=flags)
-        endpoint = interface._endpoint  # noqa: SLF001 (one package)
-        # At once if that is possible, so that a mistake is raised where it is made.
-        self._loan: ipcqueue.Loan | None = self._make(endpoint) if endpoint else None
-
-    @enable_ki_protection
-    async def __aenter__(self) -> ipcqueue.Loan:
-        try:
-            interface = self._interface
-            endpoint = interface._endpoint or await interface._opened()  # noqa: SLF001
-            loan = self._loan = self._loan or self._make(endpoint)
-            opened = await interface._until(  # noqa: SLF001
-                loan.try_open, Event.SPACE, self._timeout, lambda: loan.units
-            )
-            if opened is None:
-                raise Full(f"no space for a loan within {shown_seconds(self._timeout)}")
-            return loan
-        except Exception as error:
-            raise ours(error, self._interface) from error.__cause__
-
-    @enable_ki_protection
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        try:
-            _leave(self._interface, self._loan, kind, error, traceback)
-        except Exception as failure:
-            raise ours(failure, self._interface) from failure.__cause__
+        make = partial(Loan, size=size, tag=tag, flags=flags)
+        super().__init__(interface, make, plans.open_loan, timeout)
 
 
-class AsyncBorrowing(Owner):
+class AsyncBorrowing(_Block[Borrowing]):
     """An ipcqueue.Borrowing for an async with block."""
 
     def __init__(self, interface: Waiting, limit: int | None, timeout: Seconds) -> None:
-        self._interface = interface
-        self._timeout = timeout
-        self._make = partial(ipcqueue.Borrowing, limit=limit)
-        endpoint = interface._endpoint  # noqa: SLF001 (one package)
-        self._borrowing: ipcqueue.Borrowing | None = self._make(endpoint) if endpoint else None
-
-    @enable_ki_protection
-    async def __aenter__(self) -> ipcqueue.Borrowing:
-        try:
-            interface = self._interface
-            endpoint = interface._endpoint or await interface._opened()  # noqa: SLF001
-            borrowing = self._borrowing = self._borrowing or self._make(endpoint)
-            await interface._until(  # noqa: SLF001
-                lambda: endpoint.or_end(borrowing.try_open), Event.RECORDS, self._timeout
-            )
-            return borrowing
-        except Exception as error:
-            raise ours(error, self._interface) from error.__cause__
-
-    @enable_ki_protection
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        try:
-            _leave(self._interface, self._borrowing, kind, error, traceback)
-        except Exception as failure:
-            raise ours(failure, self._interface) from failure.__cause__
+        super().__init__(interface, partial(Borrowing, limit=limit), plans.open_borrowing, timeout)
 
 
 def _leave(
     interface: Waiting,
-    block: ipcqueue.Loan | ipcqueue.Borrowing | None,
+    block: Loan | Borrowing | None,
     kind: type[BaseException] | None,
     error: BaseException | None,
     traceback: TracebackType | None,

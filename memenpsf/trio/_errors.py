@@ -49,6 +49,7 @@ OURS: dict[type[Exception], type[QueueError]] = {
     ipcqueue.DescriptorsLost: DescriptorsLost,
     ipcqueue.Closed: Closed,
     ipcqueue.ConcurrentUse: ConcurrentUse,
+    ipcqueue.Full: Full,
 }
 
 

@@ -1,17 +1,14 @@
 """Interface: the verbs of memenpsf.Interface, awaitable.
 
-One task at a time waits for the socket; the others park, and look again when it has read (the
-reasons stand in ipcqueue/_threads.py; between tasks no mutex is needed).
+How they wait stands in ipcqueue/_link/plans.py, and what tasks wait with in _tasks.py.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
-import select
 import socket
 import weakref
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import trio
 from trio.lowlevel import (
@@ -19,57 +16,38 @@ from trio.lowlevel import (
     checkpoint,
     checkpoint_if_cancelled,
     enable_ki_protection,
-    notify_closing,
-    wait_readable,
-    wait_writable,
 )
 
-import ipcqueue
 from ipcqueue import QueueError
 from ipcqueue.lowlevel import (
-    BatchSending,
     Connection,
-    Endpoint,
     Event,
     Opening,
     Owner,
-    Sending,
     Terms,
-    Waiter,
     advance,
     checked_socket,
     deadline_of,
     drop_socket,
-    monotonic,
-    persist,
+    plans,
     seconds_of,
-    shown_seconds,
 )
 
 from .._options import BOTH_WAYS, check_interface_options, checked_role, prepare_to_connect
 from .._seeking import connecting
 from ._blocks import AsyncBorrowing, AsyncLoan
-from ._drive import drive
 from ._errors import Closed, Full, ours
+from ._tasks import Tasks
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
     from typing import Unpack
 
     from ipcqueue import Options, Received, Statistics
-    from ipcqueue.lowlevel import Credentials, Fd, MemoryRegion, Seconds
+    from ipcqueue.lowlevel import Credentials, Endpoint, Fd, MemoryRegion, Seconds
 
     from .._options import ConnectOptions
-
-T = TypeVar("T")
-
-
-def _in_steps(endpoint: T) -> T:
-    """Have an endpoint, if there is one yet, leave time for other tasks while it receives."""
-    if isinstance(endpoint, Endpoint):
-        endpoint.copy_in_steps()
-    return endpoint
 
 
 class Interface(Owner, trio.abc.Channel[Any]):
@@ -117,9 +95,7 @@ class Interface(Owner, trio.abc.Channel[Any]):
         self._endpoint: Endpoint | None = None
         self._failure: Exception | None = None
         self._handshake = trio.Lock()
-        self._writing = trio.Lock()
-        self._followers = trio.lowlevel.ParkingLot()
-        self._backing_off = trio.CancelScope()
+        self._tasks = Tasks()
 
     @classmethod
     def _over(cls, sock: socket.socket, terms: Terms, role: str, deadline: float) -> Interface:
@@ -137,9 +113,13 @@ class Interface(Owner, trio.abc.Channel[Any]):
         self.role = role
         self._opening = None
         self._set_up(terms, endpoint.peer)
-        self._endpoint = _in_steps(endpoint)
-        endpoint.owner = weakref.ref(self)
+        self._join(endpoint)
         return self
+
+    def _join(self, endpoint: Endpoint) -> None:
+        endpoint.owner = weakref.ref(self)
+        self._tasks.serve(endpoint)
+        self._endpoint = endpoint
 
     @property
     def name(self) -> str:
@@ -207,14 +187,14 @@ class Interface(Owner, trio.abc.Channel[Any]):
                 if opening is None:
                     raise Closed("this side has closed the connection")
                 try:
-                    self._endpoint = _in_steps(advance(opening))
+                    endpoint = advance(opening)
                 except (QueueError, OSError) as error:
                     self._failure = error
                 else:
-                    if self._endpoint is None:
-                        await _opening_can_go_on(opening)
+                    if endpoint is None:
+                        await self._tasks.wait_for(plans.next_step(opening))
                     else:
-                        self._endpoint.owner = weakref.ref(self)
+                        self._join(endpoint)
         self._opening = None
         return self._endpoint
 
@@ -242,39 +222,12 @@ class Interface(Owner, trio.abc.Channel[Any]):
                 if endpoint.try_push(record):
                     await cancel_shielded_checkpoint()
                     return
-            seconds = seconds_of(timeout)
-            sender = endpoint.sending()
-            until = trio.current_time() + seconds
-            with sender.parcel(record, fds, regions) as parcel:
-                if not await self._send(endpoint, Sending(sender, parcel), until):
-                    raise Full(f"no space for a record within {shown_seconds(timeout)}")
+            else:
+                deadline_of(timeout)
+                await checkpoint_if_cancelled()
+            await self._tasks.drive(plans.push(endpoint, record, timeout, fds, regions))
         except Exception as error:
             raise ours(error, self) from error.__cause__
-
-    async def _send(self, endpoint: Endpoint, sending: Sending, until: float) -> bool:
-        while True:
-            sent = await self._until(sending.attempt, Event.SPACE, _left(until), sending.units)
-            if not sending.stuck:
-                return bool(sent)
-            if trio.current_time() >= until:
-                return False
-            await self._await_room(endpoint, until)
-
-    async def _await_room(self, endpoint: Endpoint, until: float) -> None:
-        """Wait for a while until the socket takes more; and read it meanwhile.
-
-        In slices, as the peer may be waiting in the same way.  Raises Closed.
-        """
-        try:
-            async with self._writing:
-                with trio.move_on_at(min(until, trio.current_time() + _SLICE)):
-                    if endpoint.in_flight_limit_reached():
-                        await trio.sleep(endpoint.retry_after())
-                    else:
-                        await wait_writable(endpoint.fileno())
-                endpoint.turn()
-        except trio.ClosedResourceError:
-            raise Closed("this side has closed the connection") from None
 
     @enable_ki_protection
     def xmit_nowait(self, record: Any) -> None:
@@ -297,26 +250,10 @@ class Interface(Owner, trio.abc.Channel[Any]):
         indices() tells.
         """
         try:
-            seconds = seconds_of(timeout)
+            seconds_of(timeout)
             endpoint = self._endpoint or await self._opened()
-            sender = endpoint.sending()
-            sending = BatchSending(sender, sender.batch(records))
-            until = trio.current_time() + seconds
-            if not sending.left:
-                await checkpoint()
-            while sending.left:
-                alone = sending.alone()
-                sent: int | None
-                if alone is None:
-                    left = _left(until)
-                    sent = await self._until(sending.attempt, Event.SPACE, left, sending.units)
-                else:
-                    with alone as parcel:
-                        sent = await self._send(endpoint, Sending(sender, parcel), until)
-                if not sent:
-                    break
-                sending.done += sent
-            return sending.done
+            await checkpoint_if_cancelled()
+            return await self._tasks.drive(plans.push_many(endpoint, records, timeout))
         except Exception as error:
             raise ours(error, self, given=True) from error.__cause__
 
@@ -328,7 +265,8 @@ class Interface(Owner, trio.abc.Channel[Any]):
         """
         try:
             endpoint = self._endpoint or await self._opened()
-            await self._until(endpoint.has_space, Event.SPACE, None, endpoint.enough)
+            await checkpoint_if_cancelled()
+            await self._tasks.drive(plans.await_space(endpoint))
         except Exception as error:
             raise ours(error, self) from error.__cause__
 
@@ -347,7 +285,10 @@ class Interface(Owner, trio.abc.Channel[Any]):
                 for record in endpoint.ready:
                     await cancel_shielded_checkpoint()
                     return record
-            return await self._until(endpoint.try_pop, Event.RECORDS, timeout)
+            else:
+                seconds_of(timeout)
+                await checkpoint_if_cancelled()
+            return await self._tasks.take(endpoint, endpoint.try_pop, Event.RECORDS, timeout)
         except Exception as error:
             raise ours(error, self) from error.__cause__
 
@@ -369,9 +310,9 @@ class Interface(Owner, trio.abc.Channel[Any]):
             if most == 0:
                 await checkpoint()
                 return endpoint.codec.decode_many(b"", 0)
-            records = await self._until(
-                lambda: endpoint.try_pop_many(most, bounded=bounded), Event.RECORDS, timeout
-            )
+            await checkpoint_if_cancelled()
+            attempt = lambda: endpoint.try_pop_many(most, bounded=bounded)  # noqa: E731
+            records = await self._tasks.take(endpoint, attempt, Event.RECORDS, timeout)
             return endpoint.codec.decode_many(b"", 0) if records is None else records
         except Exception as error:
             raise ours(error, self) from error.__cause__
@@ -384,7 +325,9 @@ class Interface(Owner, trio.abc.Channel[Any]):
         """
         try:
             endpoint = self._endpoint or await self._opened()
-            return await self._until(endpoint.try_receive, Event.RECORDS, timeout)
+            seconds_of(timeout)
+            await checkpoint_if_cancelled()
+            return await self._tasks.take(endpoint, endpoint.try_receive, Event.RECORDS, timeout)
         except Exception as error:
             raise ours(error, self) from error.__cause__
 
@@ -413,16 +356,9 @@ class Interface(Owner, trio.abc.Channel[Any]):
         """
         try:
             endpoint = self._endpoint or await self._opened()
-            seconds = seconds_of(timeout)
+            seconds_of(timeout)
             await checkpoint_if_cancelled()
-            sent = endpoint.try_send_message(message)
-            with trio.move_on_after(seconds):
-                while not sent:
-                    await self._await_room(endpoint, math.inf)
-                    sent = endpoint.try_send_message(message)
-            if not sent:
-                raise Full(f"no room for a control message within {shown_seconds(timeout)}")
-            await cancel_shielded_checkpoint()
+            await self._tasks.drive(plans.send_message(endpoint, message, timeout))
         except Exception as error:
             raise ours(error, self) from error.__cause__
 
@@ -434,7 +370,10 @@ class Interface(Owner, trio.abc.Channel[Any]):
         """
         try:
             endpoint = self._endpoint or await self._opened()
-            return await self._until(endpoint.try_take_message, Event.MESSAGE, timeout)
+            seconds_of(timeout)
+            await checkpoint_if_cancelled()
+            take = endpoint.try_take_message
+            return await self._tasks.take(endpoint, take, Event.MESSAGE, timeout)
         except Exception as error:
             raise ours(error, self) from error.__cause__
 
@@ -445,74 +384,6 @@ class Interface(Owner, trio.abc.Channel[Any]):
     async def receive(self) -> Any:
         """Return the next record, as recv does (trio.abc.ReceiveChannel)."""
         return await self.recv()
-
-    @enable_ki_protection
-    async def _until(
-        self,
-        attempt: Callable[[], T | None],
-        event: Event,
-        timeout: Seconds,
-        units: Callable[[], int] = lambda: 1,
-    ) -> T | None:
-        """Call `attempt` until it gives something, sleeping for `event` in between.
-
-        For SPACE, `units` says how much of it there must be.  Nothing is taken before a point at
-        which this can be cancelled.
-        """
-        seconds = seconds_of(timeout)
-        await checkpoint_if_cancelled()
-        endpoint = self._open_endpoint()
-        result = attempt()
-        while result is None and endpoint.unfinished(event):  # a large message: see copy_in_steps
-            await checkpoint()
-            result = attempt()
-        if result is None and not seconds:
-            endpoint.turn()  # or the end of the connection would never be seen
-            result = attempt()
-        if result is not None or not seconds:
-            await cancel_shielded_checkpoint()
-            return result
-        with trio.move_on_after(seconds):
-            while True:
-                await self._sleep(endpoint, event, units())
-                if (result := attempt()) is not None:
-                    return result
-        endpoint.turn()  # a short timeout may have left no time to read
-        while (result := attempt()) is None and endpoint.unfinished(event):
-            await checkpoint()
-        return result
-
-    async def _sleep(self, endpoint: Endpoint, event: Event, units: int) -> None:
-        """Sleep until `event` may have come; a checkpoint in any case."""
-        waiters, waiter = endpoint.waiters, Waiter(event)
-        try:
-            waiters.enter(waiter)
-            if not endpoint.announce(event, units):
-                await checkpoint()
-            elif waiter.late:
-                await self._followers.park()
-            else:
-                waiters.read(waiter)
-                if endpoint.should_back_off():
-                    await self._back_off(endpoint)
-                await wait_readable(endpoint.wire.events_fileno())
-                endpoint.answer()
-        except (trio.ClosedResourceError, ipcqueue.Closed):
-            pass  # the attempt that follows says so
-        finally:
-            persist(endpoint.leave, waiter)
-            if waiter.led:
-                self._followers.unpark_all()
-
-    async def _back_off(self, endpoint: Endpoint) -> None:
-        """Leave the socket alone for a while, unless the connection ends."""
-        with trio.move_on_after(endpoint.back_off_length()) as self._backing_off:
-            try:
-                end = endpoint.wire.end_poller()
-            except OSError:  # no descriptor is left
-                await trio.sleep_forever()
-            with end:
-                await wait_readable(end)
 
     @enable_ki_protection
     def finish(self) -> None:
@@ -529,16 +400,13 @@ class Interface(Owner, trio.abc.Channel[Any]):
     def close(self) -> None:
         """End in good order, without waiting; tasks that wait here get Closed.  Idempotent."""
         try:
+            # First, as no descriptor may be closed while somebody waits for it.
+            self._tasks.end_waits()
             if self._opening is not None:
-                notify_closing(self._opening.sock)
                 self._opening.abandon()
                 self._opening = None
             elif self._endpoint is not None and not self._endpoint.closed:
-                for number in self._endpoint.wire.polled_fds():
-                    notify_closing(number)
-                self._backing_off.cancel()
                 self._endpoint.close()
-                self._followers.unpark_all()
         except Exception as error:
             raise ours(error, self) from error.__cause__
 
@@ -553,25 +421,6 @@ class Interface(Owner, trio.abc.Channel[Any]):
 
     def __repr__(self) -> str:
         return f"<memenpsf.trio.Interface {self.name!r}: {self._endpoint or 'no handshake yet'}>"
-
-
-def _left(until: float) -> float | None:
-    """Return the seconds until then, and None until never."""
-    return None if until == math.inf else max(0.0, until - trio.current_time())
-
-
-# How long a task that waits for room to send looks away from what there is to read; in seconds.
-_SLICE = 0.05
-
-
-async def _opening_can_go_on(opening: Opening) -> None:
-    """Wait until the next step of a handshake, or its deadline, is due."""
-    with trio.move_on_after(max(0.0, opening.deadline - monotonic())):
-        wait = wait_writable if opening.events & select.POLLOUT else wait_readable
-        try:
-            await wait(opening.sock)
-        except trio.ClosedResourceError:
-            raise Closed("this side has closed the connection") from None
 
 
 def plain_socket(
@@ -601,7 +450,7 @@ async def connect(
     where, terms, role = prepare_to_connect(address, record, timeout, options)
     await checkpoint()
     with contextlib.ExitStack() as undo:
-        sock = undo.enter_context(await drive(connecting(where, timeout)))
+        sock = undo.enter_context(await Tasks().drive(connecting(where, timeout)))
         interface = Interface._over(sock, terms, role, deadline)  # noqa: SLF001 (one module)
         undo.callback(interface.close)
         await interface.do_handshake()

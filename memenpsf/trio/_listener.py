@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import select
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -11,24 +10,21 @@ from trio.lowlevel import (
     checkpoint,
     checkpoint_if_cancelled,
     enable_ki_protection,
-    wait_readable,
 )
 
 from ipcqueue import QueueError
-from ipcqueue.lowlevel import monotonic
 
 from .._listening import AnyListener
-from .._pending import BACK_OFF, CAUSED_BY_ONE, PendingClients
-from ._drive import drive
+from .._pending import CAUSED_BY_ONE, PendingClients
 from ._errors import Closed, translated
 from ._interface import Interface
+from ._tasks import Tasks
 
 if TYPE_CHECKING:
     import os
     from typing import Unpack
 
     from .._options import ListenOptions
-    from .._pending import Wait
 
 
 class Listener(AnyListener, trio.abc.Listener[Interface]):
@@ -45,7 +41,7 @@ class Listener(AnyListener, trio.abc.Listener[Interface]):
         super().__init__(pending)
         pending.per_turn = _PER_TURN
         self._accepting = trio.Lock()
-        self._waiting = trio.CancelScope()
+        self._tasks = Tasks()
 
     @enable_ki_protection
     async def accept(self) -> Interface:
@@ -57,7 +53,7 @@ class Listener(AnyListener, trio.abc.Listener[Interface]):
         await checkpoint_if_cancelled()
         async with self._accepting:
             try:
-                endpoint = await drive(self._pending.next_client(), self._wait)
+                endpoint = await self._tasks.drive(self._pending.next_client())
             except QueueError as error:
                 raise translated(error) from error.__cause__
         await cancel_shielded_checkpoint()
@@ -67,23 +63,6 @@ class Listener(AnyListener, trio.abc.Listener[Interface]):
         except BaseException:  # no memory
             endpoint.close()
             raise
-
-    async def _wait(self, awaited: Wait) -> None:
-        # None at all while it rests or descriptors are short: then only for the time, or the end.
-        interests = [interest for interest in awaited.interests if interest[1]]
-        with trio.move_on_after(max(0.0, awaited.until - monotonic())) as self._waiting:
-            if not interests:
-                await trio.sleep_forever()
-            try:
-                # One to wait for all, as a task for each would take longer than what it waits for.
-                epoll = select.epoll()
-            except OSError:  # no descriptor is left
-                await trio.sleep(BACK_OFF)
-                return
-            with epoll:
-                for fd, events in interests:
-                    epoll.register(fd, events)
-                await wait_readable(epoll)
 
     def __aiter__(self) -> Listener:
         """Yield clients until the listener is closed.
@@ -106,7 +85,7 @@ class Listener(AnyListener, trio.abc.Listener[Interface]):
     async def aclose(self) -> None:
         """Stop listening and remove the socket file; the connections accepted live on."""
         if not self._pending.closed:
-            self._waiting.cancel()
+            self._tasks.end_waits()
             self._pending.close()
         await checkpoint()
 
@@ -125,5 +104,5 @@ async def listen(
     """
     await checkpoint()
     pending = PendingClients.unbound(address, record, **options)
-    await drive(pending.binding())
+    await Tasks().drive(pending.binding())
     return Listener(pending)

@@ -7,6 +7,7 @@ what sleeps must be woken.
 import contextlib
 import gc
 import itertools
+import math
 import os
 import random
 import signal
@@ -38,6 +39,7 @@ from ipcqueue._link import alarms
 from ipcqueue._link import options as _options
 from ipcqueue._link import wire as _wire
 from ipcqueue._link.control import HELLO
+from ipcqueue._link.plans import Rounds
 from ipcqueue._records.spec import codec_for
 from ipcqueue._ring import patience as _patience
 from ipcqueue._ring import segment as _segment
@@ -665,38 +667,45 @@ class TestFalseAlarms:
     MOST = alarms.MAX_FALSE_ALARMS
 
     @pytest.fixture
-    def naps(self, monkeypatch):
-        naps = []
+    def naps(self):
+        return []
 
-        def nap(endpoint, seconds):
-            naps.append(seconds)
-            return seconds
+    def doze(self, endpoint, seconds, naps, event=Event.RECORDS):
+        """Go through one round of sleep; note naps instead of taking them."""
+        woken = []
 
-        monkeypatch.setattr(_wire.Wire, "rest", nap)
-        return naps
+        def wait(awaited):
+            if not awaited.events:
+                naps.append(awaited.seconds)
+                return False
+            woken.append(_threads.wait_for(awaited._replace(seconds=seconds)))
+            return woken[-1]
 
-    def ring(self, peer, times, message=b"\x01\x00"):
+        assert _threads.drive(Rounds(endpoint, event, math.inf, spun=True).next(), wait)
+        return woken == [True]
+
+    def ring(self, peer, times, naps, message=b"\x01\x00"):
         for _ in range(times):
             peer.say(message)
-            assert peer.endpoint.doze(1)
+            assert self.doze(peer.endpoint, 1, naps)
 
     def test_so_many_in_a_row_are_answered_at_once_and_each_further_one_after_a_nap(
         self, peer, naps
     ):
-        self.ring(peer, self.MOST)
+        self.ring(peer, self.MOST, naps)
         assert not naps
-        self.ring(peer, 10)
+        self.ring(peer, 10, naps)
         assert len(naps) == peer.endpoint.statistics().false_alarms == 10
 
     def test_a_wait_that_nothing_ended_is_no_alarm(self, peer, naps):
         for _ in range(2 * self.MOST):
-            assert not peer.endpoint.doze(0)
+            assert not self.doze(peer.endpoint, 0, naps)
         assert not naps
 
     @pytest.mark.parametrize("news", ["a record", "space", "a message"])
     def test_anything_new_makes_up_for_it(self, peer, naps, news):
         assert peer.endpoint.try_push((1,))
-        self.ring(peer, self.MOST + 1)
+        self.ring(peer, self.MOST + 1, naps)
         assert len(naps) == 1
         if news == "a record":
             peer.publish(7)
@@ -706,26 +715,26 @@ class TestFalseAlarms:
         else:
             peer.say(b"\x80\x01")
             peer.endpoint.turn()
-        self.ring(peer, self.MOST)
+        self.ring(peer, self.MOST, naps)
         assert len(naps) == 1
-        self.ring(peer, 1)
+        self.ring(peer, 1, naps)
         assert len(naps) == 2
 
     def test_space_that_was_there_before_is_nothing_new(self, peer, naps):
         for number in range(4):
             assert peer.endpoint.try_push((number,))
         peer.poke(TAIL, 4)
-        self.ring(peer, 2 * self.MOST)
+        self.ring(peer, 2 * self.MOST, naps)
         assert not naps
         for tail in (1, 4, 0, 3, 4):
             peer.poke(TAIL, tail)
-            self.ring(peer, self.MOST)
+            self.ring(peer, self.MOST, naps)
         assert len(naps) == 5 * self.MOST
 
     def test_messages_that_nobody_takes_are_nothing_new_in_the_end(self, peer, naps):
         peer.say(b"\x80\x01" * _wire.MAX_UNTAKEN)
         peer.endpoint.turn()
-        self.ring(peer, 3 * self.MOST, b"\x80\x01")
+        self.ring(peer, 3 * self.MOST, naps, b"\x80\x01")
         assert len(naps) >= self.MOST
 
     def test_a_record_a_time_is_never_kept_waiting(self, naps):
@@ -735,7 +744,7 @@ class TestFalseAlarms:
             for number in range(10 * self.MOST):
                 assert there.announce(Event.RECORDS)
                 assert here.try_push((number,))
-                assert there.doze(1)
+                assert self.doze(there, 1, naps, Event.MESSAGE)
                 assert there.try_pop() == (number,)
         assert not naps
 
@@ -743,7 +752,7 @@ class TestFalseAlarms:
     def test_the_end_ends_a_nap(self, peer, in_thread, monkeypatch, end):
         monkeypatch.setattr(_threads, "SLICE", 3000.0)
         monkeypatch.setattr(alarms.FalseAlarms, "BACK_OFF", 3000.0)
-        self.ring(peer, self.MOST)
+        self.ring(peer, self.MOST, [])
         popper = in_thread(Side(peer.endpoint).pop, None)
         until(lambda: peer.endpoint.statistics().false_alarms == 1)
         if end == "closes":
@@ -754,7 +763,7 @@ class TestFalseAlarms:
 
     def test_a_nap_does_not_outlast_the_timeout(self, peer, monkeypatch):
         monkeypatch.setattr(alarms.FalseAlarms, "BACK_OFF", 3000.0)
-        self.ring(peer, self.MOST)
+        self.ring(peer, self.MOST, [])
         assert Side(peer.endpoint).pop(0.001) is None
 
 

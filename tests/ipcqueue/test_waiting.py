@@ -15,6 +15,7 @@ import memenpsf
 from ipcqueue import _threads
 from ipcqueue._link import endpoint as _endpoint
 from ipcqueue._link import options as _options
+from ipcqueue._link import plans
 from ipcqueue._ring import patience as _patience
 from ipcqueue._ring import processors as _processors
 from ipcqueue.lowlevel import Role, Terms
@@ -218,7 +219,7 @@ class TestStrategies:
         def sleep(*_):
             raise AssertionError
 
-        monkeypatch.setattr(_threads.Threads, "_sleep", sleep)
+        monkeypatch.setattr(plans.Rounds, "_sleep", sleep)
         with connection(wait="busy", capacity=1) as (one, other):
             one.xmit(bytes(8))
             with pytest.raises(memenpsf.Full):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
+from functools import partial
 
 import pytest
 
@@ -129,16 +131,20 @@ def test_who_has_it_in_hand_closes_it_last(both):
     assert wire.released
     with pytest.raises(Closed):
         wire.use(use)
-    for ask in (wire.fileno, wire.events_fileno, wire.polled_fds, wire.end_poller):
+    for ask in (wire.fileno, wire.events_fileno, wire.polled_fds, partial(wire.poller, 0)):
         with pytest.raises(Closed):
             ask()
 
 
-def test_a_doze_says_whether_something_came(both):
+@pytest.mark.parametrize("events", [select.POLLIN, select.POLLIN | select.POLLPRI])
+def test_a_poll_says_whether_something_came(both, events):
     wire, theirs = both
-    assert wire.use(lambda sock: wire.doze(sock, 0)) == (False, (0, None, False))
+    assert not wire.use(lambda sock: wire.poll(sock, events, 0))
     theirs.send(b"\x01\x00")
-    assert wire.use(lambda sock: wire.doze(sock, 10)) == (True, (2, None, False))
+    assert wire.use(lambda sock: wire.poll(sock, events, 10))
+    assert not wire.use(lambda sock: wire.poll(sock, 0, 0))
+    theirs.close()
+    assert wire.use(lambda sock: wire.poll(sock, 0, 10))
 
 
 class Counted(Lease):

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 import memenpsf
+from ipcqueue.lowlevel import drive
 from memenpsf import _address, _seeking
 from memenpsf._address import resolve, starting
-from memenpsf._drive import drive
 from memenpsf._places import open_place, places
 
 NOT_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as two users")

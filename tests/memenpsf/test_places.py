@@ -21,9 +21,9 @@ import trio.testing
 
 import memenpsf
 import memenpsf.trio
+from ipcqueue.lowlevel import drive
 from memenpsf import _address, _places, _seeking
 from memenpsf._address import resolve, starting
-from memenpsf._drive import drive
 from memenpsf._places import lock_places, places
 from memenpsf._seeking import connecting
 from tests.project.test_layers import MODULES, parsed

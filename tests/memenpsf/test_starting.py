@@ -16,9 +16,9 @@ import trio
 
 import memenpsf
 import memenpsf.trio
+from ipcqueue.lowlevel import drive
 from memenpsf import _address, _listener, _pending, _places, _seeking
 from memenpsf._address import resolve, starting
-from memenpsf._drive import drive
 from memenpsf._pending import PendingClients
 from memenpsf._seeking import connecting
 

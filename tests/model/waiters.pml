@@ -24,7 +24,7 @@
  * second look and the choice are one critical section.  Who enters it before the
  * reader has handed over is released; who enters after armed after the drain.
  *
- * With TWO_STEPS, a thread leaves as in _threads.py: that it neither reads nor
+ * With TWO_STEPS, a thread leaves as in _link/plans.py: that it neither reads nor
  * waits any more is noted at once, where no signal handler can come between, and
  * without the mutex; the rest follows under it.  So it counts whether somebody read
  * when the section began: later he may have drained the doorbell that answers us,

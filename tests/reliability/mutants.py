@@ -867,9 +867,9 @@ MUTANTS = [
     ),
     Mutant(
         "a sleeper's timeout is forgotten",
-        "ipcqueue/_threads.py",
-        "            if monotonic() >= deadline:\n                self._endpoint.turn()  # a short",
-        "            if False:\n                self._endpoint.turn()  # a short",
+        "ipcqueue/_link/plans.py",
+        "        elif self._left() <= 0:\n",
+        "        elif False:\n",
         "ipcqueue/test_blocking.py::TestTimeouts::test_what_does_not_come_in_time_is_none",
     ),
     Mutant(
@@ -888,9 +888,9 @@ MUTANTS = [
     ),
     Mutant(
         "a wake-up between two threads is lost",
-        "ipcqueue/_threads.py",
-        "                if waiter.late:\n                    follower = ",
-        "                if waiters.reading:\n                    follower = ",
+        "ipcqueue/_link/plans.py",
+        "                elif waiter.late:\n",
+        "                elif waiters.reading:\n",
         "ipcqueue/test_blocking.py::TestOneSocketForAll::test_who_falls_asleep_while_another_reads_his_doorbell_is_woken",
     ),
     Mutant(

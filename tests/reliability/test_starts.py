@@ -12,10 +12,10 @@ import sys
 import pytest
 
 import memenpsf
-from memenpsf import _address, _drive, _listener, _log, _pending, _places, _reserve
+from memenpsf import _address, _listener, _log, _pending, _places, _reserve
 from tests.reliability import campaign
 
-TRACED = (_address, _drive, _listener, _log, _places, _pending, _reserve)
+TRACED = (_address, _listener, _log, _places, _pending, _reserve)
 FILES = {each.__file__ for each in TRACED}
 
 
