@@ -1,11 +1,14 @@
-"""Sender and Receiver: a one-way queue of typed records between two processes."""
+"""Sender and Receiver: a one-way queue of typed records between two processes.
+
+One file, though a long one: it is the whole product, and a third of it says what types it has.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import socket
 import weakref
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, overload
 
 import fdpass
 from fdpass.lowlevel import Closable
@@ -18,20 +21,23 @@ from ._link.opening import Opening
 from ._link.terms import Terms, check_options, checked_socket
 from ._origin import tag_error, tag_unless_given, tagged
 from ._threads import Threads, open_endpoint
+from ._types import T
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from typing import Unpack
+    from struct import Struct
+    from typing import SupportsIndex, Unpack
 
     from fdpass import Credentials, Fd, MemoryRegion, Seconds
 
     from ._link.endpoint import Endpoint, Statistics
     from ._link.loans import Borrowing, Loan
-    from ._link.options import Options, PairOptions
-    from ._records.messages import Received
+    from ._link.options import Options, PairOptions, QueueOptions
+    from ._records.messages import Encoded, Received
+    from ._types import Buffer, D, N, NumpyDtype
 
 
-class Connection(Closable):
+class Connection(Closable, Generic[T]):
     """What both ends of any queue can do beside moving records.
 
     Any number of threads may use one.  A forked child may only close it (ForkedUse).
@@ -150,6 +156,10 @@ class Connection(Closable):
             tag_error(error, self)
             raise
 
+    @overload
+    def recv_ctrl_msg(self, timeout: None) -> bytes: ...
+    @overload
+    def recv_ctrl_msg(self, timeout: Seconds = 0) -> bytes | None: ...
     def recv_ctrl_msg(self, timeout: Seconds = 0) -> bytes | None:
         """Return the next two bytes from the peer's application; None if none came in time.
 
@@ -195,15 +205,63 @@ class Connection(Closable):
         return repr(self._endpoint).replace(type(self._endpoint).__name__, type(self).__name__, 1)
 
 
-class Sender(Connection):
+class Sender(Connection[T]):
     """The end of a one-way queue that publishes records; its peer is a Receiver."""
 
     _role = Role(sends=True, receives=False)
+
+    if TYPE_CHECKING:
+
+        @overload
+        def __init__(
+            self: Sender[bytes],
+            sock: socket.socket,
+            record: SupportsIndex,
+            **options: Unpack[QueueOptions],
+        ) -> None: ...
+        @overload
+        def __init__(
+            self: Sender[tuple[Any, ...]],
+            sock: socket.socket,
+            record: str | Struct,
+            **options: Unpack[QueueOptions],
+        ) -> None: ...
+        @overload
+        def __init__(
+            self,
+            sock: socket.socket,
+            record: type[T] | Encoded[T],
+            **options: Unpack[QueueOptions],
+        ) -> None: ...
+        @overload
+        def __init__(
+            self: Sender[Any],
+            sock: socket.socket,
+            record: NumpyDtype,
+            **options: Unpack[QueueOptions],
+        ) -> None: ...
+        def __init__(self, *args: Any, **options: Any) -> None: ...
 
     def _join(self, endpoint: Endpoint) -> None:
         super()._join(endpoint)
         self._try_push = endpoint.sending().try_push
 
+    @overload
+    def push(
+        self: Sender[bytes],
+        record: Buffer,
+        timeout: Seconds = None,
+        fds: Iterable[int | Fd] | None = None,
+        regions: Iterable[MemoryRegion] | None = None,
+    ) -> None: ...
+    @overload
+    def push(
+        self,
+        record: T,
+        timeout: Seconds = None,
+        fds: Iterable[int | Fd] | None = None,
+        regions: Iterable[MemoryRegion] | None = None,
+    ) -> None: ...
     def push(
         self,
         record: Any,
@@ -229,6 +287,12 @@ class Sender(Connection):
             tag_error(error, self)
             raise
 
+    @overload
+    def push_many(
+        self: Sender[bytes], records: Iterable[Buffer], timeout: Seconds = None
+    ) -> int: ...
+    @overload
+    def push_many(self, records: Iterable[T], timeout: Seconds = None) -> int: ...
     def push_many(self, records: Iterable[Any], timeout: Seconds = None) -> int:
         """Publish records in order; return how many, which is fewer only if time ran out.
 
@@ -271,18 +335,56 @@ class Sender(Connection):
         return self._endpoint.indices()
 
 
-class Receiver(Connection):
+class Receiver(Connection[T]):
     """The end of a one-way queue that takes records; its peer is a Sender."""
 
     _role = Role(sends=False, receives=True)
+
+    if TYPE_CHECKING:
+
+        @overload
+        def __init__(
+            self: Receiver[bytes],
+            sock: socket.socket,
+            record: SupportsIndex,
+            **options: Unpack[QueueOptions],
+        ) -> None: ...
+        @overload
+        def __init__(
+            self: Receiver[tuple[Any, ...]],
+            sock: socket.socket,
+            record: str | Struct,
+            **options: Unpack[QueueOptions],
+        ) -> None: ...
+        @overload
+        def __init__(
+            self,
+            sock: socket.socket,
+            record: type[T] | Encoded[T],
+            **options: Unpack[QueueOptions],
+        ) -> None: ...
+        @overload
+        def __init__(
+            self: Receiver[Any],
+            sock: socket.socket,
+            record: NumpyDtype,
+            **options: Unpack[QueueOptions],
+        ) -> None: ...
+        def __init__(self, *args: Any, **options: Any) -> None: ...
 
     def _join(self, endpoint: Endpoint) -> None:
         super()._join(endpoint)
         self._receiver = endpoint.receiving()
         self._ready = self._receiver.ready(True)
 
-    def pop(self, timeout: Seconds = None) -> Any:
-        """Return the next record; None if none came in time.
+    @overload
+    def pop(self, timeout: None = None) -> T: ...
+    @overload
+    def pop(self, timeout: Seconds) -> T | None: ...
+    @overload
+    def pop(self, timeout: Seconds = None, *, default: D) -> T | D: ...
+    def pop(self, timeout: Seconds = None, default: Any = None) -> Any:
+        """Return the next record; `default` if none came in time.
 
         Raises, once everything published is taken, EndOfStream (the sender closed) or PeerDied;
         CorruptPeer, Refused, Closed, ForkedUse; ConcurrentUse and LoanError beside a borrowing.
@@ -294,12 +396,17 @@ class Receiver(Connection):
             for record in self._ready if timeout is None or timeout else self._endpoint.ready:
                 return record
             if timeout == 0 and self._receiver.is_quiet():
-                return None
-            return self._threads.pop(timeout)
+                return default
+            record = self._threads.pop(timeout)
+            return default if record is None else record
         except Exception as error:
             tag_error(error, self)
             raise
 
+    @overload
+    def pop_many(self: Receiver[N], limit: int | None = None, timeout: Seconds = None) -> Any: ...
+    @overload
+    def pop_many(self, limit: int | None = None, timeout: Seconds = None) -> list[T]: ...
     def pop_many(self, limit: int | None = None, timeout: Seconds = None) -> Any:
         """Wait for one record, then return all that are there: `limit` or a ringful at most.
 
@@ -316,7 +423,11 @@ class Receiver(Connection):
             tag_error(error, self)
             raise
 
-    def recv_message(self, timeout: Seconds = None) -> Received | None:
+    @overload
+    def recv_message(self, timeout: None = None) -> Received[T]: ...
+    @overload
+    def recv_message(self, timeout: Seconds) -> Received[T] | None: ...
+    def recv_message(self, timeout: Seconds = None) -> Received[T] | None:
         """Return the next message with the descriptors and regions that came with it.
 
         The caller owns those.  None if none came in time; raises as pop does.
@@ -338,7 +449,7 @@ class Receiver(Connection):
         """
         return self._threads.borrow(limit, timeout)
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[T]:
         """Yield records until the sender ends the stream; PeerDied and the like are raised.
 
         For speed, a loop takes up to 64 records at once from the queue (and about 16 KiB): where
@@ -366,9 +477,25 @@ class Receiver(Connection):
         return self._endpoint.indices()
 
 
+@overload
+def pair(
+    record: SupportsIndex, capacity: int | None = None, **options: Unpack[PairOptions]
+) -> tuple[Sender[bytes], Receiver[bytes]]: ...
+@overload
+def pair(
+    record: str | Struct, capacity: int | None = None, **options: Unpack[PairOptions]
+) -> tuple[Sender[tuple[Any, ...]], Receiver[tuple[Any, ...]]]: ...
+@overload
+def pair(
+    record: type[T] | Encoded[T], capacity: int | None = None, **options: Unpack[PairOptions]
+) -> tuple[Sender[T], Receiver[T]]: ...
+@overload
+def pair(
+    record: NumpyDtype, capacity: int | None = None, **options: Unpack[PairOptions]
+) -> tuple[Sender[Any], Receiver[Any]]: ...
 def pair(
     record: Any, capacity: int | None = None, **options: Unpack[PairOptions]
-) -> tuple[Sender, Receiver]:
+) -> tuple[Sender[Any], Receiver[Any]]:
     """Return the two ends of a queue, in one process.
 
     To have one end in another process, connect two sockets instead: a forked child may not use

@@ -21,28 +21,35 @@ from ._link.endpoint import Endpoint, advance
 from ._link.handshake import Role
 from ._link.lease import Lease
 from ._link.opening import Opening, refuse
-from ._link.options import PairOptions, checked_number
+from ._link.options import PairOptions, QueueOptions, checked_number
 from ._link.plans import Wait
 from ._link.terms import Terms, check_options, checked_socket, deadline_of
 from ._link.waiters import Event
 from ._origin import tag_error, tag_unless_given, tagged
 from ._queue import Connection, open_pair
 from ._threads import drive, open_endpoint, wait_for
+from ._types import Buffer, D, N, NumpyDtype, T
 
 __all__ = [
+    "Buffer",
     "Closable",
     "Connection",
     "Credentials",
+    "D",
     "Endpoint",
     "Event",
     "Fd",
     "Lease",
     "MemoryRegion",
+    "N",
+    "NumpyDtype",
     "Opening",
     "Owner",
     "PairOptions",
+    "QueueOptions",
     "Role",
     "Seconds",
+    "T",
     "Terms",
     "Wait",
     "advance",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from ipcqueue import EndOfStream
 from ipcqueue.lowlevel import (
     Connection,
     Opening,
+    T,
     Terms,
     checked_socket,
     deadline_of,
@@ -26,15 +27,27 @@ if TYPE_CHECKING:
     import os
     import socket
     from collections.abc import Callable, Iterable, Iterator
-    from typing import Unpack
+    from struct import Struct
+    from typing import SupportsIndex, Unpack
 
-    from ipcqueue import Borrowing, Loan, Options, Received
-    from ipcqueue.lowlevel import Endpoint, Fd, MemoryRegion, PairOptions, Seconds
+    from ipcqueue import Borrowing, Encoded, Loan, Options, Received
+    from ipcqueue.lowlevel import (
+        Buffer,
+        D,
+        Endpoint,
+        Fd,
+        MemoryRegion,
+        N,
+        NumpyDtype,
+        PairOptions,
+        QueueOptions,
+        Seconds,
+    )
 
-    from ._options import ConnectOptions
+    from ._options import ConnectOptions, InterfaceOptions
 
 
-class Interface(Connection):
+class Interface(Connection[T]):
     """One side of a two-way connection that moves typed records through shared memory.
 
     `capacity` records, or bytes of messages, can be under way from this side to the peer; the peer
@@ -48,6 +61,34 @@ class Interface(Connection):
     _receiver: Any
     _ready: Iterable[Any]
 
+    @overload
+    def __init__(
+        self: Interface[bytes],
+        stream: socket.socket,
+        record: SupportsIndex,
+        **options: Unpack[InterfaceOptions],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: Interface[tuple[Any, ...]],
+        stream: socket.socket,
+        record: str | Struct,
+        **options: Unpack[InterfaceOptions],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        stream: socket.socket,
+        record: type[T] | Encoded[T],
+        **options: Unpack[InterfaceOptions],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: Interface[Any],
+        stream: socket.socket,
+        record: NumpyDtype,
+        **options: Unpack[InterfaceOptions],
+    ) -> None: ...
     def __init__(
         self,
         stream: socket.socket,
@@ -81,6 +122,22 @@ class Interface(Connection):
         self._receiver = endpoint.receiver
         self._ready = endpoint.receiver.ready(True)
 
+    @overload
+    def xmit(
+        self: Interface[bytes],
+        record: Buffer,
+        timeout: Seconds = None,
+        fds: Iterable[int | Fd] | None = None,
+        regions: Iterable[MemoryRegion] | None = None,
+    ) -> None: ...
+    @overload
+    def xmit(
+        self,
+        record: T,
+        timeout: Seconds = None,
+        fds: Iterable[int | Fd] | None = None,
+        regions: Iterable[MemoryRegion] | None = None,
+    ) -> None: ...
     def xmit(
         self,
         record: Any,
@@ -117,6 +174,12 @@ class Interface(Connection):
         """
         self._threads.await_space()
 
+    @overload
+    def xmit_many(
+        self: Interface[bytes], records: Iterable[Buffer], timeout: Seconds = None
+    ) -> int: ...
+    @overload
+    def xmit_many(self, records: Iterable[T], timeout: Seconds = None) -> int: ...
     def xmit_many(self, records: Iterable[Any], timeout: Seconds = None) -> int:
         """Publish records in order; return how many, which is fewer only if time ran out.
 
@@ -129,8 +192,14 @@ class Interface(Connection):
             tag_unless_given(error, self)
             raise
 
-    def recv(self, timeout: Seconds = None) -> Any:
-        """Return the next record; None if none came within `timeout` seconds.
+    @overload
+    def recv(self, timeout: None = None) -> T: ...
+    @overload
+    def recv(self, timeout: Seconds) -> T | None: ...
+    @overload
+    def recv(self, timeout: Seconds = None, *, default: D) -> T | D: ...
+    def recv(self, timeout: Seconds = None, default: Any = None) -> Any:
+        """Return the next record; `default` if none came within `timeout` seconds.
 
         Raises, once everything published is taken, EndOfStream (the peer closed) or PeerDied;
         CorruptPeer, Refused, Closed, ForkedUse; ConcurrentUse and LoanError beside a borrowing.
@@ -142,12 +211,19 @@ class Interface(Connection):
             for record in self._ready if timeout is None or timeout else self._endpoint.ready:
                 return record
             if timeout == 0 and self._receiver.is_quiet():
-                return None
-            return self._threads.pop(timeout)
+                return default
+            record = self._threads.pop(timeout)
+            return default if record is None else record
         except Exception as error:
             tag_error(error, self)
             raise
 
+    @overload
+    def recv_vectored(
+        self: Interface[N], limit: int | None = None, timeout: Seconds = None
+    ) -> Any: ...
+    @overload
+    def recv_vectored(self, limit: int | None = None, timeout: Seconds = None) -> list[T]: ...
     def recv_vectored(self, limit: int | None = None, timeout: Seconds = None) -> Any:
         """Wait for one record, then return all that are there: `limit` or a ringful at most.
 
@@ -164,7 +240,11 @@ class Interface(Connection):
             tag_error(error, self)
             raise
 
-    def recv_message(self, timeout: Seconds = None) -> Received | None:
+    @overload
+    def recv_message(self, timeout: None = None) -> Received[T]: ...
+    @overload
+    def recv_message(self, timeout: Seconds) -> Received[T] | None: ...
+    def recv_message(self, timeout: Seconds = None) -> Received[T] | None:
         """Return the next message with the descriptors and regions that came with it.
 
         The caller owns those.  None if none came in time; raises as recv does.
@@ -196,7 +276,7 @@ class Interface(Connection):
         """
         return self._threads.borrow(limit, timeout)
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[T]:
         """Yield records until the peer ends the stream; PeerDied and the like are raised.
 
         For speed, a loop takes up to 64 records at once from the ring (and about 16 KiB): where
@@ -226,13 +306,31 @@ class Interface(Connection):
         return self._endpoint.indices()
 
 
+@overload
+def connect(
+    address: str | os.PathLike[str], record: SupportsIndex, **options: Unpack[InterfaceOptions]
+) -> Interface[bytes]: ...
+@overload
+def connect(
+    address: str | os.PathLike[str], record: str | Struct, **options: Unpack[InterfaceOptions]
+) -> Interface[tuple[Any, ...]]: ...
+@overload
+def connect(
+    address: str | os.PathLike[str],
+    record: type[T] | Encoded[T],
+    **options: Unpack[InterfaceOptions],
+) -> Interface[T]: ...
+@overload
+def connect(
+    address: str | os.PathLike[str], record: NumpyDtype, **options: Unpack[InterfaceOptions]
+) -> Interface[Any]: ...
 def connect(
     address: str | os.PathLike[str],
     record: Any,
     *,
     timeout: Seconds = 5.0,
     **options: Unpack[ConnectOptions],
-) -> Interface:
+) -> Interface[Any]:
     """Connect to a server; the address is a bare name, a path, or @name (abstract).
 
     A bare name is looked for in the directories of this user (by effective uid), and in no others:
@@ -251,14 +349,30 @@ def connect(
     where, terms, role = prepare_to_connect(address, record, timeout, options)
     opening = Opening(drive(connecting(where, timeout)), terms)
     opening.deadline = deadline
-    interface = Interface.of(open_endpoint(opening))
+    interface: Interface[Any] = Interface.of(open_endpoint(opening))
     interface.role = role
     return interface
 
 
+@overload
+def pair(
+    record: SupportsIndex, **options: Unpack[QueueOptions]
+) -> tuple[Interface[bytes], Interface[bytes]]: ...
+@overload
+def pair(
+    record: str | Struct, **options: Unpack[QueueOptions]
+) -> tuple[Interface[tuple[Any, ...]], Interface[tuple[Any, ...]]]: ...
+@overload
+def pair(
+    record: type[T] | Encoded[T], **options: Unpack[QueueOptions]
+) -> tuple[Interface[T], Interface[T]]: ...
+@overload
+def pair(
+    record: NumpyDtype, **options: Unpack[QueueOptions]
+) -> tuple[Interface[Any], Interface[Any]]: ...
 def pair(
     record: Any, *, capacity: int | None = None, **options: Unpack[PairOptions]
-) -> tuple[Interface, Interface]:
+) -> tuple[Interface[Any], Interface[Any]]:
     """Return the two sides of a connection, in one process: for tests, and between threads."""
     check_interface_options("pair", options)
     terms = Terms(record, BOTH_WAYS, capacity=capacity, **options)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, overload
 
 from ipcqueue import Closed, ConcurrentUse
-from ipcqueue.lowlevel import Closable, deadline_of, drive, seconds_of, shown_seconds, wait_for
+from ipcqueue.lowlevel import Closable, T, deadline_of, drive, seconds_of, shown_seconds, wait_for
 
 from ._interface import Interface
 from ._listening import AnyListener
@@ -17,14 +17,16 @@ from ._pending import CAUSED_BY_ONE, PendingClients
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterator
-    from typing import Unpack
+    from struct import Struct
+    from typing import SupportsIndex, Unpack
 
-    from ipcqueue.lowlevel import Seconds, Wait
+    from ipcqueue import Encoded
+    from ipcqueue.lowlevel import NumpyDtype, Seconds, Wait
 
     from ._options import ListenOptions
 
 
-class Listener(AnyListener, Closable):
+class Listener(AnyListener, Closable, Generic[T]):
     """A server's address: gives an Interface for each client.
 
     Clients introduce themselves side by side, so a slow or hostile one delays nobody.  Any
@@ -40,7 +42,7 @@ class Listener(AnyListener, Closable):
         # it as well, leaves all as it is.
         self._busy = False
 
-    def accept(self, timeout: Seconds = None) -> Interface:
+    def accept(self, timeout: Seconds = None) -> Interface[T]:
         """Return the next client; raise TimeoutError if none came in time.
 
         Raises Refused, CorruptPeer or HandshakeTimeout for a client that did not get in, OSError
@@ -71,7 +73,7 @@ class Listener(AnyListener, Closable):
         if endpoint is None:
             raise TimeoutError(f"no client within {shown_seconds(timeout)}")
         try:
-            interface = Interface.of(endpoint)
+            interface: Interface[T] = Interface.of(endpoint)
             interface.role = self._pending.role
         except BaseException:  # no memory, or Ctrl-C
             endpoint.close()
@@ -85,7 +87,7 @@ class Listener(AnyListener, Closable):
         finally:
             self._busy = True
 
-    def __iter__(self) -> Iterator[Interface]:
+    def __iter__(self) -> Iterator[Interface[T]]:
         """Yield clients until the listener is closed.
 
         Those refused, or not served because a resource is short, are logged and passed over, so
@@ -124,9 +126,25 @@ class Listener(AnyListener, Closable):
                 pending.close()
 
 
+@overload
+def listen(
+    address: str | os.PathLike[str], record: SupportsIndex, **options: Unpack[ListenOptions]
+) -> Listener[bytes]: ...
+@overload
+def listen(
+    address: str | os.PathLike[str], record: str | Struct, **options: Unpack[ListenOptions]
+) -> Listener[tuple[Any, ...]]: ...
+@overload
+def listen(
+    address: str | os.PathLike[str], record: type[T] | Encoded[T], **options: Unpack[ListenOptions]
+) -> Listener[T]: ...
+@overload
+def listen(
+    address: str | os.PathLike[str], record: NumpyDtype, **options: Unpack[ListenOptions]
+) -> Listener[Any]: ...
 def listen(
     address: str | os.PathLike[str], record: Any, **options: Unpack[ListenOptions]
-) -> Listener:
+) -> Listener[Any]:
     """Listen at an address: a bare name, a path, or @name (abstract).
 
     Options are those of Interface, for each client.  The socket file of a dead server is

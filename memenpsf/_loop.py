@@ -6,7 +6,7 @@ import contextlib
 import queue
 import threading
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ipcqueue import (
     BadRecord,
@@ -114,7 +114,7 @@ def run(
     attribute `unsent` of the exception; what came from the peer is in `sender`, up to what could
     not be decoded.
     """
-    role = "client" if typ == 0 else "server"
+    role: Literal["client", "server"] = "client" if typ == 0 else "server"
     checked_socket(stream)
     try:
         check_loop_options(options)

@@ -31,10 +31,15 @@ class ConnectOptions(Options, total=False):
     role: Literal["client", "server"]
 
 
-class ListenOptions(ConnectOptions, total=False):
-    """The options of listen() and serve(), for type checkers."""
+class InterfaceOptions(ConnectOptions, total=False):
+    """All options of an Interface, and so of connect(), for type checkers."""
 
     timeout: Seconds
+
+
+class ListenOptions(InterfaceOptions, total=False):
+    """The options of listen() and serve(), for type checkers."""
+
     mode: int | None
     group: int | str | None
     quota: Quota

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from ipcqueue.lowlevel import Owner
 
@@ -16,19 +16,63 @@ from ._policy import OnError, Policy, check_serving
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable
-    from typing import Unpack
+    from struct import Struct
+    from typing import SupportsIndex, Unpack
+
+    from ipcqueue import Encoded
+    from ipcqueue.lowlevel import NumpyDtype, T
 
     from ._interface import Interface
     from ._options import ListenOptions
 
 
+@overload
 def serve(
-    handler: Callable[[Interface], object],
+    handler: Callable[[Interface[bytes]], object],
+    address: str | os.PathLike[str],
+    record: SupportsIndex,
+    *,
+    on_error: OnError = ...,
+    started: Callable[[Listener[bytes]], object] | None = ...,
+    **options: Unpack[ListenOptions],
+) -> None: ...
+@overload
+def serve(
+    handler: Callable[[Interface[tuple[Any, ...]]], object],
+    address: str | os.PathLike[str],
+    record: str | Struct,
+    *,
+    on_error: OnError = ...,
+    started: Callable[[Listener[tuple[Any, ...]]], object] | None = ...,
+    **options: Unpack[ListenOptions],
+) -> None: ...
+@overload
+def serve(
+    handler: Callable[[Interface[T]], object],
+    address: str | os.PathLike[str],
+    record: type[T] | Encoded[T],
+    *,
+    on_error: OnError = ...,
+    started: Callable[[Listener[T]], object] | None = ...,
+    **options: Unpack[ListenOptions],
+) -> None: ...
+@overload
+def serve(
+    handler: Callable[[Interface[Any]], object],
+    address: str | os.PathLike[str],
+    record: NumpyDtype,
+    *,
+    on_error: OnError = ...,
+    started: Callable[[Listener[Any]], object] | None = ...,
+    **options: Unpack[ListenOptions],
+) -> None: ...
+def serve(
+    handler: Callable[[Interface[Any]], object],
     address: str | os.PathLike[str],
     record: Any,
     *,
     on_error: OnError = "log",
-    started: Callable[[Listener], object] | None = None,
+    started: Callable[[Listener[Any]], object] | None = None,
     **options: Unpack[ListenOptions],
 ) -> None:
     """Serve many clients: a thread that runs handler(interface) for each, until it is stopped.
@@ -67,17 +111,17 @@ _STARTING = 0.5
 
 class _Server(Owner):
     def __init__(
-        self, handler: Callable[[Interface], object], listener: Listener, policy: Policy
+        self, handler: Callable[[Interface[Any]], object], listener: Listener[Any], policy: Policy
     ) -> None:
         self._handler = handler
         self._listener = listener
         self._policy = policy
         self._changed = threading.Condition()  # guards all of the following
-        self._clients: dict[Interface, threading.Thread] = {}
+        self._clients: dict[Interface[Any], threading.Thread] = {}
         self._done: list[threading.Thread] = []  # whose clients are gone; to be joined
         self._failure: BaseException | None = None
 
-    def run(self, started: Callable[[Listener], object] | None) -> None:
+    def run(self, started: Callable[[Listener[Any]], object] | None) -> None:
         try:
             if started is not None:
                 started(self._listener)
@@ -101,11 +145,11 @@ class _Server(Owner):
         if self._failure is not None:
             raise self._failure
 
-    def _snapshot(self) -> dict[Interface, threading.Thread]:
+    def _snapshot(self) -> dict[Interface[Any], threading.Thread]:
         with self._changed:
             return dict(self._clients)
 
-    def _await(self, interface: Interface, thread: threading.Thread) -> None:
+    def _await(self, interface: Interface[Any], thread: threading.Thread) -> None:
         """Wait until a thread is done, also if Ctrl-C came as it was started."""
         for _ in range(2):
             with contextlib.suppress(RuntimeError):  # it does not run yet, or never will
@@ -119,7 +163,7 @@ class _Server(Owner):
             self._done[0].join()  # before it is forgotten, as Ctrl-C may come
             del self._done[0]
 
-    def _attend(self, interface: Interface) -> None:
+    def _attend(self, interface: Interface[Any]) -> None:
         try:
             # A daemon, or the program would wait for it after a second Ctrl-C.
             thread = threading.Thread(
@@ -135,7 +179,7 @@ class _Server(Owner):
                 interface.close()
             self._listener._pending.log.add(error)  # noqa: SLF001 (of one package)
 
-    def _run(self, interface: Interface) -> None:
+    def _run(self, interface: Interface[Any]) -> None:
         try:
             try:
                 with interface:

@@ -143,6 +143,12 @@ class PairOptions(Options, total=False):
     timeout: Seconds
 
 
+class QueueOptions(PairOptions, total=False):
+    """All options of a Sender or a Receiver, for type checkers."""
+
+    capacity: int | None
+
+
 def checked_accept(accept: Accept) -> Limits:
     """Return the limits that are meant; raise TypeError for what is no Accept."""
     if not isinstance(accept, Accept):

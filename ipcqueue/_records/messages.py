@@ -6,11 +6,12 @@ the specs differ in is what of that the user sees.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, SupportsIndex, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, Self, SupportsIndex
 
 from fdpass import Unsendable
 from fdpass.lowlevel import cannot_copy, exported, index_of
 from ipcqueue._errors import BadRecord, TooLarge, Unaccepted
+from ipcqueue._types import T
 
 from .layout import Layout
 
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from fdpass import Fd, MemoryRegion
-
-T = TypeVar("T")
 
 _NOT_WHOLE: Final = (
     "take its .record, which is a value; its regions and descriptors go to another process as "
@@ -47,10 +46,10 @@ class Message(NamedTuple):
     flags: int = 0  # 0 to 255
 
 
-class Received(NamedTuple):
+class Received(NamedTuple, Generic[T]):
     """A message with what was attached to it; the receiver owns, and closes, both."""
 
-    record: Any
+    record: T
     fds: list[Fd]
     regions: list[MemoryRegion]
 
@@ -69,12 +68,12 @@ class Received(NamedTuple):
             region.close()
 
 
-class _Encoded(NamedTuple):
-    encode: Callable[[Any], bytes | bytearray | memoryview]
-    decode: Callable[[bytes], Any]
+class _Encoded(NamedTuple, Generic[T]):
+    encode: Callable[[T], bytes | bytearray | memoryview]
+    decode: Callable[[bytes], T]
 
 
-class Encoded(_Encoded):
+class Encoded(_Encoded[T]):
     """A record spec: objects that `encode` turns into bytes and `decode` makes of them.
 
     decode(data: bytes) gets exactly what encode(object) gave, from a peer that may be hostile:
@@ -87,13 +86,13 @@ class Encoded(_Encoded):
 
     def __new__(
         cls,
-        encode: Callable[[Any], bytes | bytearray | memoryview],
-        decode: Callable[[bytes], Any],
+        encode: Callable[[T], bytes | bytearray | memoryview],
+        decode: Callable[[bytes], T],
     ) -> Self:
         for what, given in (("encode", encode), ("decode", decode)):
             if not callable(given):
                 raise TypeError(f"{what} is a function, not {given!r}")
-        return super().__new__(cls, encode, decode)
+        return super().__new__(cls, encode, decode)  # type: ignore[type-var]  # of mypy: generic
 
 
 class Limits(NamedTuple):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import trio
 from trio.lowlevel import (
@@ -24,6 +24,7 @@ from ipcqueue.lowlevel import (
     Event,
     Opening,
     Owner,
+    T,
     Terms,
     advance,
     checked_socket,
@@ -42,15 +43,28 @@ from ._tasks import Tasks
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable
-    from typing import Unpack
+    from struct import Struct
+    from typing import SupportsIndex, TypeAlias, Unpack
 
-    from ipcqueue import Options, Received, Statistics
-    from ipcqueue.lowlevel import Credentials, Endpoint, Fd, MemoryRegion, Seconds
+    from ipcqueue import Encoded, Options, Received, Statistics
+    from ipcqueue.lowlevel import (
+        Buffer,
+        Credentials,
+        D,
+        Endpoint,
+        Fd,
+        MemoryRegion,
+        N,
+        NumpyDtype,
+        Seconds,
+    )
 
-    from .._options import ConnectOptions
+    from .._options import ConnectOptions, InterfaceOptions
+
+    Stream: TypeAlias = trio.SocketStream | trio.socket.SocketType | socket.socket
 
 
-class Interface(Owner, trio.abc.Channel[Any]):
+class Interface(Owner, trio.abc.Channel[T]):
     """One side of a two-way connection that moves typed records through shared memory.
 
     The handshake takes place at the first call, or in `do_handshake`.  Any number of tasks may
@@ -59,9 +73,37 @@ class Interface(Owner, trio.abc.Channel[Any]):
 
     _instead = Connection._instead  # noqa: SLF001 (that of the other door)
 
+    @overload
+    def __init__(
+        self: Interface[bytes],
+        stream: Stream,
+        record: SupportsIndex,
+        **options: Unpack[InterfaceOptions],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: Interface[tuple[Any, ...]],
+        stream: Stream,
+        record: str | Struct,
+        **options: Unpack[InterfaceOptions],
+    ) -> None: ...
+    @overload
     def __init__(
         self,
-        stream: trio.SocketStream | trio.socket.SocketType | socket.socket,
+        stream: Stream,
+        record: type[T] | Encoded[T],
+        **options: Unpack[InterfaceOptions],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: Interface[Any],
+        stream: Stream,
+        record: NumpyDtype,
+        **options: Unpack[InterfaceOptions],
+    ) -> None: ...
+    def __init__(
+        self,
+        stream: Stream,
         record: Any,
         *,
         name: str = "",
@@ -98,7 +140,7 @@ class Interface(Owner, trio.abc.Channel[Any]):
         self._tasks = Tasks()
 
     @classmethod
-    def _over(cls, sock: socket.socket, terms: Terms, role: str, deadline: float) -> Interface:
+    def _over(cls, sock: socket.socket, terms: Terms, role: str, deadline: float) -> Interface[T]:
         """Take a connected socket; the handshake ends at `deadline`, a monotonic()."""
         self = cls.__new__(cls)
         self.role = role
@@ -108,7 +150,7 @@ class Interface(Owner, trio.abc.Channel[Any]):
         return self
 
     @classmethod
-    def _of(cls, endpoint: Endpoint, terms: Terms, role: str) -> Interface:
+    def _of(cls, endpoint: Endpoint, terms: Terms, role: str) -> Interface[T]:
         self = cls.__new__(cls)
         self.role = role
         self._opening = None
@@ -198,6 +240,22 @@ class Interface(Owner, trio.abc.Channel[Any]):
         self._opening = None
         return self._endpoint
 
+    @overload
+    async def xmit(
+        self: Interface[bytes],
+        record: Buffer,
+        timeout: Seconds = None,
+        fds: Iterable[int | Fd] | None = None,
+        regions: Iterable[MemoryRegion] | None = None,
+    ) -> None: ...
+    @overload
+    async def xmit(
+        self,
+        record: T,
+        timeout: Seconds = None,
+        fds: Iterable[int | Fd] | None = None,
+        regions: Iterable[MemoryRegion] | None = None,
+    ) -> None: ...
     @enable_ki_protection
     async def xmit(
         self,
@@ -230,7 +288,7 @@ class Interface(Owner, trio.abc.Channel[Any]):
             raise ours(error, self) from error.__cause__
 
     @enable_ki_protection
-    def xmit_nowait(self, record: Any) -> None:
+    def xmit_nowait(self, record: T) -> None:
         """Publish one record if that can be done at once; raise Full if not.  No checkpoint.
 
         Raises as xmit does, and Closed before the handshake.
@@ -241,6 +299,12 @@ class Interface(Owner, trio.abc.Channel[Any]):
         except Exception as error:
             raise ours(error, self) from error.__cause__
 
+    @overload
+    async def xmit_many(
+        self: Interface[bytes], records: Iterable[Buffer], timeout: Seconds = None
+    ) -> int: ...
+    @overload
+    async def xmit_many(self, records: Iterable[T], timeout: Seconds = None) -> int: ...
     @enable_ki_protection
     async def xmit_many(self, records: Iterable[Any], timeout: Seconds = None) -> int:
         """Publish records in order; return how many, which is fewer only if time ran out.
@@ -270,9 +334,15 @@ class Interface(Owner, trio.abc.Channel[Any]):
         except Exception as error:
             raise ours(error, self) from error.__cause__
 
+    @overload
+    async def recv(self, timeout: None = None) -> T: ...
+    @overload
+    async def recv(self, timeout: Seconds) -> T | None: ...
+    @overload
+    async def recv(self, timeout: Seconds = None, *, default: D) -> T | D: ...
     @enable_ki_protection
-    async def recv(self, timeout: Seconds = None) -> Any:
-        """Return the next record; None if none came within `timeout` seconds.
+    async def recv(self, timeout: Seconds = None, default: Any = None) -> Any:
+        """Return the next record; `default` if none came within `timeout` seconds.
 
         Raises, once everything published is taken, EndOfStream (the peer closed) or PeerDied;
         and what else memenpsf.Interface.recv raises.
@@ -288,10 +358,17 @@ class Interface(Owner, trio.abc.Channel[Any]):
             else:
                 seconds_of(timeout)
                 await checkpoint_if_cancelled()
-            return await self._tasks.take(endpoint, endpoint.try_pop, Event.RECORDS, timeout)
+            record = await self._tasks.take(endpoint, endpoint.try_pop, Event.RECORDS, timeout)
+            return default if record is None else record
         except Exception as error:
             raise ours(error, self) from error.__cause__
 
+    @overload
+    async def recv_vectored(
+        self: Interface[N], limit: int | None = None, timeout: Seconds = None
+    ) -> Any: ...
+    @overload
+    async def recv_vectored(self, limit: int | None = None, timeout: Seconds = None) -> list[T]: ...
     @enable_ki_protection
     async def recv_vectored(self, limit: int | None = None, timeout: Seconds = None) -> Any:
         """Wait for one record, then return all that are there: `limit` or a ringful at most.
@@ -317,8 +394,12 @@ class Interface(Owner, trio.abc.Channel[Any]):
         except Exception as error:
             raise ours(error, self) from error.__cause__
 
+    @overload
+    async def recv_message(self, timeout: None = None) -> Received[T]: ...
+    @overload
+    async def recv_message(self, timeout: Seconds) -> Received[T] | None: ...
     @enable_ki_protection
-    async def recv_message(self, timeout: Seconds = None) -> Received | None:
+    async def recv_message(self, timeout: Seconds = None) -> Received[T] | None:
         """Return the next message with the descriptors and regions that came with it.
 
         The caller owns those.  None if none came in time; raises as recv does.
@@ -362,6 +443,10 @@ class Interface(Owner, trio.abc.Channel[Any]):
         except Exception as error:
             raise ours(error, self) from error.__cause__
 
+    @overload
+    async def recv_ctrl_msg(self, timeout: None) -> bytes: ...
+    @overload
+    async def recv_ctrl_msg(self, timeout: Seconds = 0) -> bytes | None: ...
     @enable_ki_protection
     async def recv_ctrl_msg(self, timeout: Seconds = 0) -> bytes | None:
         """Return the next two bytes from the peer's application; None if none came in time.
@@ -377,11 +462,11 @@ class Interface(Owner, trio.abc.Channel[Any]):
         except Exception as error:
             raise ours(error, self) from error.__cause__
 
-    async def send(self, value: Any) -> None:
+    async def send(self, value: T) -> None:
         """Send a record, as xmit does (trio.abc.SendChannel)."""
         await self.xmit(value)
 
-    async def receive(self) -> Any:
+    async def receive(self) -> T:
         """Return the next record, as recv does (trio.abc.ReceiveChannel)."""
         return await self.recv()
 
@@ -424,7 +509,7 @@ class Interface(Owner, trio.abc.Channel[Any]):
 
 
 def plain_socket(
-    stream: trio.SocketStream | trio.socket.SocketType | socket.socket,
+    stream: Stream,
 ) -> socket.socket:
     """Take the socket out of what Trio wraps around it."""
     if isinstance(stream, trio.SocketStream):
@@ -434,13 +519,31 @@ def plain_socket(
     return checked_socket(stream)
 
 
+@overload
+async def connect(
+    address: str | os.PathLike[str], record: SupportsIndex, **options: Unpack[InterfaceOptions]
+) -> Interface[bytes]: ...
+@overload
+async def connect(
+    address: str | os.PathLike[str], record: str | Struct, **options: Unpack[InterfaceOptions]
+) -> Interface[tuple[Any, ...]]: ...
+@overload
+async def connect(
+    address: str | os.PathLike[str],
+    record: type[T] | Encoded[T],
+    **options: Unpack[InterfaceOptions],
+) -> Interface[T]: ...
+@overload
+async def connect(
+    address: str | os.PathLike[str], record: NumpyDtype, **options: Unpack[InterfaceOptions]
+) -> Interface[Any]: ...
 async def connect(
     address: str | os.PathLike[str],
     record: Any,
     *,
     timeout: Seconds = 5.0,
     **options: Unpack[ConnectOptions],
-) -> Interface:
+) -> Interface[Any]:
     """Connect to a server; the address is a bare name, a path, or @name (abstract).
 
     As memenpsf.connect: OSError at once if there is no server, HandshakeTimeout, and what
@@ -451,7 +554,7 @@ async def connect(
     await checkpoint()
     with contextlib.ExitStack() as undo:
         sock = undo.enter_context(await Tasks().drive(connecting(where, timeout)))
-        interface = Interface._over(sock, terms, role, deadline)  # noqa: SLF001 (one module)
+        interface: Interface[Any] = Interface._over(sock, terms, role, deadline)  # noqa: SLF001 (one module)
         undo.callback(interface.close)
         await interface.do_handshake()
         undo.pop_all()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, overload
 
 import trio
 from trio.lowlevel import (
@@ -13,6 +13,7 @@ from trio.lowlevel import (
 )
 
 from ipcqueue import QueueError
+from ipcqueue.lowlevel import T
 
 from .._listening import AnyListener
 from .._pending import CAUSED_BY_ONE, PendingClients
@@ -22,12 +23,16 @@ from ._tasks import Tasks
 
 if TYPE_CHECKING:
     import os
-    from typing import Unpack
+    from struct import Struct
+    from typing import SupportsIndex, Unpack
+
+    from ipcqueue import Encoded
+    from ipcqueue.lowlevel import NumpyDtype
 
     from .._options import ListenOptions
 
 
-class Listener(AnyListener, trio.abc.Listener[Interface]):
+class Listener(AnyListener, trio.abc.Listener[Interface[T]], Generic[T]):
     """A server's address: gives an Interface for each client.  Made by listen().
 
     Clients introduce themselves side by side, so a slow or hostile one delays nobody.  A loop over
@@ -44,7 +49,7 @@ class Listener(AnyListener, trio.abc.Listener[Interface]):
         self._tasks = Tasks()
 
     @enable_ki_protection
-    async def accept(self) -> Interface:
+    async def accept(self) -> Interface[T]:
         """Return the next client.
 
         Raises Refused, CorruptPeer or HandshakeTimeout for a client that did not get in, OSError
@@ -64,7 +69,7 @@ class Listener(AnyListener, trio.abc.Listener[Interface]):
             endpoint.close()
             raise
 
-    def __aiter__(self) -> Listener:
+    def __aiter__(self) -> Listener[T]:
         """Yield clients until the listener is closed.
 
         Those refused, or not served because a resource is short, are logged and passed over, so
@@ -73,7 +78,7 @@ class Listener(AnyListener, trio.abc.Listener[Interface]):
         """
         return self
 
-    async def __anext__(self) -> Interface:
+    async def __anext__(self) -> Interface[T]:
         while True:
             try:
                 return await self.accept()
@@ -95,9 +100,25 @@ class Listener(AnyListener, trio.abc.Listener[Interface]):
 _PER_TURN = 1
 
 
+@overload
+async def listen(
+    address: str | os.PathLike[str], record: SupportsIndex, **options: Unpack[ListenOptions]
+) -> Listener[bytes]: ...
+@overload
+async def listen(
+    address: str | os.PathLike[str], record: str | Struct, **options: Unpack[ListenOptions]
+) -> Listener[tuple[Any, ...]]: ...
+@overload
+async def listen(
+    address: str | os.PathLike[str], record: type[T] | Encoded[T], **options: Unpack[ListenOptions]
+) -> Listener[T]: ...
+@overload
+async def listen(
+    address: str | os.PathLike[str], record: NumpyDtype, **options: Unpack[ListenOptions]
+) -> Listener[Any]: ...
 async def listen(
     address: str | os.PathLike[str], record: Any, **options: Unpack[ListenOptions]
-) -> Listener:
+) -> Listener[Any]:
     """Listen at an address: a bare name, a path, or @name (abstract); as memenpsf.listen.
 
     Where other servers of this user are just starting, other tasks run meanwhile.

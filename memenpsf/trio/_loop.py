@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import trio
 
@@ -39,7 +39,7 @@ async def run(
 
     As memenpsf.run; the end of `recvr`, or None in it, ends the connection in good order.
     """
-    role = "client" if typ == 0 else "server"
+    role: Literal["client", "server"] = "client" if typ == 0 else "server"
     try:
         check_loop_options(options)
     except TypeError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import trio
 
@@ -13,19 +13,63 @@ from ._listener import Listener, listen
 if TYPE_CHECKING:
     import os
     from collections.abc import Awaitable, Callable
-    from typing import Unpack
+    from struct import Struct
+    from typing import SupportsIndex, Unpack
+
+    from ipcqueue import Encoded
+    from ipcqueue.lowlevel import NumpyDtype, T
 
     from .._options import ListenOptions
     from ._interface import Interface
 
 
+@overload
 async def serve(
-    handler: Callable[[Interface], Awaitable[object]],
+    handler: Callable[[Interface[bytes]], Awaitable[object]],
+    address: str | os.PathLike[str],
+    record: SupportsIndex,
+    *,
+    on_error: OnError = ...,
+    task_status: trio.TaskStatus[Listener[bytes]] = ...,
+    **options: Unpack[ListenOptions],
+) -> None: ...
+@overload
+async def serve(
+    handler: Callable[[Interface[tuple[Any, ...]]], Awaitable[object]],
+    address: str | os.PathLike[str],
+    record: str | Struct,
+    *,
+    on_error: OnError = ...,
+    task_status: trio.TaskStatus[Listener[tuple[Any, ...]]] = ...,
+    **options: Unpack[ListenOptions],
+) -> None: ...
+@overload
+async def serve(
+    handler: Callable[[Interface[T]], Awaitable[object]],
+    address: str | os.PathLike[str],
+    record: type[T] | Encoded[T],
+    *,
+    on_error: OnError = ...,
+    task_status: trio.TaskStatus[Listener[T]] = ...,
+    **options: Unpack[ListenOptions],
+) -> None: ...
+@overload
+async def serve(
+    handler: Callable[[Interface[Any]], Awaitable[object]],
+    address: str | os.PathLike[str],
+    record: NumpyDtype,
+    *,
+    on_error: OnError = ...,
+    task_status: trio.TaskStatus[Listener[Any]] = ...,
+    **options: Unpack[ListenOptions],
+) -> None: ...
+async def serve(
+    handler: Callable[[Interface[Any]], Awaitable[object]],
     address: str | os.PathLike[str],
     record: Any,
     *,
     on_error: OnError = "log",
-    task_status: trio.TaskStatus[Listener] = trio.TASK_STATUS_IGNORED,
+    task_status: trio.TaskStatus[Listener[Any]] = trio.TASK_STATUS_IGNORED,
     **options: Unpack[ListenOptions],
 ) -> None:
     """Serve many clients: a task that runs handler(interface) for each.
@@ -63,7 +107,9 @@ async def serve(
 
 
 async def _handle(
-    handler: Callable[[Interface], Awaitable[object]], interface: Interface, policy: Policy
+    handler: Callable[[Interface[Any]], Awaitable[object]],
+    interface: Interface[Any],
+    policy: Policy,
 ) -> None:
     try:
         # Not aclose(): its checkpoint may raise Cancelled in place of what the handler raises.

@@ -50,6 +50,24 @@ async def test_when_time_runs_out_it_says_so_and_nothing_is_lost(door, timeout):
         assert await other.recv_vectored() == [(1,)]
 
 
+@pytest.mark.parametrize("spec", ["<Q", bytes])
+@pytest.mark.parametrize("timeout", [0, 1e-9, 0.01])
+@scenario
+async def test_what_receiving_gives_when_nothing_came_is_up_to_the_caller(door, timeout, spec):
+    nothing = object()
+    record = b"" if spec is bytes else (0,)
+    async with door.pair(spec) as (one, other):
+        assert await other.recv(timeout, default=nothing) is nothing
+        assert await other.recv(timeout=timeout, default=None) is None
+        await one.xmit(record)
+        assert await other.recv(timeout, default=nothing) == record
+        await one.xmit(record)
+        assert await other.recv(default=nothing) == record
+        await one.aclose()
+        with door.raises("EndOfStream"):
+            await other.recv(1, default=nothing)
+
+
 @pytest.mark.parametrize("timeout", [None, 1e9, math.inf])
 @scenario
 async def test_every_long_timeout_waits_for_what_comes(door, timeout):

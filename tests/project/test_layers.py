@@ -23,6 +23,7 @@ BELOW = {"fdpass": None, "ipcqueue": "fdpass", "memenpsf": "ipcqueue"}
 THIRD_PARTIES = {
     "fdpass/_interpreter.py": {"_interpreters", "_xxsubinterpreters"},  # CPython's own: by version
     "ipcqueue/_build.py": {"cffi"},
+    "ipcqueue/_types.py": {"typing_extensions"},  # for type checkers alone, which bring it along
 }
 MODULES = sorted(
     str(path.relative_to(REPOSITORY))
@@ -158,7 +159,7 @@ def test_only_the_ends_of_the_rings_know_the_c_core():
 
 # The floors of ipcqueue, from below: a module imports nothing of a floor above its own.
 FLOORS = [
-    ("_core", "_waiting", "_direct", "_packer", "_interpreter", "_errors", "_origin"),
+    ("_core", "_waiting", "_direct", "_packer", "_interpreter", "_errors", "_origin", "_types"),
     ("_records",),
     ("_ring",),
     ("_link",),

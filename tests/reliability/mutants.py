@@ -52,12 +52,10 @@ MUTANTS = [
     Mutant(
         "Trio hears no cause",
         "memenpsf/trio/_interface.py",
-        "timeout)\n        except Exception as error:\n"
-        "            raise ours(error, self) from error.__cause__\n\n    @enable_ki_protection\n"
-        "    async def recv_vectored",
-        "timeout)\n        except Exception as error:\n"
-        "            raise ours(error, self) from None\n\n    @enable_ki_protection\n"
-        "    async def recv_vectored",
+        "            return default if record is None else record\n        except Exception as error:\n"
+        "            raise ours(error, self) from error.__cause__\n",
+        "            return default if record is None else record\n        except Exception as error:\n"
+        "            raise ours(error, self) from None\n",
         "memenpsf/test_trio_payloads.py::test_a_record_that_its_class_refuses_is_taken_and_the_next_one_comes",
     ),
     Mutant(
@@ -987,10 +985,18 @@ MUTANTS = [
     Mutant(
         "a verb does not say whose its exceptions are",
         "memenpsf/_interface.py",
-        "            return self._threads.pop(timeout)\n        except Exception as error:\n"
+        "            return default if record is None else record\n        except Exception as error:\n"
         "            tag_error(error, self)\n            raise",
-        "            return self._threads.pop(timeout)\n        except Exception:\n            raise",
+        "            return default if record is None else record\n        except Exception:\n"
+        "            raise",
         "memenpsf/test_origin.py::test_every_verb_tags_what_it_raises",
+    ),
+    Mutant(
+        "recv forgets what to give when nothing came",
+        "memenpsf/_interface.py",
+        "            return default if record is None else record\n",
+        "            return record or default\n",
+        "conformance/test_timeouts.py::test_what_receiving_gives_when_nothing_came_is_up_to_the_caller",
     ),
     Mutant(
         "a tag keeps its interface alive",
@@ -1192,8 +1198,9 @@ MUTANTS = [
     Mutant(
         "a control message is taken through a wrapper",
         "ipcqueue/_queue.py",
-        "    def recv_ctrl_msg(self",
-        "    @tagged\n    def recv_ctrl_msg(self",
+        '    def recv_ctrl_msg(self, timeout: Seconds = 0) -> bytes | None:\n        """',
+        "    @tagged\n"
+        '    def recv_ctrl_msg(self, timeout: Seconds = 0) -> bytes | None:\n        """',
         "memenpsf/test_origin.py::test_no_verb_that_takes_is_wrapped",
     ),
     Mutant(

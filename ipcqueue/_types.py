@@ -1,0 +1,68 @@
+"""What signatures are written with: above all T, the type of a connection's records.
+
+A class as a spec (NamedTuple, dataclass, ctypes.Structure, Message, bytes) stands for its own
+objects, an Encoded[T] for what it decodes to, a size (int) for bytes, a struct format for tuples,
+a numpy.dtype for Any.  Every function that takes a spec says so in its overloads.  T is Any where
+nobody states it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    # Of type checkers, which bring it along.
+    from typing import TypeAlias
+
+    from typing_extensions import Buffer as AnyBuffer
+    from typing_extensions import TypeVar
+
+    Buffer: TypeAlias = "AnyBuffer | NumpyArray"
+    T = TypeVar("T", default=Any)
+else:
+    from typing import TypeVar
+
+    T = TypeVar("T")
+    Buffer = object
+
+
+class NumpyScalar(Protocol):
+    """A scalar of numpy, which is not imported here; many records of it are received as an array."""
+
+    @property
+    def dtype(self) -> Any:
+        """Its type."""
+
+    @property
+    def itemsize(self) -> int:
+        """Its size in bytes."""
+
+
+class NumpyArray(Protocol):
+    """An array of numpy, which does not tell type checkers before Python 3.12 that it is a buffer."""
+
+    @property
+    def __array_interface__(self) -> Any:
+        """What numpy tells other libraries of its memory."""
+
+
+class NumpyDtype(Protocol):
+    """A numpy.dtype, told by what nothing else has."""
+
+    @property
+    def itemsize(self) -> int:
+        """Its size in bytes."""
+
+    @property
+    def alignment(self) -> int:
+        """Its alignment in bytes."""
+
+    @property
+    def isbuiltin(self) -> int:
+        """Whether numpy has made it."""
+
+
+N = TypeVar("N", bound=NumpyScalar)
+D = TypeVar("D")  # what recv(default=...) gives instead of a record
+
+__all__ = ["Buffer", "D", "N", "NumpyArray", "NumpyDtype", "NumpyScalar", "T"]
