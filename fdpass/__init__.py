@@ -102,3 +102,10 @@ __all__ = [
     "send_fd",
     "send_fds",
 ]
+
+# Users import them from here, whichever file they stand in: so errors and tracebacks name them.
+# What is imported on first use does the same at the end of its own file.
+for _name in __all__:
+    _it = globals().get(_name)
+    if hasattr(_it, "__qualname__") and _it.__module__.startswith(f"{__name__}._"):
+        _it.__module__ = __name__

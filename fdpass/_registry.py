@@ -425,3 +425,7 @@ class _LentRegion(MemoryRegion):
 
     def _close_memory(self) -> None:
         """Leave it open for the next lending."""
+
+
+for _each in (MemoryRegistry, RegistryStatistics, Returned):
+    _each.__module__ = __package__  # as of all public names; see __init__

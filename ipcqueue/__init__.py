@@ -95,3 +95,9 @@ __all__ = [
     "u32",
     "u64",
 ]
+
+# Users import them from here, whichever file they stand in: so errors and tracebacks name them.
+for _name in __all__:
+    _it = globals().get(_name)
+    if hasattr(_it, "__qualname__") and _it.__module__.startswith(f"{__name__}._"):
+        _it.__module__ = __name__

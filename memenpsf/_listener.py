@@ -184,3 +184,6 @@ def listen(
     both wait.
     """
     return Listener(PendingClients(address, record, **options))
+
+
+Listener.__module__ = listen.__module__ = __package__  # as of all public names; see __init__

@@ -197,3 +197,6 @@ class _Loop(Owner):
             else:
                 self._error = error
         self._interface.finish()
+
+
+Ended.__module__ = run.__module__ = __package__  # as of all public names; see __init__

@@ -206,3 +206,6 @@ class _Server(Owner):
             self._listener.close()  # wakes who accepts
         else:
             self._policy.tell(failure)
+
+
+serve.__module__ = __package__  # as of all public names; see __init__

@@ -60,7 +60,7 @@ PLAIN = {
     "memenpsf._candidates.Conduct": "numbers",
     "memenpsf._candidates.Places": "numbers",
     "memenpsf._seeking._Search": "paths, and errors",
-    "memenpsf._loop.Ended": "an error, and records of the application",
+    "memenpsf.Ended": "an error, and records of the application",
 }
 
 
@@ -90,7 +90,7 @@ WAYS = {
 
 
 def classes():
-    """Find every class of the three packages, public or not, by its full name."""
+    """Find every class of the three packages, public or not, by the full name that it shows."""
     found = {}
     for package in ("fdpass", "ipcqueue", "memenpsf"):
         for path in sorted((REPOSITORY / package).rglob("*.py")):
@@ -100,8 +100,8 @@ def classes():
             name = ".".join(parts[:-1] if path.stem == "__init__" else parts)
             module = importlib.import_module(name)
             for each in vars(module).values():
-                if inspect.isclass(each) and each.__module__ == name:
-                    found[f"{name}.{each.__qualname__}"] = each
+                if inspect.isclass(each) and each.__module__.partition(".")[0] == package:
+                    found[f"{each.__module__}.{each.__qualname__}"] = each
     return found
 
 
