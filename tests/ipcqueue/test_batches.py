@@ -8,7 +8,7 @@ import pytest
 
 import ipcqueue
 import memenpsf
-from tests.kit.places import Interrupt, at_every_place, interrupt
+from tests.kit.places import Interrupt
 
 np = pytest.importorskip("numpy")
 
@@ -297,97 +297,6 @@ def test_beside_a_loan_or_a_borrowing_batches_are_refused(kind):
                 other.recv_vectored()
             lent.cancel()
         assert numbers(other.recv_vectored()) == [0, 1, 2]
-
-
-@pytest.mark.parametrize("name", SPECS)
-def test_an_exception_anywhere_in_sending_means_that_the_first_were_sent(name):
-    spec, make, numbers = SPECS[name]
-    one, other = opened(spec)
-    before = list(range(122 if one.capacity > 16 else 10))  # there is space for six more
-    first, records = make(before), make(range(len(before), len(before) + 9))
-
-    def check(result):
-        got = drained(other, numbers)
-        assert got == list(range(len(got)))
-        assert result in {None, 6}
-        assert len(before) <= len(got) <= len(before) + 6
-        assert result is None or len(got) == len(before) + result
-
-    with one, other:
-        places = at_every_place(
-            lambda: one.xmit_many(first, timeout=0),
-            lambda: one.xmit_many(records, timeout=0),
-            interrupt,
-            check,
-        )
-        assert places > 3
-
-
-@pytest.mark.parametrize("name", SPECS)
-def test_a_handler_that_sends_anywhere_in_sending_disturbs_nothing(name):
-    spec, make, numbers = SPECS[name]
-    one, other = opened(spec)
-    ours, others, by_handler = make(range(5)), make(range(100, 103)), []
-
-    def check(result):
-        got = drained(other, numbers)
-        count, by_handler[:] = sum(by_handler), []
-        assert result == 5
-        assert [n for n in got if n < 100] == list(range(5))
-        assert [n for n in got if n >= 100] == list(range(100, 100 + count))
-
-    with one, other:
-        at_every_place(
-            lambda: None,
-            lambda: one.xmit_many(ours, timeout=0),
-            lambda: by_handler.append(one.xmit_many(others, timeout=0)),
-            check,
-        )
-
-
-@pytest.mark.parametrize("name", SPECS)
-@pytest.mark.parametrize("put_back", [False, True])
-def test_an_exception_anywhere_in_receiving_loses_and_doubles_nothing(name, put_back):
-    spec, make, numbers = SPECS[name]
-    one, other = opened(spec)
-    limit = 4
-
-    def prepare():
-        one.xmit_many(make(range(5)))
-        if put_back:  # by an interrupted call
-            receiver = other._endpoint.receiver
-            if hasattr(receiver, "_keep"):
-                receiver.keep([receiver.try_pop()])
-            else:
-                receiver.prepare(2)
-        one.xmit_many(make(range(5, 8)))
-
-    def check(result):
-        got = [] if result is None else numbers(result)
-        assert got + drained(other, numbers) == list(range(8))
-
-    with one, other:
-        receive = lambda: other.recv_vectored(limit, timeout=0)  # noqa: E731
-        assert at_every_place(prepare, receive, interrupt, check) > 3
-
-
-@pytest.mark.parametrize("name", SPECS)
-def test_a_handler_that_receives_anywhere_takes_others(name):
-    spec, make, numbers = SPECS[name]
-    one, other = opened(spec)
-    by_handler = []
-
-    def check(result):
-        got, by_handler[:] = numbers(result) + by_handler, []
-        assert sorted(got + drained(other, numbers)) == list(range(8))
-
-    with one, other:
-        at_every_place(
-            lambda: one.xmit_many(make(range(8))),
-            lambda: other.recv_vectored(3, timeout=0),
-            lambda: by_handler.extend(numbers(other.recv_vectored(2, timeout=0))),
-            check,
-        )
 
 
 class TestArrays:
