@@ -460,7 +460,7 @@ def test_a_shortage_ends_the_loop_and_hands_back_what_it_took(pool, door, monkey
         until(lambda: peer._endpoint.receiver.indices() == (1 + CAPACITY, 1))
         monkeypatch.setattr(type(peer._endpoint), name, fails)
         monkeypatch.setattr(
-            "ipcqueue._ring.slot_receiver.receiver.pop_ready", lambda *_, **__: None
+            "ipcqueue._ring.slot_receiver.SlotReceiver.pop_ready", lambda *_, **__: None
         )
         peer.xmit((7,))  # wakes it
         sent = [(0,), *peer]
