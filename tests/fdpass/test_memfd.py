@@ -3,7 +3,6 @@
 import ctypes
 import errno
 import fcntl
-import gc
 import mmap
 import os
 import resource
@@ -17,23 +16,10 @@ import pytest
 import fdpass
 from fdpass import Memfd, Seal
 from fdpass._memfd import Mapped
-from tests.kit.settling import settle
+from tests.kit.attached import open_descriptors
 
 AGREED = Seal.SHRINK | Seal.GROW | Seal.SEAL
 MAX = 1 << 20
-
-
-def open_count():
-    gc.collect()
-    settle()
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
-@pytest.fixture(autouse=True)
-def _nothing_leaks():
-    before = open_count()
-    yield
-    assert open_count() == before
 
 
 def made(size=5000, seals=AGREED):
@@ -180,9 +166,9 @@ class TestMap:
     @pytest.mark.skipif(sys.version_info < (3, 13), reason="mmap duplicates the descriptor")
     def test_a_mapping_holds_no_descriptor(self):
         with made() as memfd:
-            before = open_count()
+            before = open_descriptors()
             with memfd.map():
-                assert open_count() == before
+                assert open_descriptors() == before
 
     def test_all_pages_are_there_at_once(self):
         for writable in (True, False):

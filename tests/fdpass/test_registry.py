@@ -4,7 +4,6 @@ import contextlib
 import ctypes
 import errno
 import fcntl
-import gc
 import os
 import select
 import signal
@@ -18,23 +17,10 @@ import trio
 
 import fdpass
 from fdpass import Memfd, MemoryRegion, MemoryRegistry, Seal
-from tests.kit.settling import settle
+from tests.kit.attached import open_descriptors
 
 MAX = 1 << 20
 SIZE = 5000
-
-
-def open_count():
-    gc.collect()
-    settle()
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
-@pytest.fixture(autouse=True)
-def _nothing_leaks():
-    before = open_count()
-    yield
-    assert open_count() == before
 
 
 class Clock:
@@ -380,12 +366,12 @@ class TestReusing:
 
     def test_any_number_of_times_without_a_descriptor_more(self, registry):
         idle_of(registry, SIZE)
-        before = open_count()
+        before = open_descriptors()
         for _ in range(1000):
             with registry.alloc(SIZE) as region:
                 region.buffer[0] = 1
         registry.collect()
-        assert open_count() == before
+        assert open_descriptors() == before
         assert registry.statistics().created == 1
         assert registry.statistics().reused == 1000
 

@@ -5,7 +5,6 @@ import contextlib
 import dis
 import errno
 import fcntl
-import gc
 import os
 import resource
 import socket
@@ -19,22 +18,9 @@ import pytest
 import fdpass
 import fdpass.lowlevel
 from fdpass import _rights
-from tests.kit.settling import settle
+from tests.kit.attached import open_descriptors
 
 HERE = str(Path(fdpass.__file__).parent)
-
-
-def open_count():
-    gc.collect()
-    settle()
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
-@pytest.fixture(autouse=True)
-def _nothing_leaks():
-    before = open_count()
-    yield
-    assert open_count() == before
 
 
 def connected(kind):
@@ -174,7 +160,7 @@ def test_a_peer_that_left_without_reading_is_a_connection_reset(pair, null):
 
 def test_a_descriptor_too_many_or_too_few_is_refused_and_closed(any_pair, null):
     left, right = any_pair
-    before = open_count()
+    before = open_descriptors()
     fdpass.send_fds(left, [null, null])
     with pytest.raises(fdpass.WrongDescriptors) as caught:
         fdpass.recv_fd(right)
@@ -183,18 +169,18 @@ def test_a_descriptor_too_many_or_too_few_is_refused_and_closed(any_pair, null):
     with pytest.raises(fdpass.WrongDescriptors) as caught:
         fdpass.recv_fd(right)
     assert (caught.value.expected, caught.value.received) == (1, 0)
-    assert open_count() == before
+    assert open_descriptors() == before
 
 
 @pytest.mark.parametrize("limit", [0, 2])
 def test_more_descriptors_than_allowed_are_all_closed(any_pair, null, limit):
     left, right = any_pair
-    before = open_count()
+    before = open_descriptors()
     fdpass.send_fds(left, [null] * 3)
     with pytest.raises(fdpass.WrongDescriptors) as caught:
         fdpass.recv_fds(right, max_fds=limit)
     assert (caught.value.expected, caught.value.received) == (limit, 3)
-    assert open_count() == before
+    assert open_descriptors() == before
 
 
 def test_where_none_are_allowed_plain_data_passes(pair):
@@ -206,11 +192,11 @@ def test_where_none_are_allowed_plain_data_passes(pair):
 def test_at_the_limit_of_open_descriptors_those_that_came_are_closed(any_pair, null, room):
     left, right = any_pair
     fdpass.send_fds(left, [null] * 3)
-    before = open_count()
+    before = open_descriptors()
     with room_for(room), pytest.raises(fdpass.TruncatedDescriptors) as caught:
         fdpass.recv_fds(right, max_fds=3)
     assert (caught.value.expected, caught.value.received) == (3, room)
-    assert open_count() == before
+    assert open_descriptors() == before
 
 
 def test_at_the_limit_the_one_descriptor_expected_is_truncated_too(pair, null):
@@ -286,7 +272,7 @@ def test_a_short_read_brings_the_descriptors_with_the_first_part(pair, null):
 def test_a_packet_that_does_not_fit_is_refused_and_its_descriptors_closed(kind, null):
     left, right = connected(kind)
     with left, right:
-        before = open_count()
+        before = open_descriptors()
         for receive in (
             lambda: fdpass.recv_fd(right, b"ta"),
             lambda: fdpass.recv_fds(right, max_data=2),
@@ -294,7 +280,7 @@ def test_a_packet_that_does_not_fit_is_refused_and_its_descriptors_closed(kind, 
             fdpass.send_fd(left, null, b"tag")
             with pytest.raises(fdpass.TruncatedData):
                 receive()
-            assert open_count() == before
+            assert open_descriptors() == before
 
 
 @pytest.mark.parametrize("kind", [socket.SOCK_SEQPACKET, socket.SOCK_DGRAM])
@@ -336,7 +322,7 @@ def test_a_pidfd_from_the_kernel_is_closed_and_not_counted(pair, null):
         right.setsockopt(socket.SOL_SOCKET, so_passpidfd, 1)
     except OSError:
         pytest.skip("needs Linux 6.5")
-    before = open_count()
+    before = open_descriptors()
     fdpass.send_fd(left, null)
     fdpass.recv_fd(right).close()
     left.send(b"plain")
@@ -344,7 +330,7 @@ def test_a_pidfd_from_the_kernel_is_closed_and_not_counted(pair, null):
     fdpass.send_fd(left, null, b"a")
     with pytest.raises(fdpass.WrongTag):
         fdpass.recv_fd(right, b"b")
-    assert open_count() == before
+    assert open_descriptors() == before
 
 
 class Reader(threading.Thread):
@@ -426,11 +412,11 @@ def test_the_timeout_of_the_socket_is_respected_and_closes_what_came(pair, null)
     right.settimeout(0.01)
     with pytest.raises(TimeoutError):
         fdpass.recv_fds(right)
-    before = open_count()
+    before = open_descriptors()
     fdpass.send_fd(left, null, b"t")
     with pytest.raises(TimeoutError):
         fdpass.recv_fd(right, b"tag")
-    assert open_count() == before
+    assert open_descriptors() == before
     left.settimeout(0.01)
     with pytest.raises(TimeoutError):
         fdpass.send_fds(left, [null], bytes(10_000_000))
@@ -509,7 +495,7 @@ def interrupted_everywhere(prepare, receive):
     """Call receive() with an interrupt at each place in turn; count places and leaks."""
     for nth in range(10_000):
         prepare()
-        before = open_count()
+        before = open_descriptors()
         interrupter = Interrupter(nth)
         tracer = sys.gettrace()
         with contextlib.suppress(KeyboardInterrupt, fdpass.FdPassError):
@@ -522,7 +508,7 @@ def interrupted_everywhere(prepare, receive):
                 fd.close()
         result = None
         interrupter.last.clear()
-        assert open_count() == before, f"a descriptor leaked at place {nth}"
+        assert open_descriptors() == before, f"a descriptor leaked at place {nth}"
         if not interrupter.fired:
             return nth
     raise AssertionError("the call does not end")

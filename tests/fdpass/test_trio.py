@@ -1,7 +1,6 @@
 """The door for Trio: the same verbs, cancellable without losing a descriptor."""
 
 import errno
-import gc
 import os
 import socket
 from pathlib import Path
@@ -13,18 +12,7 @@ import trio.testing
 import fdpass
 import fdpass.trio
 from fdpass import _rights
-
-
-def open_count():
-    gc.collect()
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
-@pytest.fixture(autouse=True)
-def _nothing_leaks():
-    before = open_count()
-    yield
-    assert open_count() == before
+from tests.kit.attached import open_descriptors
 
 
 @pytest.fixture
@@ -151,15 +139,15 @@ async def test_cancelling_as_the_message_comes_loses_no_descriptor(pair, null, c
 
 
 async def test_cancelling_after_a_part_of_the_message_closes_what_came(pair, null):
-    before = open_count()
+    before = open_descriptors()
     await fdpass.trio.send_fd(pair[0], null, b"t")
     with trio.CancelScope() as scope:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(fdpass.trio.recv_fd, pair[1], b"tag")
             await trio.testing.wait_all_tasks_blocked()
-            assert open_count() == before + 1
+            assert open_descriptors() == before + 1
             scope.cancel()
-    assert open_count() == before
+    assert open_descriptors() == before
 
 
 async def test_an_interrupt_comes_only_where_nothing_is_lost(pair, null, monkeypatch):
@@ -236,7 +224,7 @@ async def test_another_number_to_send_is_a_value_error(pair, null, count):
 
 async def test_what_is_not_expected_is_refused_and_closed(pair, null):
     left, right = pair
-    before = open_count()
+    before = open_descriptors()
     await fdpass.trio.send_fds(left, [null, null])
     with pytest.raises(fdpass.WrongDescriptors):
         await fdpass.trio.recv_fd(right)
@@ -246,17 +234,17 @@ async def test_what_is_not_expected_is_refused_and_closed(pair, null):
     await fdpass.trio.send_fd(left, null, b"a")
     with pytest.raises(fdpass.WrongTag):
         await fdpass.trio.recv_fd(right, b"b")
-    assert open_count() == before
+    assert open_descriptors() == before
 
 
 async def test_a_datagram_that_does_not_fit_is_refused_and_its_descriptor_closed(null):
     left, right = trio.socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     with left, right:
-        before = open_count()
+        before = open_descriptors()
         await fdpass.trio.send_fd(left, null, b"long")
         with pytest.raises(fdpass.TruncatedData):
             await fdpass.trio.recv_fds(right, max_data=1)
-        assert open_count() == before
+        assert open_descriptors() == before
 
 
 @pytest.mark.parametrize("times", [3, 1000])

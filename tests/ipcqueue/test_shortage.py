@@ -12,7 +12,6 @@ import socket
 import struct
 import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
 from ipcqueue._core import ffi, lib
@@ -27,6 +26,7 @@ from ipcqueue import _packer
 from ipcqueue._records.spec import codec_for
 from ipcqueue._ring import memory as _memory
 from ipcqueue._ring import segment as _segment
+from tests.kit.attached import open_descriptors
 from tests.kit.places import Interrupt
 from tests.kit.refusals import refused
 
@@ -97,10 +97,6 @@ def pair_of(spec):
 
 def rest(other):
     return list(iter(lambda: other.recv(timeout=0), None))
-
-
-def open_count():
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 # The short ways to receive; what of their result are records.
@@ -254,7 +250,7 @@ def test_descriptors_that_come_while_memory_is_short_are_closed_or_noted(short_o
 
         def prepare():
             ends[0].sendmsg([b"\x11\x03"], rights)
-            return open_count(), [], bytearray(direct.ROOM)
+            return open_descriptors(), [], bytearray(direct.ROOM)
 
         def receive(before, into, room):
             return direct.receive(ends[1], fdpass.lowlevel.RECEIVE_FLAGS, True, into, room)
@@ -269,7 +265,7 @@ def test_descriptors_that_come_while_memory_is_short_are_closed_or_noted(short_o
             assert len(numbers) == 3
             for number in (*numbers, *strays):
                 os.close(number)
-            assert open_count() == before
+            assert open_descriptors() == before
 
         assert short_of_memory(prepare, receive, check, 20) > 3
         for number in files:
