@@ -1,6 +1,6 @@
 """Sends file descriptors over Unix sockets; makes, seals and checks memory worth sending.
 
-For sockets of Trio, import fdpass.trio. Doors of other kinds are built of fdpass.lowlevel.
+For sockets of Trio, import fdpass.trio. fdpass.lowlevel has the parts to build other doors from.
 """
 
 import typing
@@ -49,7 +49,7 @@ if typing.TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> object:
-        """Import on first use what is slow to import, and used by some programs only."""
+        """Import a name on first use: it is slow to import, and few programs need it."""
         if name in {"MemoryRegistry", "RegistryStatistics", "Returned"}:
             from . import _registry  # noqa: PLC0415
 

@@ -1,12 +1,12 @@
-"""The clock of every timeout: CLOCK_MONOTONIC, as the kernel tells it.
+"""The clock of every timeout: CLOCK_MONOTONIC, read from the kernel.
 
-Not time.monotonic(): libraries for tests (freezegun and others) replace that in every module, and a
-timeout that waits for a clock which stands still never ends.
+Not time.monotonic(): test libraries such as freezegun replace it in every module. A timeout would
+then wait for a stopped clock, and never end.
 """
 
 import time
 
 
 def monotonic() -> float:
-    """Return the seconds since some moment in the past; a clock that nothing sets or freezes."""
+    """Return seconds since an arbitrary moment; nothing can set or freeze this clock."""
     return time.clock_gettime(time.CLOCK_MONOTONIC)

@@ -1,4 +1,4 @@
-"""The words of what can go wrong; an error of the operating system stays the OSError it is."""
+"""The exceptions of this package; an error of the operating system stays an OSError."""
 
 
 class FdPassError(Exception):
@@ -6,30 +6,30 @@ class FdPassError(Exception):
 
 
 class ClosedFd(FdPassError, ValueError):
-    """A descriptor was closed, or handed on, before it was used."""
+    """The descriptor was used after it was closed or handed on."""
 
 
 class Disconnected(FdPassError, EOFError):
-    """The peer closed its end before the whole message came."""
+    """The peer closed its end before the whole message arrived."""
 
 
 class TooManyInFlight(FdPassError):
-    """The kernel kept refusing: too many descriptors of this user are sent but not received.
+    """Too many descriptors of this user are sent but not yet received: the kernel refuses more.
 
-    Its limit is RLIMIT_NOFILE of the sending process (ETOOMANYREFS in unix(7)).
+    The limit is RLIMIT_NOFILE of the sending process (ETOOMANYREFS in unix(7)).
     """
 
 
 class Unsendable(FdPassError, TypeError):
-    """The bytes of this object must not leave the process: pointers into it, or masked values."""
+    """The object holds pointers into this process or masked values, which must not leave it."""
 
 
 class TruncatedData(FdPassError):
-    """A datagram was longer than the room given to it; what was cut off is lost."""
+    """A datagram was longer than the buffer for it; the rest is lost."""
 
 
 class Mismatch(FdPassError):
-    """What came is not what was expected: `expected` and `received` say both."""
+    """Something else arrived than was expected; see `expected` and `received`."""
 
     what = "value"
 
@@ -47,9 +47,9 @@ def _shown(value: object) -> str:
 
 
 class WrongDescriptors(Mismatch):
-    """The number of descriptors in a message is not the one expected; all were closed.
+    """A message carried an unexpected number of descriptors; all of them were closed.
 
-    From recv_fds, `expected` is the largest number it would have taken.
+    When recv_fds() raises it, `expected` is the maximum that the caller allowed.
     """
 
     what = "number of descriptors"
@@ -58,17 +58,17 @@ class WrongDescriptors(Mismatch):
 
 
 class TruncatedDescriptors(WrongDescriptors):
-    """The kernel delivered fewer descriptors than were sent; those that came were closed.
+    """The kernel delivered fewer descriptors than were sent; the delivered ones were closed.
 
-    Either this process is at its RLIMIT_NOFILE or a security module refused one of them. The
-    connection is not to be used further: nobody can tell which descriptors are missing.
+    Either this process has reached its RLIMIT_NOFILE, or a security module refused one of them.
+    Do not use the connection any further: nobody can tell which descriptors are missing.
     """
 
     what = "number of descriptors (the kernel cut the list)"
 
 
 class WrongTag(Mismatch):
-    """The bytes beside a descriptor are not the tag expected; the descriptor was closed."""
+    """The bytes beside a descriptor are not the expected tag; the descriptor was closed."""
 
     what = "tag"
     expected: bytes
@@ -82,13 +82,13 @@ class MemfdRefused(Mismatch):
 
 
 class WrongType(MemfdRefused):
-    """It is not a readable memory file made by memfd_create of ordinary pages."""
+    """It is not a readable file of ordinary pages made by memfd_create."""
 
     what = "kind of file"
 
 
 class WrongSeals(MemfdRefused):
-    """It lacks seals, so that its maker could still change what was agreed."""
+    """It lacks seals, so its maker could still change what the seals would fix."""
 
     what = "seals of the memory file"
 
@@ -102,7 +102,7 @@ class WrongSize(MemfdRefused):
 
 
 class NotReserved(MemfdRefused):
-    """It has holes: reading them would allocate memory at the reader's charge; in bytes."""
+    """It has holes: reading one would allocate memory charged to the reader. Numbers are bytes."""
 
     what = "memory reserved for the memory file in bytes"
     expected: int
@@ -110,7 +110,7 @@ class NotReserved(MemfdRefused):
 
 
 class SharedRefused(MemfdRefused):
-    """It is a region that its giver, too, could write, and the receiver did not accept such."""
+    """The giver can still write this region, and the receiver did not accept shared regions."""
 
     what = "mode of the memory region"
     expected: str
@@ -118,20 +118,20 @@ class SharedRefused(MemfdRefused):
 
 
 class RegionError(FdPassError):
-    """Base of what goes wrong with a memory region on this side."""
+    """Base of the errors that this side makes with a memory region."""
 
 
 class RegionInUse(RegionError, BufferError):
-    """It cannot be frozen while something here can still write it; the message says what to do."""
+    """Something here can still write the region, so it cannot be frozen; see the message."""
 
 
 class ClosedRegion(RegionError, ValueError):
-    """It was closed, by its owner or with the registry it came from, before it was used."""
+    """The region was used after its owner closed it, or the registry that lent it."""
 
 
 class ClosedRegistry(RegionError, ValueError):
-    """The registry was closed before it was used."""
+    """The registry was used after it was closed."""
 
 
 class ForkedRegistry(RegionError):
-    """A forked child used the registry of its parent, which may only be closed there."""
+    """A forked child used its parent's registry; a child may only close it."""

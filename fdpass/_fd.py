@@ -16,10 +16,10 @@ from ._numbers import index_of
 
 
 def closing_all(numbers: Iterable[int]) -> Iterator[object]:
-    """Return an iterator that closes descriptors on its way, in C, whatever their files say.
+    """Return an iterator that closes one descriptor at each step, in C, and ignores errors.
 
-    With deque(closing_all(numbers), maxlen=0) it is one call for Python: no exception of a signal
-    handler comes in between, and none of an os.close() that fails.
+    deque(closing_all(numbers), maxlen=0) closes all in one call as far as Python can see: no
+    exception of a signal handler, and none of a failing os.close(), can stop it halfway.
     """
     each = tuple(numbers)
     return map(os.closerange, each, map((1).__add__, each))
@@ -29,13 +29,13 @@ class HasFileno(Protocol):
     """Anything with a descriptor: a socket, a file, an Fd."""
 
     def fileno(self) -> int:
-        """Return the number of the descriptor, which stays with its owner."""
+        """Return the number of the descriptor; the owner keeps it."""
 
 
 class Fd(Closable):
-    """Takes an open descriptor and closes it: at close(), or at the end of a with block.
+    """Owns an open descriptor; close() or the end of a with block closes it.
 
-    One that is forgotten is closed when it is collected, with a ResourceWarning.
+    A forgotten one is closed when it is garbage-collected, with a ResourceWarning.
     """
 
     _instead = (
@@ -47,7 +47,7 @@ class Fd(Closable):
     _number: int = -1
 
     def __new__(cls, *_: object, **__: object) -> Self:
-        """Make a closed one, with room for its number: to take one over must not need memory."""
+        """Make a closed one with room for a number: taking a descriptor must not need memory."""
         self = super().__new__(cls)
         self._number = -1
         return self
@@ -61,62 +61,62 @@ class Fd(Closable):
 
     @classmethod
     def move(cls, fd: "Fd") -> Self:
-        """Take the descriptor over from its owner, which is a closed one from then on."""
+        """Take the descriptor from `fd`, which counts as closed from then on."""
         self = cls.__new__(cls)
-        # Without a call in between, during which nobody owns it.
+        # One statement without a call: there is no moment in which nobody owns the descriptor.
         self._number, fd._number = fd._number, -1  # noqa: SLF001 (of its own class)
         return self
 
     @staticmethod
     def blank(count: int) -> "list[Fd]":
-        """Make owners of no descriptor yet, closed ones, for own()."""
+        """Make `count` closed objects for own() to fill."""
         return [Fd.__new__(Fd) for _ in range(count)]
 
     @staticmethod
     def own(fds: "Iterable[Fd]", numbers: Iterable[int], *then: Callable[[], object]) -> None:
-        """Let each of `fds` take a descriptor, then call each of `then`, written in C.
+        """Give each of `fds` a descriptor from `numbers`, then call each of `then` (C functions).
 
-        It is one call of C code for Python, so where `numbers` makes descriptors (by recvmsg,
-        dup, …) no exception of a signal handler comes between a number and its owner. If
-        `numbers` raises, some may own one already.
+        All of this is one call of C code. So if iterating `numbers` opens descriptors (recvmsg,
+        dup, …), a signal handler cannot raise between opening one and owning it. If `numbers`
+        raises, some of `fds` may own a descriptor already.
         """
         filling = map(setattr, fds, repeat("_number"), numbers)
         deque(chain(filling, map(operator.call, then)), maxlen=0)
 
     def fileno(self) -> int:
-        """Lend the number; it means this descriptor only until close() or detach()."""
+        """Return the number; it is valid until close() or detach()."""
         if self._number < 0:
             raise ClosedFd(f"expected an open descriptor, received {self!r}")
         return self._number
 
     def detach(self) -> int:
-        """Hand the number, and the duty to close it, to the caller."""
+        """Return the number; from then on the caller must close it."""
         number = self.fileno()
         self._number = -1
         return number
 
     def close(self) -> None:
-        """Close the descriptor; doing so again does nothing.
+        """Close the descriptor; a second call does nothing.
 
-        What the file may have to say about it (an EIO, of data not written) is not told: who
-        writes to one calls os.fsync(). OSError, EBADF, if somebody else has closed it.
+        Errors of the file, such as EIO for data that was not written, are ignored: call os.fsync()
+        first if they matter. Raises OSError (EBADF) if something else has closed the number.
         """
-        # Forgotten first: whatever interrupts or fails here, a number that the kernel may
-        # already have given to another file is never closed a second time. Nor by another thread:
-        # without a call, CPython changes to none in between.
+        # Forget the number first: after an interruption or a failure here, the kernel may have
+        # given it to another file, which must not be closed. Other threads cannot interfere:
+        # CPython does not switch threads within this statement, because it makes no call.
         number, self._number = self._number, -1
         if number >= 0:
             try:
                 os.close(number)
             except OSError as error:
-                # Linux closes it whatever the file says (close(2)), and that may be a stranger's,
-                # of a file system of his own.
+                # Linux closes the descriptor even if close(2) reports an error of the file. The
+                # file may belong to a stranger, who then chooses the error.
                 if error.errno == errno.EBADF:
                     raise
 
     @property
     def closed(self) -> bool:
-        """Whether close() or detach() happened."""
+        """Whether close() or detach() was called."""
         return self._number < 0
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""Locks in forked children: one may be held there for ever, by a thread that does not exist."""
+"""Locks in forked children: a thread that exists only in the parent may hold one for ever."""
 
 import os
 import weakref
@@ -9,7 +9,7 @@ class HasLocks(Protocol):
     """What renewed_after_fork() takes."""
 
     def renew_locks(self) -> None:
-        """Replace the locks by new ones; called in a forked child, which has one thread."""
+        """Replace the locks with new ones; called in a forked child, which has one thread."""
 
 
 _forks = 0
@@ -17,12 +17,12 @@ _known: "weakref.WeakSet[HasLocks]" = weakref.WeakSet()
 
 
 def renewed_after_fork(thing: HasLocks) -> None:
-    """Call thing.renew_locks() in every forked child, as long as it lives."""
+    """Have every forked child call thing.renew_locks(), as long as `thing` exists."""
     _known.add(thing)
 
 
 def forks() -> int:
-    """Return how often this process has come out of fork(): another number in a child."""
+    """Return how many forks lie between the first process and this one; a child has one more."""
     return _forks
 
 

@@ -1,16 +1,16 @@
-"""In which interpreter of its process this package runs."""
+"""Which interpreter of its process this package runs in."""
 
 import sys
 
 
 def threads_abort() -> bool:
-    """Whether a thread that still runs when this interpreter ends would abort the process.
+    """Whether the process aborts if a thread still runs when this interpreter ends.
 
-    So it is in subinterpreters before CPython 3.14: "Py_EndInterpreter: not the last thread".
+    Subinterpreters before CPython 3.14 do that: "Py_EndInterpreter: not the last thread".
     """
     if sys.version_info >= (3, 14) or sys.implementation.name != "cpython":
         return False
-    # These versions are what they are, so the private name will not change.
+    # These versions are released, so the private names will not change.
     if sys.version_info >= (3, 13):
         import _interpreters as interpreters  # noqa: PLC0415 (depends on the version)
     else:

@@ -1,14 +1,14 @@
-"""Mappings that a receiver keeps of memory that it will be lent again.
+"""Mappings that a receiver keeps, because the same memory will be lent to it again.
 
-Mapping 8 MiB with all its pages, and unmapping it, takes a quarter of a millisecond: several
-times what handing it over does. A registry lends the same few files again and again, so who
-receives from one can keep the mapping, although it lets go of the memory (closes the token).
+Mapping 8 MiB with all its pages and unmapping it takes a quarter of a millisecond, several times
+as long as handing it over. A registry lends the same few files again and again. So a receiver can
+keep the mapping after it has returned the memory (closed the token).
 
-Keeping needs no trust. A mapping is used again only for a descriptor that has passed all checks
-and then turned out to be of the very file that is mapped: by device and inode number as the
-kernel tells them, neither of which it gives to another file while the mapping holds this one.
-That file's seals and size are final, nobody can punch holes into it (FUTURE_WRITE), and all its
-pages were brought in when it was mapped, and made to stay (Memfd.keep_pages()).
+Keeping needs no trust. A mapping is reused only for a descriptor that has passed all checks and
+refers to the very file that is mapped. The device and inode number tell: the kernel gives them to
+no other file while the mapping holds this one. The seals and the size of that file are final,
+nobody can punch holes into it (FUTURE_WRITE), and all its pages were loaded when it was mapped,
+and made to stay (Memfd.keep_pages()).
 """
 
 import os
@@ -29,20 +29,20 @@ class _Kept(NamedTuple):
 
 
 class Mappings(Owner):
-    """Keeps a few mappings of lent memory, for MemoryRegion.adopt(); the caller closes it.
+    """Keeps a few mappings of lent memory for MemoryRegion.adopt(); the caller closes it.
 
-    What is kept is memory, also if the giver has freed it meanwhile: at most `limit` files of
-    `max_bytes` together, none for longer than `seconds` after its last use (looked at when another
-    is let go of), and none after close(). Before Python 3.13 each keeps a descriptor open.
+    Kept mappings occupy memory even after the giver has freed it: at most `limit` files, together
+    at most `max_bytes`. Each is dropped `seconds` after its last use (checked whenever another one
+    is returned), and all are dropped by close(). Before Python 3.13 each keeps a descriptor open.
 
-    For one giver each, as a giver could otherwise drive out what belongs to the others. Any
-    thread may use it.
+    Use one for each giver: otherwise one giver could displace the mappings of another. Any thread
+    may use it.
     """
 
     _instead = "make one for each connection"
 
-    # There is no lock: a region may be closed by the garbage collector, in the middle of any of
-    # this. Each operation on the list is atomic, and who removes a mapping has it for himself.
+    # There is no lock: the garbage collector may close a region in the middle of any method. Each
+    # operation on the list is atomic; the thread that removes a mapping owns it.
 
     def __init__(
         self,
@@ -62,14 +62,14 @@ class Mappings(Owner):
         return len(self._kept)
 
     def take(self, memfd: Memfd) -> Mapped | None:
-        """Give away the mapping of a file that was adopted, if there is one."""
+        """Return the kept mapping of an adopted file, which is then the caller's; None if none."""
         for each in self._kept[::-1]:
             if each.device_and_inode == memfd.device_and_inode and self._remove(each):
                 return each.mapping
         return None
 
     def keep(self, memfd: Memfd, mapping: Mapped) -> None:
-        """Take a mapping, of which there is no view, and close others that are too many."""
+        """Keep a mapping that has no views; close the oldest ones beyond the limits."""
         if memfd.device_and_inode is None:
             mapping.close()
             return
@@ -77,7 +77,7 @@ class Mappings(Owner):
         self._trim()
 
     def close(self) -> None:
-        """Close them all, and from now on each at once; doing so again does nothing."""
+        """Close all of them, and every later one at once; a second call does nothing."""
         self._limit = 0
         self._trim()
 
@@ -102,9 +102,9 @@ class Mappings(Owner):
 
 
 def _inodes_are_unique() -> bool:
-    """Say whether memory files never share an inode number while both exist.
+    """Whether two memory files that exist at the same time always have different inode numbers.
 
-    Before Linux 5.9 it was a counter of 32 bits that wraps, which a patient giver could wait for.
+    Before Linux 5.9 the number was a counter of 32 bits, and a patient giver could let it wrap.
     Source: commit e809d5f0b5c9, "tmpfs: per-superblock i_ino support".
     """
     major, minor = os.uname().release.split(".")[:2]

@@ -1,4 +1,4 @@
-"""Anonymous memory in a file: making it, sealing it, and checking what a stranger made."""
+"""Anonymous memory in a file: making it, sealing it, and checking one that a stranger made."""
 
 import enum
 import errno
@@ -24,7 +24,7 @@ _F_ADD_SEALS = 1033
 _MADV_POPULATE_READ = 22
 _MADV_POPULATE_WRITE = 23
 
-# Below this many bytes, looking at /proc/meminfo costs more than it tells. A guess.
+# Below this many bytes, reading /proc/meminfo costs more than it is worth. A guess.
 _WORTH_ASKING = 64 << 20
 
 
@@ -40,26 +40,26 @@ class Seal(enum.IntFlag):
 
 
 class Memfd(Fd):
-    """Takes the descriptor of a memory file: create() makes one, adopt() checks one."""
+    """Owns the descriptor of a memory file: create() makes one, adopt() checks a received one."""
 
     _size: int = 0
     _may_lose_pages = False
     _seals_adopted = 0
     device_and_inode: tuple[int, int] | None = None
-    """Which file it is, if it was adopted: the same numbers as long as it exists, nobody else's."""
+    """Identifies an adopted file: no other file has these numbers while it exists."""
 
     @classmethod
     def create(cls, name: str, size: int) -> Self:
         """Make a file of `size` bytes, all reserved and zero; the caller closes it.
 
         `name` (at most 249 bytes) is only for people reading /proc. The file can be sealed, and
-        on Linux >= 6.3 can never be made executable (seal EXEC). Any size goes; a mapping ends
-        with the page all the same.
+        on Linux >= 6.3 it can never be made executable (seal EXEC). The size need not be a
+        multiple of the page size; a mapping covers whole pages all the same.
 
-        Raises ValueError (size below 1) and OSError when memory is short (ENOMEM, ENOSPC; EFBIG
-        by RLIMIT_FSIZE) or memfd_create is not allowed here. ENOMEM comes at once if the machine
-        has less memory available than that. In a memory cgroup the kernel may instead end a
-        process of it: keep files small. Source: memfd_create(2).
+        Raises ValueError (size below 1) and OSError if memory is short (ENOMEM, ENOSPC; EFBIG
+        by RLIMIT_FSIZE) or memfd_create is not allowed here. ENOMEM is raised before anything is
+        reserved if the machine has less than `size` bytes available. In a memory cgroup the
+        kernel may instead kill a process of the group: keep files small. Source: memfd_create(2).
         """
         size = index_of(size)
         if size < 1:
@@ -69,7 +69,7 @@ class Memfd(Fd):
         try:
             _create_in(self, name)
             os.ftruncate(self._number, size)
-            # Without it, running out of memory would be a SIGBUS at some later write.
+            # Without this call, a shortage of memory would be a SIGBUS at some later write.
             os.posix_fallocate(self._number, 0, size)
         except BaseException:
             self.close()
@@ -86,20 +86,21 @@ class Memfd(Fd):
         seals: Seal = Seal.SHRINK | Seal.GROW | Seal.SEAL,
         keep_pages: bool = True,
     ) -> Self:
-        """Take a descriptor from elsewhere, and close it unless it is safe to map.
+        """Take a received descriptor; close it unless its file is safe to map.
 
-        Safe: a readable memory file of ordinary pages that has at least `seals`, of 1 to
-        `max_size` bytes (not necessarily whole pages), with all its memory reserved. Still its
-        maker may change the bytes at any time, unless they are sealed too.
+        Safe means: a readable memory file of ordinary pages with at least these `seals`, of 1 to
+        `max_size` bytes (not necessarily whole pages), with all its memory reserved. Its maker may
+        still change the bytes at any time, unless a seal forbids that too.
 
-        A file sealed WRITE or FUTURE_WRITE, and GROW, keeps its memory for ever, so that reading
-        it costs none here. (Linux >= 6.16; before, its maker can take back pages that nobody ever
-        wrote; before 6.5, any, so `max_size` is the memory that a hostile one can cost.) This
-        takes time in proportion to the size, 0.1 ms for 4 MiB; without `keep_pages` it is left to
-        keep_pages() or map(). The descriptor must be one for reading and writing.
+        A file sealed GROW and WRITE or FUTURE_WRITE keeps its memory for ever, so reading it
+        allocates nothing here. (This holds on Linux >= 6.16. Before, the maker can take back pages
+        that nobody ever wrote; before 6.5, any page. There a hostile maker can cost this process
+        up to `max_size` bytes of memory.) Making the file keep its memory takes 0.1 ms for each
+        4 MiB, and needs a descriptor open for reading and writing. With `keep_pages=False`, it is
+        done later, by keep_pages() or map().
 
-        Without these seals all who hold the file can punch holes into it at any time, which zeroes
-        the bytes, and who reads them pays for the memory.
+        Without these seals anyone who holds the file can punch holes into it at any time. That
+        zeroes the bytes, and reading them allocates memory at the reader's charge.
 
         Raises WrongType, WrongSeals, WrongSize, NotReserved, all MemfdRefused; ClosedFd.
         """
@@ -118,7 +119,7 @@ class Memfd(Fd):
 
     def _check(self, max_size: int, seals: Seal) -> None:
         max_size = index_of(max_size)
-        # In this order: the seals first, as what follows could change without them.
+        # The seals come first: without them, everything checked below could change again.
         mode = self._open_mode()
         present = self._seals_of_a_memfd()
         if int(seals) & ~present:
@@ -128,7 +129,7 @@ class Memfd(Fd):
             raise WrongType("a regular file", stat.filemode(status.st_mode))
         if not 0 < status.st_size <= max_size:
             raise WrongSize(range(1, max_size + 1), status.st_size)
-        # All memory files are on one mount of the kernel's, but those of huge pages on another.
+        # The kernel keeps all memory files on one internal mount; those of huge pages on another.
         if status.st_dev != _device_of_memfds():
             raise WrongType("ordinary memory", f"a file on device {status.st_dev}")
         if mode & os.O_ACCMODE == os.O_WRONLY:
@@ -141,9 +142,9 @@ class Memfd(Fd):
         self.device_and_inode = status.st_dev, status.st_ino
 
     def keep_pages(self) -> None:
-        """Have an adopted file keep its memory for ever, if its seals allow; see adopt().
+        """Make an adopted file keep its memory for ever, if its seals allow; see adopt().
 
-        Done again, or for a file made here, it does nothing.  Raises NotReserved; ClosedFd.
+        Does nothing the second time, or for a file made here.  Raises NotReserved; ClosedFd.
         """
         number = self.fileno()
         if self._may_lose_pages:
@@ -162,14 +163,14 @@ class Memfd(Fd):
         try:
             return fcntl.fcntl(self.fileno(), F_GET_SEALS)  # flags of enum take three times as long
         except OSError as error:
-            # EINVAL: files that cannot have seals. EBADF: O_PATH, as we know it is open.
+            # EINVAL: a file that cannot have seals. EBADF: opened with O_PATH (we know it is open).
             if error.errno not in (errno.EINVAL, errno.EBADF):
                 raise
             raise WrongType("a memory file", f"one without seals ({error.strerror})") from error
 
     @property
     def size(self) -> int:
-        """The size in bytes, as it was made or adopted."""
+        """The size in bytes, fixed when it was made or adopted."""
         return self._size
 
     @property
@@ -180,43 +181,44 @@ class Memfd(Fd):
     def seal(self, seals: Seal) -> None:
         """Add seals, which nobody can ever remove.
 
-        Raises OSError: EPERM once SEAL is there, EBUSY for WRITE while it is mapped writable.
-        With FUTURE_WRITE (Linux >= 5.1) mappings made before go on writing, new ones cannot.
+        Raises OSError: EPERM once SEAL is set, EBUSY for WRITE while a writable mapping exists.
+        After FUTURE_WRITE (Linux >= 5.1) existing mappings can still write; new ones cannot.
         """
         fcntl.fcntl(self.fileno(), _F_ADD_SEALS, int(seals))
 
     def map(self, *, writable: bool = False) -> "Mapped":
         """Map the whole file, shared; the caller closes the mapping, which outlives this object.
 
-        All pages are brought in now: a shortage of memory is an OSError here, not a SIGBUS later
-        (on Linux < 5.14 only create() guards against it). OSError too, EPERM, if the seals
-        forbid writing. Before Python 3.13 a mapping holds a duplicate of the descriptor.
-        NotReserved if it was adopted without keep_pages() and has lost memory since.
+        All pages are loaded now: a shortage of memory is an OSError here, not a SIGBUS later (on
+        Linux < 5.14 only create() guards against it). Also raises OSError (EPERM) if the seals
+        forbid writing, and NotReserved if the file was adopted without keep_pages() and has lost
+        memory since. Before Python 3.13 a mapping holds a duplicate of the descriptor.
         """
         self.keep_pages()
-        # Linux < 6.7 refuses to share a file sealed WRITE, even for reading. A private mapping
-        # of what cannot change shows the same bytes, in the same pages.
+        # Linux < 6.7 refuses a shared mapping of a file sealed WRITE, even for reading. A private
+        # mapping shows the same bytes in the same pages, because they cannot change.
         private = not writable and Seal.WRITE in self.seals
         mapping = _map(self.fileno(), self._size, writable=writable, private=private)
         try:
             mapping.madvise(_MADV_POPULATE_WRITE if writable else _MADV_POPULATE_READ)
         except OSError as error:
-            if error.errno != errno.EINVAL:  # EINVAL: a kernel that does not know the advice
+            if error.errno != errno.EINVAL:  # EINVAL: the kernel does not know this advice
                 mapping.close()
                 raise
         return mapping
 
 
 class Mapped(Owner, mmap.mmap):
-    """A mapping that can keep something alive as long as there are views of it."""
+    """A mapping; its `token` stays alive as long as there are views of the mapping."""
 
     _instead = "map the file once more, or copy its bytes with mapping[:]"
 
     token: object = None
 
     def check_unused(self) -> None:
-        """Raise BufferError if there are views of it, as close() does, which closes it."""
-        # Nothing else tells. Of a size that cannot be, it is refused before anything is done.
+        """Raise BufferError if there are views of it, as close() would, but do not close it."""
+        # resize() is the only other call that checks. An impossible size is refused after the
+        # check, before anything changes.
         with suppress(TypeError, ValueError):
             self.resize(-1)
 
@@ -243,24 +245,24 @@ def _create_in(owner: Fd, name: str) -> None:
 
 
 def _fill(owner: Fd, name: str, flags: int) -> None:
-    # One call of C code, as in _socket: an exception that a signal handler raises in between
-    # would lose a number that nothing owns yet.
+    # One call of C code, as in _socket: otherwise a signal handler could raise before anything
+    # owns the new number, and the descriptor would be lost.
     Fd.own((owner,), map(os.memfd_create, (name,), (flags,)))
 
 
 def _refuse_what_cannot_be(size: int) -> None:
-    """Raise ENOMEM for more memory than the machine can give.
+    """Raise ENOMEM if the machine has less memory available than `size`.
 
-    The kernel would try, and end some process, perhaps not this one, on the way (OOM killer).
+    The kernel would try all the same, and its OOM killer might kill any process meanwhile.
     """
     if size < _WORTH_ASKING:
         return
     try:
-        with open("/proc/meminfo", encoding="ascii") as lines:  # noqa: PTH123 (no path to speak of)
+        with open("/proc/meminfo", encoding="ascii") as lines:  # noqa: PTH123 (a constant)
             fields = dict(line.split(":", 1) for line in lines)
         available = int(fields["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
-        return  # no /proc, no advice
+        return  # without /proc we cannot know
     if size > available:
         raise OSError(
             errno.ENOMEM,

@@ -1,7 +1,8 @@
-"""Numbers and times as the caller gives them: one function each that says what serves as one.
+"""Numbers and times from the caller: one function each decides what is accepted.
 
-Whatever has __index__ is a number, numpy's integers too; bools are none. Times are in seconds: also
-fractions, decimals, numpy's floats (all that has __float__), datetime.timedelta and numpy's timedelta64.
+Anything with __index__ is a number, so numpy's integers are; bools are not. A time is a number of
+seconds of any type with __float__ (fractions, decimals, numpy's floats too), a datetime.timedelta
+or a numpy timedelta64.
 """
 
 import math
@@ -15,11 +16,11 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
 Seconds: TypeAlias = "SupportsFloat | timedelta | None"
-"""A time, as seconds_of() takes it; None is for ever, where it says nothing else."""
+"""A time, as seconds_of() takes it; None means for ever, unless the function says otherwise."""
 
 
 def index_of(number: Any) -> int:
-    """Return the int that a number is; raise TypeError for what is none, such as True or 5.0."""
+    """Return a number as an int; raise TypeError for anything else, such as True or 5.0."""
     if type(number) is int:
         return number
     if isinstance(number, bool) or is_masked(number):
@@ -28,9 +29,9 @@ def index_of(number: Any) -> int:
 
 
 def seconds_of(given: Seconds, what: str = "timeout") -> float:
-    """Return how many seconds that is, from 0 on; None is for ever, math.inf.
+    """Return a time in seconds, at least 0; for None, math.inf.
 
-    Raises TypeError for what is no time, ValueError for less than 0 and for what is no number (nan).
+    Raises TypeError for anything that is not a time, ValueError for less than 0 and for nan.
     """
     if given is None:
         return math.inf
@@ -44,12 +45,12 @@ def _converted(given: Any, what: str) -> float:
     try:
         if type(given) is int:
             return float(given)
-        datetime = sys.modules.get("datetime")  # imported by whoever has a timedelta
+        datetime = sys.modules.get("datetime")  # a caller with a timedelta has imported it
         if datetime is not None and isinstance(given, datetime.timedelta):
             return given.total_seconds()  # type: ignore[no-any-return]
         if type(given).__name__ == "timedelta64":
             return float(given / type(given)(1, "s"))  # float(given) would be in its own unit
-        # Texts and bools of numpy's have __float__ as well, and say nothing of a time.
+        # numpy's strings and bools have __float__, too, but are not times.
         of_numpy = getattr(getattr(given, "dtype", None), "kind", "f")
         refused = isinstance(given, str | bytes | bool) or of_numpy not in "iuf"
         if refused or not hasattr(given, "__float__") or is_masked(given):
@@ -64,9 +65,9 @@ def _converted(given: Any, what: str) -> float:
 
 
 def shown_seconds(given: Seconds) -> str:
-    """Say a time as the caller gave it, for messages: "1 s", "0.25 s"."""
+    """Format a time for messages: "1 s", "0.25 s"."""
     seconds = seconds_of(given)
     return f"{seconds:.6g} s" if seconds < _EXACT else f"{seconds:.0f} s"
 
 
-_EXACT = 1e5  # from where on six digits are fewer than those before the point
+_EXACT = 1e5  # from here on, six digits would not show all digits before the point

@@ -1,4 +1,4 @@
-"""What there can be only one of."""
+"""Objects that cannot be copied, because each owns something."""
 
 from typing import ClassVar, NoReturn, SupportsIndex
 
@@ -6,9 +6,10 @@ from typing import ClassVar, NoReturn, SupportsIndex
 class Owner:
     """Refuses to be copied and pickled, because it owns descriptors, memory, a connection or locks.
 
-    A copy would own the same: it would close the number, and so whatever has that number by then.
-    All ways of copying come to __reduce_ex__(): copy, deepcopy, dataclasses.asdict, pickle,
-    processes that are spawned, and pools of them. A subclass says in `_instead` what to do.
+    A copy would own the same descriptor number. Closing both would close whatever file has that
+    number by then. Every way of copying calls __reduce_ex__(): copy, deepcopy, pickle,
+    dataclasses.asdict, spawned processes and process pools. `_instead` of a subclass says what to
+    do instead.
     """
 
     _instead: ClassVar[str] = "make another"
@@ -23,7 +24,7 @@ class Owner:
 
 
 def cannot_copy(owner: object, instead: str) -> TypeError:
-    """Return the error that says so."""
+    """Return the TypeError for an attempt to copy `owner`."""
     name = type(owner).__name__
     return TypeError(
         f"expected a value to copy or pickle, received {name}, which owns descriptors, memory or "

@@ -1,25 +1,25 @@
-"""Whether a stranger's memory file has all its pages, and how to have it keep them.
+"""Whether a stranger's memory file has all its pages, and how to make it keep them.
 
-Reading a page that a memory file lacks makes one, at the reader's charge: its memory cgroup may be
-full (SIGKILL), or the machine (SIGBUS).  So a file that lacks pages is refused.  Four ways to take
-pages out of a file that seemed full, and what stands against each:
+Reading a missing page of a memory file allocates it, charged to the reader.  The reader's memory
+cgroup may be full (SIGKILL), or the machine (SIGBUS).  So a file with missing pages is refused.
+There are four ways to take pages out of a file that seemed complete; each has an answer:
 
-    blocks reserved beyond the end   st_blocks counts them too, and ftruncate() to the same size
-                                     frees them, which no seal forbids: so we do that first.  The
-                                     seal GROW forbids to reserve others.
-    FALLOC_FL_PUNCH_HOLE             EPERM by the seals WRITE and FUTURE_WRITE
-    madvise(MADV_REMOVE)             the same
-    pages that nobody ever wrote     The kernel drops them when memory is short, or when asked to
+    blocks reserved beyond the end   st_blocks counts them, so they can hide missing pages.  We
+                                     call ftruncate() to the same size first: that frees them,
+                                     and no seal forbids it.  The seal GROW forbids new ones.
+    FALLOC_FL_PUNCH_HOLE             The seals WRITE and FUTURE_WRITE forbid it (EPERM).
+    madvise(MADV_REMOVE)             The same seals forbid it.
+    pages that nobody ever wrote     The kernel drops them when memory is short, or on request
                                      (MADV_PAGEOUT): "the mm can drop undirtied hole pages behind
                                      our back" (mm/shmem.c).  fallocate() marks all as written.
 
-What was written can only be swapped out; reading that is charged to the one who paid for it before.
+Written pages can only be swapped out; reading them back is charged to their first owner.
 
-ftruncate() and fallocate() take the lock of the inode, and a thread that waits for it cannot even
-be killed.  Before Linux 6.16 a stranger could hold it for ever, by a write() whose source is
-memory of a FUSE file of his own: there the kernel fetched the source under the lock before it asked
-for the seals.  Neither is called on such a kernel.  It is asked instead which pages are there
-(cachestat(), Linux 6.5), so only the last of the four ways is open; before 6.5 the first, too.
+ftruncate() and fallocate() take the lock of the inode, and a thread that waits for this lock
+cannot even be killed.  Before Linux 6.16 a stranger could hold the lock for ever, by a write() from
+memory mapped from a FUSE file of his own: the kernel read that memory, under the lock, before it
+checked the seals.  On such a kernel we call neither.  We ask instead which pages are present
+(cachestat(), Linux 6.5), so only the fourth way stays open; before 6.5 the first one, too.
 """
 
 import errno
@@ -33,13 +33,13 @@ from ._errors import NotReserved, WrongType
 from ._fd import Fd
 
 _F_ADD_SEALS = 1033  # linux/fcntl.h
-# As in Seal, whose flags take three times as long.
+# The same values as in Seal; computing with enum flags takes three times as long.
 _SHRINK, _GROW, _WRITE, _FUTURE_WRITE = 2, 4, 8, 16
 _BLOCK = 512  # the unit of st_blocks, whatever the file system (stat(2))
 
-# Bytes that are made to stay at once, in 0.1 ms.  In more time a stranger can drop pages unnoticed
-# (all at once, it had 30 of 256 MiB back); with less, one who holds the lock meanwhile, for 7 ms
-# with a file of 256 MiB, delays us more often.
+# Bytes per fallocate(), which takes 0.1 ms for them.  During a longer call a stranger can drop
+# pages unnoticed (30 of 256 MiB when all was done at once).  With shorter calls, a stranger who
+# holds the lock, for 7 ms at a time with a file of 256 MiB, delays us more often.
 _AT_ONCE = 4 << 20
 
 _CACHESTAT = 451  # the same on all architectures but alpha; linux/mman.h has the structures
@@ -48,14 +48,14 @@ _CACHED = struct.Struct("=5Q")
 
 
 def can_be_proven(seals: int) -> bool:
-    """Say whether a file with these seals can be held to having all its pages."""
+    """Whether a file with these seals can be proven to have, and keep, all its pages."""
     return bool(seals & _GROW and seals & (_WRITE | _FUTURE_WRITE))
 
 
 def check_pages(number: int, size: int, seals: int) -> None:
-    """Refuse a memory file of `size` bytes that lacks pages.  Takes the same time for any size.
+    """Raise NotReserved if a memory file of `size` bytes lacks pages.  The time is constant.
 
-    Raises NotReserved; WrongType if the kernel or a security module does not let it be asked.
+    Raises WrongType if the kernel or a security module forbids the question.
     """
     if can_be_proven(seals):
         if not _lock_is_soon_free():
@@ -70,10 +70,10 @@ def check_pages(number: int, size: int, seals: int) -> None:
 
 
 def keep_pages(number: int, size: int, seals: int) -> None:
-    """Have a file that passed check_pages() keep its pages for ever: 28 ms for 1 GiB.
+    """Make a file that passed check_pages() keep its pages for ever: 28 ms for 1 GiB.
 
-    Raises NotReserved if it has lost some meanwhile.  Only a stranger who drops the very pages
-    that are next, and no others, within a tenth of a millisecond, has the caller pay for them.
+    Raises NotReserved if it has lost pages meanwhile.  To make the caller pay for pages, a
+    stranger has to drop exactly the pages of the next fallocate(), within 0.1 ms before it.
     """
     if not can_be_proven(seals):
         return
@@ -81,12 +81,12 @@ def keep_pages(number: int, size: int, seals: int) -> None:
         _check_cached(number, size)
         return
     for start in range(0, size, _AT_ONCE):
-        # Each time: what is missing now was dropped after all, and would be made here.
+        # Check again each time: fallocate() would allocate pages that were dropped meanwhile.
         _check_blocks(number, size)
         try:
             os.posix_fallocate(number, start, min(_AT_ONCE, size - start))
         except OSError as error:
-            # Where no page is missing, none is made, and nothing can be short.
+            # If no page were missing, none would be allocated, and the call could not fail.
             raise NotReserved(_whole_pages(size), f"less ({error.strerror})") from error
 
 
@@ -102,13 +102,13 @@ def _check_blocks(number: int, size: int) -> None:
 
 
 def _check_cached(number: int, size: int) -> None:
-    """Refuse a file that lacks pages, without its lock, if the kernel can tell (Linux 6.5)."""
+    """Raise NotReserved for missing pages without taking the lock, if the kernel is >= 6.5."""
     import ctypes  # noqa: PLC0415 (slow to import, and not needed on newer kernels)
 
     cached = ctypes.create_string_buffer(_CACHED.size)
     syscall = ctypes.CDLL(None).syscall
     if syscall(_CACHESTAT, number, _RANGE.pack(0, size), cached, 0) < 0:
-        return  # an older kernel, or a filter that does not know the call
+        return  # an older kernel, or a seccomp filter that does not know the call
     present, _, _, swapped, _ = _CACHED.unpack(cached.raw)
     wanted = _whole_pages(size)
     if (present + swapped) * mmap.PAGESIZE < wanted:
@@ -117,10 +117,10 @@ def _check_cached(number: int, size: int) -> None:
 
 @functools.cache
 def _lock_is_soon_free() -> bool:
-    """Say whether nobody can hold the lock of a file for ever, if that is sealed against writing.
+    """Whether nobody can hold the lock of a write-sealed file for ever (Linux >= 6.16).
 
-    A write() from memory that is not there fails by the seals (EPERM), or on an older kernel, which
-    fetches the memory first, by the memory (EFAULT).
+    We try a write() from missing memory into a sealed file.  If the kernel checks the seals first,
+    it fails with EPERM; an older kernel reads the memory first, and it fails with EFAULT.
     """
     sealed, source = Fd.blank(2)
     with sealed, source:

@@ -1,20 +1,20 @@
-"""Memory to fill and to hand over without copying it.
+"""Memory to fill and hand over without copying it.
 
-The mode says who may write, and the seals hold everybody to it, the giver included:
+The mode says who may write, and the seals enforce it for everybody, the giver included:
 
     mode      the giver writes       receivers   seals                            descriptors
     frozen    until it is given      only read   SHRINK GROW WRITE SEAL           memory
     lent      at any time            only read   SHRINK GROW FUTURE_WRITE SEAL    memory, token
     shared    at any time            write too   SHRINK GROW SEAL                 memory
 
-Frozen memory can never be written again, so what is to be used again is lent: by a
-MemoryRegistry, which learns from the token when everybody has let go (_registry.py).
+Frozen memory can never be written again. Memory to be reused is lent, by a MemoryRegistry; the
+token tells the registry when every holder has closed the region (_registry.py).
 
-Views outlive what they came from: a NumPy array made of `.buffer` is valid after close(). So the
-memory is unmapped, and a token closed, when the last view is gone and never under it. What a
-region can revoke is the view that `.buffer` gave; what was derived from it, it can only count.
+Views outlive the region they came from: a NumPy array made from `.buffer` stays valid after
+close(). So the memory is unmapped, and the token closed, only when the last view is gone. A region
+can revoke the view that `.buffer` returned. Views derived from that one it can only detect.
 
-The file is long because the three modes are one class: they differ in seals, not in what is done.
+The file is long because the three modes are one class: they differ only in their seals.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ Mode: TypeAlias = Literal["frozen", "lent", "shared"]
 """Who may write a memory region; see MemoryRegion."""
 
 Exporter: TypeAlias = "Mapped | ctypes.Array[ctypes.c_ubyte]"
-"""What all views of a region keep alive, and nothing else does once the region is closed."""
+"""The object that all views of a region keep alive; after close() nothing else does."""
 
 _SIZE_SEALS = Seal.SHRINK | Seal.GROW | Seal.SEAL
 _WRITE, _FUTURE_WRITE = int(Seal.WRITE), int(Seal.FUTURE_WRITE)  # much faster than the flags
@@ -56,17 +56,17 @@ SEALS: Final[Mapping[Mode, Seal]] = MappingProxyType(
 
 
 class MemoryRegion(Closing):
-    """Anonymous memory: create() makes it, descriptors() gives it, adopt() takes what was given.
+    """Anonymous memory: create() makes it, descriptors() lends what to send, adopt() receives it.
 
     `frozen`: nobody writes once it is given. `shared`: giver and receivers write. `lent` comes
-    from MemoryRegistry.alloc(): its giver may write at any time, and will write something else
-    once everybody has closed it; receivers read. So a receiver that must not see bytes change
-    between checking and using them copies first, unless the mode is `frozen`.
+    from MemoryRegistry.alloc(): receivers only read; the giver may write at any time, and will
+    reuse the memory once everybody has closed it. So a receiver that must not see bytes change
+    between checking and using them has to copy them first, unless the mode is `frozen`.
 
-    Closed by close(), or at the end of a with block; one that is forgotten is closed when it is
-    collected, with a ResourceWarning. A forked child is one more holder of it. It costs a
-    descriptor (`lent` two) until it is closed, and before Python 3.13 one more until the last
-    view is gone. Any thread may use it.
+    close() or the end of a with block closes it; a forgotten one is closed when it is collected,
+    with a ResourceWarning. A forked child is one more holder. A region costs one descriptor
+    (`lent`: two) until it is closed, and before Python 3.13 one more until the last view is gone.
+    Any thread may use it.
     """
 
     _instead = (
@@ -84,7 +84,7 @@ class MemoryRegion(Closing):
         token: "Token | None" = None,
         mappings: Mappings | None = None,
     ) -> None:
-        """Take the descriptors; for create(), adopt() and the registry."""
+        """Take the descriptors; called by create(), adopt() and the registry."""
         self._memfd = memfd
         self._mode = mode
         self._writable = writable
@@ -96,7 +96,7 @@ class MemoryRegion(Closing):
         self._closed = False
 
     def _fresh_lock(self) -> threading.Lock:
-        """Return the lock; in a forked child a new one, as nobody there may hold the other."""
+        """Return the lock; in a forked child a new one: the old one may be held for ever."""
         if self._forks != forks():
             self._lock, self._forks = threading.Lock(), forks()
         return self._lock
@@ -105,11 +105,11 @@ class MemoryRegion(Closing):
     def create(
         cls, size: int, *, mode: Literal["frozen", "shared"] = "frozen", name: str = "region"
     ) -> Self:
-        """Make `size` bytes of zeros, all reserved, to fill through `.buffer`; the caller closes it.
+        """Make `size` reserved bytes of zeros, to fill through `.buffer`; the caller closes it.
 
         `name` (at most 249 bytes) is only for people reading /proc.
 
-        Raises ValueError (size below 1, mode), OSError when memory is short; see Memfd.create().
+        Raises ValueError (size below 1, mode), OSError if memory is short; see Memfd.create().
         """
         if mode not in ("frozen", "shared"):
             raise ValueError(f"expected the mode 'frozen' or 'shared', received {mode!r}")
@@ -131,22 +131,22 @@ class MemoryRegion(Closing):
         accept_shared: bool = False,
         mappings: Mappings | None = None,
     ) -> Self:
-        """Take the descriptors of one region, as descriptors() gave them; close what is refused.
+        """Take the descriptors of one region, in the order of descriptors(); close them if refused.
 
-        Its seals say which mode it has. Nothing is mapped before `.buffer` is used. From
-        `mappings` comes the mapping of a `lent` region if it was here before, and goes back there
-        when it is closed.
+        The seals tell its mode. Nothing is mapped until `.buffer` is used. For a `lent` region,
+        `mappings` supplies the mapping if this process had the region before, and gets it back
+        when the region is closed.
 
         Raises SharedRefused for mode `shared` unless accepted, and what Memfd.adopt() raises
-        (WrongType, WrongSeals, WrongSize, NotReserved), all MemfdRefused; WrongDescriptors (one
-        of them; two for mode `lent`); ClosedFd.
+        (WrongType, WrongSeals, WrongSize, NotReserved), all MemfdRefused; WrongDescriptors unless
+        there is one (mode `lent`: two); ClosedFd.
         """
         owned = [_own(fd) for fd in fds]
         try:
             if not owned:
                 raise WrongDescriptors(1, 0)
-            # Its pages are kept when it is mapped: not each time that a region comes again whose
-            # mapping is still here.
+            # map() makes it keep its pages. Doing so here would repeat the work each time a region
+            # arrives whose mapping was kept.
             memfd = Memfd.adopt(owned[0], max_size=max_size, seals=_SIZE_SEALS, keep_pages=False)
             owned[0] = memfd
             mode = _mode_of(memfd.seals)
@@ -160,7 +160,7 @@ class MemoryRegion(Closing):
                 _check_token(owned[1])
                 owned[1] = token = Token.move(owned[1])
             if token is None:
-                mappings = None  # what is not lent does not come again
+                mappings = None  # only lent regions arrive again
             return cls(memfd, mode, writable=mode == "shared", token=token, mappings=mappings)
         except BaseException:
             close_untrusted(owned)
@@ -168,14 +168,14 @@ class MemoryRegion(Closing):
 
     @property
     def buffer(self) -> memoryview:
-        """Its bytes, mapped on first use; writable as the mode says, see `writable`.
+        """Its bytes, mapped on first use; `writable` says whether they can be written.
 
-        The same view each time. freeze() and close() revoke it: using it then is a ValueError.
-        Whatever was derived from it (a slice, a NumPy array) stays valid, keeps the memory
-        mapped, keeps a `lent` region from coming home, and makes freeze() fail.
+        It is the same view each time. freeze() and close() revoke it: using it then is a
+        ValueError. Anything derived from it (a slice, a NumPy array) stays valid and keeps the
+        memory mapped; so a `lent` region does not return to its registry, and freeze() fails.
 
-        Raises ClosedRegion, OSError when memory is short; NotReserved if it was adopted, and its
-        giver has taken memory back since.
+        Raises ClosedRegion, OSError if memory is short; NotReserved if it was adopted and its
+        giver has removed pages since.
         """
         with self._fresh_lock():
             self._check_open()
@@ -187,22 +187,22 @@ class MemoryRegion(Closing):
 
     @property
     def size(self) -> int:
-        """The number of bytes; from a registry, perhaps more than was asked for."""
+        """The number of bytes; a registry may give more than was asked for."""
         return self._memfd.size
 
     @property
     def mode(self) -> Mode:
-        """Who may write it: `frozen`, `lent` or `shared`; known to be so from its seals."""
+        """Who may write it: `frozen`, `lent` or `shared`; its seals enforce it."""
         return self._mode
 
     @property
     def writable(self) -> bool:
-        """Whether `.buffer` can be written here and now."""
+        """Whether this process can write `.buffer` now."""
         return self._writable
 
     @property
     def loan(self) -> int | None:
-        """What number the registry here gave to this lending; else None. See Returned."""
+        """The number of this lending, if a registry of this process lends it; see Returned."""
         return self._loan
 
     @property
@@ -211,13 +211,13 @@ class MemoryRegion(Closing):
         return self._closed or self._memfd.closed
 
     def freeze(self) -> None:
-        """Give up writing for ever, if the mode is `frozen`; descriptors() does it by itself.
+        """Forbid all writing for ever, if the mode is `frozen`; descriptors() does so by itself.
 
-        Afterwards it can be read here, and given any number of times. Other modes, and a region
-        already frozen, stay as they are.
+        Afterwards it can be read here, and given any number of times. Does nothing in other modes,
+        and for a region already frozen.
 
-        Raises RegionInUse, and the region can be written still: through a new `.buffer`, as the
-        one given before is revoked all the same. ClosedRegion.
+        Raises ClosedRegion. Raises RegionInUse if something here can still write it; the region
+        then stays writable, but only through a new `.buffer`: the old one is revoked.
         """
         with self._fresh_lock():
             self._freeze()
@@ -250,10 +250,10 @@ class MemoryRegion(Closing):
         self._writable = False
 
     def descriptors(self) -> tuple[Fd, ...]:
-        """Lend the descriptors to send, in order: adopt() takes them at the other end.
+        """Return the descriptors to send, in order; adopt() takes them at the other end.
 
-        One, or two if the mode is `lent`. They belong to the region, which must stay open until
-        they are sent; afterwards it may be closed, or given again, also by who received it.
+        There is one, or two if the mode is `lent`. The region still owns them, and must stay open
+        until they are sent; then it may be closed or given again. A receiver may pass it on, too.
         Calls freeze().
 
         Raises RegionInUse, ClosedRegion.
@@ -263,25 +263,25 @@ class MemoryRegion(Closing):
             return (self._memfd,) if self._token is None else (self._memfd, self._token)
 
     def close(self) -> None:
-        """Let go of it; doing so again does nothing. Views other than `.buffer` stay valid."""
+        """Close it; a second call does nothing. Views other than `.buffer` stay valid."""
         with self._fresh_lock():
             self._close()
 
     def _close(self) -> None:
-        # Also from __del__, which must not wait: no lock here.
+        # __del__ calls this, too, and must not wait: so there is no lock here.
         self._closed = True
         exporter, self._exporter = self._exporter, None
         view, self._view = self._view, None
         token, self._token = self._token, None
-        # BufferError: somebody has views, and the last of them will take the mapping along, and
-        # the token with it.
+        # BufferError: there are other views. The last of them will free the mapping, and the token
+        # with it.
         with contextlib.suppress(BufferError):
             if view is not None:
                 view.release()
             if isinstance(exporter, Mapped):
                 self._unmap(exporter)
         if exporter is None and token is not None:
-            token.close()  # else it is tied to the exporter, of which this is the last reference
+            token.close()  # otherwise the exporter owns it, and this is its last reference
         self._close_memory()
 
     def _unmap(self, exporter: Mapped) -> None:
@@ -290,15 +290,15 @@ class MemoryRegion(Closing):
             exporter.token = None
         else:
             exporter.check_unused()
-            exporter.token = None  # first: once kept, it may be another region's at once
+            exporter.token = None  # first: once kept, another region may take the mapping
             self._mappings.keep(self._memfd, exporter)
 
-    # What a region of a registry does otherwise, as its memory is not its own.
+    # The region of a registry overrides these, because it does not own its memory.
 
     def _export(self) -> Exporter:
         kept = None if self._mappings is None else self._mappings.take(self._memfd)
         exporter = self._memfd.map(writable=self._writable) if kept is None else kept
-        exporter.token = self._token  # closed when the last view is gone, and no earlier
+        exporter.token = self._token  # so it is closed when the last view is gone, not earlier
         return exporter
 
     def _view_of(self, exporter: Exporter) -> memoryview:
@@ -317,9 +317,9 @@ class MemoryRegion(Closing):
 
 
 class Token(Fd):
-    """What says, as long as it is open, that somebody holds a region that was lent.
+    """Says, as long as any copy of it is open, that somebody still holds a lent region.
 
-    Forgetting it closes it, and that is how it is meant: it goes with the last view.
+    It is meant to be forgotten, without a warning: the last view of the region closes it.
     """
 
     # At interpreter shutdown the globals of this module may be None already, hence the default.
@@ -332,7 +332,8 @@ class Token(Fd):
 def _own(fd: int | Fd) -> Fd:
     if isinstance(fd, Fd):
         return fd
-    # Fd(-1) would raise here, and lose the others; this is a closed one, refused when used.
+    # Fd(-1) would raise here, and the other descriptors would be lost. So make a closed one, which
+    # is refused later.
     own = Fd.__new__(Fd)
     if type(fd) is int:
         own._number = fd  # noqa: SLF001 (as Inbox does)
@@ -356,10 +357,10 @@ def _check_shared(memfd: Memfd, *, accept_shared: bool) -> None:
 
 
 def _check_token(token: Fd) -> None:
-    """Refuse what is not the write end of a pipe, of which closing never waits for anybody."""
+    """Raise WrongType unless it is the write end of a pipe: closing one never waits."""
     wanted = "the write end of a pipe as the token"
     try:
-        # Not fstat(), which a file system of the peer's own could answer when it likes.
+        # Not fstat(): a file system of the peer's could delay its answer for ever.
         fcntl.fcntl(token.fileno(), fcntl.F_GETPIPE_SZ)
     except OSError as error:
         raise WrongType(wanted, "something else") from error

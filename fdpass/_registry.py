@@ -1,20 +1,20 @@
-"""Memory regions used again once everybody has let go of them.
+"""Memory regions that are reused once every holder has closed them.
 
-Making memory costs the kernel a zeroed page for every 4 KiB and a mapping of each: 25 ms for
-64 MiB where this was written. Memory that comes home costs 0.02 ms, whatever its size
-(benchmarks/regions.py), and receivers can keep it mapped (_mappings.py). How the registry learns
-that nobody holds a region, though receivers are not trusted and may die at any moment:
+New memory is expensive: the kernel zeroes and maps every page of 4 KiB, 25 ms for 64 MiB where
+this was written. Reusing returned memory costs 0.02 ms, whatever its size (benchmarks/regions.py),
+and receivers can keep it mapped (_mappings.py). Receivers are not trusted, and may die at any
+moment. This is how the registry learns that nobody holds a region any more:
 
-    alloc()     makes a pipe: its read end stays here, watched; the write end is the token
-    giving      duplicates the token, with the memory, into each receiver
-    letting go  closes the token: close() and the last view, here as at a receiver; the kernel,
-                if a process dies or the message that carries it is never received
-    HUP         the read end reports it when the last copy of the token is gone: it is home
+    alloc()    makes a pipe: the registry watches the read end; the write end is the token
+    giving     sends the memory and a duplicate of the token to each receiver
+    closing    a holder's close() and its last view close its copy of the token; so does the
+               kernel if the process dies, or if the message with the token is never received
+    HUP        when the last copy is closed, the read end reports it: the region has returned
 
-Each lending has a pipe of its own, so what was let go once cannot be held again. A receiver that
-closes the token and keeps the memory can only read, and only what is lent under the same tag.
+Each lending has its own pipe, so a lending that has ended cannot be revived. A receiver that closes
+the token but keeps the memory can only read it, and sees only what is lent under the same tag.
 
-The file is long because lending, coming home and trimming are one object's, under one lock.
+The file is long because one object lends, takes back and frees, under one lock.
 """
 
 import bisect
@@ -44,10 +44,10 @@ _SHORTAGES = (errno.ENOMEM, errno.ENOSPC, errno.EMFILE, errno.ENFILE)
 
 
 class Returned(NamedTuple):
-    """A region has come home: nobody holds it any more."""
+    """A region has returned: nobody holds it any more."""
 
     loan: int
-    """The number of this lending; that of the region that alloc() returned."""
+    """The number of this lending: `loan` of the region that alloc() returned."""
     tag: Hashable
     size: int
     """In bytes."""
@@ -56,40 +56,40 @@ class Returned(NamedTuple):
 
 
 class RegistryStatistics(NamedTuple):
-    """What a registry did, and what it holds: created == lent + idle + freed."""
+    """Counters of a registry and what it holds: created == lent + idle + freed."""
 
     created: int
-    """Regions made because none could be reused."""
+    """Regions made because no idle one fitted."""
     reused: int
-    """Regions that alloc() gave out again."""
+    """Times that alloc() lent an idle region again."""
     returned: int
-    """Times a region came home."""
+    """Times that a region returned."""
     freed: int
-    """Regions given up: nobody reused them for a while, or the registry was closed."""
+    """Regions freed: idle for too long, or the registry was closed."""
     lent: int
-    """Regions that somebody held when collect() last looked."""
+    """Regions that somebody held at the last collect()."""
     lent_bytes: int
     idle: int
-    """Regions at home."""
+    """Regions that nobody holds, ready to be lent."""
     idle_bytes: int
 
 
 class MemoryRegistry(Closing):
-    """Lends memory regions, and lends them again once giver and receivers have let go.
+    """Lends memory regions, and lends them again once giver and receivers have closed them.
 
-    A region used again still holds the bytes of its last use, and may be read by receivers of
-    that use that only pretended to let go. So a tag is a circle of trust: regions never move from
-    one to another, and who must not read each other's messages gets regions of different tags.
-    A receiver that never lets go keeps its region for good: `lent_bytes` tells how much is out.
+    A reused region still holds the bytes of its last use, and receivers of that use may still read
+    it if they only pretended to close it. So a tag is a circle of trust: a region never changes its
+    tag. Use different tags for receivers that must not read each other's messages. A receiver that
+    never closes its region keeps it for ever: `lent_bytes` tells how much is lent.
 
-    There is no thread: alloc() and collect() look for what came home, and `on_return`, if given,
-    is called from within them, once for each. Event loops wait for fileno() to become readable,
-    at most until_expiry() seconds, and call collect().
+    There is no thread: alloc() and collect() look for returned regions, and call `on_return`, if
+    given, once for each. Event loops wait until fileno() becomes readable, at most until_expiry()
+    seconds, and then call collect().
 
-    Any thread may use it, but no signal handler. Regions lent cost two descriptors (four until
-    the giver closes them, one more before Python 3.13), idle ones one (two).
+    Any thread may use it, but no signal handler. A lent region costs two descriptors (four until
+    the giver closes it; one more before Python 3.13), an idle one costs one (two).
 
-    Raises ValueError (keep), OSError when descriptors are short.
+    Raises ValueError (keep), OSError if descriptors are short.
     """
 
     _instead = "make one in each process, and send the regions that it lends"
@@ -119,18 +119,18 @@ class MemoryRegistry(Closing):
         renewed_after_fork(self)
 
     def renew_locks(self) -> None:
-        """In a forked child: forget who held them."""
+        """Make a new lock, in a forked child: a thread of the parent may hold the old one."""
         self._lock = threading.Lock()
 
     def alloc(self, size: int, tag: Hashable = "") -> MemoryRegion:
-        """Lend a region of `size` to twice as many bytes, of mode `lent`; the caller closes it.
+        """Lend a region of `size` to 2 * `size` bytes, of mode `lent`; the caller closes it.
 
-        The smallest fitting one that is idle under the same tag, with whatever bytes it holds;
-        else a new one of exactly `size` zeros. It comes home when it was closed here, every view
-        of it is gone, and every receiver did the same or died. Calls collect().
+        It is the smallest idle one of the same tag that fits, with the bytes of its last use; or a
+        new one of exactly `size` zeros. It returns when it is closed here, every view of it is
+        gone, and every receiver has done the same or died. Calls collect().
 
-        Raises ValueError (size below 1), OSError when memory or descriptors are short,
-        ClosedRegistry, ForkedRegistry, and whatever `on_return` raises: then nothing was lent.
+        Raises ValueError (size below 1), OSError if memory or descriptors are short,
+        ClosedRegistry, ForkedRegistry, and what `on_return` raises; then nothing is lent.
         """
         size = index_of(size)
         self.collect()
@@ -138,18 +138,18 @@ class MemoryRegistry(Closing):
         watch, token = Fd(ends[0]), Token(ends[1])
         memory: _Memory | None = None
         region: _LentRegion | None = None
-        try:  # not with an ExitStack, which takes half as long as all the rest
+        try:  # not with an ExitStack: that would take half as long again
             memory = self._take(size, tag) or self._make(size, tag)
             loan = next(self._numbers)
             region = _LentRegion(memory, token, loan)
             with self._lock:
                 self._check_usable()
                 self._loans[watch.fileno()] = _Loan(loan, memory, watch, self._clock())
-                # No events asked for: EPOLLHUP is always reported, and a byte that a receiver
-                # writes into the pipe shall wake nobody.
+                # Ask for no events: EPOLLHUP is always reported, and a byte that a receiver writes
+                # into the pipe must not wake anybody.
                 self._epoll.register(watch.fileno(), 0)
         except BaseException:
-            if not watch.closed:  # close() of the registry does that
+            if not watch.closed:  # otherwise the registry was closed meanwhile, which did this
                 self._loans.pop(watch.fileno(), None)
             if region is not None:
                 region.close()
@@ -162,13 +162,13 @@ class MemoryRegistry(Closing):
 
     def _take(self, size: int, tag: Hashable) -> "_Memory | None":
         with self._lock:
-            memory = self._idle.take(size, tag)  # of a closed registry there is none
+            memory = self._idle.take(size, tag)  # a closed registry has none
             if memory is not None:
                 self._reused += 1
             return memory
 
     def _make(self, size: int, tag: Hashable) -> "_Memory":
-        # Without the lock, as the kernel takes its time.
+        # Without the lock, because making memory takes long.
         memory = self._despite_shortage(lambda: _Memory.made(self._name, size, tag))
         with self._lock:
             self._created += 1
@@ -178,7 +178,7 @@ class MemoryRegistry(Closing):
         try:
             return make()
         except OSError as error:
-            # What lies idle here may be what is missing.
+            # Freeing idle regions may give back what is short.
             if error.errno not in _SHORTAGES or not self._free(float("inf")):
                 raise
             return make()
@@ -189,10 +189,10 @@ class MemoryRegistry(Closing):
         memory.close()
 
     def collect(self) -> int:
-        """Look, without waiting, for regions that came home; return how many. Calls expire().
+        """Take back regions that have returned, without waiting; return how many. Calls expire().
 
-        Raises ClosedRegistry, ForkedRegistry, and whatever `on_return` raises; the calls left
-        are then made next time.
+        Raises ClosedRegistry, ForkedRegistry, and what `on_return` raises; its remaining calls are
+        made by the next collect().
         """
         with self._lock:
             self._check_usable()
@@ -206,7 +206,7 @@ class MemoryRegistry(Closing):
         return len(home)
 
     def _tell(self) -> None:
-        # Without the lock: what is called may use the registry. Other threads may tell as well.
+        # Without the lock, because on_return() may use the registry. Other threads may do the same.
         while self._on_return is not None:
             try:
                 news = self._news.popleft()
@@ -215,7 +215,7 @@ class MemoryRegistry(Closing):
             self._on_return(news)
 
     def _come_home(self, loan: "_Loan") -> None:
-        # In this order: closing does not end the watching if a forked child has a copy.
+        # Unregister first: if a forked child has a copy, closing does not remove it from the epoll.
         self._epoll.unregister(loan.watch.fileno())
         loan.watch.close()
         now = self._clock()
@@ -237,18 +237,18 @@ class MemoryRegistry(Closing):
             self._check_usable()
             old = self._idle.remove_since(until)
             self._freed += len(old)
-        for memory in old:  # without the lock: the kernel takes its time
+        for memory in old:  # without the lock, because freeing memory takes long
             memory.close()
         return len(old)
 
     def until_expiry(self) -> float | None:
-        """Say in how many seconds expire() has something to free; None if nothing is idle."""
+        """Return the seconds until expire() can free something; None if nothing is idle."""
         with self._lock:
             oldest = self._idle.oldest()
             return None if oldest is None else max(0.0, oldest + self._keep - self._clock())
 
     def fileno(self) -> int:
-        """Lend a descriptor that is readable when collect() has something to find.
+        """Return a descriptor, still owned here, that is readable when a region has returned.
 
         Raises ClosedRegistry, ForkedRegistry.
         """
@@ -275,16 +275,16 @@ class MemoryRegistry(Closing):
         return self._closed
 
     def close(self) -> None:
-        """Free all memory; doing so again does nothing.
+        """Free all memory; a second call does nothing.
 
-        Regions not closed yet are closed by it; what receivers hold is theirs until they let go.
+        This also closes lent regions here; receivers keep theirs until they close them.
         """
         with self._lock:
             self._close()
 
     def _close(self) -> None:
-        # Also from __del__, which must not wait: no lock here. And nothing is unregistered: a
-        # forked child would do so for its parent as well.
+        # __del__ calls this, too, and must not wait: so there is no lock here. Nothing is
+        # unregistered: in a forked child, that would change the epoll of the parent.
         if self._closed:
             return
         self._closed = True
@@ -314,7 +314,7 @@ class MemoryRegistry(Closing):
 
 
 class _Memory(Owner):
-    """What is lent again and again: a file, and the one writable mapping it can ever have."""
+    """Memory that is lent repeatedly: a file, and its only possible writable mapping."""
 
     def __init__(self, memfd: Memfd, mapping: Mapped, tag: Hashable) -> None:
         self.memfd = memfd
@@ -338,7 +338,7 @@ class _Memory(Owner):
 
     def close(self) -> None:
         self.memfd.close()
-        # Of a region still lent there may be views, and the last will take the mapping along.
+        # A lent region may still have views; the last of them will free the mapping.
         with suppress(BufferError):
             self.mapping.close()
 
@@ -351,15 +351,15 @@ class _Loan(NamedTuple):
 
 
 class _Idle(Owner):
-    """The regions at home: by tag and size, to find one; by time, to let the oldest go."""
+    """The idle regions: by tag and size, to find a fitting one; by time, to free the oldest."""
 
     def __init__(self) -> None:
-        self.since: dict[_Memory, float] = {}  # in the order of coming home
-        self._by_tag: dict[Hashable, list[_Memory]] = {}  # each in the order of sizes
+        self.since: dict[_Memory, float] = {}  # in the order in which they returned
+        self._by_tag: dict[Hashable, list[_Memory]] = {}  # each list in the order of sizes
 
     def put(self, memory: _Memory, now: float) -> None:
         self.since[memory] = now
-        # Before others of its size: what was used last is most likely still in a cache.
+        # Before others of its size: the last one used is most likely still in a CPU cache.
         bisect.insort_left(self._by_tag.setdefault(memory.tag, []), memory, key=_size_of)
 
     def take(self, size: int, tag: Hashable) -> _Memory | None:
@@ -376,7 +376,7 @@ class _Idle(Owner):
         return next(iter(self.since.values()), None)
 
     def remove_since(self, until: float) -> list[_Memory]:
-        """Remove those that came home at `until` or before."""
+        """Remove and return those that returned at `until` or before."""
         old: list[_Memory] = []
         for memory, since in tuple(self.since.items()):
             if since > until:
@@ -400,7 +400,7 @@ def _size_of(memory: _Memory) -> int:
 
 
 class _LentRegion(MemoryRegion):
-    """One lending of memory that stays the registry's: it owns only its token."""
+    """One lending: the registry still owns the memory, and this owns only its token."""
 
     def __init__(self, memory: _Memory, token: Token, loan: int) -> None:
         self._mapping = memory.mapping
@@ -410,8 +410,8 @@ class _LentRegion(MemoryRegion):
     def _export(self) -> Exporter:
         import ctypes  # noqa: PLC0415 (only a registry needs it, and it is slow to import)
 
-        # An object of this lending's own between its views and the mapping, which stays from one
-        # lending to the next: so that it is known when the views of this one are gone.
+        # The mapping stays from one lending to the next. So each lending puts an object of its own
+        # between the mapping and its views: that object is freed when its views are gone.
         exporter = (ctypes.c_ubyte * self.size).from_buffer(self._mapping)
         exporter.token = self._token  # type: ignore[attr-defined]  # as in MemoryRegion
         return exporter
@@ -419,8 +419,8 @@ class _LentRegion(MemoryRegion):
     def _view_of(self, exporter: Exporter) -> memoryview:
         from pickle import PickleBuffer  # noqa: PLC0415 (as ctypes)
 
-        # A ctypes array calls its bytes "<B", to which memoryview refuses to assign bytes; raw()
-        # calls them "B". Both keep the exporter alive.
+        # A ctypes array has the format "<B", and memoryview refuses to assign bytes to that; raw()
+        # gives "B". Both keep the exporter alive.
         return PickleBuffer(exporter).raw()
 
     def _close_memory(self) -> None:

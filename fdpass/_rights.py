@@ -1,9 +1,9 @@
-"""What travels beside the data, and when a message is whole: no I/O here, only values.
+"""Descriptors beside the data, and when a message is complete: no I/O here, only values.
 
-The two doors (blocking and Trio) do the waiting and leave the thinking to this module:
+The two doors (blocking and Trio) wait; this module decides:
 
-- Outgoing says what to give to sendmsg() next, and what an error of it means;
-- Incoming says how much to ask of recvmsg() next, judging by its results so far.
+- Outgoing gives the arguments of the next sendmsg(), and says what an error of it means;
+- Incoming says how many bytes to ask of the next recvmsg(), from the results so far.
 """
 
 import errno
@@ -32,14 +32,15 @@ Message: TypeAlias = tuple[bytes, Ancillary, int, object]
 """A result of recvmsg(): data, ancillary data, flags, address."""
 
 MAX_FDS = 253
-"""SCM_MAX_FD of the kernel: the most descriptors one message can carry."""
+"""The largest number of descriptors in one message; SCM_MAX_FD of the kernel."""
 
 _SCM_PIDFD = 4
 _INT = array("i").itemsize
 
-# Room for all that can come, always: what does not fit is cut off, and MSG_CTRUNC shall mean
-# only that this process may not have the descriptor. The rest is for what the owner of the
-# socket may have switched on: SO_PASSCRED (three ints), SO_PASSPIDFD (one), SO_PASSSEC (text).
+# Room for everything that can arrive. The kernel cuts off what does not fit, and then sets
+# MSG_CTRUNC; with enough room, MSG_CTRUNC can only mean that this process may not have the
+# descriptor. The additional space is for options that the owner of the socket may have switched
+# on: SO_PASSCRED (three ints), SO_PASSPIDFD (one int), SO_PASSSEC (text).
 ANCILLARY_SPACE = (
     socket.CMSG_SPACE(MAX_FDS * _INT)
     + socket.CMSG_SPACE(3 * _INT)
@@ -49,10 +50,10 @@ ANCILLARY_SPACE = (
 
 
 def ancillary_space(max_fds: int) -> int:
-    """Return the room for `max_fds` descriptors and one more, or a few, that tell of too many.
+    """Return the room for `max_fds` descriptors and one to a few more, which reveal an excess.
 
-    The kernel closes the rest, so a stranger cannot have this process hold them for a moment.  It
-    is enough for all that the owner of the socket may have switched on, but for SO_PASSSEC.
+    The kernel closes any others, so a stranger cannot make this process hold them even briefly.
+    The room also suffices for all options of the socket except SO_PASSSEC.
     """
     rights = socket.CMSG_SPACE((max_fds + 1) * _INT)
     return rights + socket.CMSG_SPACE(3 * _INT) + socket.CMSG_SPACE(_INT)
@@ -61,21 +62,21 @@ def ancillary_space(max_fds: int) -> int:
 SEND_FLAGS = socket.MSG_NOSIGNAL
 RECEIVE_FLAGS = socket.MSG_CMSG_CLOEXEC
 
-# Half a second in all, a guess: long for a receiver that is alive, short for one who waits.
+# Half a second in all, a guess: a live receiver reads sooner, and the caller can wait that long.
 RETRY_DELAYS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256)
 
 
 def pack(numbers: Iterable[int]) -> Rights:
-    """Put descriptors into the form sendmsg() takes; they stay with their owner."""
+    """Convert descriptor numbers to the form that sendmsg() takes; their owner keeps them."""
     return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", numbers))]
 
 
 def unpack(ancillary: Ancillary) -> tuple[list[int], list[int]]:
-    """Find the descriptors in what recvmsg() gave: those the peer sent, and stray ones.
+    """Return the descriptors in a result of recvmsg(): those the peer sent, and stray ones.
 
-    A stray one is the pidfd that the kernel adds when SO_PASSPIDFD is on: whether or not anybody
-    asked for it here, it is open and somebody must close it.  Where the kernel could not open one,
-    it says so by a negative number.
+    A stray one is a pidfd, which the kernel adds if SO_PASSPIDFD is on.  It is open whether or not
+    the caller wanted it, so the caller must close it.  A negative number means that the kernel
+    could not open one; it is left out.
     """
     sent: list[int] = []
     stray: list[int] = []
@@ -88,12 +89,12 @@ def unpack(ancillary: Ancillary) -> tuple[list[int], list[int]]:
 
 
 def unpack_all(messages: Iterable[Message]) -> tuple[list[int], list[int]]:
-    """Find the descriptors of several results of recvmsg(), as unpack() does."""
+    """Return the descriptors in several results of recvmsg(), as unpack() does for one."""
     return unpack([item for message in messages for item in message[1]])
 
 
 def delays(timeout: float | None) -> Iterator[float]:
-    """Give the seconds to wait before each new try, together no more than `timeout`."""
+    """Yield the seconds to wait before each retry, at most `timeout` in total."""
     spent = 0.0
     for delay in RETRY_DELAYS:
         spent += delay
@@ -103,9 +104,10 @@ def delays(timeout: float | None) -> Iterator[float]:
 
 
 def checked_data(data: Data) -> memoryview:
-    """View the bytes to send; none would leave the descriptors undelivered, and is refused.
+    """Return a view of the bytes to send.
 
-    Raises Unsendable for pointers into this process, and masked values.
+    Raises ValueError for no bytes, because descriptors travel only beside data; Unsendable for
+    pointers into this process and masked values.
     """
     view = exported(data)
     if not view.nbytes:
@@ -114,7 +116,7 @@ def checked_data(data: Data) -> memoryview:
 
 
 def checked_fds(fds: Iterable[int | HasFileno]) -> tuple[int | HasFileno, ...]:
-    """Keep what was given, in a number that one message can carry."""
+    """Return the descriptors as a tuple; raise ValueError if one message cannot carry them."""
     kept = tuple(fds)
     if not 1 <= len(kept) <= MAX_FDS:
         raise ValueError(f"expected 1 to {MAX_FDS} descriptors to send, received {len(kept)}")
@@ -122,7 +124,7 @@ def checked_fds(fds: Iterable[int | HasFileno]) -> tuple[int | HasFileno, ...]:
 
 
 def number_of(fd: int | HasFileno) -> int:
-    """Look up the number of a descriptor, which stays with its owner."""
+    """Return the number of a descriptor, whose owner keeps it; raise ClosedFd if it is closed."""
     number = fd.fileno() if hasattr(fd, "fileno") else index_of(fd)
     if number < 0:
         raise ClosedFd(f"expected an open descriptor to send, received {fd!r}")
@@ -130,9 +132,9 @@ def number_of(fd: int | HasFileno) -> int:
 
 
 class Outgoing:
-    """One message on its way out; borrows its descriptors.
+    """One message being sent; it borrows its descriptors.
 
-    Ask message(), give it to sendmsg(), report to sent() or failed(), until `finished`.
+    Until `finished`: pass message() to sendmsg(), and report the result to sent() or failed().
     """
 
     def __init__(
@@ -150,17 +152,17 @@ class Outgoing:
         return self._sent == len(self._data)
 
     def message(self) -> tuple[list[memoryview], Rights, int]:
-        """Give the arguments of the next sendmsg()."""
-        # The descriptors left with the first byte; with a later one they would arrive twice.
+        """Return the arguments of the next sendmsg()."""
+        # The descriptors go with the first byte; sent again with a later one, they arrive twice.
         rights = [] if self._sent else pack(self._numbers)
         return [self._data[self._sent :]], rights, SEND_FLAGS
 
     def sent(self, count: int) -> None:
-        """Take the result of sendmsg()."""
+        """Note the result of sendmsg()."""
         self._sent += count
 
     def failed(self, error: OSError) -> float:
-        """Give the seconds to wait before trying again; raise if that would not help."""
+        """Return the seconds to wait before the next try; raise if a retry would not help."""
         if error.errno == errno.ETOOMANYREFS:
             delay = next(self._delays, None)
             if delay is not None:
@@ -179,10 +181,10 @@ class Outgoing:
 
 
 class Incoming(NamedTuple):
-    """What a message is to be; stateless, it judges the results of recvmsg() so far.
+    """The expected message; it has no state, and judges the results of recvmsg() so far.
 
-    With a tag, the bytes must be the tag, and exactly `fds` descriptors come with it. Without,
-    one recvmsg() of up to `size` bytes and up to `fds` descriptors is the message.
+    With a tag, the bytes must be the tag and exactly `fds` descriptors must come with it. Without
+    a tag, the message is one recvmsg() of up to `size` bytes and up to `fds` descriptors.
     """
 
     size: int
@@ -191,15 +193,16 @@ class Incoming(NamedTuple):
     stream: bool = True
 
     def missing(self, messages: Sequence[Message]) -> int:
-        """Say how many bytes to ask for next, 0 when whole; raise when it cannot become so."""
+        """Return how many bytes to ask for next, 0 if it is complete; raise if it is wrong."""
         if not messages:
             return self.size
         count = len(unpack_all(messages)[0])
         flags = messages[-1][2]
-        # First, as there may have been room for one more than expected only.
+        # Check this first: there may have been room for only one more than expected, so that
+        # MSG_CTRUNC is set as well.
         if count > self.fds:
             raise WrongDescriptors(self.fds, count)
-        # Single bits: the kernel also hands back flags such as MSG_CMSG_CLOEXEC.
+        # Test single bits: the kernel also returns flags such as MSG_CMSG_CLOEXEC.
         if flags & socket.MSG_CTRUNC:
             raise TruncatedDescriptors(self.fds, count)
         if flags & socket.MSG_TRUNC:
@@ -220,13 +223,13 @@ class Incoming(NamedTuple):
 
 
 def expect_one(tag: Data, *, stream: bool) -> Incoming:
-    """Expect one descriptor beside `tag`; no byte after it is read."""
+    """Expect one descriptor beside `tag`; no byte after the tag is read."""
     wanted = bytes(checked_data(tag))
     return Incoming(size=len(wanted), fds=1, tag=wanted, stream=stream)
 
 
 def expect_some(max_fds: int, max_data: int) -> Incoming:
-    """Expect whatever one recvmsg() delivers, within these limits."""
+    """Expect anything that one recvmsg() delivers within these limits."""
     max_fds, max_data = index_of(max_fds), index_of(max_data)
     if not 0 <= max_fds <= MAX_FDS:
         raise ValueError(f"expected max_fds of 0 to {MAX_FDS}, received {max_fds}")
@@ -236,5 +239,5 @@ def expect_some(max_fds: int, max_data: int) -> Incoming:
 
 
 def joined(messages: Iterable[Message]) -> bytes:
-    """Put the data of several results of recvmsg() together."""
+    """Join the data of several results of recvmsg()."""
     return b"".join(message[0] for message in messages)

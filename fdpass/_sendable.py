@@ -1,9 +1,10 @@
-"""What may leave this process: the one place that is asked before memory of others is sent.
+"""What may leave this process: every object of the application is checked here before it is sent.
 
-Addresses mean nothing in another process, and tell it where this one keeps what. What a masked array
-hides is not part of its data. Whoever looks at an object as bytes would send both.
+Addresses mean nothing in another process, and reveal where this one keeps its data. Hidden values
+of a masked array are not part of its data. Both are among the bytes of an object's memory, so both
+would be sent unless somebody checks.
 
-None of numpy and ctypes is imported here: an object made with one of them has already done so.
+This file imports neither numpy nor ctypes: a program that has such an object has imported them.
 """
 
 import array
@@ -16,12 +17,12 @@ from typing import Any
 
 from ._errors import Unsendable
 
-# Of a struct format as PEP 3118 writes it, once the names of fields are gone: objects, pointers to
-# data and to functions (P, &, X), and the texts of ctypes (z, Z; but Zd is a complex number).
+# Codes in a PEP 3118 format, after the field names are removed: objects (O), pointers to data and
+# to functions (P, &, X), and the strings of ctypes (z, Z; but Zd is a complex number).
 _FIELD_NAME = re.compile(":[^:]*:")
 _POINTER = re.compile("[OP&Xz]|Z(?![fdg])")
 
-# What has no format that could be wrong: asked first, as most that is sent is one of these.
+# These types can hold no pointers. Checked first, because most objects that are sent are of them.
 _PLAIN: frozenset[type] = frozenset(
     {bytes, bytearray, array.array, mmap.mmap, int, float, bool, tuple, list}
 )
@@ -30,10 +31,10 @@ _POINTERS = "got pointers into this process, which mean nothing in another: send
 
 
 def exported(data: Any) -> memoryview:
-    """View the memory of an object whose bytes may leave this process, in whatever shape it has.
+    """Return a view of an object's memory, of any shape, after checking that it may be sent.
 
-    Raises Unsendable for pointers and masked values; TypeError, ValueError or BufferError for what
-    is no memory.
+    Raises Unsendable for pointers and masked values; TypeError, ValueError or BufferError for an
+    object without a buffer.
     """
     view = memoryview(data)
     if type(data) not in _PLAIN:
@@ -44,8 +45,8 @@ def exported(data: Any) -> memoryview:
 def check_sendable(thing: object) -> None:
     """Raise Unsendable if the object holds pointers into this process, or masked values.
 
-    Looked for: the formats of memoryviews and what they are views of, ctypes, and numpy's masked
-    arrays. A number that was an address before is a number: nothing tells.
+    It looks at the format of a memoryview and at the object behind it, at ctypes objects, and at
+    numpy's masked arrays. It cannot tell whether a plain integer is an address.
     """
     if type(thing) is memoryview:
         form = thing.format
@@ -64,7 +65,7 @@ def check_sendable(thing: object) -> None:
 
 @functools.lru_cache(maxsize=256)
 def _judge_of(kind: Any) -> Callable[[object], None] | None:
-    """Return what looks at objects of this type; None if there is nothing to look for."""
+    """Return the function that checks objects of this type; None if none is needed."""
     ctypes = sys.modules.get("_ctypes")
     if ctypes is not None and issubclass(kind, ctypes._SimpleCData.__base__):  # noqa: SLF001
         return _refuse_pointers if _holds_pointers(ctypes, kind) else None
@@ -85,23 +86,23 @@ def _refuse_masked(array: object) -> None:
 
 
 def is_masked(thing: object) -> bool:
-    """Whether it is a masked array of numpy's (also a number or record of one) that hides values."""
+    """Whether it is a numpy masked array, or an item of one, with at least one hidden value."""
     kind: Any = type(thing)
     return _judge_of(kind) is _refuse_masked and _hides_something(thing)
 
 
 def _hides_something(array: Any) -> bool:
     mask = array.mask
-    # Of records it has a bool for each field, which numpy cannot reduce: look at the bytes.
+    # The mask of records has a bool for each field, which numpy cannot reduce: look at its bytes.
     return 1 in mask.tobytes() if mask.dtype.names else bool(mask.any())
 
 
 def _holds_pointers(ctypes: Any, cls: Any) -> bool:
-    """Whether a ctypes class does. Their formats do not tell: that of a union is "B"."""
+    """Whether a ctypes class holds pointers. Its format does not tell: a union has "B"."""
     if issubclass(cls, ctypes.Structure | ctypes.Union):
         fields = [entry for base in cls.__mro__ for entry in vars(base).get("_fields_", ())]
         return any(_holds_pointers(ctypes, entry[1]) for entry in fields)
     if issubclass(cls, ctypes.Array):
         return _holds_pointers(ctypes, cls._type_)
-    # All else is a pointer: to data, or to a function.
+    # Anything else is a pointer: to data, or to a function.
     return not issubclass(cls, ctypes._SimpleCData) or cls._type_ in "OPzZX"  # noqa: SLF001

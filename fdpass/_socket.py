@@ -1,4 +1,4 @@
-"""The blocking door: it waits in the kernel; what to send and what to accept, _rights says."""
+"""The blocking door: it waits in the kernel; _rights decides what to send and what to accept."""
 
 import errno
 import os
@@ -26,18 +26,18 @@ from ._rights import (
 )
 from ._untrusted import close_untrusted, keep_in_line
 
-# Receiving without a gap. A signal handler may raise between any two bytecodes, also between
-# recvmsg() returning and its result getting a name, and a descriptor without a name is lost.
-# So each hand-over is one call of C code, which does not look for signals on its way:
+# How receiving loses no descriptor. A signal handler may raise between any two bytecodes, also
+# after recvmsg() has returned and before its result has a name; then the descriptors would be
+# lost. So each hand-over is one call of C code, during which Python runs no signal handlers:
 #
 #   kernel to messages     list.extend(map(recvmsg, ...)) puts the result into a list with a name
 #   numbers to Fd objects  Fd.own() fills objects that exist already
 #
-# In between, and if anything raises, Inbox owns what came.
+# Between the two, and if anything raises, the Inbox owns the descriptors.
 
 
 class Inbox(Owner):
-    """Owns what recvmsg() delivered until claim(); an exception closes all of it."""
+    """Owns the descriptors that recvmsg() delivered until claim(); an exception closes them."""
 
     def __init__(self) -> None:
         self.messages: list[Message] = []
@@ -51,28 +51,28 @@ class Inbox(Owner):
             self.discard()
 
     def __del__(self) -> None:
-        # Only if a signal kept __exit__ from it: what was claimed is no longer among messages.
+        # Needed only if a signal stopped __exit__; claimed descriptors are no longer in messages.
         if getattr(self, "messages", None):
             self.discard()
 
     def claim(self) -> list[Fd]:
-        """Give the caller the descriptors the peer sent; close stray ones."""
+        """Return the descriptors that the peer sent, now the caller's; close stray ones."""
         fds, stray = self.claim_all()
         close_untrusted(stray)
         return fds
 
     def claim_all(self) -> tuple[list[Fd], list[Fd]]:
-        """Give the caller the descriptors the peer sent, and the stray ones."""
+        """Return the descriptors that the peer sent and the stray ones, now the caller's."""
         count = len(unpack_all(self.messages)[0])
         fds = self._adopt()
         return fds[:count], fds[count:]
 
     def discard(self) -> None:
-        """Close all of it."""
+        """Close all descriptors."""
         close_untrusted(self._adopt())
 
     def _adopt(self) -> list[Fd]:
-        # An open one means that a signal came between filling and clear(): not a second time.
+        # If one is open, a signal came between own() and clear() below: do not own them twice.
         if all(fd.closed for fd in self._fds):
             sent, stray = unpack_all(self.messages)
             self._fds = Fd.blank(len(sent) + len(stray))
@@ -84,7 +84,7 @@ class Inbox(Owner):
 def send_fd(sock: socket.socket, fd: int | HasFileno, tag: Data = b"\0") -> None:
     """Send one descriptor, borrowed from the caller, beside the bytes of `tag`.
 
-    As send_fds() with one descriptor.
+    The same as send_fds() with one descriptor.
     """
     send_fds(sock, [fd], tag)
 
@@ -92,9 +92,9 @@ def send_fd(sock: socket.socket, fd: int | HasFileno, tag: Data = b"\0") -> None
 def recv_fd(sock: socket.socket, tag: Data = b"\0") -> Fd:
     r"""Receive one descriptor, now the caller's, that comes beside exactly the bytes of `tag`.
 
-    No byte after the tag is read. Whatever is refused is closed, and the connection should be
-    given up: the stream stands in the middle of something not understood. The socket's timeout
-    bounds each wait, and there may be one for each byte of the tag.
+    No byte after the tag is read. Refused descriptors are closed; then close the connection, too,
+    because the stream may be in the middle of a message. The socket's timeout bounds each wait,
+    and there may be one wait for each byte of the tag.
 
     Raises WrongTag, WrongDescriptors (TruncatedDescriptors: at the limit of open descriptors),
     TruncatedData (a datagram longer than the tag), Disconnected at the end of the stream, and
@@ -108,20 +108,20 @@ def recv_fd(sock: socket.socket, tag: Data = b"\0") -> Fd:
 def send_fds(sock: socket.socket, fds: Iterable[int | HasFileno], data: Data = b"\0") -> None:
     """Send 1 to 253 descriptors, borrowed from the caller, with the first byte of `data`.
 
-    They must stay open until this returns; afterwards the caller may close its own. If it
-    raises after a part was sent, the descriptors are on their way, the rest of the data is not.
+    They must stay open until this returns; afterwards the caller may close them. If it raises
+    after a part of the data was sent, the descriptors were sent, and the rest of the data was not.
 
-    Raises ValueError (number of descriptors, no data), ClosedFd, TooManyInFlight after some
-    tries within the socket's timeout, and OSError as sendmsg(2) does: EPIPE and ECONNRESET say
-    that the peer is gone. A non-blocking socket raises BlockingIOError: nothing was sent, or
-    `characters_written` bytes were, and only the rest of the data is to be sent.
+    Raises ValueError (number of descriptors, no data), ClosedFd, TooManyInFlight after up to ten
+    tries within the socket's timeout, and OSError as sendmsg(2) does: EPIPE and ECONNRESET mean
+    that the peer is gone. A non-blocking socket raises BlockingIOError: then nothing was sent, or
+    the first `characters_written` bytes were, and the caller has to send only the rest.
     """
     outgoing = Outgoing(fds, data, sock.gettimeout())
     while not outgoing.finished:
         try:
             outgoing.sent(sock.sendmsg(*outgoing.message()))
         except OSError as error:
-            if sock.fileno() < 0:  # EBADF of the socket, not of a descriptor to send
+            if sock.fileno() < 0:  # EBADF is about the socket, not about a descriptor to send
                 raise
             time.sleep(outgoing.failed(error))
 
@@ -131,16 +131,16 @@ def recv_fds(
 ) -> tuple[bytes, list[Fd]]:
     """Receive up to `max_data` bytes and up to `max_fds` descriptors, now the caller's.
 
-    One recvmsg(): on a stream, bytes sent before the message with the descriptors may stand in
-    front of its own, bytes sent after it never follow, and a short read brings the descriptors
-    with the first part. So the descriptors belong to the last message in the data (unix(7)).
-    A byte sent out of band is one of the data (it sets SO_OOBINLINE).
-    `(b"", [])` is the end of the stream (or an empty datagram). `max_fds` of 0 means that none
-    may come.
+    It calls recvmsg() once. On a stream, the data may begin with bytes sent before the message
+    with the descriptors, but never contains bytes sent after it; a short read delivers the
+    descriptors with the first part. So the descriptors belong to the last message in the data
+    (unix(7)). A byte sent out of band becomes ordinary data (this sets SO_OOBINLINE).
+    `(b"", [])` is the end of the stream, or an empty datagram. With `max_fds` 0 no descriptor may
+    come.
 
-    Raises WrongDescriptors if more came (TruncatedDescriptors: at the limit of open
-    descriptors), TruncatedData for a datagram longer than `max_data`, with all descriptors
-    closed, and OSError as recvmsg(2) does, for instance ECONNRESET.
+    Raises WrongDescriptors if more came (TruncatedDescriptors: at the limit of open descriptors),
+    TruncatedData for a datagram longer than `max_data`, and OSError as recvmsg(2) does, for
+    instance ECONNRESET. Whatever it raises, all descriptors are closed.
     """
     with Inbox() as inbox:
         _receive(sock, expect_some(max_fds, max_data), inbox)
@@ -150,11 +150,11 @@ def recv_fds(
 def recv_fds_and_pidfd(
     sock: socket.socket, max_fds: int = MAX_FDS, max_data: int = 4096
 ) -> tuple[bytes, list[Fd], Fd | None]:
-    """Receive as recv_fds() does, and a pidfd of the process that sent it, if the kernel gave one.
+    """Receive as recv_fds() does; also return a pidfd of the sending process, or None.
 
-    It does after pass_pidfd(), but not for what was sent before, by a sender that had not called
-    that either; nor at the limit of open descriptors.  Of more descriptors than `max_fds`, only a
-    few are ever open here.
+    The kernel adds one once pass_pidfd() was called here or by the sender; not for data sent
+    before that, nor at the limit of open descriptors.  If more than `max_fds` descriptors are
+    sent, only a few of the excess are ever open here.
     """
     incoming = expect_some(max_fds, max_data)
     security = sock.getsockopt(socket.SOL_SOCKET, _SO_PASSSEC)
@@ -173,8 +173,8 @@ def _receive(
 ) -> None:
     keep_in_line(sock)
     while size := incoming.missing(inbox.messages):
-        # One bytecode; see the top of this file. Never recv_fds() of the standard library,
-        # whose descriptors are inheritable, and never MSG_PEEK, which duplicates them.
+        # One bytecode; see the top of this file. Never use socket.recv_fds(), which makes
+        # inheritable descriptors, nor MSG_PEEK, which duplicates them.
         inbox.messages.extend(map(sock.recvmsg, (size,), (space,), (RECEIVE_FLAGS,)))
 
 
@@ -183,10 +183,10 @@ _SO_PASSPIDFD, _SO_PEERPIDFD = 76, 77  # of Linux 6.5; not in the socket module 
 
 
 def pass_pidfd(sock: socket.socket, *, on: bool = True) -> bool:
-    """Have the kernel say which process sends, by a pidfd beside the data; return how it was before.
+    """Have the kernel add a pidfd of the sending process to the data; return the former setting.
 
-    On for one side of a connection, it concerns what is sent from then on either way.  Does nothing
-    where the kernel does not know it (before Linux 6.5).  Source: SO_PASSPIDFD in unix(7).
+    Once one side of a connection switches it on, it applies to what is sent in both directions.
+    Does nothing on kernels without it (before Linux 6.5).  Source: SO_PASSPIDFD in unix(7).
     """
     try:
         before = bool(sock.getsockopt(socket.SOL_SOCKET, _SO_PASSPIDFD))
@@ -197,7 +197,7 @@ def pass_pidfd(sock: socket.socket, *, on: bool = True) -> bool:
 
 
 def peer_pidfd(sock: socket.socket) -> Fd | None:
-    """Open a pidfd of the process that peer_credentials() tells of; None where that cannot be.
+    """Open a pidfd of the process in peer_credentials(); None if that is not possible.
 
     It becomes readable when that process has exited.  Source: SO_PEERPIDFD in unix(7).
     """
@@ -205,13 +205,13 @@ def peer_pidfd(sock: socket.socket) -> Fd | None:
     option = (socket.SOL_SOCKET,), (_SO_PEERPIDFD,)
     try:
         Fd.own(fds, map(sock.getsockopt, *option))
-    except OSError:  # not known before Linux 6.5; the process is gone; the limit of descriptors
+    except OSError:  # before Linux 6.5; or the process is gone; or no descriptor is left
         return None
     return fds[0]
 
 
 class Credentials(NamedTuple):
-    """Who is at the other end, as the kernel recorded it at connect() or socketpair()."""
+    """The process at the other end, as the kernel recorded it at connect() or socketpair()."""
 
     pid: int
     uid: int
@@ -219,27 +219,28 @@ class Credentials(NamedTuple):
 
 
 class UnixSocket(Protocol):
-    """What peer_credentials() needs of a socket; those of socket and trio.socket both fit."""
+    """The part of a socket that peer_credentials() needs; sockets of Trio have it, too."""
 
     @property
     def family(self) -> int:
         """The address family."""
 
     def getsockopt(self, level: int, option: int, length: int, /) -> bytes:
-        """Look up an option."""
+        """Return the value of an option."""
 
 
 def peer_credentials(sock: UnixSocket) -> Credentials:
-    """Say who called connect(), or listen(), at the other end of a connected Unix socket.
+    """Return which process called connect(), or listen(), at the other end of a Unix socket.
 
-    Fixed at that moment: stale once the peer changes its uid or hands the socket on, and on the
-    client's side it names who called listen(), perhaps not who accepted. So authorise by uid
-    only, never by pid, which is soon another process's and is 0 if not visible from here.
+    The kernel recorded it at that moment. It is out of date once the peer changes its uid or hands
+    the socket on; and a client sees the process that called listen(), not the one that accepted. So
+    authorise by uid only. Never authorise by pid: another process may have the same pid later, and
+    the pid is 0 if this process cannot see the peer's.
 
     Raises ValueError for a socket of another family, OSError (ENOTCONN) if there is no peer.
     Source: SO_PEERCRED in unix(7).
     """
-    # On other families the kernel answers too: pid 0 and uid 4294967295 for everybody.
+    # For other families the kernel answers, too: always pid 0 and uid 4294967295.
     if sock.family != socket.AF_UNIX:
         raise ValueError(f"expected a socket of family AF_UNIX, received {sock.family!r}")
     layout = struct.Struct("iII")
@@ -251,12 +252,12 @@ def peer_credentials(sock: UnixSocket) -> Credentials:
 
 
 def is_ambiguous_uid(uid: int) -> bool:
-    """Say whether a uid that the kernel shows may be that of several users.
+    """Whether a uid that the kernel shows may stand for several users.
 
-    That is the overflow uid (usually 65534) where the user namespace of this process leaves users
-    unmapped: the kernel shows all of them under it, in credentials and as owners of files, and
-    this process too, if it is unmapped. So it proves nothing. In the first user namespace, which
-    maps all users, it is the user `nobody`, and False is returned. True if /proc does not tell.
+    In a user namespace that leaves users unmapped, the kernel shows all of these as the overflow
+    uid (usually 65534), in credentials and as owners of files; this process may be one of them. So
+    the overflow uid proves nothing there. In the first user namespace, which maps all users, it is
+    the user `nobody`, and this returns False. It returns True if /proc does not tell.
     Source: user_namespaces(7).
     """
     from pathlib import Path  # noqa: PLC0415 (slow to import; few need it)

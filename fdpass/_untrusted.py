@@ -1,14 +1,15 @@
-"""Closing what came from somebody who is not trusted: in a thread.
+"""Closing descriptors that came from somebody who is not trusted: in a thread.
 
-close(2) waits for the file, and the file may be the sender's own: on a FUSE file system it waits for
-his daemon's answer, of a TCP socket until the other end has taken what was sent (SO_LINGER), of a
-Unix socket for all that in its queue.  So a thread closes it.  Who closes gives it a moment to be
-done, and none for a while after one took longer: only an attacker's does.
+close(2) can wait for the file, and the sender may control the file.  A file on a FUSE file system
+waits for the answer of the sender's daemon; a TCP socket waits until the other end has taken the
+data (SO_LINGER); a Unix socket waits for everything in its queue.  So a thread closes it.  The
+caller waits PATIENCE seconds for that thread.  If that was in vain, callers do not wait for the
+next IMPATIENCE seconds: only an attacker's file takes so long.
 
-There are never more than MAX_THREADS of these threads, and none when there is nothing to close.  If
-all of them wait, what is to be closed after that waits, open, for one of them.  A thread that could
-not begin, or died, takes no place: the next one closes what it left.  Memory files and pipes, which
-wait for nobody, are closed on the spot.
+There are at most MAX_THREADS such threads, and none when there is nothing to close.  While all of
+them are blocked, further descriptors stay open in a queue.  A thread that could not start, or died,
+does not count, and the next one closes what it left.  Memory files and pipes never wait, so they
+are closed at once, without a thread.
 """
 
 import _thread
@@ -28,26 +29,26 @@ from ._fd import Fd
 from ._owner import Owner
 
 PATIENCE = 0.005
-"""Seconds. The 253 files of one message take a twentieth of it."""
+"""Seconds that a caller waits. Closing the 253 files of one message takes a twentieth of it."""
 
 IMPATIENCE = 10.0
-"""Seconds without patience, after it was in vain."""
+"""Seconds during which callers do not wait, after one waited in vain."""
 
 MAX_THREADS = 64
 
 THREADS_ABORT = _interpreter.threads_abort()
-"""Whether no thread may be started here: then files are closed on the spot, and that may wait."""
+"""Whether no thread may be started here; then the caller closes all files, which may block."""
 
 F_GET_SEALS = 1034
-"""From linux/fcntl.h: too new for Python's module in places."""
+"""From linux/fcntl.h; not in every version of Python's fcntl module."""
 
-# What adds to a message more than was sent; SO_PASSSEC and SO_PASSPIDFD are not in Python's module.
+# Options that add ancillary data to messages; Python's module lacks SO_PASSSEC and SO_PASSPIDFD.
 _ADDITIONS = (socket.SO_PASSCRED, 34, 76)
 
 _LOOK = 1 << 16  # bytes
 
-_waiting: deque[Fd] = deque()  # for a thread, which takes the number when it closes it
-_threads: "set[weakref.ref[_Place]]" = set()  # perhaps also of some that ended without a word
+_waiting: deque[Fd] = deque()  # to be closed by a thread, which takes the number when it does
+_threads: "set[weakref.ref[_Place]]" = set()  # may contain threads that have died
 _last_late = -IMPATIENCE  # the monotonic()
 
 
@@ -56,19 +57,19 @@ class _HasOptions(Protocol):
 
 
 def keep_in_line(sock: _HasOptions) -> None:
-    """Have what the peer sends out of band (MSG_OOB) come in its place, like anything else.
+    """Have out-of-band data (MSG_OOB) of the peer arrive in order, like other data.
 
-    The kernel would pass over it, and close the descriptors that came with it on the way.
+    Otherwise the kernel would skip it, and close the descriptors that came with it.
     """
-    with suppress(OSError):  # closed, which the call that follows says
+    with suppress(OSError):  # the socket is closed; the next call on it will say so
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
 
 
 def close_untrusted(fds: Iterable[Fd]) -> None:
     """Close descriptors that came from somebody not trusted, without waiting for their files.
 
-    It takes a few milliseconds at most; one that takes longer is closed after that.  No socket
-    lingers (SO_LINGER).  Can be repeated.
+    It takes a few milliseconds at most; a file that needs longer is closed after the return.  No
+    socket lingers (SO_LINGER).  Calling it again for the same descriptors is harmless.
     """
     quick: list[Fd] = []
     doubtful: list[Fd] = []
@@ -78,16 +79,16 @@ def close_untrusted(fds: Iterable[Fd]) -> None:
         if doubtful:
             _have_closed(doubtful)
     except (MemoryError, RuntimeError):
-        quick += doubtful  # there is no thread to be had
+        quick += doubtful  # no thread could be started
     for fd in quick:
         fd.close()
 
 
 def drop_socket(sock: socket.socket) -> None:
-    """Close a connected Unix stream socket without waiting for what its peer has sent into it.
+    """Close a connected Unix stream socket without waiting for descriptors that its peer has sent.
 
-    The kernel closes descriptors that were never received where the socket is closed.  Not for a
-    socket that a forked child shares: both directions end for all.
+    Closing a socket also closes descriptors in its queue, and that may wait.  Do not use this for a
+    socket that a forked child shares: it ends both directions for every process.
     """
     keep_in_line(sock)
     with suppress(OSError):
@@ -97,16 +98,16 @@ def drop_socket(sock: socket.socket) -> None:
             fds = Fd.blank(1)
             Fd.own(fds, map(socket.SocketType.detach, (sock,)))
             close_untrusted(fds)
-    with suppress(OSError):  # what was to be written somewhere is lost; the descriptor is closed
+    with suppress(OSError):  # unsent data is lost, but the descriptor is closed
         sock.close()
 
 
 def _never_waits(fd: Fd) -> bool:
     """Whether it is closed, or a memory file, or a pipe."""
-    number = fd._number  # noqa: SLF001 (fileno() would raise, if a thread has just closed it)
+    number = fd._number  # noqa: SLF001 (fileno() would raise if a thread has just closed it)
     if number < 0:
         return True
-    # Not fstat(), which a file system of the stranger's own could answer when it likes.
+    # Not fstat(): the stranger's own file system could delay the answer for ever.
     for question in (F_GET_SEALS, fcntl.F_GETPIPE_SZ):
         with suppress(OSError):
             fcntl.fcntl(number, question)
@@ -115,13 +116,13 @@ def _never_waits(fd: Fd) -> bool:
 
 
 def _holds_descriptors(sock: socket.socket) -> bool:
-    """Say whether it does; if not, take out what it holds, so that the peer sees an orderly end."""
+    """Whether descriptors are queued; if not, read all data, so that the peer sees a normal end."""
     for option in _ADDITIONS:
-        with suppress(OSError):  # a kernel that does not know it
+        with suppress(OSError):  # the kernel does not know this option
             sock.setsockopt(socket.SOL_SOCKET, option, 0)
     try:
         while True:
-            # Without room for descriptors, the kernel only says that there are some.
+            # Without room for descriptors, the kernel only says that there are some (MSG_CTRUNC).
             data, _, flags, _ = sock.recvmsg(_LOOK, 0, socket.MSG_PEEK | socket.MSG_DONTWAIT)
             if flags & socket.MSG_CTRUNC:
                 return True
@@ -132,17 +133,17 @@ def _holds_descriptors(sock: socket.socket) -> bool:
         return False
 
 
-# -- threads ------------------------------------------------------------------------------------------
+# -- threads --------------------------------------------------------------------------------
 #
-# A descriptor stays with its Fd, and whoever takes the number out of that closes it: a thread, or
-# who is interrupted on the way to one and tries again.
+# A descriptor stays with its Fd until somebody takes the number out and closes it: a thread; or a
+# caller that was interrupted before it reached a thread, and that tries again.
 
 
 class _Place(Owner):
     """A thread's place among MAX_THREADS.
 
-    Only the arguments of the thread hold it, so it is gone when the thread is, however that ended:
-    one without memory for its first call runs no code of ours.
+    Only the arguments of the thread refer to it, so it is gone when the thread is, however the
+    thread ended.  A thread without memory for its first call runs none of our code.
     """
 
     def __init__(self) -> None:
@@ -151,9 +152,9 @@ class _Place(Owner):
 
 
 def _have_closed(fds: list[Fd]) -> None:
-    """Have a thread close descriptors, and wait for it a moment.
+    """Have a thread close descriptors; wait for it as long as patience allows.
 
-    Raises MemoryError or RuntimeError when there is no thread to be had.
+    Raises MemoryError or RuntimeError if no thread can be started.
     """
     global _last_late  # noqa: PLW0603 (the process is what it belongs to)
     started = None
@@ -170,11 +171,11 @@ def _have_closed(fds: list[Fd]) -> None:
         if place() is None:
             raise MemoryError("the thread ended before its work was done")
         _last_late = monotonic()
-        _start_more(len(_waiting))  # for what is behind the one that takes longer
+        _start_more(len(_waiting))  # for the descriptors behind the one that takes long
 
 
 def _all_taken() -> bool:
-    """Say whether there is no place for another thread, once those of dead ones are given back."""
+    """Whether there is no place for another thread, after the places of dead threads are freed."""
     if len(_threads) >= MAX_THREADS:
         for each in tuple(_threads):
             if each() is None:
@@ -183,7 +184,7 @@ def _all_taken() -> bool:
 
 
 def _start(fds: list[Fd]) -> "tuple[_thread.LockType, weakref.ref[_Place]]":
-    """Start a thread, with more to be closed; return what it releases in the end, and its place."""
+    """Queue `fds` and start a thread; return the lock it releases at its end, and its place."""
     place = _Place()
     done, reference = place.done, weakref.ref(place)
     steps = (
@@ -192,7 +193,7 @@ def _start(fds: list[Fd]) -> "tuple[_thread.LockType, weakref.ref[_Place]]":
         map(_thread.start_new_thread, (_work,), ((place,),)),
     )
     try:
-        deque(chain(*steps), maxlen=0)  # one call of C code, or an interrupt could come between
+        deque(chain(*steps), maxlen=0)  # one call of C code, so that no interrupt comes between
     except BaseException:
         _threads.discard(reference)
         raise
@@ -200,26 +201,27 @@ def _start(fds: list[Fd]) -> "tuple[_thread.LockType, weakref.ref[_Place]]":
 
 
 def _start_more(count: int) -> None:
-    """Start so many threads, as long as there is something for them and they are not too many."""
+    """Start up to `count` threads, while descriptors wait and there are free places."""
     for _ in range(count):
         if not _waiting or _all_taken():
             return
         _start([])
 
 
-# Where CPython 3.11 has no memory to enter an exception handler that stands behind the 256th
-# instruction of a function, it tries for ever, and lets no other thread run: hence short ones.
+# The following functions are short for a reason.  If CPython 3.11 has no memory to enter an
+# exception handler behind the 256th instruction of a function, it retries for ever, and no other
+# thread runs.
 
 
 def _work(place: _Place) -> None:
-    mine = weakref.ref(place)  # the one that there is already
+    mine = weakref.ref(place)  # the same object as in _threads
     try:
         going = True
         while going:
             _threads.add(mine)
             _close_waiting()
             _threads.discard(mine)
-            going = bool(_waiting)  # who has put that there may have found a thread too many
+            going = bool(_waiting)  # its caller may have found all places taken, ours included
     finally:
         _threads.discard(mine)
         place.done.release()
@@ -232,15 +234,15 @@ def _close_waiting() -> None:
             try:
                 _close(fd)
             except BaseException:
-                _waiting.append(fd)  # for another thread, and behind what others wait for
+                _waiting.append(fd)  # for another thread; last, so as not to delay the others
                 raise
     except IndexError:  # all are closed, or being closed
         pass
 
 
 def _close(fd: Fd) -> None:
-    # Exception: without memory, CPython 3.11 raises SystemError where a function is called.  The
-    # number is taken first, as it must be this file that is told not to linger.
+    # Catch Exception: without memory, CPython 3.11 raises SystemError when a function is called.
+    # Take the number first, so that it is surely this file that is told not to linger.
     try:
         mine = Fd.blank(1)
         Fd.own(mine, map(dict.pop, (vars(fd),), ("_number",), (-1,)))
@@ -251,13 +253,13 @@ def _close(fd: Fd) -> None:
     except Exception:  # noqa: BLE001, S110
         pass
     try:  # noqa: SIM105 (to make a suppress() takes memory)
-        fd.close()  # where there was no memory even to take the number
+        fd.close()  # if there was not even memory to take the number
     except Exception:  # noqa: BLE001, S110
         pass
 
 
 def _forbid_linger(number: int) -> None:
-    # What Python takes it for is nothing that the kernel hears of, and it may be no socket at all.
+    # The family and type are for Python only; the kernel ignores them. It may not be a socket.
     sock = socket.SocketType(socket.AF_UNIX, socket.SOCK_STREAM, 0, number)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes(8))

@@ -1,6 +1,6 @@
-"""What a door is built of, for the layers above and other callers of recvmsg(); it may change.
+"""The parts of a door, for the layers above and for other callers of recvmsg(); they may change.
 
-Who calls recvmsg() takes ANCILLARY_SPACE, RECEIVE_FLAGS and unpack().
+A caller of recvmsg() needs ANCILLARY_SPACE, RECEIVE_FLAGS and unpack().
 """
 
 from ._clock import monotonic

@@ -1,9 +1,9 @@
 """The same four verbs for sockets and socket streams of Trio; each call is a checkpoint.
 
-Errors are those of fdpass, except where Trio has the word: ClosedResourceError for a socket
-closed on this side, BrokenResourceError for EPIPE and ECONNRESET, and the end of the stream is
-both, fdpass.Disconnected and trio.EndOfChannel. Cancelling loses no descriptor; but after
-cancelling in the middle of a message the connection should be given up.
+Errors are those of fdpass unless Trio has its own: ClosedResourceError for a socket closed on this
+side, BrokenResourceError for EPIPE and ECONNRESET. The end of the stream is a Disconnected, which
+is both fdpass.Disconnected and trio.EndOfChannel. Cancelling loses no descriptor. But a call
+cancelled in the middle of a message leaves the stream there: close the connection then.
 """
 
 import errno
@@ -36,7 +36,7 @@ Socket: TypeAlias = trio.socket.SocketType | trio.SocketStream
 
 
 class Disconnected(_errors.Disconnected, trio.EndOfChannel):
-    """The peer closed its end before the whole message came."""
+    """The peer closed its end before the whole message arrived."""
 
 
 async def send_fd(sock: Socket, fd: int | HasFileno, tag: Data = b"\0") -> None:
@@ -44,8 +44,8 @@ async def send_fd(sock: Socket, fd: int | HasFileno, tag: Data = b"\0") -> None:
     await send_fds(sock, [fd], tag)
 
 
-# KeyboardInterrupt comes only at checkpoints, and Trio has none between recvmsg() succeeding
-# and returning that could raise: what was received always arrives in the inbox.
+# With this protection KeyboardInterrupt comes only at checkpoints. After recvmsg() has succeeded,
+# Trio has no checkpoint that could raise, so received descriptors always reach the inbox.
 @trio.lowlevel.enable_ki_protection
 async def recv_fd(sock: Socket, tag: Data = b"\0") -> Fd:
     """Receive one descriptor, now the caller's, as fdpass.recv_fd() does."""
@@ -58,7 +58,7 @@ async def recv_fd(sock: Socket, tag: Data = b"\0") -> Fd:
 async def send_fds(sock: Socket, fds: Iterable[int | HasFileno], data: Data = b"\0") -> None:
     """Send 1 to 253 descriptors, borrowed from the caller, as fdpass.send_fds() does.
 
-    Not to be called by two tasks at once on one stream, whose long messages would mix.
+    Two tasks must not call it at once on one stream: their messages could mix.
     """
     plain = _plain(sock)
     outgoing = Outgoing(fds, data)
