@@ -72,7 +72,7 @@ if typing.TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> object:
-        """Import on first use what is slow to import, and used by some programs only."""
+        """Import a name on first use: it is slow to import, and few programs need it."""
         if name in {"Listener", "listen"}:
             from . import _listener  # noqa: PLC0415
 

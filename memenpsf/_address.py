@@ -1,18 +1,18 @@
 """Where a server listens: names, paths and abstract addresses.
 
-A bare name lives in a private directory of this user (see _places); a path (anything with a slash)
-is a path; `@name` is an abstract address, which has no file and no permissions: anybody may take it
-first, so both sides check whose process they are talking to.
+A bare name is a file in a private directory of this user (see _places).  Anything with a slash is a
+path.  `@name` is an abstract address, which has no file and no permissions: anybody may bind it
+first, so both sides check the uid of their peer.
 
-A server binds the path itself, and then listens.  Not a temporary name that is renamed once it
-listens: the kernel would know the first name only, and systemd-tmpfiles, which asks the kernel
-whether a socket file is in use, removes such files.  So between bind() and listen() there is a
-file that refuses connections, like a dead server's.  It is not taken for one:
+A server binds the path itself, and then listens.  It does not bind a temporary name and rename it
+later: the kernel would know only the first name, and systemd-tmpfiles, which asks the kernel
+whether a socket file is in use, would remove the file.  So between bind() and listen() there is a
+file that refuses connections, like that of a dead server.  Nobody mistakes it for one:
 
-- by another server of this user, because servers start under a lock of this user's (see _places);
-- by servers of other users, and clients: a file made within the last quarter of a second may be of
-  a server that is just starting; they look again until it is older.  The server checks, once it
-  listens, that the path still leads to its own file.
+- Another server of this user does not, because servers start under a lock of their user (_places).
+- Servers of other users and clients do not: a file made within the last quarter of a second may
+  belong to a starting server, so they look again until it is older.  Once it listens, the server
+  checks that the path still leads to its own file.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ if TYPE_CHECKING:
 _MAX_PATH = 107  # bytes; sun_path in unix(7) has 108, with the terminating zero
 BACKLOG = 128
 
-# How long, in seconds, a server may take from bind() to listen(); it takes about 0.1 ms.
+# Seconds that a server may take from bind() to listen(); usually it takes about 0.1 ms.
 STARTING = 0.25
 
-_MAX_ID = 0xFFFFFFFE  # of a group; the next one means "leave it"
+_MAX_ID = 0xFFFFFFFE  # of a group; 0xFFFFFFFF means "do not change it" to chown()
 
 
 class Address(NamedTuple):
-    """An address; `path` is None for an abstract one, and for a bare name not yet looked for."""
+    """An address; `path` is None for an abstract one, and for a bare name without a place yet."""
 
     given: str
     path: Path | None
@@ -62,19 +62,19 @@ class Address(NamedTuple):
 
     @property
     def sockaddr(self) -> str:
-        """What bind() and connect() take."""
+        """The argument of bind() and connect()."""
         return "\0" + self.given[1:] if self.is_abstract else str(self.path)
 
     @property
     def is_name(self) -> bool:
-        """Whether it is a bare name, which may live in any of this user's places."""
+        """Whether it is a bare name, whose file may be in any of this user's places."""
         return self.path is None and not self.is_abstract
 
     @property
     def default_uids(self) -> set[int] | None:
-        """Whom to admit when nothing else is said: permissions of the file, where there is one.
+        """The default of allow_uids: this user and root; None if a file's permissions decide.
 
-        Raises PermissionError where this user cannot be told from others.
+        Raises PermissionError if this user cannot be told from others.
         """
         if not self.is_abstract:
             return None
@@ -91,7 +91,7 @@ class Address(NamedTuple):
 
 
 def resolve(address: str | os.PathLike[str]) -> Address:
-    """Say what an address means; raise ValueError or TypeError for what is none."""
+    """Parse an address; raise ValueError or TypeError for anything else."""
     given = os.fspath(address)
     if not isinstance(given, str):
         raise TypeError(f"an address is a str or a path, not {address!r}")
@@ -115,7 +115,7 @@ def resolve(address: str | os.PathLike[str]) -> Address:
 
 
 class Permissions(NamedTuple):
-    """Who may connect to a socket file: its mode, and its group (None: as the system gives it)."""
+    """Who may connect to a socket file: its mode and group (None: the system's default)."""
 
     mode: int
     group: int | None
@@ -126,7 +126,7 @@ def checked_permissions(
 ) -> Permissions | None:
     """Return the permissions of a server's socket file; None for an abstract address.
 
-    Raises TypeError or ValueError, also for a group that the system does not know.
+    Raises TypeError or ValueError, also for an unknown group.
     """
     if address.is_abstract:
         if mode is not None or group is not None:
@@ -139,7 +139,7 @@ def checked_permissions(
         mode = 0o600 if group is None else 0o660
     try:
         mode = checked_number("mode", mode, 0o777)
-    except ValueError:  # in the notation in which modes are written
+    except ValueError:  # say it in octal, as modes are written
         given = operator.index(mode)
         raise ValueError(
             f"mode is from 0 to 0o777, such as 0o660, not {given:#o} ({given})"
@@ -157,7 +157,7 @@ def checked_permissions(
 
 
 class Bound(Owner):
-    """A listening socket, and the file that stands for it; owns both."""
+    """A listening socket and its file; it owns both."""
 
     def __init__(
         self, address: Address, sock: socket.socket, inode: tuple[int, int] | None
@@ -165,17 +165,17 @@ class Bound(Owner):
         self.address = address
         self.sock = sock
         self.inode = inode
-        self._files = [inode]  # taken out by the one thread that removes the file
+        self._files = [inode]  # the thread that pops it removes the file
         self.owner = os.getpid()
 
     @property
     def ours(self) -> bool:
-        """Whether this process made it, rather than the one it was forked from."""
+        """Whether this process made it, and not the process that this one was forked from."""
         return self.owner == os.getpid()
 
     @property
     def lost(self) -> bool:
-        """Whether the path does not lead here any more: the file was removed, or replaced."""
+        """Whether the path no longer leads here: the file was removed or replaced."""
         path = self.address.path
         if path is None:
             return False
@@ -185,11 +185,11 @@ class Bound(Owner):
             return True
 
     def remove_file(self) -> None:
-        """Remove the file, unless it is another server's by now; idempotent.
+        """Remove the file unless it is another server's by now; a second call does nothing.
 
-        To be called while the socket still listens.  No other server replaces the file then, so
-        no lock is needed between the look and the removal; and the number of the inode belongs to
-        this socket, so another file cannot have the same.
+        Call it while the socket still listens.  Then no other server replaces the file, so no lock
+        is needed between the check and the removal.  The socket still has its inode then, too, so
+        no other file can have the same inode number.
         """
         if not self.ours or self.address.path is None:
             return
@@ -202,7 +202,7 @@ class Bound(Owner):
         self.remove_file()
         if self.ours:
             with contextlib.suppress(OSError):
-                self.sock.shutdown(socket.SHUT_RDWR)  # first, so that nobody comes any more
+                self.sock.shutdown(socket.SHUT_RDWR)  # first, so that no new client comes
                 while True:
                     drop_socket(self.sock.accept()[0])
         with contextlib.suppress(OSError):
@@ -214,7 +214,8 @@ def starting(
 ) -> Generator[Wait, bool, Bound]:
     """Listen at an address: a plan.
 
-    Raises OSError: EADDRINUSE if a live server is there, FileExistsError for what is no socket.
+    Raises OSError: EADDRINUSE if a live server is there, FileExistsError for a file of another
+    kind.
     """
     with contextlib.ExitStack() as undo:
         sock = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
@@ -242,8 +243,8 @@ def starting(
 def _bind_file(address: Address, sock: socket.socket, wanted: Permissions) -> tuple[int, int]:
     path = address.path
     assert path is not None  # noqa: S101 (for the type checker)
-    with contextlib.suppress(OSError):  # not every kernel; the mode is looked at below
-        os.fchmod(sock.fileno(), wanted.mode)  # of the file that bind() makes, less the umask
+    with contextlib.suppress(OSError):  # not every kernel can; _permit() checks the mode below
+        os.fchmod(sock.fileno(), wanted.mode)  # bind() makes the file with it, less the umask
     named(address, sock.bind, str(path))
     # From here to listen() nobody can connect, whatever the mode.
     inode = None
@@ -273,9 +274,10 @@ def _is_our_socket(status: os.stat_result) -> bool:
 
 
 def _permit(address: Address, file: int, wanted: Permissions) -> None:
-    """Give a socket file that nobody can connect to yet its group and mode.
+    """Set group and mode of a socket file, before anybody can connect to it.
 
-    By its descriptor: in a directory of others, what the path leads to may change at any time.
+    It uses the file's descriptor, not the path: in a directory that others can write, the path may
+    lead to another file at any time.
     """
     status = os.fstat(file)
     group = status.st_gid if wanted.group is None else wanted.group
@@ -298,16 +300,16 @@ def _permit(address: Address, file: int, wanted: Permissions) -> None:
                 "that group",
                 str(address),
             ) from None
-    os.chmod(itself, wanted.mode)  # noqa: PTH101 (no file of that name)
+    os.chmod(itself, wanted.mode)  # noqa: PTH101 (a name of the kernel's, not a path)
 
 
 def _clear(
     path: Path, held: contextlib.ExitStack, *, under_lock: bool
 ) -> Generator[Wait, bool, None]:
-    """Remove a dead server's file, so that the path is free; raise OSError if it cannot be.
+    """Remove a dead server's file, so that the path is free; raise OSError if that is refused.
 
-    `held` keeps its inode until the next one is made, which so has another number: a program that
-    watches the path sees that the file is a new one.
+    `held` keeps the inode of the old file until the new one exists.  So the new file has another
+    inode number, and a program that watches the path sees that it is new.
     """
     pauses = delays()
     deadline = monotonic() + 2 * STARTING
@@ -335,13 +337,13 @@ def _clear(
 
 
 def just_bound(status: os.stat_result) -> bool:
-    """Whether a socket file was made so recently that its server may be just about to listen."""
-    # The clock of the file's times: one that may be set, so it is believed for a moment only.
+    """Whether a socket file is so new that its server may be about to listen."""
+    # Files have the times of the real-time clock, which may be set: so trust it only briefly.
     return abs(time.clock_gettime(time.CLOCK_REALTIME) - status.st_ctime) < STARTING
 
 
 def _refuse_if_live(path: Path) -> None:
-    """Raise EADDRINUSE if somebody listens there."""
+    """Raise EADDRINUSE if a server listens there."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:
@@ -349,8 +351,8 @@ def _refuse_if_live(path: Path) -> None:
         except (ConnectionRefusedError, FileNotFoundError):
             return
         except BlockingIOError:
-            pass  # its backlog is full, so somebody listens
-        except OSError as error:  # no permission; a socket of another kind
+            pass  # its backlog is full, so a server listens
+        except OSError as error:  # for instance: no permission, or a socket of another kind
             raise OSError(
                 error.errno,
                 f"{os.strerror(error.errno or 0)}: whether a server listens there cannot be told, "
@@ -361,7 +363,7 @@ def _refuse_if_live(path: Path) -> None:
 
 
 def named(address: Address, call: Callable[[str], object], sockaddr: str) -> None:
-    """Call bind or connect, and name the address in what it raises."""
+    """Call bind() or connect(); name the address in the OSError that it raises."""
     try:
         call(sockaddr)
     except OSError as error:

@@ -1,11 +1,11 @@
-"""Clients between accept() and their handshake: whose turn is it, and who is turned away.
+"""Clients between accept() and their handshake: whose turn it is, and which one is turned away.
 
-No I/O and no clock of its own: PendingClients (_pending.py) asks, and says what time it is.
+No I/O and no clock of its own: PendingClients (_pending.py) asks, and passes the time.
 
-Clients wait in a queue for each user.  The queues take turns, so a user with many clients delays
-only itself.  Within a queue those come first that have sent something already: an honest client
-does so within milliseconds.  A user whose clients came to nothing rests for a while: none of its
-clients begins a handshake, and those of other users do.
+Each user has a queue of clients.  The queues take turns, so a user with many clients delays only
+itself.  Within a queue, clients that have sent something come first: an honest client does so
+within milliseconds.  A user whose clients failed rests: for a while none of its clients begins a
+handshake, and those of other users do.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
 
     from ._shares import Share
 
-# The first client of a user that comes to nothing is forgiven; after the second the user rests, and
-# with each further one twice as long, up to 2**3 times.  A user that had none for so many seconds
-# begins anew.  Guesses, both.
+# The first failed client of a user is forgiven.  After the second the user rests; each further one
+# doubles the time, at most MAX_DOUBLINGS times.  After FORGIVEN_AFTER seconds without a failure the
+# user starts afresh.  Both are guesses.
 MAX_DOUBLINGS = 3
 FORGIVEN_AFTER = 1.0
 
-# How many users are remembered.  Whoever has more user ids than that is as good as new each time.
+# The number of users that are remembered.  A user with more user ids than that is new each time.
 MAX_REMEMBERED = 1024
 
 
 class Candidate(Owner):
-    """A client that has been let in, and for which nothing else has been done yet."""
+    """An accepted client whose handshake has not begun."""
 
     def __init__(self, sock: socket.socket, share: Share, deadline: float) -> None:
         """Take the socket and the share; `deadline` is a monotonic()."""
@@ -41,7 +41,7 @@ class Candidate(Owner):
         self.share = share
         self.deadline = deadline
         self.spoken = False
-        """Whether something can be read from it."""
+        """Whether it has sent something."""
 
 
 class Candidates(Owner):
@@ -50,7 +50,7 @@ class Candidates(Owner):
     def __init__(self, limit: int) -> None:
         """Hold at most `limit` clients."""
         self._limit = limit
-        self._queues: dict[int, deque[Candidate]] = {}  # whose turn it is comes first
+        self._queues: dict[int, deque[Candidate]] = {}  # by uid; the next turn comes first
 
     def __len__(self) -> int:
         return sum(map(len, self._queues.values()))
@@ -60,13 +60,14 @@ class Candidates(Owner):
             yield from tuple(queue)
 
     def of(self, uid: int) -> Collection[Candidate]:
-        """Return those of a user, in the order in which they came."""
+        """Return the clients of a user in the order of their arrival."""
         return self._queues.get(uid, ())
 
     def add(self, candidate: Candidate) -> Candidate | None:
-        """Take a client in; return the one to turn away, if there is no room: perhaps this one.
+        """Add a client; if there is no room, return the client to turn away instead.
 
-        It is the oldest silent one of the user that has most, and this one if that is its user.
+        That is the oldest silent client of the user with the most clients; the new client itself
+        if its user has as many.
         """
         uid = candidate.share.uid
         excess = None
@@ -87,11 +88,11 @@ class Candidates(Owner):
             del self._queues[candidate.share.uid]
 
     def next_of_each(self) -> list[Candidate]:
-        """Return the client of each user that is to begin first; whose turn it is comes first."""
+        """Return the client of each user that begins first, in the order of the users' turns."""
         return [_first(queue, spoken=True) for queue in tuple(self._queues.values())]
 
     def take(self, may_begin: Callable[[Candidate], bool]) -> Candidate | None:
-        """Take out the client that begins next; None if none may.  Its user is the last then."""
+        """Remove and return the client that begins next, None if none may; its user goes last."""
         for candidate in self.next_of_each():
             if may_begin(candidate):
                 uid = candidate.share.uid
@@ -104,11 +105,11 @@ class Candidates(Owner):
         return None
 
     def late(self, now: float) -> list[Candidate]:
-        """Return the clients whose time is over."""
+        """Return the clients that are past their deadline."""
         return [candidate for candidate in self if now >= candidate.deadline]
 
     def clear(self) -> list[Candidate]:
-        """Forget all; return them."""
+        """Remove and return all clients."""
         candidates = list(self)
         self._queues.clear()
         return candidates
@@ -119,32 +120,32 @@ def _first(queue: deque[Candidate], *, spoken: bool) -> Candidate:
 
 
 class Conduct:
-    """Which users had clients that came to nothing, and until when they rest."""
+    """Which users had clients that failed, and how long these users rest."""
 
     def __init__(self, rest: float) -> None:
-        """Let a user rest for `rest` seconds after the second of them."""
+        """Let a user rest for `rest` seconds after its second failed client."""
         self._rest = rest
-        self._known: dict[int, tuple[float, int]] = {}  # since when, and how often by then
+        self._known: dict[int, tuple[float, int]] = {}  # by uid: time of the last one, number
 
     def offended(self, uid: int, now: float) -> None:
-        """Note that a client of a user came to nothing."""
+        """Note that a client of a user failed."""
         since, times = self._known.pop(uid, (now, 0))
         times = 1 if now - since > FORGIVEN_AFTER else min(times + 1, MAX_DOUBLINGS + 2)
-        self._known[uid] = (now, times)  # the last of all
+        self._known[uid] = (now, times)  # at the end of the dict
         if len(self._known) > MAX_REMEMBERED:
             del self._known[next(iter(self._known))]
 
     def rests_until(self, uid: int) -> float:
-        """Return when a user may begin again; a monotonic()."""
+        """Return the monotonic() at which a user may begin a handshake again."""
         since, times = self._known.get(uid, (0.0, 0))
         return since + self._rest * 2 ** (times - 2) if times > 1 else 0.0
 
 
 class Places:
-    """The handshakes under way, at one moment: who may begin one more, and when."""
+    """The handshakes under way at one moment: which user may begin one more, and when."""
 
     def __init__(self, limit: int, limit_per_uid: int, begun: Iterable[tuple[int, float]]) -> None:
-        """Count them: the user of each and when it began, the oldest first."""
+        """Count handshakes, each given as user and time of its beginning, the oldest first."""
         self._limit = limit
         self._limit_per_uid = limit_per_uid
         self._begun: dict[int, list[float]] = {}
@@ -154,28 +155,28 @@ class Places:
 
     @property
     def all_taken(self) -> bool:
-        """Whether one more can only take the place of another one."""
+        """Whether one more handshake has to displace another."""
         return self._taken >= self._limit
 
     def victim(self, newcomer: int) -> int | None:
-        """Return the user whose oldest handshake gives way to one of a newcomer's user.
+        """Return the user that loses its oldest handshake to a client of user `newcomer`.
 
-        It is the one with most of them; None if that has no more than the newcomer.
+        It is the user with the most handshakes; None if it has no more than `newcomer`.
         """
         holder = max(self._begun, key=lambda uid: len(self._begun[uid]))
         return holder if len(self._begun[holder]) > len(self._begun.get(newcomer, ())) else None
 
     def next_for(self, candidate: Candidate, now: float, cooldown: float, grace: float) -> float:
-        """Return the monotonic() from which a client may begin, if all stays as it is.
+        """Return the monotonic() from which a client may begin, if nothing changes until then.
 
-        A user with a handshake older than `cooldown` seconds begins one in that time.  A handshake
-        younger than `grace` seconds does not give way; and none does to a silent client.
+        A user with a handshake older than `cooldown` seconds begins one per `cooldown`.  A
+        handshake younger than `grace` seconds is not displaced; none is for a silent client.
         """
         uid = candidate.share.uid
         theirs = self._begun.get(uid, [])
         if len(theirs) >= self._limit_per_uid:
             return math.inf
-        # To begin one is the dearest part, and a user that lets one hang may let many hang.
+        # Starting a handshake is the expensive part; a user with one stalled may stall many.
         hangs = theirs and now - theirs[0] > cooldown
         when = theirs[-1] + cooldown if hangs else 0.0
         if self.all_taken:

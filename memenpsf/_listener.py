@@ -38,17 +38,17 @@ class Listener(AnyListener, Closable, Generic[T]):
     def __init__(self, pending: PendingClients) -> None:
         super().__init__(pending)
         self._lock = threading.RLock()
-        # Whether who has the lock is in the middle of something: then a signal handler, which has
-        # it as well, leaves all as it is.
+        # Whether the thread that holds the lock is in the middle of a turn. A signal handler in
+        # that thread gets the lock, too, and must then change nothing.
         self._busy = False
 
     def accept(self, timeout: Seconds = None) -> Interface[T]:
         """Return the next client; raise TimeoutError if none came in time.
 
-        Raises Refused, CorruptPeer or HandshakeTimeout for a client that did not get in, OSError
-        when a resource is short: the listener stays usable.  Closed, once it is closed.
-        ConcurrentUse in a signal handler that has interrupted accept() of this very listener; if it
-        only waited, the handler can accept.
+        Raises Refused, CorruptPeer or HandshakeTimeout for a client that did not get in, and
+        OSError if a resource is short; the listener stays usable.  Raises Closed once it is closed.
+        Raises ConcurrentUse in a signal handler that has interrupted the work of accept() on this
+        very listener; if accept() was only waiting, the handler can accept.
         """
         deadline = deadline_of(timeout)
         patience = -1 if timeout is None else min(seconds_of(timeout), threading.TIMEOUT_MAX)
@@ -66,7 +66,7 @@ class Listener(AnyListener, Closable, Generic[T]):
         finally:
             self._busy = False
             try:
-                if self._pending.closed:  # by a signal handler, perhaps, which could not go on
+                if self._pending.closed:  # perhaps by a signal handler, which left this to us
                     self._pending.close()
             finally:
                 self._lock.release()
@@ -90,16 +90,15 @@ class Listener(AnyListener, Closable, Generic[T]):
     def __iter__(self) -> Iterator[Interface[T]]:
         """Yield clients until the listener is closed.
 
-        Those refused, or not served because a resource is short, are logged and passed over, so
-        that no client ends the loop; of a storm of them, the first 20 within 10 s, and the number
-        of the others.
+        No client ends the loop: one that is refused, or not served because a resource is short, is
+        logged and skipped.  Within 10 s the first 20 of them are logged; the others are counted.
         """
         while True:
             try:
                 interface = self.accept()
             except Closed:
                 return
-            except ConcurrentUse:  # by this loop, in a signal handler: it would go on for ever
+            except ConcurrentUse:  # this loop runs in a signal handler: it would never end
                 raise
             except CAUSED_BY_ONE as error:
                 self._pending.log.add(error)
@@ -107,21 +106,21 @@ class Listener(AnyListener, Closable, Generic[T]):
                 yield interface
 
     def close(self) -> None:
-        """Stop listening and remove the socket file; the connections accepted live on.
+        """Stop listening and remove the socket file; accepted connections stay open.
 
-        Idempotent; threads that wait in accept() get Closed.  In a forked child it only closes
-        the child's copy of the descriptor.
+        A second call does nothing.  Threads that wait in accept() get Closed.  In a forked child
+        it only closes the child's copy of the descriptor.
         """
         pending = self._pending
         pending.closed = True
         if not pending.bound.ours:
             pending.close()
             return
-        pending.bound.remove_file()  # while it listens: a dead server's is anybody's
+        pending.bound.remove_file()  # while it listens: other servers replace a dead one's file
         with contextlib.suppress(OSError):
-            pending.bound.sock.shutdown(socket.SHUT_RDWR)  # wakes who accepts
+            pending.bound.sock.shutdown(socket.SHUT_RDWR)  # wakes threads in accept()
         with self._lock:
-            # This may be a signal handler in the middle of accept(), which then does it in the end.
+            # In a signal handler that interrupted accept(), leave this to accept().
             if not self._busy:
                 pending.close()
 
@@ -147,41 +146,40 @@ def listen(
 ) -> Listener[Any]:
     """Listen at an address: a bare name, a path, or @name (abstract).
 
-    Options are those of Interface, for each client.  The socket file of a dead server is
-    replaced; a live server's is not: OSError EADDRINUSE.  An abstract address admits this user
-    and root only, unless `allow_uids` says otherwise.
+    The options of Interface apply to each client.  The socket file of a dead server is replaced.
+    That of a live server is not: OSError (EADDRINUSE).  An abstract address admits this user and
+    root only, unless `allow_uids` says otherwise.
 
-    `mode` of the socket file says who may connect: write permission is asked for.  It is 0o600,
-    this user and root, or 0o660 if a `group` is given (a name or a gid; this process must be in it,
-    or be root); both stand before the first client can come.  They are for addresses with a file:
-    ValueError for an abstract one.
+    `mode` of the socket file says who may connect: connecting needs write permission.  The default
+    is 0o600 (this user and root), or 0o660 if a `group` is given (a name or a gid; this process
+    must be in it, or be root).  Both are set before the first client can connect.  An abstract
+    address has no file: ValueError.
 
-    A bare name is for this user alone (by effective uid): the file is in /run/user/UID/memenpsf
-    where that runtime directory exists and belongs to this user, else in /tmp/memenpsf-UID;
-    $MEMENPSF_RUNTIME_DIR/memenpsf replaces both.  One that somebody else has made is not used:
-    PermissionError if there is no other.  Servers of one user start one at a time: TimeoutError
-    if another one has not started within a second.
+    A bare name is for this user alone (by effective uid).  The file is in /run/user/UID/memenpsf if
+    that runtime directory exists and belongs to this user, otherwise in /tmp/memenpsf-UID;
+    $MEMENPSF_RUNTIME_DIR/memenpsf replaces both.  A directory made by somebody else is not used;
+    if there is no other one, PermissionError.  Servers of one user start one at a time:
+    TimeoutError if another one needs more than a second.
 
-    `quota`, a Quota, says what the clients of one user (by uid, this one and root too) may have at
-    once: `connections` (a sixth of the descriptors that this process may open, so 170 if those are
-    1024), handshakes under way among them included; `bytes`, the memory of all their segments and
-    of this side's for them, without messages outside the rings (64 times `max_segment`, so 8 GiB,
-    or twice this side's segment, whichever is larger); `pending`, handshakes under way (32).  A
-    client over a limit is told so (LimitRefused) before memory is made or mapped for it, and
-    counted as refused; only for its place in a handshake it waits, as long as `timeout` allows.
+    `quota`, a Quota, limits what the clients of one user (by uid; this user and root, too) may have
+    at once.  `connections`, handshakes included: by default a sixth of the descriptors that this
+    process may open, so 170 of 1024.  `bytes`, the memory of all their segments and of this side's
+    segments for them, without messages outside the rings: by default 64 times `max_segment`, so
+    8 GiB, or twice this side's segment, whichever is larger.  `pending`, handshakes under way: 32.
+    A client over a limit gets LimitRefused before memory is made or mapped for it, and counts as
+    refused.  Over `pending` it waits instead, for at most `timeout`.
 
-    `descriptors` of the Quota (seven eighths of those that this process may open): 5 for each
-    connection, those that came with messages and wait to be received, and those that were sent and
-    that the client has not read from its socket.  A connection that would exceed it waits, as it
-    does for lack of space: what the client sends stays in its socket, what is sent to it waits in
-    xmit.  One message at a time always goes through.  Descriptors that recv_message() has handed on
-    are the program's, and do not count.
+    `descriptors` of the Quota, by default seven eighths of those that this process may open,
+    counts: 5 for each connection, those of messages that were not received yet, and those that were
+    sent and that the client has not read from its socket.  A connection over this limit waits, as
+    for lack of space: messages of the client stay in its socket, messages to it wait in xmit.  One
+    message at a time always goes through.  Descriptors that recv_message() has returned belong to
+    the program, and do not count.
 
-    `places` of the Quota: how many handshakes can be under way for all users (64).  Where all are
-    taken, the user with most gives up its oldest for a user with fewer; further clients (128) wait,
-    and users take turns.  A user whose clients came to nothing, again and again, waits longer.  The
-    clients of one user cannot be told apart: who runs hostile and honest ones under one user id has
-    both wait.
+    `places` of the Quota limits the handshakes under way for all users: 64.  If all places are
+    taken, the user with the most handshakes loses its oldest one to a user with fewer.  Up to 128
+    further clients wait, and users take turns.  A user whose clients fail repeatedly waits longer.
+    Clients of one user cannot be told apart: hostile ones delay honest ones of the same uid.
     """
     return Listener(PendingClients(address, record, **options))
 

@@ -1,4 +1,4 @@
-"""What the listeners of all doors have in common: nothing here waits."""
+"""The common part of the listeners of all doors; nothing here waits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Log lines that clients can cause: a storm of them does not fill the log."""
+"""Log lines that clients can cause, limited so that no client can fill the log."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from ipcqueue.lowlevel import Owner, monotonic
 
 logger = logging.getLogger("memenpsf")
 
-# So many lines say, within so many seconds, why clients were not served; of more, only how many.
+# At most LOG_LINES lines of a kind are logged per LOG_SECONDS; further ones are only counted.
 LOG_LINES = 20
 LOG_SECONDS = 10.0
-_MAX_CHARACTERS = 500  # of what an exception says, which may quote what a client sent
+_MAX_CHARACTERS = 500  # of an exception's text, which may quote data from a client
 
 
 def one_line(error: BaseException) -> str:
-    """Return what an exception says, or its name, on one line that is not too long."""
+    """Return an exception's text, or its class if it has none, as one line of limited length."""
     try:
         text = str(error)
-    except Exception:  # noqa: BLE001 (whatever the class of a user does)
+    except Exception:  # noqa: BLE001 (an application's class may raise anything)
         text = ""
     text = text or type(error).__name__
     if len(text) > _MAX_CHARACTERS:
@@ -31,20 +31,20 @@ def one_line(error: BaseException) -> str:
 
 
 class LimitedLog(Owner):
-    """Lines of one kind that clients can cause: a storm of them does not fill the log."""
+    """Log lines of one kind, of which clients can cause any number; it limits them."""
 
     def __init__(self, address: object, level: int, others: str) -> None:
-        """`others` says what those are that were only counted, as in "3 more clients ended"."""
+        """`others` names what was only counted: "clients ended" for "3 more clients ended"."""
         self._address = address
         self._level = level
         self._others = others
-        self._lock = threading.RLock()  # close() may be called by a signal handler in tell()
+        self._lock = threading.RLock()  # a signal handler that interrupts tell() may call close()
         self._since = -math.inf
         self._lines = 0
         self._untold = 0
 
     def tell(self, text: str, error: BaseException | None = None) -> None:
-        """Log a line, with the traceback of an error if one is given; or only count it."""
+        """Log a line, with the traceback of `error` if given; over the limit, only count it."""
         now = monotonic()
         untold = 0
         with self._lock:
@@ -61,7 +61,7 @@ class LimitedLog(Owner):
             logger.log(self._level, "%s: %s", self._address, text, exc_info=error)
 
     def close(self) -> None:
-        """Log how many were only counted."""
+        """Log the number of lines that were only counted."""
         with self._lock:
             untold, self._untold = self._untold, 0
         self._tell_number(untold)
@@ -72,13 +72,13 @@ class LimitedLog(Owner):
 
 
 class RefusalLog(LimitedLog):
-    """Says why clients were not served."""
+    """Logs why clients were not served."""
 
     def __init__(self, address: object) -> None:
         super().__init__(address, logging.WARNING, "clients refused or not served")
 
     def add(self, error: Exception) -> None:
-        """Log it, or only count it."""
+        """Log an error, or only count it."""
         what = "refused" if isinstance(error, QueueError) else "not served"
-        with contextlib.suppress(MemoryError):  # which is what it may be about
+        with contextlib.suppress(MemoryError):  # memory may be what is short
             self.tell(f"client {what}: {one_line(error)}")

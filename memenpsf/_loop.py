@@ -35,14 +35,14 @@ if TYPE_CHECKING:
 
 
 class Source(Protocol):
-    """What queue.Queue and its like have to take from."""
+    """The part of queue.Queue that the loop takes items from."""
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
         """Return the next item or raise queue.Empty."""
 
 
 class Sink(Protocol):
-    """What queue.Queue and its like have to put into."""
+    """The part of queue.Queue that the loop puts items into."""
 
     def put(self, item: Any) -> Any:
         """Take an item, waiting for room."""
@@ -50,39 +50,39 @@ class Sink(Protocol):
 
 @dataclass
 class Ended:
-    """How a run loop ended, when it ended well enough not to raise.
+    """How a run loop ended, if it did not raise.
 
-    `cause` is EndOfStream or PeerDied; Closed when the source said stop; or what the peer's limits,
-    its records or a shortage made a call raise: TooLarge, Unaccepted, DecodeFailed, OSError,
-    MemoryError.  `unsent` is what was taken from the source and never published; for TooLarge
-    it is the message that the peer does not take.
+    `cause` is EndOfStream or PeerDied; Closed if the source ended; or an error that the peer's
+    limits, its records or a shortage caused: TooLarge, Unaccepted, DecodeFailed, OSError,
+    MemoryError.  `unsent` holds the items taken from the source but never published; after
+    TooLarge, the message that the peer does not accept.
     """
 
     cause: Exception
     unsent: list[Any] = field(default_factory=list)
 
 
-# How long the sending thread may take to notice that the peer has ended, in seconds: a
-# queue.Queue can only be waited for, not interrupted.
+# Seconds after which the sending thread looks whether the peer has ended.  It cannot be woken: a
+# wait for a queue.Queue cannot be interrupted.
 _LOOK_UP = 0.1
 
-# How a connection ends for both directions: the receiving side meets it, too, after draining.
+# These end both directions of a connection: the receiving side raises it, too, after draining.
 _ENDS = (EndOfStream, ReceiverGone, PeerDied, Refused, CorruptPeer, DescriptorsLost, Closed)
 
-# What is no end of a peer's that a program goes on after.
+# The loop raises these; all other errors of the interface end it without raising.
 _RAISED = (Refused, CorruptPeer, DescriptorsLost, BadRecord)
 _THE_PEERS_LIMITS = (TooLarge, Unaccepted)  # though they are BadRecord
 
 
 def is_a_cause(error: Exception, interface: object) -> bool:
-    """Whether a run loop ends with this, without raising it: it is not the program's doing."""
+    """Whether a run loop ends with this error without raising it: the program did not cause it."""
     if interface_of(error) is not interface:
-        return False  # the source's or the sink's
+        return False  # the source or the sink raised it
     return isinstance(error, _THE_PEERS_LIMITS) or not isinstance(error, _RAISED)
 
 
 def hand_back(error: BaseException, unsent: list[Any]) -> None:
-    """Have what a run loop raises say what it took from the source and did not publish."""
+    """Note in an exception which items a run loop took from the source and did not publish."""
     with contextlib.suppress(AttributeError):
         error.unsent = unsent  # type: ignore[attr-defined]
 
@@ -103,9 +103,9 @@ def run(
 ) -> Ended:
     """Move records between a connection and two queues until the peer ends.
 
-    What is put into `recvr` is sent; what arrives is put into `sender`, all of it, before this
-    returns.  None in `recvr` (or its shutdown, Python >= 3.13) ends the connection in good order,
-    after everything before it is sent and what has arrived is delivered.  `cap` is the capacity
+    It sends what is put into `recvr`, and puts all that arrives into `sender` before it returns.
+    None in `recvr` (or its shutdown, Python >= 3.13) ends the connection in good order, after
+    everything before it is sent and all that has arrived is delivered.  `cap` is the capacity
     of each direction, `typ` is 0 for a client and anything else for a server.  Takes the stream.
 
     Returns how it ended; see Ended for what the peer's doing is.  Raises CorruptPeer, Refused,
@@ -173,8 +173,8 @@ class _Loop(Owner):
         """Run as a thread; ends by itself or soon after `_over` is set."""
         try:
             while not self._over.is_set():
-                # Space first: what is taken from the source can then be sent at once, so nothing
-                # is in hand when the loop is interrupted.
+                # Wait for space first.  Then a record from the source can be sent at once, and
+                # none is lost if the loop is interrupted.
                 self._interface.await_space()
                 try:
                     record = self._source.get(timeout=_LOOK_UP)
@@ -191,7 +191,7 @@ class _Loop(Owner):
                     raise
         except BaseException as error:  # noqa: BLE001 (raised by run)
             if isinstance(error, _ENDS) and interface_of(error) is self._interface:
-                return  # the receiving side meets the same end, after draining
+                return  # the receiving side raises the same, after draining
             if isinstance(error, Exception) and is_a_cause(error, self._interface):
                 self._cause = error
             else:

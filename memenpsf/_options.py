@@ -45,12 +45,12 @@ class ListenOptions(InterfaceOptions, total=False):
     quota: Quota
 
 
-# Options of listen() that connections do not have, and `role`, which connect() has as well.
+# Options of listen() that connections do not have; `role`, which connect() has as well.
 LISTENING = frozenset({"mode", "group", "role", "quota"})
 
 
 def checked_role(role: str) -> str:
-    """Return the role; raise ValueError for what is none."""
+    """Return the role; raise ValueError for anything else."""
     if role not in ROLES:
         raise ValueError(f"role is one of {ROLES}, not {role!r}")
     return role
@@ -62,21 +62,21 @@ def check_interface_options(
     own: Iterable[str] = (),
     elsewhere: Any = MappingProxyType({}),
 ) -> None:
-    """Raise TypeError for an option that is none of an interface; see ipcqueue.lowlevel.check_options."""
+    """Raise TypeError for an unknown option of an interface; see lowlevel.check_options()."""
     listening = dict.fromkeys(LISTENING.difference(own), "listen()")
     renamed = {option: f"{now} of listen()" for option, now in RENAMED.items()}
     check_options(caller, options, own, listening | elsewhere, renamed)
 
 
 def check_listener_options(caller: str, options: Iterable[str]) -> None:
-    """Raise TypeError for an option that is none of a listener."""
+    """Raise TypeError for an unknown option of a listener."""
     check_options(caller, options, LISTENING, renamed=RENAMED)
 
 
 def prepare_to_connect(
     address: str | os.PathLike[str], record: Any, timeout: Seconds, options: ConnectOptions
 ) -> tuple[Address, Terms, str]:
-    """Check what connect() was given, before anything is opened; return the role as well."""
+    """Check the arguments of connect() before anything is opened; return address, terms, role."""
     from ._address import resolve  # noqa: PLC0415 (slow to import, and not needed by pair())
 
     check_interface_options("connect", options, ("role",))

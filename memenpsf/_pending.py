@@ -1,9 +1,10 @@
-"""PendingClients: the clients of a listener until they have introduced themselves, for every door.
+"""PendingClients: the clients of a listener until their handshakes are done, for every door.
 
-It never waits: it does what can be done now, and says what to wait for.
+It never waits: it does what can be done now, and returns what to wait for.
 
-The file is long because a client's whole way stands here in order: from the backlog to a handshake,
-to a connection or a refusal.  _candidates.py says whose turn it is, _quota.py what a user may have.
+The file is long because it holds a client's whole way in order: from the backlog to a handshake,
+and to a connection or a refusal.  _candidates.py decides whose turn it is, _quota.py says what a
+user may have.
 """
 
 from __future__ import annotations
@@ -47,47 +48,46 @@ if TYPE_CHECKING:
 
     from ._address import Bound
 
-# How many clients wait in the queues, of all users.  Each holds one descriptor.  A guess: an eighth
+# The number of clients in the queues, of all users.  Each holds one descriptor.  A guess: an eighth
 # of the usual 1024.
 MAX_CANDIDATES = 128
 
-# How long a handshake has, in seconds, before it may have to give its place to a client of a user
-# with fewer of them.  A guess: an honest client needs milliseconds.
+# Seconds that a handshake has for sure; after that it may lose its place to a client of a user with
+# fewer handshakes.  A guess: an honest client needs milliseconds.
 GRACE = 0.2
 
-# How long to leave further clients in the backlog, in seconds, when a descriptor or memory was
-# short for one: trying again at once would only burn time.
+# Seconds to leave further clients in the backlog after a descriptor or memory was short: trying
+# again at once would only burn time.
 BACK_OFF = 0.05
 
-# How long a user rests, in seconds, whose client began a handshake that came to nothing (and longer
-# from the second on: see Conduct).  Such handshakes cost half a millisecond each.  Fifty of them a
-# second, at most, are too few to be seen in the 99th percentile of a client that does more than ten
-# thousand round trips.
+# Seconds that a user rests after a failed handshake; longer from the second one on (see Conduct).
+# Each such handshake costs half a millisecond.  At most fifty a second are too few to be seen in
+# the 99th percentile of a client that does more than ten thousand round trips.
 COOLDOWN = 0.02
 
-# How many clients a turn takes from the backlog, and how long the listener pauses, in seconds, for
-# each that was turned away before a handshake: some 25 µs of work each.  Many at once and then a
-# long pause delay one round trip of a thousand by a millisecond; a few at a time would delay most of
-# them.  At full speed, a backlog of 128 is gone within 0.1 s.
+# The number of clients that a turn takes from the backlog, and the seconds that the listener pauses
+# for each client turned away before a handshake; each costs about 25 µs.  Many at once and then one
+# long pause delay one round trip in a thousand by a millisecond; a few at a time would delay most
+# round trips.  At full speed, a backlog of 128 is empty within 0.1 s.
 ACCEPTS_PER_TURN = 32
 PAUSE = 0.0006
 
-# How many clients may be refused in one turn.
+# The largest number of refusals in one turn.
 REFUSALS_PER_TURN = 16
 
-# How often a server looks whether its socket file is still there, in seconds.
+# Seconds between two checks whether the socket file is still there.
 LOOK_AFTER_FILE = 60.0
 
 _QUOTA = Quota()
 
-# What one client can cause on its way in; it is refused, or not served, and the others are.
+# Errors that one client can cause on its way in: it is refused or not served, and the others are.
 CAUSED_BY_ONE = (QueueError, OSError, MemoryError)
 
 
 class PendingClients(Owner):
-    """A bound address and its clients until they have introduced themselves; it never waits.
+    """A bound address and its clients until their handshakes are done; it never waits.
 
-    But to bind may wait, for other servers that start.
+    Only binding may wait: for other servers of this user that are starting.
     """
 
     _instead = "let the other process listen at an address of its own"
@@ -105,7 +105,7 @@ class PendingClients(Owner):
     def unbound(
         cls, address: str | os.PathLike[str], record: Any, **options: Any
     ) -> PendingClients:
-        """Check the arguments, and no more: binding() is the next call."""
+        """Check the arguments only; the caller has to run binding() next."""
         self = cls.__new__(cls)
         self._set_up(address, record, **options)
         return self
@@ -153,9 +153,9 @@ class PendingClients(Owner):
         self._candidates = Candidates(MAX_CANDIDATES)
         self._conduct = Conduct(COOLDOWN)
         self._outcomes: deque[Endpoint | Exception] = deque()
-        self._resume: float | None = None  # the monotonic() until which further clients wait
+        self._resume: float | None = None  # further clients wait until this monotonic()
         self.accepts_per_turn = ACCEPTS_PER_TURN
-        self.per_turn = BACKLOG  # how many handshakes a turn begins, and takes a step on, at most
+        self.per_turn = BACKLOG  # the largest number of handshakes that a turn begins or advances
         self.refused = 0
         self._refused_or_gone = 0
         self._turned_away = 0  # since the last pause: clients that got no handshake
@@ -164,7 +164,7 @@ class PendingClients(Owner):
     def next_client(self, deadline: float = math.inf) -> Generator[Wait, bool, Endpoint | None]:
         """Return the next client: a plan.  None at the deadline.
 
-        Raises as turn() does.
+        Raises the errors of turn().
         """
         yield from self._rest(deadline)
         while (endpoint := self.turn()) is None:
@@ -188,8 +188,9 @@ class PendingClients(Owner):
     def turn(self) -> Endpoint | None:
         """Do what can be done now; return the next client, or None if none is ready.
 
-        Raises for a client that was refused or broke the protocol.  One that left before it said
-        anything counts as nobody: so does a server that looks whether this one lives.
+        Raises the error of a client that was refused or broke the protocol.  A client that left
+        before it sent anything is ignored: another server may only have checked whether this one
+        lives.
         """
         if self.closed:
             raise Closed("this side has closed the listener")
@@ -211,9 +212,9 @@ class PendingClients(Owner):
         return outcome
 
     def _warn_if_lost(self) -> None:
-        """Say, once, that no client can find this server any more.
+        """Log once that no client can find this server any more.
 
-        Somebody has removed its file; another server may have bound the path since.
+        That happens if somebody removes its file; another server may have bound the path since.
         """
         now = monotonic()
         if now < self._look_after_file:
@@ -229,11 +230,11 @@ class PendingClients(Owner):
 
     # -- from the backlog to a handshake ---------------------------------------------------------
     #
-    # What is in the backlog is taken out at once, whoever has sent it: to accept a client and to
-    # look at its user id costs microseconds.  A client of another user may be the next one there.
+    # Clients are taken from the backlog at once, whoever they are: accepting one and reading its
+    # user id costs microseconds, and the next one may be of another user.
 
     def _let_in(self) -> None:
-        """Take clients from the backlog, up to some a turn."""
+        """Take clients from the backlog, at most accepts_per_turn of them."""
         if self._outcomes:
             return
         for _ in range(self.accepts_per_turn):
@@ -241,7 +242,7 @@ class PendingClients(Owner):
                 break
 
     def _accept(self) -> bool:
-        """Let the next client in; False if there is none."""
+        """Accept the next client; False if there is none."""
         try:
             sock, _ = self.bound.sock.accept()
         except (BlockingIOError, ConnectionAbortedError):
@@ -264,16 +265,16 @@ class PendingClients(Owner):
         return True
 
     def _is_there(self, candidate: Candidate) -> bool:
-        """Note whether a client has said something; if it has left, close its socket.
+        """Whether a client is still connected; note if it has sent something.
 
-        Then it costs no segment, however many such there are.
+        If it has left, close its socket.  So clients that only come and go cost no segments.
         """
         try:
             candidate.spoken = bool(candidate.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
         except BlockingIOError:
             return True
         except OSError:
-            pass  # it has left, too
+            pass  # it has left
         if not candidate.spoken:
             drop_socket(candidate.sock)
             candidate.share.close()
@@ -282,7 +283,7 @@ class PendingClients(Owner):
         return candidate.spoken
 
     def _hear_candidates(self) -> None:
-        """See which of the silent candidates have said something, and which have left."""
+        """Find the silent candidates that have sent something or left since the last turn."""
         silent = {
             candidate.sock.fileno(): candidate
             for candidate in tuple(self._candidates)
@@ -298,7 +299,7 @@ class PendingClients(Owner):
                 self._candidates.remove(silent[fd])
 
     def _begin_handshakes(self) -> None:
-        """Begin handshakes of those for whom there is a place, and refuse who waited too long."""
+        """Begin handshakes while there are places; refuse clients that have waited too long."""
         now = monotonic()
         for uid in self.quota.take_unserved():
             self._conduct.offended(uid, now)
@@ -333,7 +334,7 @@ class PendingClients(Owner):
         """End the oldest handshake of a user, for one of another user."""
         opening = next((each for each in tuple(self.handshakes) if each.peer.uid == uid), None)
         if opening is None:
-            return  # it has ended meanwhile, in a signal handler that accepts
+            return  # a signal handler that called accept() has ended it meanwhile
         error = LimitRefused(
             f"uid {uid} has {self._count(opening.peer.uid)} of {len(self.handshakes)} handshakes "
             "under way here, and gives a place to another user"
@@ -367,7 +368,7 @@ class PendingClients(Owner):
         return max(rest, places.next_for(candidate, now, COOLDOWN, GRACE))
 
     def _due(self) -> list[Opening]:
-        """Return the handshakes that can go on, or whose time is over: at most so many a turn."""
+        """Return the handshakes that can go on or are over time, at most per_turn of them."""
         poll = select.poll()
         for opening in tuple(self.handshakes):
             poll.register(opening, opening.events)
@@ -381,7 +382,7 @@ class PendingClients(Owner):
         return list(islice(due, self.per_turn))
 
     def _attempt(self, opening: Opening) -> None:
-        over = True  # also if a signal handler raises: it may be closed, or have become an endpoint
+        over = True  # also if a signal handler raises: it may be closed, or be an endpoint by then
         try:
             endpoint = advance(opening)
             if endpoint is None:
@@ -393,12 +394,12 @@ class PendingClients(Owner):
         except CAUSED_BY_ONE as error:
             self._came_to_nothing(error, opening.peer.uid)
         finally:
-            # Nothing that can be interrupted comes first: one that is over must not stay.
+            # First in this block, before anything that can be interrupted: it must not stay.
             if over:
                 self.handshakes.remove(opening)
 
     def _came_to_nothing(self, error: Exception | None = None, uid: int | None = None) -> None:
-        """Count a client that did not get in; `uid` had a handshake for it, and rests now."""
+        """Count a client that did not get in; `uid`, if it had begun a handshake, rests now."""
         self._refused_or_gone += 1
         if uid is not None:
             self._conduct.offended(uid, monotonic())
@@ -407,14 +408,14 @@ class PendingClients(Owner):
 
     @property
     def fruitless(self) -> int:
-        """How many clients did not get in, or for nothing: no record went either way."""
+        """How many clients did not get in, or got in but exchanged no record."""
         return self._refused_or_gone + self.quota.unserved
 
     def cooldown(self) -> float:
-        """Return for how many seconds to leave the listener alone; once for each client.
+        """Return the seconds for which to leave the listener alone; each client counts once.
 
-        Clients that get no handshake cost next to nothing to make, and there may be as many as
-        somebody likes.  So they do not have all the time of the interpreter.
+        A client that gets no handshake costs its maker next to nothing, so there can be any number
+        of them.  The pause keeps them from taking all the time of the interpreter.
         """
         if self._outcomes or not self._turned_away:
             return 0.0
@@ -423,22 +424,22 @@ class PendingClients(Owner):
 
     # -- when descriptors are short --------------------------------------------------------------
     #
-    # One client is refused by means of the reserve; the next ones wait a while.  Meanwhile the
-    # listening socket is not polled, and a turn for another reason tries accept() once.
+    # One client is refused with the help of the reserve; the next ones wait for BACK_OFF seconds.
+    # Meanwhile the listening socket is not polled, but every turn tries accept() once.
 
     def _do_without(self, error: OSError) -> None:
         """Refuse the client that could not be accepted, and let the others wait."""
         if self.closed:
-            return  # by another thread, which has shut the socket down
+            return  # another thread has closed the listener and shut the socket down
         if not self._reserve.refuse_next(self.bound.sock, error):
             return
         self._resume = monotonic() + BACK_OFF
         self._outcomes.append(error)
 
-    # -- for who waits ---------------------------------------------------------------------------
+    # -- for the waiting door --------------------------------------------------------------------
 
     def interests(self) -> Iterator[tuple[int, int]]:
-        """Yield descriptors to poll and for what, before the next turn."""
+        """Yield the descriptors to poll before the next turn, and the events of each."""
         events = select.POLLIN if self._resume is None else 0  # 0: only that it is closed
         yield self.bound.sock.fileno(), events
         for opening in tuple(self.handshakes):
@@ -459,7 +460,7 @@ class PendingClients(Owner):
         return min(deadlines)
 
     def close(self) -> None:
-        """Stop listening, and drop the clients that nobody has accepted."""
+        """Stop listening, and drop the clients that accept() has not returned."""
         self.closed = True
         if self.bound.ours:
             self.log.close()

@@ -1,15 +1,15 @@
-"""Where bare names live: private directories that depend on the effective uid, and on nothing else.
+"""The directories of bare names: private, and determined by the effective uid alone.
 
-They are `/run/user/UID/memenpsf`, where that runtime directory exists and is this user's, and
-`/tmp/memenpsf-UID`.  A server makes those that it can make, and binds its name in the first; a
-client looks into all, in this order.  So a service without a login session and a client with one
-find each other, and `sudo -E`, which keeps the environment and changes the uid, cannot make root's
-directory where the user's would be: $XDG_RUNTIME_DIR does not matter.  $MEMENPSF_RUNTIME_DIR, for
-tests and sandboxes, replaces both by `$MEMENPSF_RUNTIME_DIR/memenpsf`.
+They are `/run/user/UID/memenpsf`, if that runtime directory exists and belongs to this user, and
+`/tmp/memenpsf-UID`.  A server makes those it can make, and binds its name in the first one; a
+client searches all, in this order.  So a service without a login session and a client with one
+find each other.  $XDG_RUNTIME_DIR does not matter: `sudo -E` keeps the environment but changes the
+uid, and would otherwise put root's directory in the place of the user's.  $MEMENPSF_RUNTIME_DIR,
+for tests and sandboxes, replaces both with `$MEMENPSF_RUNTIME_DIR/memenpsf`.
 
-The directories belong to this user and are closed to all others.  That makes each a lock too:
-flock() needs an open descriptor, and nobody else can open them.  Servers of one user start one at a
-time, each holding all of these locks, wherever the file is that they bind.
+The directories belong to this user, and nobody else can enter them.  So each serves as a lock, too:
+flock() needs an open descriptor, which nobody else can get.  Servers of one user start one at a
+time: each holds all of these locks while it starts, wherever its socket file is.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ _LOCK_PATIENCE = 1.0  # seconds for other servers to start; each needs about a m
 
 
 def delays() -> Iterator[float]:
-    """Yield how long to wait, in seconds, before each further attempt."""
-    delay = 0.001  # a guess: a server that is alive accepts, or has started, within this time
+    """Yield the seconds to wait before each further attempt."""
+    delay = 0.001  # a guess: a live server accepts, or has started, within this time
     while True:
         yield delay
         delay = min(delay * 2, 0.1)
 
 
 def places() -> list[Path]:
-    """Return the directories of this user's bare names, first the one that servers prefer."""
+    """Return the directories of this user's bare names, in the order of preference."""
     override = os.environ.get(OVERRIDE)
     if override:
         return [Path(override).absolute() / "memenpsf"]
@@ -57,10 +57,10 @@ def places() -> list[Path]:
 
 
 def _substitutes(usual: Path) -> list[Path]:
-    """Return our directories beside the usual one in /tmp, where somebody else has made that first.
+    """Return this user's other directories in /tmp, if somebody else has made the usual one.
 
-    Anybody can: the name is known.  The names of the substitutes are random, so that nobody can
-    make them all.
+    Anybody can do that, because the name is known.  The names of the substitutes are random, so
+    that nobody can make them all.
     """
     try:
         if _fault(usual.lstat()) is None:
@@ -79,7 +79,7 @@ def _status(path: Path) -> os.stat_result | None:
 
 
 def _fault(status: os.stat_result) -> str | None:
-    """Say why something is not a directory of this user's, closed to others; None if it is."""
+    """Return why something is not a private directory of this user; None if it is one."""
     uid = os.geteuid()
     if not stat.S_ISDIR(status.st_mode):
         return "it is not a directory of ours, but something else"
@@ -100,10 +100,10 @@ _AMBIGUOUS = (
 
 
 def open_place(directory: Path, *, make: bool) -> int:
-    """Open one of the directories, and return the descriptor; make it if asked to.
+    """Open one of the directories and return the descriptor; with `make`, make it first.
 
-    Raises FileNotFoundError if it is not there, PermissionError if it is not this user's, or would
-    have to be made where another user's things are.
+    Raises FileNotFoundError if it does not exist, PermissionError if it is not this user's, or
+    would have to be made in a directory of another user.
     """
     if make:
         with contextlib.suppress(FileExistsError):
@@ -128,7 +128,7 @@ def open_place(directory: Path, *, make: bool) -> int:
 
 
 def _make(directory: Path) -> None:
-    """Make one of the directories, but in nobody's runtime directory except our own."""
+    """Make one of the directories, but never in the runtime directory of another user."""
     uid = os.geteuid()
     if is_ambiguous_uid(uid):
         raise PermissionError(errno.EPERM, _AMBIGUOUS, str(directory))
@@ -145,8 +145,8 @@ def lock_places(
 ) -> Generator[Wait, bool, tuple[list[Path], list[OSError]]]:
     """Lock all of this user's places: a plan.
 
-    Returns those that are locked until `held` is closed, and why others are not usable.  Raises
-    TimeoutError, after a second, if another process has a lock.
+    Returns the places, locked until `held` is closed, and the errors of the unusable ones.  Raises
+    TimeoutError if another process holds a lock for more than a second.
     """
     locked: list[Path] = []
     faults: list[OSError] = []
@@ -161,7 +161,7 @@ def lock_places(
         else:
             locked.append(directory)
     if not locked and candidates[-1].parent == TEMPORARY:
-        # Somebody else has made ours in /tmp first.
+        # Somebody else has made our directory in /tmp first.
         substitute = TEMPORARY / f"memenpsf-{os.geteuid()}.{secrets.token_hex(4)}"
         try:
             yield from _lock(substitute, held)
@@ -190,18 +190,18 @@ def _lock(directory: Path, held: contextlib.ExitStack) -> Generator[Wait, bool, 
                         str(directory),
                     ) from None
             else:
-                # Closing is not enough: a child forked meanwhile has the lock as well.
+                # Closing is not enough: a child forked meanwhile holds the lock, too.
                 ours.callback(fcntl.flock, fd, fcntl.LOCK_UN)
                 status = _status(directory)
                 if status is not None and os.path.samestat(status, os.fstat(fd)):
                     held.enter_context(ours.pop_all())
                     return
-                # It was removed, and perhaps made anew, between open() and flock().
+                # The directory was removed, and perhaps made again, between open() and flock().
         yield Wait(min(next(pauses), 0.01))
 
 
 def _holder(fd: int) -> str:
-    """Say which process has the lock of a directory, as far as the kernel tells."""
+    """Name the process that holds the lock of a directory, if the kernel tells."""
     status = os.fstat(fd)
     file = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
     with contextlib.suppress(OSError):

@@ -1,12 +1,12 @@
-"""What becomes of a server when the handler of one client raises: one policy for every door.
+"""What a server does when the handler of one client raises: one policy for every door.
 
-Three kinds of exception, also inside groups:
+There are three kinds of exception, also inside exception groups:
 
-- of this client's interface (see interface_of): whatever it is, it ends this client and nobody
-  else.  A peer can cause most of them: it leaves, breaks the protocol, takes only short messages,
-  sends what cannot be decoded, reads nothing, uses up descriptors.
-- of the handler's own, those of any other interface among them: `on_error` decides.
-- not an Exception (Cancelled, KeyboardInterrupt, SystemExit): it always propagates.
+- From this client's interface (see interface_of): it ends this client and no other.  A peer can
+  cause most of these: it leaves, breaks the protocol, accepts only short messages, sends records
+  that cannot be decoded, reads nothing, uses up descriptors.
+- From the handler itself, or from any other interface: `on_error` decides.
+- Not an Exception (Cancelled, KeyboardInterrupt, SystemExit): it always propagates.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ if TYPE_CHECKING:
 
 OnError = Literal["log", "raise"] | Callable[[Any, Exception], object]
 
-# How a connection ends, or what a peer cannot or will not take: one line says enough.
+# The end of a connection, or a record that the peer cannot or will not take: one line is enough.
 _EXPECTED = (QueueError, OSError, MemoryError)
-# Of those, what is more likely a mistake of the handler's: where it was made is worth a traceback.
+# Of those, these are more likely mistakes in the handler, so a traceback is worth logging.
 _MISTAKES = (BadRecord, ConcurrentUse, ForkedUse, LoanError)
-_THE_PEERS = (TooLarge, Unaccepted)  # though they are BadRecord
+_THE_PEERS = (TooLarge, Unaccepted)  # limits of the peer, although they are BadRecord
 
 
 def checked_on_error(on_error: OnError) -> OnError:
-    """Return it; raise TypeError or ValueError for what is none."""
+    """Return `on_error`; raise TypeError or ValueError if it cannot be one."""
     if isinstance(on_error, str):
         if on_error not in ("log", "raise"):
             raise ValueError(f'on_error is "log", "raise" or a function, not {on_error!r}')
@@ -57,7 +57,7 @@ def checked_on_error(on_error: OnError) -> OnError:
 
 
 def checked_handler(handler: Any) -> Any:
-    """Return it; raise TypeError for what cannot be called."""
+    """Return the handler; raise TypeError if it cannot be called."""
     if not callable(handler):
         raise TypeError(f"expected a handler to call with each interface, got {handler!r}")
     return handler
@@ -71,15 +71,15 @@ def check_serving(handler: Any, on_error: OnError, options: Iterable[str]) -> No
 
 
 class Sorted(NamedTuple):
-    """The parts of what a handler has raised."""
+    """The parts of an exception that a handler raised."""
 
     clients: BaseException | None
     own: Exception | None
-    passing: BaseException | None  # what is not an Exception
+    passing: BaseException | None  # not an Exception, so it must propagate
 
 
 def sort_out(error: BaseException, interface: object) -> Sorted:
-    """Take apart what the handler of a client has raised."""
+    """Split an exception that the handler of a client raised into its kinds."""
     if interface_of(error) is interface:
         return Sorted(error, None, None)
     if not isinstance(error, BaseExceptionGroup):
@@ -92,7 +92,7 @@ def sort_out(error: BaseException, interface: object) -> Sorted:
 
 
 def _is_ordinary(error: BaseException) -> bool:
-    # Not of groups, or one that only ends with an Exception would pass as a whole.
+    # False for groups: split() asks for the group itself first, and would take it as a whole.
     return isinstance(error, Exception) and not isinstance(error, BaseExceptionGroup)
 
 
@@ -120,10 +120,10 @@ class Policy(Owner):
         self._failures = LimitedLog(address, logging.ERROR, "handlers failed")
 
     def settle(self, interface: Any, error: BaseException) -> BaseException | None:
-        """Do about it what is to be done; return what must propagate, None if nothing."""
+        """Handle an exception by the policy; return what must propagate, None if nothing."""
         clients, own, passing = sort_out(error, interface)
         if clients is not None:
-            # Of what went wrong, no memory is the likeliest: then there is a line less.
+            # If memory is short, and that is likely then, a line is missing from the log.
             with contextlib.suppress(MemoryError):
                 self._tell_end(interface, clients)
         if own is None:
@@ -141,7 +141,7 @@ class Policy(Owner):
         return passing
 
     def _tell_end(self, interface: Any, error: BaseException) -> None:
-        """Log one line for a client, however many of its calls have ended with it."""
+        """Log one line for a client, however many of its calls raised."""
         ends = list(_leaves(error))
         for end in ends:
             if _is_mistake(end):
@@ -150,11 +150,11 @@ class Policy(Owner):
         self._ends.tell(f"client {interface.peer_name!r}: {one_line(ends[0])}")
 
     def tell(self, failure: BaseException) -> None:
-        """Log an exception that cannot be raised, because another one is raised already."""
+        """Log an exception that cannot be raised, because serve() raises another one."""
         self._failures.tell("the handler of another client failed, too:", failure)
 
     def close(self) -> None:
-        """Log how many were only counted."""
+        """Log the numbers of lines that were only counted."""
         for log in (self._ends, self._mistakes, self._failures):
             log.close()
 
@@ -162,7 +162,7 @@ class Policy(Owner):
 def _together(
     error: BaseException, passing: BaseException | None, whole: BaseException | None = None
 ) -> BaseException:
-    """Return both as one exception; as `whole`, if they were one."""
+    """Return both as one exception: `whole` if they came as one, otherwise a new group."""
     if passing is None:
         return error
     if whole is not None:

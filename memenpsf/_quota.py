@@ -9,13 +9,13 @@ from ipcqueue.lowlevel import checked_number
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-# How many clients may be introducing themselves at once, and how many of them of one user; further
-# ones wait in their user's queue.  A guess, against clients that connect and say nothing: each
+# The number of handshakes under way at once, of all users and of one user; further clients wait in
+# their user's queue.  Both are guesses.  They limit clients that connect and send nothing: each
 # costs this side a segment meanwhile.
 PLACES = 64
 PENDING = 32
 
-_MAX = 1 << 62  # of anything
+_MAX = 1 << 62  # of any field
 
 
 class _Quota(NamedTuple):
@@ -31,13 +31,13 @@ class Quota(_Quota):
 
     For all clients of one user (by uid): `connections`, handshakes under way included (None: a
     sixth of the descriptors that this process may open); `bytes` of shared memory, of their
-    segments and of this side's for them (None: 64 times `max_segment`, or twice this side's
-    segment, whichever is larger); `descriptors` (None: seven eighths of those that this process may
-    open); `pending`, handshakes under way (32).  For all users together: `places`, handshakes under
-    way (64).  See listen() for what becomes of a client over a limit.
+    segments and of this side's segments for them (None: 64 times `max_segment`, or twice this
+    side's segment, whichever is larger); `descriptors` (None: seven eighths of those that this
+    process may open); `pending`, handshakes under way (32).  For all users together: `places`,
+    handshakes under way (64).  listen() says what happens to a client over a limit.
 
-    A value, and immutable.  Each is at least 1: raises TypeError or ValueError, which name the
-    field.
+    It is immutable.  Each field is at least 1; otherwise it raises TypeError or ValueError, which
+    name the field.
     """
 
     __slots__ = ()
@@ -76,13 +76,13 @@ def _limit(what: str, given: int) -> int:
 
 
 def checked_quota(quota: Quota) -> Quota:
-    """Return it; raise TypeError for what is none."""
+    """Return the quota; raise TypeError for anything else."""
     if not isinstance(quota, Quota):
         raise TypeError(f"quota is a Quota, such as Quota(connections=10), not {quota!r}")
     return quota
 
 
-# Options of before, and what says the same now.
+# Former options, and what to write instead.
 RENAMED = {
     "max_connections_per_uid": "quota=Quota(connections=...)",
     "max_bytes_per_uid": "quota=Quota(bytes=...)",

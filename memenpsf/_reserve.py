@@ -1,4 +1,4 @@
-"""One descriptor in reserve, to refuse a client with when none is left."""
+"""One descriptor in reserve: with it a client can be refused when no other is left."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import socket
 
 from ipcqueue.lowlevel import Owner, refuse
 
-_NONE_LEFT = (errno.EMFILE, errno.ENFILE)  # of this process, of the system
+_NONE_LEFT = (errno.EMFILE, errno.ENFILE)  # limit of this process, of the system
 
 
 def spare() -> socket.socket | None:
-    """Open a descriptor to close when none is left; None if none is left already.
+    """Open the spare descriptor; return None if none is left already.
 
-    A file of its own, not a duplicate: those of the whole system are limited as well.
+    It is a file of its own, not a duplicate, because open files of the whole system are limited,
+    too.
     """
     try:
         return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -22,24 +23,25 @@ def spare() -> socket.socket | None:
 
 
 class Reserve(Owner):
-    """Keeps one descriptor open, and gives it up for a moment when none is left.
+    """Keeps one descriptor open, and closes it for a moment when no other is left.
 
-    Without a descriptor accept() fails, and leaves the client in the backlog: the listening socket
-    stays readable, and a loop that polls it would turn without end.
+    Without a free descriptor accept() fails and leaves the client in the backlog.  The listening
+    socket then stays readable, and a loop that polls it would spin.
     """
 
     def __init__(self) -> None:
         self._kept = spare()
 
     def refill(self) -> None:
-        """Open the descriptor again, if it was given up and could not be replaced at once."""
+        """Open the descriptor again, if that failed after its last use."""
         if self._kept is None:
             self._kept = spare()
 
     def refuse_next(self, listening: socket.socket, error: OSError) -> bool:
-        """Accept the next client, tell it why it is refused, and close it; False if there is none.
+        """Accept the next client, tell it why it is refused, and close it; False if none waits.
 
-        Does nothing if `error`, which accept() raised, is of another kind, or without a reserve.
+        Does nothing if `error`, which accept() raised, has another cause, or if the reserve is
+        gone.
         """
         if error.errno not in _NONE_LEFT or self._kept is None:
             return True
@@ -56,6 +58,6 @@ class Reserve(Owner):
         return True
 
     def close(self) -> None:
-        """Give the descriptor up for good."""
+        """Close the descriptor for good."""
         if self._kept is not None:
             self._kept.close()

@@ -1,9 +1,9 @@
-"""How a client looks for a server, and what it is told where there is none.
+"""How a client finds a server, and what the error says if there is none.
 
-A bare name is looked for in all places of this user, in the same order by all.  Where no server is
-found, the error says where was looked, and which servers are there: close matches first.  Names of
-files and of abstract sockets are text of strangers, in a directory where others can write: they are
-printed as repr() does, escaped, and few of them, and short.
+Every client searches the places of this user for a bare name in the same order.  If it finds no
+server, the error says where it searched, and which servers are there instead: close matches first.
+Strangers may have chosen the names of files and abstract sockets.  So names are printed escaped, as
+repr() does, and their number and length are limited.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _NO_SERVER = (errno.ENOENT, errno.ECONNREFUSED)
 
 _LISTENS = 0x10000  # __SO_ACCEPTCON, in the flags of /proc/net/unix
-_MAX_READ = 128 * 1024  # bytes of /proc/net/unix: some 2,000 sockets, which take about 7 ms
+_MAX_READ = 128 * 1024  # bytes of /proc/net/unix: about 2,000 sockets, which take about 7 ms
 _MAX_FILES = 1000  # of a directory
 _MAX_COMPARED = 100
 _MAX_NAMED = 5
@@ -44,9 +44,9 @@ _LONGEST = 40  # characters of a name
 def connecting(address: Address, timeout: Seconds) -> Generator[Wait, bool, socket.socket]:
     """Connect to a server: a plan.
 
-    Raises OSError at once if there is no server, HandshakeTimeout if it has no room in time.  A
-    socket file that refuses, but is newer than a quarter of a second, may belong to a server that
-    is just starting: it is tried again for so long.
+    Raises OSError at once if there is no server, HandshakeTimeout if its backlog stays full.  A
+    socket file that refuses connections, but is younger than a quarter of a second, may belong to
+    a starting server: it is tried again until it is older.
     """
     deadline = deadline_of(timeout)
     patience = monotonic() + STARTING
@@ -70,9 +70,9 @@ def connecting(address: Address, timeout: Seconds) -> Generator[Wait, bool, sock
 
 
 def connect_once(address: Address, sock: socket.socket) -> bool:
-    """Connect a non-blocking socket; False if the server has no room for it just now.
+    """Connect a non-blocking socket; return False if the server's backlog is full now.
 
-    Raises OSError that names the address, such as FileNotFoundError, ConnectionRefusedError.
+    Raises an OSError that names the address, such as FileNotFoundError, ConnectionRefusedError.
     """
     try:
         named(address, sock.connect, address.sockaddr)
@@ -82,12 +82,12 @@ def connect_once(address: Address, sock: socket.socket) -> bool:
 
 
 class _Search:
-    """One look at all places where a server may listen."""
+    """One search of all places where a server may listen."""
 
     def __init__(self, address: Address) -> None:
         self._address = address
         self._looked: list[tuple[Address, OSError]] = []
-        self.found = False  # a server that has no room just now
+        self.found = False  # whether there is a server, but its backlog is full now
         self.may_be_starting = False
 
     def connect(self, sock: socket.socket) -> bool:
@@ -121,7 +121,7 @@ class _Search:
         return usable
 
     def give_up(self) -> NoReturn:
-        """Raise the error for which there is the best reason, with all that helps."""
+        """Raise the most likely error, with everything that may help."""
         foreign = [error for _, error in self._looked if isinstance(error, PermissionError)]
         if len(foreign) == len(self._looked):
             raise foreign[0]
@@ -143,7 +143,7 @@ class _Search:
         return "; ".join(lines)
 
     def _neighbours(self) -> list[str]:
-        """Say which servers there are instead."""
+        """Name the servers that are there instead."""
         if self._address.is_abstract:
             names = [path for path in _listening()[0] if path.startswith("@")]
             close = _closest(self._address.given, names, only_close=True)
@@ -154,7 +154,7 @@ class _Search:
         if not self._address.is_name and not wanted.parent.is_dir():
             return ["there is no such directory"]
         files = [file for where in usable if where.path for file in _sockets(where.path.parent)]
-        # Reading it takes time where there are many sockets, so only if there is something to know.
+        # This takes time if there are many sockets, so do it only if it can tell something.
         listening, whole = _listening() if files or self._address.is_name else ([], True)
         known = set(listening)
         live = [file.name for file in files if str(file) in known]
@@ -178,21 +178,21 @@ class _Search:
 
 
 def _sockets(directory: Path) -> list[Path]:
-    """Return the socket files in a directory, of its first thousand entries."""
+    """Return the socket files among the first thousand entries of a directory."""
     with contextlib.suppress(OSError), os.scandir(directory) as entries:
         return [
             directory / entry.name
             for entry in islice(entries, _MAX_FILES)
-            if not entry.is_file(follow_symlinks=False)  # which costs nothing
+            if not entry.is_file(follow_symlinks=False)  # this needs no system call
             and stat.S_ISSOCK(entry.stat(follow_symlinks=False).st_mode)
         ]
     return []
 
 
 def _listening() -> tuple[list[str], bool]:
-    """Return the paths, and @names, at which somebody listens, and whether those are all.
+    """Return the paths and @names at which servers listen, and whether these are all.
 
-    Somebody who binds a path with a line feed in it can make up others.
+    A process that binds a path with a line feed in it can add false ones.
     """
     with Path("/proc/net/unix").open("rb") as file:
         text = file.read(_MAX_READ)
@@ -206,7 +206,7 @@ def _listening() -> tuple[list[str], bool]:
 
 
 def _closest(wanted: str, names: list[str], *, only_close: bool = False) -> list[str]:
-    """Return some of the names, those that look most like the wanted one first."""
+    """Return some of the names, the most similar to the wanted one first."""
     import difflib  # noqa: PLC0415 (for errors only)
 
     def in_common(name: str) -> int:
@@ -227,7 +227,7 @@ def _told(names: list[str], count: int = 0) -> str:
 
 
 def _owners_of(name: str, listening: list[str]) -> set[int]:
-    """Return the uids in whose places, to judge by the path, somebody listens under a name."""
+    """Return the uids in whose places, judging by the path, a server listens under a name."""
     place = re.compile(
         rf"(?:{re.escape(str(RUNTIME))}/(\d{{1,10}})/memenpsf"
         rf"|{re.escape(str(TEMPORARY))}/memenpsf-(\d{{1,10}})(?:\.[0-9a-f]+)?)/{re.escape(name)}"

@@ -75,24 +75,25 @@ def serve(
     started: Callable[[Listener[Any]], object] | None = None,
     **options: Unpack[ListenOptions],
 ) -> None:
-    """Serve many clients: a thread that runs handler(interface) for each, until it is stopped.
+    """Serve many clients: run handler(interface) in a thread for each, until it is stopped.
 
-    Listens as memenpsf.listen, with its options.  `started` is called with the Listener once
-    clients can connect.  Listener.close(), from any thread or signal handler, stops it: it returns
-    when the handlers are done.  Ctrl-C closes every interface (a handler that uses one gets
-    Closed) and is raised when the handlers are done; a second Ctrl-C does not wait for them.  The
-    interface of a client is closed when its handler is done.
+    It listens as memenpsf.listen, with the same options, and calls `started` with the Listener once
+    clients can connect.  Listener.close(), from any thread or signal handler, stops it: serve()
+    returns when the handlers are done.  Ctrl-C closes every interface, so that a handler that uses
+    one gets Closed, and is raised when the handlers are done; a second Ctrl-C does not wait for
+    them.  The interface of a client is closed when its handler is done.
 
-    No client ends the server.  Whatever a verb of a client's interface raises ends that client
-    alone, and is logged in one line: it has left, takes only short messages, sends what cannot be
-    decoded, reads nothing in time, and so on.  A client that is refused, or that cannot have a
-    thread, is logged, too.  Of a storm the first 20 lines in 10 s are logged, then their number.
+    No client ends the server.  An exception from a client's own interface ends that client alone,
+    and is logged in one line: the client has left, accepts only short messages, sends records that
+    cannot be decoded, reads nothing in time, and so on.  A client that is refused, or for which no
+    thread can be started, is logged, too.  Within 10 s the first 20 lines are logged; further ones
+    are only counted.
 
-    `on_error` says what to do about an exception of a handler's own, of another interface that it
-    uses, for example: "log" it with its traceback (and serve on); "raise" it from here, which ends
-    all clients; or a function on_error(interface, error), which may raise.  It is called in the
-    client's thread, so perhaps by several at once, and the interface is closed by then.  Only
-    Ctrl-C, SystemExit and other exceptions that are no Exception are always raised.
+    `on_error` decides about any other exception of a handler, for example from another interface:
+    "log" it with its traceback and go on serving; "raise" it from serve(), which ends all clients;
+    or call a function on_error(interface, error), which may raise.  The function runs in the
+    client's thread, so several may run at once, and the interface is closed by then.  Ctrl-C,
+    SystemExit and other exceptions that are no Exception are always raised.
 
     Raises TypeError and ValueError before anything is opened, and what memenpsf.listen raises.
     """
@@ -105,7 +106,7 @@ def serve(
         _Server(handler, listener, Policy(on_error, listener.address)).run(started)
 
 
-# How long a thread whose start() was interrupted may take to run, in seconds; some 0.1 ms usually.
+# Seconds that a thread whose start() was interrupted may take to run; usually about 0.1 ms.
 _STARTING = 0.5
 
 
@@ -118,7 +119,7 @@ class _Server(Owner):
         self._policy = policy
         self._changed = threading.Condition()  # guards all of the following
         self._clients: dict[Interface[Any], threading.Thread] = {}
-        self._done: list[threading.Thread] = []  # whose clients are gone; to be joined
+        self._done: list[threading.Thread] = []  # their clients are gone; to be joined
         self._failure: BaseException | None = None
 
     def run(self, started: Callable[[Listener[Any]], object] | None) -> None:
@@ -134,8 +135,8 @@ class _Server(Owner):
         finally:
             self._listener.close()
             clients = self._snapshot()
-            for interface in clients:  # all before any is waited for: one may wait for another
-                # No memory, for example: then its handler closes it.
+            for interface in clients:  # close all before joining any: one may wait for another
+                # If this fails, for lack of memory for example, the handler closes it.
                 with contextlib.suppress(Exception):
                     interface.close()
             for interface, thread in clients.items():
@@ -150,9 +151,9 @@ class _Server(Owner):
             return dict(self._clients)
 
     def _await(self, interface: Interface[Any], thread: threading.Thread) -> None:
-        """Wait until a thread is done, also if Ctrl-C came as it was started."""
+        """Wait until a thread is done, even if Ctrl-C interrupted its start()."""
         for _ in range(2):
-            with contextlib.suppress(RuntimeError):  # it does not run yet, or never will
+            with contextlib.suppress(RuntimeError):  # it has not started yet, or never will
                 thread.join()
                 return
             with self._changed:
@@ -160,19 +161,19 @@ class _Server(Owner):
 
     def _join(self) -> None:
         while self._done:
-            self._done[0].join()  # before it is forgotten, as Ctrl-C may come
+            self._done[0].join()  # before removing it, because Ctrl-C may come
             del self._done[0]
 
     def _attend(self, interface: Interface[Any]) -> None:
         try:
-            # A daemon, or the program would wait for it after a second Ctrl-C.
+            # A daemon: otherwise the program would wait for it even after a second Ctrl-C.
             thread = threading.Thread(
                 target=self._run, args=(interface,), name="memenpsf serve", daemon=True
             )
             with self._changed:
                 self._clients[interface] = thread
             thread.start()
-        except (RuntimeError, MemoryError) as error:  # there is no thread to be had
+        except (RuntimeError, MemoryError) as error:  # no thread can be started
             with self._changed:
                 self._clients.pop(interface, None)
             with contextlib.suppress(Exception):
@@ -203,7 +204,7 @@ class _Server(Owner):
                 self._failure = failure
                 self._changed.notify_all()
         if first:
-            self._listener.close()  # wakes who accepts
+            self._listener.close()  # wakes the thread in accept()
         else:
             self._policy.tell(failure)
 

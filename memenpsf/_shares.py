@@ -1,11 +1,11 @@
-"""What each user has of a listener: counted anew each time, so that it cannot drift.
+"""What each user occupies of a listener's quota, counted anew each time, so that it cannot drift.
 
-Nothing is added up and taken away again.  What a connection takes stands in its Share, and what a
-user has is the sum over the shares that exist: each ends when its connection is closed, or with
-the last reference to it, whatever way the connection took.
+There are no running totals.  A Share holds what one connection occupies; a user occupies the sum of
+its existing shares.  A share ends when its connection is closed, or with the last reference to it,
+however the connection ended.
 
-There is no lock: the garbage collector may close a connection in the middle of any of this.
-Shares are added by one thread at a time, and removed by any; each is one operation of a set.
+There is no lock, because the garbage collector may close a connection in the middle of any method.
+One thread at a time adds shares, and any thread removes them; each is one operation on a set.
 """
 
 from __future__ import annotations
@@ -22,22 +22,23 @@ from ipcqueue.lowlevel import Lease, Owner
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-# The rest of the descriptors is for what comes and goes with messages, other users, other things.
+# One sixth is for a user's connections; the rest is for attachments, other users, other uses.
 _PART_FOR_CONNECTIONS = 6
 
-# Of each connection: the socket, both segments and a pidfd; and an epoll under Trio.
+# Descriptors of a connection: the socket, both segments, a pidfd, and an epoll under Trio.
 PER_CONNECTION = 5
 
 # A user may have seven eighths of the descriptors, all users together fifteen sixteenths.
 _PART_OF_ONE = 7, 8
 _PART_OF_ALL = 15, 16
 
-# Users whose clients got in for nothing, remembered until a listener asks: more rest as well.
+# The number of users remembered, until the listener asks, because a client of theirs got in but
+# exchanged no record; they rest, too.
 _MAX_UNSERVED = 1024
 
 
 def connections_by_default() -> int:
-    """Return a sixth of the number of descriptors that this process may open just now."""
+    """Return a sixth of the number of descriptors that this process may open now."""
     return max(1, _part_of_descriptors(1, _PART_FOR_CONNECTIONS))
 
 
@@ -47,7 +48,7 @@ def _part_of_descriptors(part: int, of: int) -> int:
 
 
 class Share(Lease):
-    """What one connection takes of what its user may have."""
+    """What one connection occupies of its user's quota."""
 
     counts_descriptors = True
 
@@ -58,32 +59,32 @@ class Share(Lease):
         self._held: Callable[[], int] | None = None
 
     def follow(self, held: Callable[[], int]) -> None:
-        """Count what `held` returns among the descriptors."""
+        """Count the descriptors that `held` returns, too."""
         self._held = held
 
     @property
     def attached(self) -> int:
-        """The descriptors that came or go with messages of the connection, just now."""
+        """The number of descriptors attached to messages of the connection, now."""
         return 0 if self._held is None else self._held()
 
     def fits(self, count: int) -> bool:
-        """Whether the user may have `count` more descriptors, which are counted already."""
+        """Whether the user's descriptors are within its quota, these `count` already included."""
         return self._quota.fits(self.uid, count)
 
     def take(self, size: int) -> None:
-        """Count so many more bytes of shared memory; raise LimitRefused if they are too many."""
+        """Count `size` more bytes of shared memory; raise LimitRefused if that is too many."""
         self._quota.check_bytes(self.uid, size)
         self.size += size
 
     def close(self, *, served: bool = True) -> None:
-        """Give all back; count a client that got in for nothing."""
+        """End the share; unless `served`, count a client that exchanged no record."""
         if self._quota.forget(self) and not served:
             self._quota.unserved += 1
             self._quota.note_unserved(self.uid)
 
 
 class Shares(Owner):
-    """The shares of a listener, and what each user may have of them."""
+    """The shares of a listener, and the limits for each user."""
 
     def __init__(
         self,
@@ -92,11 +93,11 @@ class Shares(Owner):
         max_descriptors: int | None = None,
         reserved: int = 0,
     ) -> None:
-        """Limit what each user may have.
+        """Set the limits for each user.
 
-        `max_connections` of None: see connections_by_default; `max_descriptors` of None: seven
-        eighths of those that this process may open.  A connection leaves `reserved` descriptors
-        free for messages.
+        `max_connections` None means connections_by_default(); `max_descriptors` None means seven
+        eighths of those that this process may open.  A user's connections leave `reserved`
+        descriptors free for messages.
         """
         self._max_connections = max_connections
         self._max_bytes = max_bytes
@@ -107,7 +108,7 @@ class Shares(Owner):
         self._unserved_uids: deque[int] = deque(maxlen=_MAX_UNSERVED)
 
     def open(self, uid: int) -> Share:
-        """Count one more connection of a user; raise LimitRefused if it is one too many."""
+        """Count one more connection of a user; raise LimitRefused if that is too many."""
         count = len(self.shares(uid))
         limit = self._max_connections or connections_by_default()
         if count >= limit:
@@ -123,24 +124,24 @@ class Shares(Owner):
         return share
 
     def note_unserved(self, uid: int) -> None:
-        """Note that a user's client got in for nothing."""
+        """Note that a client of this user got in but exchanged no record."""
         self._unserved_uids.append(uid)
 
     def take_unserved(self) -> Iterator[int]:
-        """Give the users whose clients got in for nothing, since the last time."""
+        """Yield the users noted by note_unserved() since the last call."""
         while self._unserved_uids:
             yield self._unserved_uids.popleft()
 
     def forget(self, share: Share) -> bool:
-        """Count a share no more; say whether it was."""
+        """Stop counting a share; return whether it was counted."""
         reference = weakref.ref(share)
         known = reference in self._shares
         self._shares.discard(reference)
         return known
 
     def shares(self, uid: int) -> list[Share]:
-        """Return what is open for a user."""
-        # A copy, which is one operation: the set may change at any time.
+        """Return the shares of a user."""
+        # Iterate over a copy, which is made in one operation: the set may change at any time.
         found = (ref() for ref in self._shares.copy())
         return [share for share in found if share is not None and share.uid == uid]
 
@@ -148,10 +149,10 @@ class Shares(Owner):
         return self._max_descriptors or _part_of_descriptors(*_PART_OF_ONE)
 
     def fits(self, uid: int, count: int) -> bool:
-        """Whether a user's descriptors are within the limits, `count` for one message included.
+        """Whether a user's descriptors are within the limits, with `count` of one message included.
 
-        Those are not sent, or not read, if they are not.  A single message always may: somebody
-        who waits for it would else wait for ever.
+        If not, that message is not sent, or not read.  A user's only message is always allowed:
+        otherwise its receiver would wait for ever.
         """
         connections = attached = theirs = others = 0
         for ref in self._shares.copy():
@@ -173,7 +174,7 @@ class Shares(Owner):
         )
 
     def check_bytes(self, uid: int, size: int) -> None:
-        """Raise LimitRefused if a user may not have so many more bytes."""
+        """Raise LimitRefused if a user may not have `size` more bytes."""
         taken = sum(share.size for share in self.shares(uid))
         if taken + size > self._max_bytes:
             raise LimitRefused(

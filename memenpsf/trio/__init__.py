@@ -1,12 +1,12 @@
 """The verbs of memenpsf for Trio: the same names, awaitable.
 
-Every call is a checkpoint.  Cancelling one loses nothing: a record is taken from the ring after
-the last point at which the call can be cancelled.  Exceptions are those of memenpsf and, where
-Trio has the word, Trio's as well: EndOfStream is a trio.EndOfChannel; ReceiverGone, PeerDied,
-CorruptPeer and DescriptorsLost are a trio.BrokenResourceError; Closed is a
-trio.ClosedResourceError, ConcurrentUse a trio.BusyResourceError, Full a trio.WouldBlock.
+Every call is a checkpoint.  Cancelling a call loses nothing: it takes a record from the ring only
+after its last cancellation point.  Exceptions are those of memenpsf.  If Trio has a corresponding
+one, they are that as well: EndOfStream is a trio.EndOfChannel; ReceiverGone, PeerDied, CorruptPeer
+and DescriptorsLost are trio.BrokenResourceErrors; Closed is a trio.ClosedResourceError,
+ConcurrentUse a trio.BusyResourceError, Full a trio.WouldBlock.
 
-Each file mirrors the one of memenpsf, or of ipcqueue, that serves threads, and leaves to it all
+Each file mirrors the file of memenpsf or ipcqueue that serves threads, and uses it for everything
 that does not wait.
 """
 
@@ -36,7 +36,7 @@ __all__ = [  # noqa: RUF022 (classes and functions first)
     "ConcurrentUse",
 ]  # fmt: skip
 
-# They are of memenpsf.trio, whichever file of it they stand in: so tracebacks name them.
+# Tracebacks show these names as memenpsf.trio.X, whichever file defines them.
 for _offered in (
     Interface, connect, listen, Listener, serve, run, AsyncLoan, AsyncBorrowing,
     DescriptorsLost, Full, Closed, EndOfStream, ReceiverGone, PeerDied, CorruptPeer, ConcurrentUse,

@@ -1,4 +1,4 @@
-"""The words of memenpsf that are Trio's as well."""
+"""The exceptions of memenpsf that are exceptions of Trio as well."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from ipcqueue.lowlevel import tag_error, tag_unless_given
 
 
 class EndOfStream(ipcqueue.EndOfStream, trio.EndOfChannel):
-    """The peer ended in good order, and all that it published has been received."""
+    """The peer ended in good order, and all its records have been received."""
 
 
 class ReceiverGone(ipcqueue.ReceiverGone, trio.BrokenResourceError):
-    """The peer ended in good order, so nobody will receive what is sent; it was not sent."""
+    """The peer ended in good order and will receive nothing more; the record was not sent."""
 
 
 class PeerDied(ipcqueue.PeerDied, trio.BrokenResourceError):
-    """The peer is gone without a word; all that it published has been received."""
+    """The peer died without ending the connection; all its records have been received."""
 
 
 class CorruptPeer(ipcqueue.CorruptPeer, trio.BrokenResourceError):
@@ -26,19 +26,19 @@ class CorruptPeer(ipcqueue.CorruptPeer, trio.BrokenResourceError):
 
 
 class Closed(ipcqueue.Closed, trio.ClosedResourceError):
-    """This side has closed it."""
+    """This side has closed the connection."""
 
 
 class ConcurrentUse(ipcqueue.ConcurrentUse, trio.BusyResourceError):
-    """Two uses that exclude each other met; neither lost anything."""
+    """Two calls that exclude each other ran at once; neither lost anything."""
 
 
 class Full(ipcqueue.Full, trio.WouldBlock):
-    """There was no space in time; the record was not sent."""
+    """There was no space within the time given; the record was not sent."""
 
 
 class DescriptorsLost(ipcqueue.DescriptorsLost, trio.BrokenResourceError):
-    """This process may not open as many descriptors as the peer sent; the connection is over."""
+    """The peer sent more descriptors than this process may open; the connection is over."""
 
 
 OURS: dict[type[Exception], type[QueueError]] = {
@@ -54,7 +54,7 @@ OURS: dict[type[Exception], type[QueueError]] = {
 
 
 def translated(error: Exception) -> Exception:
-    """Return an exception in Trio's words, if it has one for it, and as it is otherwise."""
+    """Return the exception of Trio that corresponds to `error`, or `error` if there is none."""
     kind = OURS.get(type(error))
     if kind is None:
         return error
@@ -64,9 +64,9 @@ def translated(error: Exception) -> Exception:
 
 
 def ours(error: Exception, interface: object, *, given: bool = False) -> Exception:
-    """Return what a verb raises, in Trio's words, as of this interface: every verb ends with it.
+    """Mark an exception as coming from this interface, and translate it: every verb does so.
 
-    Unless the code of the caller raised it, if the verb was `given` records that code makes.
+    If the verb was `given` an iterable of records, an exception from that iterable is not marked.
     """
     tag = tag_unless_given if given else tag_error
     tag(error, interface)

@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 class Listener(AnyListener, trio.abc.Listener[Interface[T]], Generic[T]):
     """A server's address: gives an Interface for each client.  Made by listen().
 
-    Clients introduce themselves side by side, so a slow or hostile one delays nobody.  A loop over
-    it passes over clients that do not get in; accept() raises why, which ends
-    trio.serve_listeners: use memenpsf.trio.serve instead.
+    Handshakes of clients run side by side, so a slow or hostile client delays nobody.  A loop over
+    the listener skips clients that do not get in.  accept() raises the reason instead, which would
+    end trio.serve_listeners: use memenpsf.trio.serve.
     """
 
     _shown_as = "memenpsf.trio.Listener"
@@ -52,8 +52,8 @@ class Listener(AnyListener, trio.abc.Listener[Interface[T]], Generic[T]):
     async def accept(self) -> Interface[T]:
         """Return the next client.
 
-        Raises Refused, CorruptPeer or HandshakeTimeout for a client that did not get in, OSError
-        when a resource is short: the listener stays usable.  Closed, once it is closed.
+        Raises Refused, CorruptPeer or HandshakeTimeout for a client that did not get in, and
+        OSError if a resource is short; the listener stays usable.  Raises Closed once it is closed.
         """
         await checkpoint_if_cancelled()
         async with self._accepting:
@@ -72,9 +72,8 @@ class Listener(AnyListener, trio.abc.Listener[Interface[T]], Generic[T]):
     def __aiter__(self) -> Listener[T]:
         """Yield clients until the listener is closed.
 
-        Those refused, or not served because a resource is short, are logged and passed over, so
-        that no client ends the loop; of a storm of them, the first 20 within 10 s, and the number
-        of the others.
+        No client ends the loop: one that is refused, or not served because a resource is short, is
+        logged and skipped.  Within 10 s the first 20 of them are logged; the others are counted.
         """
         return self
 
@@ -88,15 +87,15 @@ class Listener(AnyListener, trio.abc.Listener[Interface[T]], Generic[T]):
                 self._pending.log.add(error)
 
     async def aclose(self) -> None:
-        """Stop listening and remove the socket file; the connections accepted live on."""
+        """Stop listening and remove the socket file; accepted connections stay open."""
         if not self._pending.closed:
             self._tasks.end_waits()
             self._pending.close()
         await checkpoint()
 
 
-# How many handshakes are begun, and helped on, before other tasks have their turn: each may cost
-# half a millisecond.
+# The number of handshakes to begin or advance before other tasks run: each may take half a
+# millisecond.
 _PER_TURN = 1
 
 
@@ -121,7 +120,7 @@ async def listen(
 ) -> Listener[Any]:
     """Listen at an address: a bare name, a path, or @name (abstract); as memenpsf.listen.
 
-    Where other servers of this user are just starting, other tasks run meanwhile.
+    Other tasks run while it waits for other servers of this user to start.
     """
     await checkpoint()
     pending = PendingClients.unbound(address, record, **options)

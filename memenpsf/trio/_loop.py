@@ -76,7 +76,7 @@ class _Loop(Owner):
                     nursery.start_soon(self._task, self._send)
                     nursery.start_soon(self._task, self._receive)
             if self._error is not None:
-                # What was taken from the ring is delivered all the same, if the sink takes it.
+                # Records taken from the ring are still delivered, if the sink accepts them.
                 with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                     await self._deliver()
                 raise self._error
@@ -112,8 +112,8 @@ class _Loop(Owner):
     async def _send(self) -> Exception:
         try:
             with self._sending:
-                # Space first: what is taken from the source can then be sent at once, so nothing
-                # is in hand when the loop is cancelled.
+                # Wait for space first.  Then a record from the source can be sent at once, and
+                # none is lost if the loop is cancelled.
                 await self._interface.await_space()
                 async for record in self._source:
                     if record is None:
@@ -124,7 +124,7 @@ class _Loop(Owner):
             if not is_a_cause(error, self._interface):
                 raise
             if isinstance(error, (EndOfStream, ReceiverGone, PeerDied)):
-                # The receiving side meets the same end, after draining, and says it best.
+                # The receiving side raises the same after draining; its account is the better one.
                 return self._ended.cause
             self._cause = error
         if not self._sending.cancelled_caught:
@@ -136,7 +136,7 @@ class _Loop(Owner):
             try:
                 self._interface.xmit_nowait(record)
             except Full:
-                # There is space, but it travels outside the ring, and too many others do.
+                # The ring has space, but this message travels outside it, and too many others do.
                 await self._interface.xmit(record)
         except BaseException:  # it was not sent
             self._ended.unsent.append(record)

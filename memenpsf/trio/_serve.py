@@ -72,23 +72,22 @@ async def serve(
     task_status: trio.TaskStatus[Listener[Any]] = trio.TASK_STATUS_IGNORED,
     **options: Unpack[ListenOptions],
 ) -> None:
-    """Serve many clients: a task that runs handler(interface) for each.
+    """Serve many clients: run handler(interface) in a task for each.
 
-    `await nursery.start(serve, …)` gives the Listener; closing it ends this once the handlers
-    are done.  The interface of a client is closed when its handler is done.
+    `await nursery.start(serve, …)` returns the Listener; closing that ends serve() once the
+    handlers are done.  The interface of a client is closed when its handler is done.
 
-    No client ends the server.  Whatever a verb of a client's interface raises ends that client
-    alone, and is logged in one line; a client that is refused is logged, too.  Of a storm the
-    first 20 lines in 10 s are logged, then their number.
+    No client ends the server.  An exception from a client's own interface ends that client alone,
+    and is logged in one line; a client that is refused is logged, too.  Within 10 s the first 20
+    lines are logged; further ones are only counted.
 
-    `on_error` says what to do about an exception of a handler's own, of another interface that it
-    uses, for example: "log" it with its traceback (and serve on); "raise" it, as
-    trio.serve_listeners does, which ends all clients; or a plain function
-    on_error(interface, error), which may raise; the interface is closed by then.  In a group, only
-    what is not of the client's interface counts.  Cancelled, KeyboardInterrupt and the like always
-    propagate.
+    `on_error` decides about any other exception of a handler, for example from another interface:
+    "log" it with its traceback and go on serving; "raise" it, as trio.serve_listeners does, which
+    ends all clients; or call a plain function on_error(interface, error), which may raise.  The
+    interface is closed by then.  Of an exception group, only the members that are not from the
+    client's interface count.  Cancelled, KeyboardInterrupt and the like always propagate.
 
-    Raises TypeError and ValueError before anything is opened, and what listen raises.
+    Raises TypeError and ValueError before anything is opened, and all errors of listen().
     """
     check_serving(handler, on_error, options)
     async with await listen(address, record, **options) as listener:
