@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from typing import TYPE_CHECKING
 
 from ipcqueue._core import lib
@@ -12,7 +11,6 @@ if TYPE_CHECKING:
 
 MAX_FDS: int = lib.IPCQ_MAX_FRAME_FDS
 HEADER: int = lib.IPCQ_FRAME_ALIGN
-PACKED_HEADER = struct.Struct("=IIHHHH")  # struct ipcq_frame
 MAX_EXTENT = 1 << 32  # of one frame: its size is a u32
 MAX_ATTACHED: int = lib.IPCQ_MAX_ATTACHED
 extent: Callable[[int], int] = lib.ipcq_frame_extent

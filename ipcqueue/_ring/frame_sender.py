@@ -16,7 +16,7 @@ from ipcqueue._records.messages import OUT_AGAIN, OUT_OF_LINE, OUTSIDE, Framed, 
 
 from .bounds import LARGE, MOST_BYTES
 from .codes import CLOSED, DONE, ERROR, FULL, STUCK, Trouble
-from .frame import HEADER, MAX_EXTENT, MAX_FDS, PACKED_HEADER, extent
+from .frame import HEADER, MAX_EXTENT, MAX_FDS, extent
 from .memory import U64, Mapping, address_of, copy_memory
 from .outside import PLACE_SIZE, Outgoing, Outside
 from .sender import BatchSending, SenderEnd
@@ -28,10 +28,7 @@ if TYPE_CHECKING:
 
     from .end import Place
 
-_push, _push_many = lib.ipcq_frame_push, lib.ipcq_frame_push_many
-_push_outside = lib.ipcq_frame_push_outside
-_commit = lib.ipcq_frame_commit
-_RUN = 256  # messages in one call of the core; a guess
+_send, _commit = lib.ipcq_frame_send, lib.ipcq_frame_commit
 
 
 class Admission(Protocol):
@@ -100,13 +97,12 @@ class FrameBatch:
     def __init__(self, data: Sequence[Any], framed: Sequence[Framed] | None = None) -> None:
         self.data = data
         self.count = len(data)
-        self._framed = framed  # None: they have no tags and no flags
+        self.records = data if framed is None else framed  # plain: they have no tags and no flags
 
-    def framed(self, start: int, end: int) -> Sequence[Framed]:
-        """Return the messages from number `start` to before `end`."""
-        if self._framed is None:
-            return [Framed(data, 0, 0) for data in self.data[start:end]]
-        return self._framed[start:end]
+    def framed(self, number: int) -> Framed:
+        """Return one message."""
+        record = self.records[number]
+        return Framed(record, 0, 0) if self.records is self.data else record
 
 
 class FrameSender(_direct.FrameSender, SenderEnd):  # type: ignore[misc]
@@ -130,7 +126,6 @@ class FrameSender(_direct.FrameSender, SenderEnd):  # type: ignore[misc]
         self._encode = codec.encode
         self._limits = limits
         self._inline = min(inline, MAX_EXTENT)
-        self._frame = ffi.new("struct ipcq_frame *")
         self._regions = Outgoing()
         self.flight: Admission | None = None
         """What to ask before descriptors are sent, if they are counted."""
@@ -210,14 +205,7 @@ class FrameSender(_direct.FrameSender, SenderEnd):  # type: ignore[misc]
         self._limits.check_size(len(framed.data))
         if len(framed.data) > LARGE:
             return self._sent(self._push_large(*framed))
-        data, frame = framed.data, self._frame
-        # Released, not left to the garbage collector: kept in a traceback that is part of a cycle,
-        # a buffer of cffi over a memoryview crashes it (cffi 2.1, CPython 3.11).
-        with ffi.from_buffer(data) as buffer, self._lock:
-            ring = self._ring if self._ring is not None else self._usable()
-            frame.size, frame.tag, frame.flags = len(data), framed.tag, framed.flags
-            code = CLOSED if ring is None else _push(ring, frame, buffer, ffi.NULL)
-        return self._sent(code)
+        return self._sent(self._pushed(*framed))
 
     def _push_large(self, data: Any, tag: int, flags: int) -> int:
         """Copy a large message into the ring while other threads run, and publish it; return a code.
@@ -230,6 +218,8 @@ class FrameSender(_direct.FrameSender, SenderEnd):  # type: ignore[misc]
         frame = ffi.new("struct ipcq_frame *", [size, tag, flags, 0, 0, 0])
         at, run = ffi.new("char **"), ffi.new("uint64_t *")
         units, done = extent(size), 0
+        # Released, not left to the garbage collector: kept in a traceback that is part of a cycle,
+        # a buffer of cffi over a memoryview crashes it (cffi 2.1, CPython 3.11).
         with ffi.from_buffer(data) as buffer, self._lock:
             while True:
                 ring = self._ring if self._ring is not None else self._usable()
@@ -274,10 +264,7 @@ class FrameSender(_direct.FrameSender, SenderEnd):  # type: ignore[misc]
             elif flight is not None and not flight.admit(count):
                 code = STUCK
             else:
-                if use is None:
-                    code = _push(ring, frame, buffer, numbers)
-                else:
-                    code = _push_outside(ring, frame, buffer, numbers, use)
+                code = _send(ring, frame, buffer, numbers, ffi.NULL if use is None else use)
                 if flight is not None:
                     flight.settle(sent=code == DONE)
         return None if code == STUCK else self._sent(code)
@@ -343,6 +330,8 @@ class FrameSender(_direct.FrameSender, SenderEnd):  # type: ignore[misc]
             for record in records:
                 one = self._encode(record)
                 self._limits.check_size(len(one.data))
+                if type(one.data) is not bytes and not self._travels_outside(len(one.data)):
+                    one = Framed(bytes(one.data), one.tag, one.flags)
                 framed.append(one)
         except BadRecord as error:
             raise type(error)(f"record {len(framed)}: {error}") from None
@@ -352,36 +341,14 @@ class FrameSender(_direct.FrameSender, SenderEnd):  # type: ignore[misc]
         """Return message number `start` of a batch as a parcel if it travels outside the ring."""
         if not self._travels_outside(len(batch.data[start])):
             return None
-        (framed,) = batch.framed(start, start + 1)
-        return self._parcel_of(framed)
+        return self._parcel_of(batch.framed(start))
 
     def try_push_many(self, batch: Any, start: int) -> int:
         """Publish messages from number `start` on; return how many, which may be some of them."""
-        # What the C code takes has no tags and no flags.
-        done = self.push_run(batch.data, start) if self._plain else 0
-        return done or self._push_framed_run(batch, start)
-
-    def _push_framed_run(self, batch: FrameBatch, start: int) -> int:
-        run: list[Framed] = []
-        room = min(self.capacity, MOST_BYTES)
-        for framed in batch.framed(start, start + _RUN):
-            room -= extent(len(framed.data))
-            if self._travels_outside(len(framed.data)) or (run and room < 0):
-                break
-            run.append(framed)
-        frames = ffi.from_buffer(
-            "struct ipcq_frame[]",
-            b"".join(PACKED_HEADER.pack(len(f.data), f.tag, f.flags, 0, 0, 0) for f in run),
-        )
-        data = b"".join(f.data for f in run)
-        pushed = ffi.new("uint64_t *")  # its own: a signal handler may use this end in between
-        with self._lock:
-            ring = self._ring if self._ring is not None else self._usable()
-            code = CLOSED
-            if ring is not None:
-                code = _push_many(ring, frames, data, len(run), pushed)
-            done = int(pushed[0])
-        return done if self._sent(code) else 0
+        done = self.push_run(batch.records, start)
+        if not done and start < batch.count:  # which finds out why
+            done = self.push_framed(batch.framed(start))
+        return int(done)
 
     def units(self, parcel: Any) -> int:
         """Return the bytes of space to wait for when there was none for this parcel."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+# Those of core/ring.h, for who reads a segment without the core: tests/project/test_constants.py.
 MAGIC = b"MEMENPSF"
 LAYOUT_VERSION = 2
 BYTE_ORDER = 0x01020304

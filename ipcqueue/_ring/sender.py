@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ipcqueue._core import ffi, lib
 from ipcqueue._waiting import lib as waiting
 
-from .codes import CLOSED, DONE, FULL
+from .codes import AGAIN, CLOSED, DONE, FULL
 from .end import End
 from .memory import allocate, offset_in
 from .patience import ADAPTIVE
@@ -38,9 +38,18 @@ class SenderEnd(End):
         lib.ipcq_sender_patience(ring, *patience)
         super().__init__(place, ring, own, trouble)
 
-    def try_push(self, record: Any) -> bool:
-        """Publish one record; False if there is no space.  Raises BadRecord."""
-        raise NotImplementedError
+    if TYPE_CHECKING:  # of the base types in core/python
+
+        def try_push(self, record: Any) -> bool: ...
+        def push(self, *encoded: Any) -> int: ...
+
+    def _pushed(self, *encoded: Any) -> int:
+        """Publish one record that is encoded; return a code."""
+        with self._lock:
+            while (code := self.push(*encoded)) == AGAIN:  # or why `_ring` is not in use
+                if self._usable() is None:
+                    return CLOSED
+        return code
 
     def parcel(
         self, record: Any, fds: Iterable[Any] | None = None, regions: Iterable[Any] | None = None

@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from ipcqueue import _direct
-from ipcqueue._core import ffi, lib
 from ipcqueue._errors import BadRecord, Unaccepted
 from ipcqueue._records.messages import tuple_of
 
-from .bounds import MOST_BYTES
-from .codes import CLOSED, DONE, FULL, Trouble
+from .codes import DONE, FULL, Trouble
 from .memory import Mapping, address_of
 from .sender import BatchSending, SenderEnd
 
@@ -20,10 +18,6 @@ if TYPE_CHECKING:
     from ipcqueue._records.codec import Codec
 
     from .end import Place
-
-# Looking a function up in `lib` costs as much as calling it.
-_push, _push_many = lib.ipcq_push, lib.ipcq_push_many
-_new, _ONE = ffi.new, ffi.typeof("uint64_t *")  # and reading a type costs more than the rest of new
 
 
 class Parcel(NamedTuple):
@@ -35,18 +29,19 @@ class Parcel(NamedTuple):
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        if type(self.data) is not bytes:
-            ffi.release(self.data)  # see try_push_many
+        pass
 
 
 class Batch:
     """Encoded records, side by side."""
 
-    def __init__(self, data: memoryview, count: int, whole: Any = None) -> None:
+    def __init__(self, data: memoryview, count: int) -> None:
         self.data = data
         self.count = count
-        # The same as bytes, if that is what they were encoded to: cffi passes it on as it is.
-        self.whole = whole
+
+    def record(self, number: int, size: int) -> memoryview:
+        """Return the bytes of one."""
+        return self.data[number * size : (number + 1) * size]
 
 
 class Pieces:
@@ -55,6 +50,10 @@ class Pieces:
     def __init__(self, records: tuple[bytes, ...]) -> None:
         self.records = records
         self.count = len(records)
+
+    def record(self, number: int, size: int) -> bytes:  # noqa: ARG002 (as Batch)
+        """Return one."""
+        return self.records[number]
 
 
 class SlotSender(_direct.SlotSender, SenderEnd):  # type: ignore[misc]
@@ -84,20 +83,12 @@ class SlotSender(_direct.SlotSender, SenderEnd):  # type: ignore[misc]
 
     def push_slowly(self, record: Any) -> bool:
         """Do what try_push() does, where that is more than one call of C."""
-        data = self._encode(record)
-        if type(data) is bytes:
-            with self._lock:
-                ring = self._ring if self._ring is not None else self._usable()
-                code = CLOSED if ring is None else _push(ring, data)
-        else:
-            with ffi.from_buffer(data) as buffer, self._lock:  # released: see try_push_many
-                ring = self._ring if self._ring is not None else self._usable()
-                code = CLOSED if ring is None else _push(ring, buffer)
-        if not code:
-            return True
-        if code == FULL:
-            return False
-        self._trouble(code)
+        return self._sent(self._pushed(self._encode(record)))
+
+    def _sent(self, code: int) -> bool:
+        if code not in (DONE, FULL):
+            self._trouble(code)
+        return code == DONE
 
     def parcel(
         self, record: Any, fds: Iterable[Any] | None = None, regions: Iterable[Any] | None = None
@@ -112,17 +103,11 @@ class SlotSender(_direct.SlotSender, SenderEnd):  # type: ignore[misc]
                 "descriptors and memory regions go with messages (record=bytes), "
                 "not with records of a fixed size"
             )
-        data = self._encode(record)
-        return Parcel(data if type(data) is bytes else ffi.from_buffer(data))
+        return Parcel(self._encode(record))
 
     def try_send(self, parcel: Any) -> bool:
         """Publish the record; False if there is no space."""
-        with self._lock:
-            ring = self._ring if self._ring is not None else self._usable()
-            code = CLOSED if ring is None else _push(ring, parcel.data)
-        if code in (DONE, FULL):
-            return code == DONE
-        self._trouble(code)
+        return self._sent(self._pushed(parcel.data))
 
     def units(self, parcel: Any) -> int:  # noqa: ARG002 (as FrameSender)
         """Return the slots to wait for when there was none for this parcel."""
@@ -155,8 +140,7 @@ class SlotSender(_direct.SlotSender, SenderEnd):  # type: ignore[misc]
         return self._batch_of(*self._encode_many(records)) if pieces is None else Pieces(pieces)
 
     def _batch_of(self, buffer: Any, count: int) -> Batch:
-        whole = buffer if type(buffer) is bytes else None
-        return Batch(memoryview(buffer).cast("B"), count, whole)
+        return Batch(memoryview(buffer).cast("B"), count)
 
     def parcel_in(self, batch: Any, start: int) -> None:
         """Return None: no record has to be sent by itself."""
@@ -165,37 +149,11 @@ class SlotSender(_direct.SlotSender, SenderEnd):  # type: ignore[misc]
         """Publish the records from number `start` on, as many as fit; return how many."""
         if type(batch) is Pieces:
             done = self.push_run(batch.records, start)
-            if not done and start < batch.count:  # which finds out why
-                done = self.push_slowly(batch.records[start])
-            return int(done)
-        return self.push_packed(batch.data, start) or self._push_packed_slowly(batch, start)
-
-    def _push_packed_slowly(self, batch: Batch, start: int) -> int:
-        pushed = _new(_ONE)  # its own: a signal handler may use this end in between
-        most = max(1, MOST_BYTES // self._size)  # for one call, which keeps the interpreter
-        if start == 0 and batch.whole is not None and batch.count <= most:  # at most times all fits
-            with self._lock:
-                ring = self._ring if self._ring is not None else self._usable()
-                code = (
-                    CLOSED if ring is None else _push_many(ring, batch.whole, batch.count, pushed)
-                )
-            return self._pushed(code, int(pushed[0]))
-        # Released before anything is raised: kept in a traceback that is part of a cycle, a buffer
-        # of cffi over a memoryview crashes the garbage collector (cffi 2.1, CPython 3.11).
-        count = min(batch.count - start, most)
-        whole = batch.data[start * self._size : (start + count) * self._size]
-        with ffi.from_buffer(whole) as data, self._lock:
-            ring = self._ring if self._ring is not None else self._usable()
-            code = CLOSED if ring is None else _push_many(ring, data, count, pushed)
-            done = int(pushed[0])
-        return self._pushed(code, done)
-
-    def _pushed(self, code: int, done: int) -> int:
-        if not code:
-            return done
-        if code == FULL:
-            return 0
-        self._trouble(code)
+        else:
+            done = self.push_packed(batch.data, start)
+        if not done and start < batch.count:  # which finds out why
+            done = self._sent(self._pushed(batch.record(start, self._size)))
+        return int(done)
 
     def units_of(self, batch: Any, start: int) -> int:  # noqa: ARG002 (as FrameSender)
         """Return the slots to wait for when there was none for the rest of a batch."""

@@ -35,7 +35,6 @@
 
 #include "layout.h"
 
-enum { OPCODE_WRITE = 1, OPCODE_READ = 2 }; /* as in _link/control.py */
 
 /* How long a sender may believe in a peer that it has not heard of.  A guess: well under the
  * 100 ms in which the death of a peer should be noticed, and one poll() in 50 ms is free. */
@@ -267,7 +266,7 @@ static inline void publish(struct ipcq_sender *s, uint64_t head, int wake)
     atomic_store_explicit(&s->head, head, memory_order_relaxed);
     atomic_store_explicit(&s->own->head, head, memory_order_release);
     if (wake)
-        ring_bell(&s->bell, &s->peer->wait_records, OPCODE_WRITE, head, &s->own->sending);
+        ring_bell(&s->bell, &s->peer->wait_records, IPCQ_OPCODE_WRITE, head, &s->own->sending);
 }
 
 /* Let the peer write again over everything before index `tail`; and wake it. */
@@ -275,7 +274,7 @@ static inline void give_back(struct ipcq_receiver *r, uint64_t tail)
 {
     atomic_store_explicit(&r->tail, tail, memory_order_relaxed);
     atomic_store_explicit(&r->own->tail, tail, memory_order_release);
-    ring_bell(&r->bell, &r->peer->wait_space, OPCODE_READ, tail, &r->own->receiving);
+    ring_bell(&r->bell, &r->peer->wait_space, IPCQ_OPCODE_READ, tail, &r->own->receiving);
 }
 
 static inline int sender_state(struct ipcq_sender *s)

@@ -103,47 +103,15 @@ int ipcq_frame_push(ipcq_sender *s, const struct ipcq_frame *frame, const char *
     return IPCQ_DONE;
 }
 
-int ipcq_frame_push_outside(struct ipcq_sender *s, const struct ipcq_frame *frame,
-                            const char *payload, const int *fds, struct ipcq_use *use)
+int ipcq_frame_send(ipcq_sender *s, const struct ipcq_frame *frame, const char *payload,
+                    const int *fds, struct ipcq_use *use)
 {
     int result = ipcq_frame_push(s, frame, payload, fds);
-    if (result == IPCQ_DONE) {
+    if (result == IPCQ_DONE && use != NULL) {
         use->times++;
         use->end = atomic_load_explicit(&s->head, memory_order_relaxed);
     }
     return result;
-}
-
-/* Publish the `n` frames that are written, up to index `head`.  `result` is why no more were: where
- * some were, lack of space is none. */
-static int publish_run(struct ipcq_sender *s, uint64_t head, uint64_t n, int result, uint64_t *done)
-{
-    if (n > 0)
-        publish(s, head, 1);
-    *done = n;
-    return n > 0 && result == IPCQ_FULL ? IPCQ_DONE : result;
-}
-
-int ipcq_frame_push_many(ipcq_sender *s, const struct ipcq_frame *frames, const char *payloads,
-                         uint64_t n, uint64_t *done)
-{
-    *done = 0;
-    uint64_t head = atomic_load_explicit(&s->head, memory_order_relaxed);
-    int result = sender_state(s);
-    if (result != IPCQ_DONE)
-        return result;
-    uint64_t i;
-    for (i = 0; i < n; i++) {
-        result = make_space(s, head, extent(frames[i].size));
-        if (result != IPCQ_DONE)
-            break;
-        write_frame(s, head, &frames[i], payloads);
-        payloads += frames[i].size;
-        head += extent(frames[i].size);
-    }
-    if (i == 0 && result == IPCQ_FULL)
-        count(&s->own->sending.refused);
-    return publish_run(s, head, i, result, done);
 }
 
 int ipcq_frame_push_pieces(ipcq_sender *s, const struct ipcq_piece *pieces, uint64_t n,
@@ -156,14 +124,19 @@ int ipcq_frame_push_pieces(ipcq_sender *s, const struct ipcq_piece *pieces, uint
         return result;
     uint64_t i;
     for (i = 0; i < n; i++) {
-        struct ipcq_frame frame = {.size = (uint32_t)pieces[i].size};
+        struct ipcq_frame frame = {.size = (uint32_t)pieces[i].size,
+                                   .tag = pieces[i].tag,
+                                   .flags = pieces[i].flags};
         result = make_space(s, head, extent(frame.size));
         if (result != IPCQ_DONE)
             break;
         write_frame(s, head, &frame, pieces[i].at);
         head += extent(frame.size);
     }
-    return publish_run(s, head, i, result, done);
+    if (i > 0)
+        publish(s, head, 1);
+    *done = i;
+    return i > 0 && result == IPCQ_FULL ? IPCQ_DONE : result;
 }
 
 /* -- receiving ---------------------------------------------------------------------------- */

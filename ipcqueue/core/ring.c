@@ -313,11 +313,6 @@ int ipcq_take(ipcq_receiver *r, uint64_t to)
     return IPCQ_DONE;
 }
 
-int ipcq_undelivered(ipcq_receiver *r, uint64_t delivered)
-{
-    return atomic_load_explicit(&r->tail, memory_order_relaxed) != delivered;
-}
-
 static int has_records(ipcq_receiver *r)
 {
     return atomic_load_explicit(&r->peer->head, memory_order_relaxed) !=

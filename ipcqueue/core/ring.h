@@ -41,11 +41,13 @@ enum {
     IPCQ_MAX_FRAME_FDS = 253,    /* SCM_MAX_FD */
     IPCQ_MAX_ATTACHED = 16,      /* frames with descriptors under way: each keeps descriptors of
                                     the receiver busy before it has asked for any; a guess */
-    IPCQ_OUT_OF_LINE = 0x8000,   /* of a frame's flags; as in _records/messages.py */
-    IPCQ_OUT_AGAIN = 0x4000,
+    IPCQ_OUT_OF_LINE = 0x8000,   /* of a frame's flags: the message is in a region that comes along */
+    IPCQ_OUT_AGAIN = 0x4000,     /* or in one that came before */
     IPCQ_OUTSIDE = IPCQ_OUT_OF_LINE | IPCQ_OUT_AGAIN,
     IPCQ_KNOWN_FLAGS = IPCQ_OUTSIDE | 0xff,
-    IPCQ_OPCODE_FDS = 17,        /* as in _link/control.py */
+    IPCQ_OPCODE_WRITE = 1,       /* control messages: records were published, */
+    IPCQ_OPCODE_READ = 2,        /* space was freed, */
+    IPCQ_OPCODE_FDS = 17,        /* these descriptors belong to the next frame that has any */
     IPCQ_LARGE = 1048576,        /* bytes: a message above it is copied while other Python threads run;
                                     that takes 0.1 ms, far more than to get the interpreter back */
     IPCQ_MOST_BYTES = 8388608,   /* that one call moves, or one piece of a large message: 2 to 5 ms */
@@ -113,18 +115,17 @@ void ipcq_sender_silence(ipcq_sender *s);
 /* Publish one record of slot_size bytes. DONE, FULL, GONE, FORKED, CORRUPT. */
 int ipcq_push(ipcq_sender *s, const char *record);
 
-/* Publish the first *done of `count` contiguous records, as many as there is space for.
- * DONE (*done > 0, or count is 0), FULL (*done == 0), GONE, FORKED, CORRUPT. */
-int ipcq_push_many(ipcq_sender *s, const char *records, uint64_t count, uint64_t *done);
-
 /* Bytes anywhere in the memory of this process: `size` records, or a message of `size` bytes. */
 struct ipcq_piece {
     const char *at;
     uint64_t size;
+    uint32_t tag;   /* of a message, see struct ipcq_frame */
+    uint16_t flags;
 };
 
-/* As ipcq_push_many, with the records where they are.  FULL does not count as refused: for who tries
- * again in another way. */
+/* Publish the first *done records of `count` pieces, as many as there is space for.
+ * DONE (*done > 0, or there are none), FULL (*done == 0; does not count as refused: ipcq_push of the next
+ * record does), GONE, FORKED, CORRUPT. */
 int ipcq_push_pieces(ipcq_sender *s, const struct ipcq_piece *pieces, uint64_t count,
                      uint64_t *done);
 
@@ -197,9 +198,6 @@ uint64_t ipcq_seen(const ipcq_receiver *r, uint64_t from);
 /* Free everything before index `to`; to repeat it, or to come behind it, is harmless. */
 int ipcq_take(ipcq_receiver *r, uint64_t to);
 
-/* Whether earlier calls took more than was delivered, so that the next one will say AGAIN. */
-int ipcq_undelivered(ipcq_receiver *r, uint64_t delivered);
-
 int ipcq_arm_records(ipcq_receiver *r);
 void ipcq_disarm_records(ipcq_receiver *r);
 int ipcq_receiver_indices(ipcq_receiver *r, uint64_t *head, uint64_t *tail);
@@ -211,7 +209,7 @@ int ipcq_receiver_indices(ipcq_receiver *r, uint64_t *head, uint64_t *tail);
 struct ipcq_frame {
     uint32_t size;    /* bytes of payload */
     uint32_t tag;     /* the application's */
-    uint16_t flags;   /* low byte: the application's; high byte: ours, see _records/messages.py */
+    uint16_t flags;   /* low byte: the application's; high byte: ours, IPCQ_OUTSIDE */
     uint16_t fds;     /* descriptors sent beside it: those of the application */
     uint16_t regions; /* and after them those of memory regions */
     uint16_t reserved;
@@ -239,19 +237,15 @@ uint64_t ipcq_frame_extent(uint64_t size);
 int ipcq_frame_push(ipcq_sender *s, const struct ipcq_frame *frame, const char *payload,
                     const int *fds);
 
-/* The same, and note it in *use if it is published: together, so that nothing comes between. */
-int ipcq_frame_push_outside(ipcq_sender *s, const struct ipcq_frame *frame, const char *payload,
+/* The same for who sends descriptors with it; and note it in *use, unless that is NULL, if it is published:
+ * together, so that nothing comes between. */
+int ipcq_frame_send(ipcq_sender *s, const struct ipcq_frame *frame, const char *payload,
                             const int *fds, struct ipcq_use *use);
 
 /* The units of space for which to wait when ipcq_frame_push said FULL. */
 uint64_t ipcq_frame_units(ipcq_sender *s, const struct ipcq_frame *frame);
 
-/* Publish the first *done of `count` frames without descriptors; their payloads stand in
- * `payloads` without gaps.  As ipcq_push_many. */
-int ipcq_frame_push_many(ipcq_sender *s, const struct ipcq_frame *frames, const char *payloads,
-                         uint64_t count, uint64_t *done);
-
-/* The same for messages without tag and flags, each where it is; as ipcq_push_pieces. */
+/* Publish the first *done of `count` messages without descriptors; as ipcq_push_pieces. */
 int ipcq_frame_push_pieces(ipcq_sender *s, const struct ipcq_piece *pieces, uint64_t count,
                            uint64_t *done);
 

@@ -22,28 +22,19 @@ static void copy_out(const struct ipcq_receiver *r, uint64_t tail, char *into, u
     memcpy(into + first * size, r->peer->slots, (n - first) * size);
 }
 
-int ipcq_push_many(ipcq_sender *s, const char *records, uint64_t n, uint64_t *done)
+int ipcq_push(ipcq_sender *s, const char *record)
 {
-    *done = 0;
-    int state = sender_state(s);
-    if (state != IPCQ_DONE)
-        return state;
+    int result = sender_state(s);
+    if (result != IPCQ_DONE)
+        return result;
     uint64_t head = atomic_load_explicit(&s->head, memory_order_relaxed);
-    if (s->capacity - (head - s->tail) < n && look_for_space(s, head) != IPCQ_DONE)
-        return IPCQ_CORRUPT;
-    uint64_t space = s->capacity - (head - s->tail);
-    if (n > space)
-        n = space;
-    if (n == 0) {
-        if (space != 0)
-            return IPCQ_DONE;
+    result = make_space(s, head, 1);
+    if (result == IPCQ_FULL)
         count(&s->own->sending.refused);
-        return IPCQ_FULL;
-    }
-    copy_in(s, head, records, n);
-    head += n;
-    publish(s, head, 1);
-    *done = n;
+    if (result != IPCQ_DONE)
+        return result;
+    copy_in(s, head, record, 1);
+    publish(s, head + 1, 1);
     return IPCQ_DONE;
 }
 
@@ -69,12 +60,6 @@ int ipcq_push_pieces(ipcq_sender *s, const struct ipcq_piece *pieces, uint64_t c
     if (head != start)
         publish(s, head, 1);
     return head != start && result == IPCQ_FULL ? IPCQ_DONE : result;
-}
-
-int ipcq_push(ipcq_sender *s, const char *record)
-{
-    uint64_t done;
-    return ipcq_push_many(s, record, 1, &done);
 }
 
 int ipcq_pop(ipcq_receiver *r, char *into, uint64_t max, uint64_t delivered, uint64_t *count_out)

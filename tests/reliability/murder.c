@@ -111,7 +111,7 @@ static void prepare(uint64_t first, const struct operation *operation)
         memcpy(to, raw[i], size);
         to += size;
         headers[i] = frame_of(first + i);
-        pieces[i] = (struct ipcq_piece){(const char *)raw[i], size};
+        pieces[i] = (struct ipcq_piece){.at = (const char *)raw[i], .size = size};
     }
 }
 
@@ -127,21 +127,13 @@ static void push(uint64_t first, const struct operation *operation)
     returned(ipcq_push(&sender, (const char *)raw[0]), 1);
 }
 
-static void push_many(uint64_t first, const struct operation *operation)
-{
-    uint64_t done;
-    (void)first;
-    int result = ipcq_push_many(&sender, (const char *)packed, operation->count, &done);
-    returned(result, done);
-}
-
 /* Two pieces of two records each, and one of one. */
 static void push_pieces(uint64_t first, const struct operation *operation)
 {
     (void)first, (void)operation;
-    struct ipcq_piece some[] = {{(const char *)packed, 2},
-                                {(const char *)packed + 2 * SLOT, 2},
-                                {(const char *)packed + 4 * SLOT, 1}};
+    struct ipcq_piece some[] = {{.at = (const char *)packed, .size = 2},
+                                {.at = (const char *)packed + 2 * SLOT, .size = 2},
+                                {.at = (const char *)packed + 4 * SLOT, .size = 1}};
     uint64_t done;
     int result = ipcq_push_pieces(&sender, some, 3, &done);
     returned(result, done);
@@ -167,15 +159,6 @@ static void frame_push(uint64_t first, const struct operation *operation)
     struct ipcq_frame frame = headers[0];
     frame.fds = (uint16_t)operation->fds;
     returned(ipcq_frame_push(&sender, &frame, (const char *)raw[0], gifts), 1);
-}
-
-static void frame_push_many(uint64_t first, const struct operation *operation)
-{
-    uint64_t done;
-    (void)first;
-    const char *payloads = (const char *)packed;
-    int result = ipcq_frame_push_many(&sender, headers, payloads, operation->count, &done);
-    returned(result, done);
 }
 
 static void frame_push_pieces(uint64_t first, const struct operation *operation)
@@ -264,14 +247,12 @@ static void arm_records(uint64_t first, const struct operation *operation)
 
 static const struct operation operations[] = {
     {"push", 0, 0, 1, 0, 0, push},
-    {"push_many", 0, 0, BATCH, 0, 0, push_many},
     {"push_pieces", 0, 0, BATCH, 0, 0, push_pieces},
     {"reserve and commit", 0, 0, 3, 0, 0, loan},
     {"close", 0, 0, 0, 0, 0, finish},
     {"arm_space", 0, 0, 0, 0, 0, arm_space},
     {"frame_push", 1, 0, 1, 0, 0, frame_push},
     {"frame_push with descriptors", 1, 0, 1, 0, FDS, frame_push},
-    {"frame_push_many", 1, 0, BATCH, 0, 0, frame_push_many},
     {"frame_push_pieces", 1, 0, BATCH, 1, 0, frame_push_pieces},
     {"reserve and frame_commit", 1, 0, 1, 0, 0, frame_loan},
     {"close, frames", 1, 0, 0, 0, 0, finish},
@@ -461,9 +442,9 @@ static int read_socket(int *doorbells)
             received.count = FDS;
         }
         for (ssize_t i = 0; i < n; i += 2) {
-            MUST(bytes[i] == OPCODE_WRITE || bytes[i] == OPCODE_READ ||
+            MUST(bytes[i] == IPCQ_OPCODE_WRITE || bytes[i] == IPCQ_OPCODE_READ ||
                  (bytes[i] == IPCQ_OPCODE_FDS && bytes[i + 1] == FDS && c));
-            *doorbells += bytes[i] == (scene.operation->receives ? OPCODE_READ : OPCODE_WRITE);
+            *doorbells += bytes[i] == (scene.operation->receives ? IPCQ_OPCODE_READ : IPCQ_OPCODE_WRITE);
         }
     }
 }

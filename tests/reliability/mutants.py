@@ -369,8 +369,8 @@ MUTANTS = [
     Mutant(
         "published before it is written",
         "ipcqueue/core/slots.c",
-        "    copy_in(s, head, records, n);\n    head += n;\n    publish(s, head, 1);",
-        "    publish(s, head + n, 1);\n    copy_in(s, head, records, n);\n    head += n;",
+        "    copy_in(s, head, record, 1);\n    publish(s, head + 1, 1);",
+        "    publish(s, head + 1, 1);\n    copy_in(s, head, record, 1);",
         "reliability/test_weak_memory.py::test_no_schedule_loses_a_record_or_a_wake_up[slots-1]",
     ),
     Mutant(

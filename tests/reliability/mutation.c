@@ -343,18 +343,21 @@ static void send_one(struct victim *v)
     int result;
     switch (below(v->numbers, 4)) {
     case 0: { /* records, or frames, side by side */
-        doing = "push_many";
+        doing = "push_pieces";
         char *records = room_for(n * 40 + n * size + 1);
         memset(records, 0x5a, n * 40 + n * size);
         if (!frames) {
-            result = result_of(ipcq_push_many(v->sender, records, n, &done));
+            struct ipcq_piece piece = {.at = records, .size = n};
+            result = result_of(ipcq_push_pieces(v->sender, &piece, 1, &done));
             check(done <= n && done <= capacity, "more were sent than there are");
             sent(v, result, done);
         } else {
-            struct ipcq_frame *heads = room_for((n + 1) * sizeof *heads);
+            struct ipcq_piece *heads = room_for((n + 1) * sizeof *heads);
             for (uint64_t i = 0; i < n; i++)
-                heads[i].size = (uint32_t)below(v->numbers, 41);
-            result = result_of(ipcq_frame_push_many(v->sender, heads, records, n, &done));
+                heads[i] = (struct ipcq_piece){.at = records + 40 * i,
+                                               .size = below(v->numbers, 41),
+                                               .tag = (uint32_t)i};
+            result = result_of(ipcq_frame_push_pieces(v->sender, heads, n, &done));
             check(done <= n, "more were sent than there are");
             run = 0;
             for (uint64_t i = 0; i < done; i++)
@@ -551,7 +554,6 @@ static void ask(struct victim *v)
         break;
     case 6:
         ipcq_is_quiet(v->receiver, v->tail);
-        check(!ipcq_undelivered(v->receiver, v->tail), "taken is what was taken here");
         check(ipcq_is_silent(v->receiver), "something came through the socket");
         break;
     default:

@@ -127,7 +127,7 @@ static void write_records(uint64_t first, uint64_t *n, struct ipcq_frame *frames
         }
         write_record(first + i, at);
         frames[i] = (struct ipcq_frame){.size = size, .tag = (uint32_t)(first + i), .flags = 1};
-        pieces[i] = (struct ipcq_piece){at, size};
+        pieces[i] = (struct ipcq_piece){.at = at, .size = size};
         at += size;
     }
 }
@@ -138,7 +138,7 @@ static uint64_t merged(struct end *end, struct ipcq_piece *pieces, uint64_t n)
     uint64_t used = 0;
     for (uint64_t i = 0; i < n; used++) {
         uint64_t records = 1 + below(&end->random, n - i);
-        pieces[used] = (struct ipcq_piece){pieces[i].at, records};
+        pieces[used] = (struct ipcq_piece){.at = pieces[i].at, .size = records};
         i += records;
     }
     return used;
@@ -186,27 +186,19 @@ static uint64_t send_some(struct end *end, uint64_t first, uint64_t n)
 {
     struct ipcq_frame frames[BATCH];
     struct ipcq_piece pieces[BATCH];
-    uint64_t done = 0, way = below(&end->random, 4);
+    uint64_t done = 0, way = below(&end->random, 3);
     if (way == 0)
         return send_reserved(end, first, n);
     if (way == 1)
         n = 1;
     write_records(first, &n, frames, pieces);
-    switch (way) {
-    case 1:
+    if (way == 1)
         return ring.frames ? send_attached(end, frames)
                            : went(ipcq_push(end->sender, room), IPCQ_FULL);
-    case 2:
-        went(ring.frames ? ipcq_frame_push_many(end->sender, frames, room, n, &done)
-                         : ipcq_push_many(end->sender, room, n, &done),
-             IPCQ_FULL);
-        return done;
-    default:
-        went(ring.frames ? ipcq_frame_push_pieces(end->sender, pieces, n, &done)
-                         : ipcq_push_pieces(end->sender, pieces, merged(end, pieces, n), &done),
-             IPCQ_FULL);
-        return done;
-    }
+    went(ring.frames ? ipcq_frame_push_pieces(end->sender, pieces, n, &done)
+                     : ipcq_push_pieces(end->sender, pieces, merged(end, pieces, n), &done),
+         IPCQ_FULL);
+    return done;
 }
 
 static void send_all(struct end *end)

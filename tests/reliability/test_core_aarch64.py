@@ -30,14 +30,13 @@ ACQUIRES, RELEASES, FENCES = ("ldar", "ldapr"), ("stlr",), ("dmb\tish",)
 # F is a full fence.  An index is published first, and then, behind a fence, comes the question
 # whether anyone sleeps.
 ORDERS = {
-    "ipcq_push_many": ["A", "RF"],
+    "ipcq_push": ["A", "RF"],
     "ipcq_push_pieces": ["A", "RF"],
     "ipcq_reserve": ["A"],
     "ipcq_commit": ["RF"],
     "ipcq_sender_indices": ["A"],
     "ipcq_arm_space": ["F"],
     "ipcq_frame_push": ["A", "RF"],
-    "ipcq_frame_push_many": ["A", "RF"],
     "ipcq_frame_push_pieces": ["A", "RF"],
     "ipcq_frame_commit": ["RF"],
     "ipcq_pop": ["A", "RF"],
@@ -52,8 +51,8 @@ ORDERS = {
     "ipcq_set_closed": ["R"],
 }
 
-SENDS = {"ipcq_push_many", "ipcq_push_pieces", "ipcq_commit"}
-SENDS |= {f"ipcq_frame_{how}" for how in ("push", "push_many", "push_pieces", "commit")}
+SENDS = {"ipcq_push", "ipcq_push_pieces", "ipcq_commit"}
+SENDS |= {f"ipcq_frame_{how}" for how in ("push", "push_pieces", "commit")}
 LOOKS = {"ipcq_pop", "ipcq_look", "ipcq_see", "ipcq_is_quiet", "ipcq_receiver_indices"}
 LOOKS |= {"ipcq_frame_look"}
 ASKS = {"ipcq_sender_indices", "ipcq_reserve"} | {name for name in SENDS if "commit" not in name}

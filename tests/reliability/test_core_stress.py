@@ -40,14 +40,14 @@ GIVEN_BACK_TOO_EARLY = (
     "tail += n;\n    give_back(r, tail);\n    copy_out(r, tail - n, into, n);",
 )
 PUBLISHED_TOO_EARLY = (
-    "copy_in(s, head, records, n);\n    head += n;\n    publish(s, head, 1);",
-    "head += n;\n    publish(s, head, 1);\n    copy_in(s, head - n, records, n);",
+    "copy_in(s, head, pieces[i].at, n);\n        head += n;",
+    "head += n;\n        publish(s, head, 1);\n        copy_in(s, head - n, pieces[i].at, n);",
 )
 
 SEND = """    if (result == IPCQ_DONE && frame->fds + frame->regions)
         result = send_fds(s, fds, (size_t)(frame->fds + frame->regions));
 """
-SEND_AFTER = "    publish(s, head, 1);\n    return IPCQ_DONE;\n}\n\nint ipcq_frame_push_outside"
+SEND_AFTER = "    publish(s, head, 1);\n    return IPCQ_DONE;\n}\n\nint ipcq_frame_send"
 DESCRIPTORS_TOO_LATE = (
     (SEND, ""),
     (SEND_AFTER, SEND_AFTER.replace("    return IPCQ_DONE", f"{SEND}    return result")),

@@ -124,8 +124,8 @@ MUTANTS = {
     "slots published before they are written": (
         (
             "slots.c",
-            "copy_in(s, head, records, n);\n    head += n;\n    publish(s, head, 1);",
-            "publish(s, head + n, 1);\n    copy_in(s, head, records, n);",
+            "copy_in(s, head, record, 1);\n    publish(s, head + 1, 1);",
+            "publish(s, head + 1, 1);\n    copy_in(s, head, record, 1);",
         ),
         ("slots-1", STALE),
     ),

@@ -364,7 +364,6 @@ static void sleep_beside(struct end *end)
         uint64_t units = below(&end->random, 3);
         if (spin(end, units, below(&end->random, 1000)) != IPCQ_DONE && await(end, units))
             sleep_until(end, units, 1);
-        ipcq_undelivered(end->receiver, 0);
         dawdle(end);
     }
 }

@@ -32,24 +32,48 @@ static int are_simple(const Sender *self, int frames, PyObject *records)
     return 1;
 }
 
+/* A record that can go as it is; of messages that are encoded, data, tag and flags (see Framed in
+ * _records/messages.py). */
+static int piece_of(const Sender *self, int frames, PyObject *record, struct ipcq_piece *piece)
+{
+    PyObject *data = record;
+    unsigned long tag = 0, flags = 0;
+    if (frames && !self->plain) {
+        if (!PyTuple_Check(record) || PyTuple_GET_SIZE(record) != 3 ||
+            !PyLong_Check(PyTuple_GET_ITEM(record, 1)) || !PyLong_Check(PyTuple_GET_ITEM(record, 2)))
+            return 0;
+        data = PyTuple_GET_ITEM(record, 0);
+        tag = PyLong_AsUnsignedLong(PyTuple_GET_ITEM(record, 1));
+        flags = PyLong_AsUnsignedLong(PyTuple_GET_ITEM(record, 2));
+        if (PyErr_Occurred() || tag > UINT32_MAX || flags > UINT8_MAX) {
+            PyErr_Clear(); /* Python meets it again */
+            return 0;
+        }
+    }
+    if (!is_simple(self, frames, data))
+        return 0;
+    *piece = (struct ipcq_piece){.at = PyBytes_AS_STRING(data),
+                                 .size = frames ? (uint64_t)PyBytes_GET_SIZE(data) : 1,
+                                 .tag = (uint32_t)tag,
+                                 .flags = (uint16_t)flags};
+    return 1;
+}
+
 static Py_ssize_t push_items(Sender *self, int frames, PyObject *records, Py_ssize_t start)
 {
     struct ipcq_piece pieces[PIECES];
     PyObject **items = PySequence_Fast_ITEMS(records);
     Py_ssize_t at = start, end = PySequence_Fast_GET_SIZE(records);
     Py_ssize_t moved = 0;
-    if (!usable(self->ring, self->known) || !self->plain)
+    if (!usable(self->ring, self->known) || !(self->plain || frames))
         return 0;
     while (at < end && moved < IPCQ_MOST_BYTES) {
         Py_ssize_t bytes = 0;
         uint64_t count = 0, done;
         for (Py_ssize_t i = at; i < end && count < PIECES && bytes < PIECE; i++, count++) {
-            if (!is_simple(self, frames, items[i]))
+            if (!piece_of(self, frames, items[i], &pieces[count]))
                 break;
-            Py_ssize_t size = PyBytes_GET_SIZE(items[i]);
-            pieces[count].at = PyBytes_AS_STRING(items[i]);
-            pieces[count].size = frames ? (uint64_t)size : 1;
-            bytes += size;
+            bytes += frames ? (Py_ssize_t)pieces[count].size : self->size;
         }
         int result = frames ? ipcq_frame_push_pieces(self->at, pieces, count, &done)
                             : ipcq_push_pieces(self->at, pieces, count, &done);
@@ -69,8 +93,8 @@ static Py_ssize_t push_memory(Sender *self, const char *memory, Py_ssize_t start
         end = start + (self->size < IPCQ_MOST_BYTES ? IPCQ_MOST_BYTES / self->size : 1);
     while (at < end && usable(self->ring, self->known)) {
         uint64_t done;
-        struct ipcq_piece piece = {memory + at * self->size,
-                                   (uint64_t)(end - at < most ? end - at : most)};
+        struct ipcq_piece piece = {.at = memory + at * self->size,
+                                   .size = (uint64_t)(end - at < most ? end - at : most)};
         int result = ipcq_push_pieces(self->at, &piece, 1, &done);
         at += (Py_ssize_t)done;
         if (result != IPCQ_DONE || done < piece.size)

@@ -117,6 +117,44 @@ static PyObject *slots_try_push(Sender *self, PyObject *record)
     return PyErr_Occurred() ? NULL : slowly(self, "push_slowly", record);
 }
 
+/* The slow way comes back with what it has encoded: a code of the core, AGAIN where the ring is not in
+ * use; then it finds out why. */
+static PyObject *pushed(const Sender *self, int result)
+{
+    if (result == IPCQ_AGAIN && ready(self->ring) && self->ring != self->known)
+        return PyErr_Format(PyExc_TypeError, "not the ring of this end");
+    return PyLong_FromLong(result);
+}
+
+static PyObject *slots_push(Sender *self, PyObject *data)
+{
+    Py_buffer view;
+    if (PyObject_GetBuffer(data, &view, PyBUF_SIMPLE) < 0)
+        return NULL;
+    int result = IPCQ_AGAIN, fits = view.len == self->size;
+    if (fits && usable(self->ring, self->known))
+        result = ipcq_push(self->at, view.buf);
+    PyBuffer_Release(&view);
+    return fits ? pushed(self, result) : PyErr_Format(PyExc_ValueError, "not of a record's size");
+}
+
+static PyObject *frames_push(Sender *self, PyObject *args)
+{
+    Py_buffer view;
+    unsigned int tag, flags;
+    if (!PyArg_ParseTuple(args, "y*II:push", &view, &tag, &flags))
+        return NULL;
+    /* What travels outside the ring, or lets other threads run, does not come here. */
+    int result = IPCQ_AGAIN, fits = view.len <= IPCQ_LARGE;
+    if (fits && usable(self->ring, self->known)) {
+        struct ipcq_frame frame = {
+            .size = (uint32_t)view.len, .tag = tag, .flags = (uint16_t)(flags & UINT8_MAX)};
+        result = ipcq_frame_push(self->at, &frame, view.buf, NULL);
+    }
+    PyBuffer_Release(&view);
+    return fits ? pushed(self, result) : PyErr_Format(PyExc_ValueError, "too large for this way");
+}
+
 /* The data, tag and flags that Python has encoded a message to; see Framed in
  * _records/messages.py. */
 static int push_framed(Sender *self, PyObject *framed)
@@ -194,6 +232,8 @@ static PyMethodDef slot_sender_methods[] = {
     SHORTEN,
     {"try_push", (PyCFunction)slots_try_push, METH_O,
      "Publish one record; False if there is no space.  Raises BadRecord."},
+    {"push", (PyCFunction)slots_push, METH_O,
+     "push(data): publish one record that is encoded; a code of the core, AGAIN if `_ring` is not in use."},
     BATCHES(slots),
     {"push_packed", (PyCFunction)slots_push_packed, METH_VARARGS,
      "push_packed(buffer, start): publish the records in it from there on that fit; how many."},
@@ -204,6 +244,8 @@ static PyMethodDef frame_sender_methods[] = {
     SHORTEN,
     {"try_push", (PyCFunction)frames_try_push, METH_O,
      "Publish one message; False if there is no space.  Raises BadRecord, TooLarge."},
+    {"push", (PyCFunction)frames_push, METH_VARARGS,
+     "push(data, tag, flags): publish one message that is encoded; a code of the core, as of slots."},
     BATCHES(frames),
     {NULL},
 };

@@ -69,11 +69,11 @@ static void close_all(struct msghdr *m)
     }
 }
 
-/* Whether there is nothing but doorbells: opcodes 1 and 2 of _link/control.py. */
+/* Whether there is nothing but doorbells. */
 static int only_doorbells(const char *data, ssize_t n)
 {
     for (ssize_t i = 0; i < n; i += 2)
-        if (data[i] != 1 && data[i] != 2)
+        if (data[i] != IPCQ_OPCODE_WRITE && data[i] != IPCQ_OPCODE_READ)
             return 0;
     return n > 0 && n % 2 == 0;
 }

@@ -270,8 +270,18 @@ static int send_some(struct end *end, uint64_t *done)
         frames[i] = frame_of(end->sent + i);
         at += frames[i].size;
     }
-    return scenario->shape == SLOTS ? ipcq_push_many(&end->sender, bytes, n, done)
-                                    : ipcq_frame_push_many(&end->sender, frames, bytes, n, done);
+    if (scenario->shape == SLOTS) {
+        struct ipcq_piece all = {.at = bytes, .size = n};
+        return ipcq_push_pieces(&end->sender, &all, 1, done);
+    }
+    struct ipcq_piece pieces[MOST_BATCH];
+    at = bytes;
+    for (uint64_t i = 0; i < n; i++) {
+        pieces[i] = (struct ipcq_piece){
+            .at = at, .size = frames[i].size, .tag = frames[i].tag, .flags = frames[i].flags};
+        at += frames[i].size;
+    }
+    return ipcq_frame_push_pieces(&end->sender, pieces, n, done);
 }
 
 static void await_space(struct end *end)
@@ -389,7 +399,7 @@ static bool receive_next(struct end *end)
 
 static void say_goodbye(struct end *end)
 {
-    static const char goodbye[4] = {OPCODE_WRITE, 0, OPCODE_READ, 0};
+    static const char goodbye[4] = {IPCQ_OPCODE_WRITE, 0, IPCQ_OPCODE_READ, 0};
     ipcq_set_closed(sim_segment[end->side]);
     if (scenario->unheard)
         return;
