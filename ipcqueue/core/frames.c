@@ -124,14 +124,19 @@ int ipcq_frame_push_pieces(ipcq_sender *s, const struct ipcq_piece *pieces, uint
         return result;
     uint64_t i;
     for (i = 0; i < n; i++) {
-        struct ipcq_frame frame = {.size = (uint32_t)pieces[i].size,
-                                   .tag = pieces[i].tag,
-                                   .flags = pieces[i].flags};
-        result = make_space(s, head, extent(frame.size));
+        const struct ipcq_piece *piece = &pieces[i];
+        struct ipcq_frame plain = {.size = (uint32_t)piece->size};
+        result = make_space(s, head, extent(plain.size));
         if (result != IPCQ_DONE)
             break;
-        write_frame(s, head, &frame, pieces[i].at);
-        head += extent(frame.size);
+        if ((piece->tag | piece->flags) == 0) {
+            write_frame(s, head, &plain, piece->at); /* which the compiler has in registers */
+        } else {
+            struct ipcq_frame tagged = {
+                .size = plain.size, .tag = piece->tag, .flags = (uint16_t)piece->flags};
+            write_frame(s, head, &tagged, piece->at);
+        }
+        head += extent(plain.size);
     }
     if (i > 0)
         publish(s, head, 1);

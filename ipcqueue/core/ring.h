@@ -119,8 +119,8 @@ int ipcq_push(ipcq_sender *s, const char *record);
 struct ipcq_piece {
     const char *at;
     uint64_t size;
-    uint32_t tag;   /* of a message, see struct ipcq_frame */
-    uint16_t flags;
+    uint32_t tag; /* of a message, as flags: see struct ipcq_frame */
+    uint32_t flags;
 };
 
 /* Publish the first *done records of `count` pieces, as many as there is space for.

@@ -302,12 +302,10 @@ VIEWS = {
     ("fdpass/_sendable.py", "_hides_something"): "a mask",
     ("fdpass/_region.py", "_view_of"): "memory made here",
     ("fdpass/_registry.py", "_export"): "memory made here",
-    ("ipcqueue/_ring/frame_sender.py", "push_framed"): "what _records/messages.py has encoded",
     ("ipcqueue/_ring/frame_sender.py", "_push_large"): "what _records/messages.py has encoded",
     ("ipcqueue/_ring/frame_builder.py", "__init__"): "bytes made here",
     ("ipcqueue/_ring/outside.py", "fill"): "what _records/messages.py has encoded",
     ("ipcqueue/_ring/frame_sender.py", "try_send"): "what _records/messages.py has encoded",
-    ("ipcqueue/_ring/frame_sender.py", "_push_framed_run"): "headers made here",
     ("ipcqueue/_ring/frame_lending.py", "_lend_built"): "what was received",
     ("ipcqueue/_link/loans.py", "__init__"): "nothing",
     ("ipcqueue/_records/messages.py", "_contiguous"): "a view that was let through",
@@ -323,10 +321,7 @@ VIEWS = {
     ("ipcqueue/_records/arrays.py", "view"): "memory of the ring",
     ("ipcqueue/_ring/memory.py", "allocate"): "memory of the ring",
     ("ipcqueue/_ring/views.py", "new"): "memory of the ring",
-    ("ipcqueue/_ring/slot_sender.py", "push_slowly"): "what _records/ has encoded",
-    ("ipcqueue/_ring/slot_sender.py", "parcel"): "what _records/ has encoded",
     ("ipcqueue/_ring/slot_sender.py", "_batch_of"): "what _records/ has encoded",
-    ("ipcqueue/_ring/slot_sender.py", "_push_packed_slowly"): "what _records/ has encoded",
     ("ipcqueue/_ring/slot_receiver.py", "_lend_from"): "what was received",
 }
 VIEWS_IN_C = {
@@ -334,6 +329,8 @@ VIEWS_IN_C = {
     ("sender.c", "is_plain"): "to see what it is",
     ("sender.c", "slots_try_push"): "what is_plain() or Python has let through",
     ("sender.c", "push_framed"): "what _records/messages.py has encoded",
+    ("sender.c", "slots_push"): "what _records/ has encoded",
+    ("sender.c", "frames_push"): "what _records/messages.py has encoded",
     ("batches.c", "push_array"): "an array of the record's dtype, which has no pointers",
     ("batches.c", "slots_push_packed"): "what _records/ has encoded",
 }

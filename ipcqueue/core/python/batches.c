@@ -34,11 +34,13 @@ static int are_simple(const Sender *self, int frames, PyObject *records)
 
 /* A record that can go as it is; of messages that are encoded, data, tag and flags (see Framed in
  * _records/messages.py). */
-static int piece_of(const Sender *self, int frames, PyObject *record, struct ipcq_piece *piece)
+static inline int piece_of(const Sender *self, int frames, PyObject *record,
+                           struct ipcq_piece *piece)
 {
     PyObject *data = record;
-    unsigned long tag = 0, flags = 0;
+    piece->tag = piece->flags = 0;
     if (frames && !self->plain) {
+        unsigned long tag, flags;
         if (!PyTuple_Check(record) || PyTuple_GET_SIZE(record) != 3 ||
             !PyLong_Check(PyTuple_GET_ITEM(record, 1)) || !PyLong_Check(PyTuple_GET_ITEM(record, 2)))
             return 0;
@@ -49,13 +51,13 @@ static int piece_of(const Sender *self, int frames, PyObject *record, struct ipc
             PyErr_Clear(); /* Python meets it again */
             return 0;
         }
+        piece->tag = (uint32_t)tag;
+        piece->flags = (uint32_t)flags;
     }
     if (!is_simple(self, frames, data))
         return 0;
-    *piece = (struct ipcq_piece){.at = PyBytes_AS_STRING(data),
-                                 .size = frames ? (uint64_t)PyBytes_GET_SIZE(data) : 1,
-                                 .tag = (uint32_t)tag,
-                                 .flags = (uint16_t)flags};
+    piece->at = PyBytes_AS_STRING(data);
+    piece->size = frames ? (uint64_t)PyBytes_GET_SIZE(data) : 1;
     return 1;
 }
 
