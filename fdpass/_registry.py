@@ -428,4 +428,4 @@ class _LentRegion(MemoryRegion):
 
 
 for _each in (MemoryRegistry, RegistryStatistics, Returned):
-    _each.__module__ = __package__  # as of all public names; see __init__
+    _each.__module__ = "fdpass"  # as of all public names; see __init__

@@ -184,4 +184,4 @@ def listen(
     return Listener(PendingClients(address, record, **options))
 
 
-Listener.__module__ = listen.__module__ = __package__  # as of all public names; see __init__
+Listener.__module__ = listen.__module__ = "memenpsf"  # as of all public names; see __init__

@@ -199,4 +199,4 @@ class _Loop(Owner):
         self._interface.finish()
 
 
-Ended.__module__ = run.__module__ = __package__  # as of all public names; see __init__
+Ended.__module__ = run.__module__ = "memenpsf"  # as of all public names; see __init__

@@ -209,4 +209,4 @@ class _Server(Owner):
             self._policy.tell(failure)
 
 
-serve.__module__ = __package__  # as of all public names; see __init__
+serve.__module__ = "memenpsf"  # as of all public names; see __init__

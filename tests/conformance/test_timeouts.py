@@ -63,6 +63,11 @@ async def test_what_receiving_gives_when_nothing_came_is_up_to_the_caller(door, 
         assert await other.recv(timeout, default=nothing) == record
         await one.xmit(record)
         assert await other.recv(default=nothing) == record
+        async with door.tasks() as tasks:
+            call = tasks.start(lambda: other.recv(1e9, default=nothing))
+            await tasks.blocked()
+            await one.xmit(record)
+        assert call.result == record
         await one.aclose()
         with door.raises("EndOfStream"):
             await other.recv(1, default=nothing)
