@@ -41,8 +41,8 @@ def numpy_codec(np: Any, spec: Any, dtype: Any) -> Codec:
     size = layout.size
     array = np.ndarray
     encode = _numpy_encode(np, dtype, layout)
-    # A scalar with fields is a view of its buffer, so it gets one of its own, which also makes
-    # it writable.  A number is copied by numpy.
+    # A scalar with fields is a view of its buffer, so it needs a buffer of its own; a bytearray
+    # makes it writable, too.  numpy copies numbers by itself.
     buffer: Any = bytearray if dtype.kind == "V" else memoryview
 
     def decode(view: BytesLike) -> Any:
@@ -79,7 +79,7 @@ def _numpy_encode(np: Any, dtype: Any, layout: Layout) -> Callable[[Any], bytes]
     def encode(record: Any) -> bytes:
         if isinstance(record, scalar):
             ready = record.dtype == dtype
-        elif type(record) is array:  # a derived one may be masked
+        elif type(record) is array:  # an instance of a subclass may be masked
             ready = record.dtype == dtype.base and record.shape == shape
             ready = ready and record.flags.c_contiguous
         else:
@@ -88,7 +88,7 @@ def _numpy_encode(np: Any, dtype: Any, layout: Layout) -> Callable[[Any], bytes]
         return data
 
     def convert(record: Any) -> Any:
-        out = np.zeros((), dtype)  # zeros, so that padding tells nothing
+        out = np.zeros((), dtype)  # zeros, so that padding reveals nothing
         try:
             _numpy_fill(np, out, record)
         except (TypeError, ValueError, ArithmeticError) as error:
@@ -112,14 +112,14 @@ def _numpy_encode_many(
         if records.dtype != dtype.base or records.shape[1:] != dtype.shape:
             return convert_many(records)
         if not records.flags.c_contiguous:
-            # Not by numpy's own copies: they skip the padding, and would send what was in it.
+            # Not with numpy's own copies: they skip padding, so old memory there would be sent.
             packed = np.zeros(records.shape, records.dtype)
             packed[...] = records
             records = packed
         return memoryview(records.reshape(-1).view(np.uint8)), len(records)
 
     def convert_many(records: Any) -> tuple[BytesLike, int]:
-        # Numbers are converted all at once; when that fails, one by one, to name the index.
+        # Convert numbers all at once; if that fails, one by one, to name the index.
         if dtype.kind in "iufcb":
             out = np.zeros(len(records), dtype)
             try:
@@ -134,9 +134,9 @@ def _numpy_encode_many(
 
 
 def _numpy_fill(np: Any, out: Any, value: Any) -> None:
-    """Assign one record, field by field; raise where numpy would cut, wrap or broadcast.
+    """Assign one record, field by field; raise if numpy would cut, wrap or broadcast a value.
 
-    Raises Unsendable, a TypeError, for what is masked, and for pointers.
+    Raises Unsendable, a TypeError, for masked values and for pointers.
     """
     names = out.dtype.names
     if names is None:
@@ -158,13 +158,13 @@ def _numpy_fill(np: Any, out: Any, value: Any) -> None:
 
 
 def _numpy_assign(np: Any, out: Any, value: Any) -> None:
-    """Assign to an array without fields; raise where numpy would cut, wrap or broadcast."""
+    """Assign to an array without fields; raise if numpy would cut, wrap or broadcast a value."""
     want = out.dtype.kind
     given = _numpy_given(np, value)
     if not isinstance(value, np.generic | np.ndarray) and (
         want in "SV" or given.dtype.kind not in _NUMPY_TAKES[want]
     ):
-        # asarray makes text of [b"x", 1], and floats of [1, 2**64 - 1]: look at the items.
+        # np.asarray turns [b"x", 1] into text and [1, 2**64 - 1] into floats: check the items.
         given = np.asarray(value, dtype=object)
         kinds: Any = bytes if want in "SV" else int | np.integer if want in "iub" else ()
         for item in given.flat:
@@ -189,13 +189,13 @@ def _numpy_assign(np: Any, out: Any, value: Any) -> None:
 
 
 def _numpy_given(np: Any, value: Any) -> Any:
-    """Return a value as a plain array; raise Unsendable for what is masked, and for pointers."""
+    """Return a value as a plain array; raise Unsendable for masked values and for pointers."""
     if type(value) in NUMBERS_AND_TEXTS:
         return np.asarray(value)
     check_sendable(value)
     if MASKED in loaded:
         _check_items(np, value)
-    # Whatever makes arrays of itself may make a masked one, or one of pointers.
+    # An object's __array__() may return a masked array, or one of pointers.
     given = np.asanyarray(value)
     if type(given) is not np.ndarray:
         check_sendable(given)
@@ -208,9 +208,9 @@ def _numpy_given(np: Any, value: Any) -> Any:
 
 
 def _check_items(np: Any, value: Any) -> None:
-    """Raise Unsendable if something is masked in a sequence, or in one in it.
+    """Raise Unsendable if a sequence, or one nested in it, holds a masked value.
 
-    An array made of it would have 0 or nan there.
+    An array made of it would have 0 or nan in its place.
     """
     if isinstance(value, list | tuple):
         if are_plain(value):
@@ -218,7 +218,7 @@ def _check_items(np: Any, value: Any) -> None:
     elif (
         isinstance(value, str | bytes | np.generic)
         or not (
-            # What makes an array of itself shows its mask.
+            # An object with __array__() shows its mask in the array.
             hasattr(value, "__getitem__") and hasattr(value, "__len__")
         )
         or hasattr(value, "__array__")
@@ -231,7 +231,7 @@ def _check_items(np: Any, value: Any) -> None:
 
 
 def _plain_array(np: Any, records: Any, layout: Layout) -> Any:
-    """Return what a class derived from ndarray has, as a plain one; raise BadRecord if masked."""
+    """Return an instance of an ndarray subclass as a plain array; raise BadRecord if masked."""
     if type(records) is np.ndarray:
         return records
     try:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from .codec import BytesLike
 
-# What to state instead of an annotation that says no size.
+# What to write instead of an annotation that does not tell the size.
 _ADVICE: tuple[tuple[type, str], ...] = (
     (float, 'f64, or Annotated[float, "d"]'),
     (bool, 'Annotated[bool, "?"]'),
@@ -50,7 +50,7 @@ _FIELD_TYPES: dict[str, type] = {
 
 
 def char(n: int) -> Any:
-    """Give the annotation of a field of n opaque bytes, `Annotated[bytes, "ns"]`.
+    """Return the annotation of a field of n opaque bytes, `Annotated[bytes, "ns"]`.
 
     Type checkers refuse calls in annotations; for them, write `Annotated[bytes, "8s"]`.
     """
@@ -101,7 +101,7 @@ def namedtuple_codec(cls: Any) -> Codec:
     layout = struct_layout(packer)
     size = packer.size
     unpack, split = packer.unpack, packer.iter_unpack
-    # A plain tuple will do; a NamedTuple of another class is a mistake.
+    # A plain tuple is accepted; a NamedTuple of another class is a mistake.
     in_c = packer_in_c(packer, cls)
     encode = packing(packer, layout, (cls, tuple), cls, in_c)
     split_all: Any = None if in_c is None else in_c.unpack
@@ -121,7 +121,7 @@ def namedtuple_codec(cls: Any) -> Codec:
 
 
 def _constructor(cls: Any, names: list[str]) -> Callable[..., Any]:
-    """Give what makes an instance from the values of all fields in order."""
+    """Return a function that makes an instance from the values of all fields in order."""
     import inspect  # noqa: PLC0415 (slow to import; dataclasses has done so)
 
     takes = inspect.signature(cls).parameters
@@ -157,7 +157,7 @@ def dataclass_codec(dataclasses: Any, cls: Any) -> Codec:
             return (value_of(record),)
 
     def encode(record: Any) -> bytes:
-        # A derived class may have more fields, which would be lost.
+        # A subclass may have more fields, which would be lost.
         if type(record) is not cls:
             raise bad_record(
                 layout, f"expected {cls.__name__}, got {type(record).__name__}", record
@@ -173,8 +173,10 @@ def dataclass_codec(dataclasses: Any, cls: Any) -> Codec:
 
     def decode_many(data: BytesLike, count: int) -> list[Any]:
         records = list(starmap(make, split(window_of(data, size * count))))
-        if len(records) != count:  # which ends any loop in C, and so would lose all that follow
-            raise StopIteration  # as decode() does; this is no generator
+        # A constructor raised StopIteration: that ended the loop in C, and would lose all records
+        # after it.
+        if len(records) != count:
+            raise StopIteration  # as decode() would; this is no generator
         return records
 
     encode_many = packing_many(packer, in_c, (cls,), encode, values_of)

@@ -1,4 +1,4 @@
-"""What turns a record into the bytes of a slot, and back; and what the kinds of spec share."""
+"""Codec: how a record becomes the bytes of a slot, and back; and what all kinds of spec share."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BytesLike = bytes | bytearray | memoryview
 
 
 def in_place(memory: memoryview) -> memoryview:
-    """Show records as the bytes they are, where they are."""
+    """Return the memory of the records itself, as bytes."""
     return memory
 
 
@@ -30,23 +30,23 @@ class Codec(NamedTuple):
 
     It has no state, so any number of threads may share it.
 
-    encode(record) gives exactly `size` bytes, perhaps a view of the record itself: use it before
+    encode(record) returns exactly `size` bytes, perhaps a view of the record itself: use it before
     the record may change.  Raises BadRecord.
 
-    encode_many(records) gives one contiguous buffer and the number of records in it.  All are
-    encoded before it returns; a BadRecord names the index of the one at fault.
+    encode_many(records) returns one contiguous buffer and the number of records in it.  It encodes
+    all before it returns; a BadRecord names the index of the wrong record.
 
-    decode(view) makes a record from a bytes-like object of exactly `size` bytes, by copying.
+    decode(view) copies a record out of a bytes-like object of exactly `size` bytes.
 
-    view(memory) shows records in place, as a memoryview or, for a numpy spec, an array.
+    view(memory) returns the records in place, as a memoryview or, for a numpy spec, an array.
 
-    decode_many(data, count) makes count records from the first count * size bytes of data, by
-    copying: an array for a numpy spec, else a list.
+    decode_many(data, count) copies count records out of the first count * size bytes of data: an
+    array for a numpy spec, else a list.
 
-    adopt_many(data, count), if there is one, makes them of a bytearray that has nothing else, and
-    is the caller's no more.
+    adopt_many(data, count), if there is one, makes them of a bytearray that holds nothing else,
+    without copying; the caller gives the bytearray up.
 
-    arrays, if such are sent as they are: their type, and their dtype.
+    arrays is the type and dtype of arrays that are sent without conversion, if there are such.
     """
 
     spec: Any
@@ -63,7 +63,7 @@ class Codec(NamedTuple):
 
     @property
     def shape(self) -> int:
-        """The shape of the ring for it."""
+        """The shape of the ring that carries these records."""
         return 0  # IPCQ_SLOTS
 
     def __repr__(self) -> str:
@@ -73,7 +73,7 @@ class Codec(NamedTuple):
 AnyCodec: TypeAlias = Codec | MessageCodec
 
 
-# What the kinds share
+# What all kinds of spec share
 
 
 def bad_record(layout: Layout, why: object, record: object) -> BadRecord:
@@ -105,9 +105,10 @@ def window_of(data: BytesLike, nbytes: int) -> BytesLike:
     return view
 
 
-CASTABLE = frozenset("bBhHiIlLqQnNfdc?")  # what memoryview.cast takes
+CASTABLE = frozenset("bBhHiIlLqQnNfdc?")  # formats that memoryview.cast accepts
 
-# Nothing is masked before it is imported; to look into this is a quarter of looking at the values.
+# Without this module there are no masked values.  Asking for it takes a quarter of the time that
+# checking the values takes.
 MASKED = "numpy.ma"
 loaded = sys.modules
 

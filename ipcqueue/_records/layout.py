@@ -1,22 +1,22 @@
-"""What a slot holds, byte by byte: one canonical form for every way of spelling it.
+"""The layout of a record, byte by byte: one canonical form, however the spec spells it.
 
-Pure: bytes and types in, text and hashes out.  A layout is its size and its runs, in order of
-offset.  A run is a number of equal items without a gap between them:
+Pure: bytes and types in, text and hashes out.  A layout is a size and a list of runs, in order of
+offset.  A run is a series of equal items without gaps between them:
 
     8 bytes: 0:u32 4:u8[2]          16 bytes: 0:f64 8:u64be          24 bytes: 0:char[24]
 
-Rules that make two spellings meet, or keep them apart:
+Rules that decide whether two spellings are the same layout:
 
-- names and nesting do not count, nor does padding (only the total size tells of it);
-- neighbours of one kind merge, so "4I", "IIII" and an array of four c_uint32 are one run;
-- kinds are u and i (integers), f (floats; a complex is two), bool and char (opaque bytes);
-- text is char: "24s", c_char * 24, numpy S24 and V24, and the int spec 24 are the same;
-- numbers of one byte are not text: "24B" is u8[24], and differs from "24s";
-- byte order belongs to an item of more than one byte: big-endian says so, little does not.
+- Names and nesting do not count.  Nor does padding, except in the total size.
+- Neighbours of one kind merge: "4I", "IIII" and an array of four c_uint32 are one run.
+- The kinds are u and i (integers), f (floats; a complex is two), bool, and char (opaque bytes).
+- Text is char: "24s", c_char * 24, numpy S24 and V24, and the int spec 24 are the same.
+- Numbers of one byte are not text: "24B" is u8[24], and differs from "24s".
+- Only items of more than one byte have a byte order; big-endian is marked, little-endian is not.
 
 The fingerprint is BLAKE2b with a 16-byte digest over that text in ASCII, always with "bytes" in
-the plural, so that a program in any language can make its own.  Layouts are described by runs
-and never by items: sixteen million characters are one run.
+the plural.  So a program in any language can compute it.  A layout lists runs, never single items:
+sixteen million characters are one run.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ MAX_RECORD = 16 * 1024 * 1024
 """Largest record, in bytes."""
 
 MAX_RUNS = 1 << 18
-"""Most runs in a layout: a guess, about a second of work; larger mixtures are sent as bytes."""
+"""Largest number of runs in a layout: a guess, about a second of work; send more as bytes."""
 
 MAX_DESCRIPTION = 400
-"""Most bytes of a description; the segment header keeps it for error messages."""
+"""Largest description, in bytes; the segment header holds it for error messages."""
 
 _NATIVE = "<" if sys.byteorder == "little" else ">"
 _STRUCT_ITEM = re.compile(r"\s*(\d*)([a-zA-Z?])")
@@ -72,7 +72,7 @@ _NUMPY_REFUSED = {
     "U": "is text of four bytes a character: encode it, and use S",
     "T": "holds strings of any length, which are pointers into this process",
 }
-_NUMPY_USERDEF = 256  # NPY_USERDEF in ndarraytypes.h: types that other packages registered
+_NUMPY_USERDEF = 256  # NPY_USERDEF in ndarraytypes.h: from here on, types of other packages
 
 
 class Run(NamedTuple):
@@ -112,7 +112,7 @@ class Layout(NamedTuple):
 
 
 def check_size(size: int, what: str) -> None:
-    """Raise ValueError unless a slot may have this many bytes."""
+    """Raise ValueError unless a slot may have `size` bytes."""
     if not 1 <= size <= MAX_RECORD:
         raise ValueError(f"{what} has {size} bytes; a record has 1 to {MAX_RECORD} (16 MiB)")
 
@@ -134,7 +134,7 @@ def _item(kind: str, itemsize: int, order: str, count: int = 1) -> list[Run]:
 
 
 def _merge(runs: Iterable[Run]) -> list[Run]:
-    """Sort by offset, join neighbours of one kind, and refuse what overlaps."""
+    """Sort runs by offset and join neighbours of one kind; raise TypeError if runs overlap."""
     merged: list[Run] = []
     for run in sorted(runs):
         if merged:
@@ -159,7 +159,7 @@ def _repeat(runs: Sequence[Run], count: int, stride: int) -> list[Run]:
         return []
     if len(runs) == 1 and runs[0].end - runs[0].offset == stride:
         return [runs[0]._replace(items=runs[0].items * count)]
-    if len(runs) * count > 2 * MAX_RUNS:  # before they are made; _merge counts exactly
+    if len(runs) * count > 2 * MAX_RUNS:  # before making them; _merge() counts exactly
         raise _too_many_runs()
     return _merge(run for i in range(count) for run in _shift(runs, i * stride))
 
@@ -181,7 +181,7 @@ def bytes_layout(size: int) -> Layout:
 
 
 def struct_items(form: str) -> Iterator[tuple[str, int]]:
-    """Give (code, repeat count) for each item of a struct format, which must be valid."""
+    """Yield (code, repeat count) for each item of a struct format, which must be valid."""
     for number, code in _STRUCT_ITEM.findall(form.lstrip("@=<>!")):
         yield code, int(number) if number else 1
 
@@ -203,8 +203,8 @@ def _struct_runs(form: str, *, native: bool, order: str) -> Iterator[Run]:
             raise TypeError(f"the struct format {_short(form)} {_STRUCT_REFUSED[code]}")
         size = struct.calcsize(code if native else f"={code}")
         if native:
-            # An item begins at a multiple of its alignment, even one repeated 0 times ("0Q" is
-            # how struct is told to pad the end).
+            # An item begins at a multiple of its alignment, even if it is repeated 0 times ("0Q"
+            # tells struct to pad the end).
             align = struct.calcsize(f"c{code}") - size
             offset = -(-offset // align) * align
         if code != "x":
@@ -220,7 +220,7 @@ def _short(text: str) -> str:
 
 
 def ctypes_layout(ctypes: Any, cls: Any) -> Layout:
-    """Layout of a ctypes structure or array; TypeError, naming the field, for what is refused."""
+    """Layout of a ctypes structure or array; TypeError, which names the field, if refused."""
     try:
         size = ctypes.sizeof(cls)
     except TypeError:
@@ -242,7 +242,7 @@ def _ctypes_runs(ctypes: Any, cls: Any, where: str) -> list[Run]:
         return _repeat(_ctypes_runs(ctypes, cls._type_, f"{where}[]"), cls._length_, stride)
     if issubclass(cls, ctypes.Union):
         raise TypeError(f"{where} is a union: which of its members is meant cannot be told")
-    # Pointers to data have a type here, pointers to functions have none or a flag.
+    # Pointers to data have a type in _type_; pointers to functions have none, or a flag.
     code = cls._type_ if issubclass(cls, ctypes._SimpleCData) else "P"  # noqa: SLF001
     if code not in _CTYPES_KINDS:
         raise TypeError(f"{where} is {_CTYPES_REFUSED.get(code, f'of unsupported type {code!r}')}")
@@ -264,7 +264,7 @@ def _ctypes_field(ctypes: Any, owner: Any, entry: Any, where: str) -> list[Run]:
 
 
 def numpy_layout(dtype: Any) -> Layout:
-    """Layout of a numpy dtype; TypeError, naming the field, for what is refused."""
+    """Layout of a numpy dtype; TypeError, which names the field, if refused."""
     check_size(dtype.itemsize, f"the dtype {_short(str(dtype))}")
     return _layout(dtype.itemsize, _numpy_runs(dtype, "dtype"))
 

@@ -1,7 +1,7 @@
-"""Messages of any length: the specs `bytes`, `Message` and `Encoded`, and what goes with them.
+"""Messages of any length: the specs `bytes`, `Message` and `Encoded`, and their codec.
 
-The counterpart of _record for the ring of frames.  A frame carries bytes, a tag and flags; what
-the specs differ in is what of that the user sees.
+The counterpart of Codec for the ring of frames.  A frame carries bytes, a tag and flags; the specs
+differ in how much of that the user sees.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ _NOT_WHOLE: Final = (
 )
 
 MAX_TAG = 0xFFFFFFFF
-MAX_FLAGS = 0xFF  # the low byte of a frame's flags is the application's
-# Ours: the message is outside the ring, in a memory region (_ring/outside.py), which is
-OUT_OF_LINE = 0x8000  # the last one beside the frame,
-OUT_AGAIN = 0x4000  # or one that came beside an earlier frame
+MAX_FLAGS = 0xFF  # the low byte of a frame's flags belongs to the application
+# Our own flags: the message is outside the ring, in a memory region (_ring/outside.py).
+OUT_OF_LINE = 0x8000  # the region is the last one that came with this frame
+OUT_AGAIN = 0x4000  # the region came with an earlier frame
 OUTSIDE = OUT_OF_LINE | OUT_AGAIN
 
-# With the fingerprint of its description, worked out beforehand: hashlib is slow to import.
+# The fingerprint of the description is written out, because hashlib is slow to import.
 MESSAGES = Layout(
     1, (), bytes.fromhex("1f52da9aef07f8a89c9f8fdf137e4493"), "messages of any length"
 )
 
 
 class Message(NamedTuple):
-    """A message with what the frame carries beside its bytes."""
+    """A message: its bytes, and the tag and flags that its frame carries."""
 
     data: bytes | bytearray | memoryview
     tag: int = 0  # 0 to 2**32 - 1
@@ -47,21 +47,21 @@ class Message(NamedTuple):
 
 
 class Received(NamedTuple, Generic[T]):
-    """A message with what was attached to it; the receiver owns, and closes, both."""
+    """A message with its attachments; the receiver owns these and closes them."""
 
     record: T
     fds: list[Fd]
     regions: list[MemoryRegion]
 
     def __reduce_ex__(self, protocol: SupportsIndex, /) -> str | tuple[Any, ...]:
-        """Refuse to be copied with what was attached; without, it is a value like any other."""
+        """Refuse to be copied with attachments; without any, it is a value like any other."""
         if self.fds or self.regions:
             raise cannot_copy(self, _NOT_WHOLE)
-        # Not super(), which NamedTuple takes no methods with.
+        # Not super(): a NamedTuple class cannot have methods that use it.
         return tuple.__reduce_ex__(self, protocol)
 
     def close(self) -> None:
-        """Close what was attached."""
+        """Close the attachments."""
         for fd in self.fds:
             fd.close()
         for region in self.regions:
@@ -74,12 +74,13 @@ class _Encoded(NamedTuple, Generic[T]):
 
 
 class Encoded(_Encoded[T]):
-    """A record spec: objects that `encode` turns into bytes and `decode` makes of them.
+    """A record spec: objects that `encode` turns into bytes and `decode` makes from them.
 
-    decode(data: bytes) gets exactly what encode(object) gave, from a peer that may be hostile:
-    pickle.loads would run whatever the peer likes, so use it only between programs that trust
-    each other entirely.  It must not give None.  Where it raises, receiving raises DecodeFailed;
-    it may be called again for the same bytes.  The other side may state `bytes`, or another Encoded.
+    decode(data: bytes) gets the bytes that the peer's encode(object) returned.  The peer may be
+    hostile: pickle.loads would run any code of the peer's, so use it only between programs that
+    trust each other entirely.  decode must not return None.  If it raises, receiving raises
+    DecodeFailed; decode may be called again for the same bytes.  The other side may state `bytes`,
+    or another Encoded.
     """
 
     __slots__ = ()
@@ -96,22 +97,22 @@ class Encoded(_Encoded[T]):
 
 
 class Limits(NamedTuple):
-    """What the receiver of messages accepts; the sender learns it in the handshake."""
+    """The limits of a receiver of messages; the sender learns them in the handshake."""
 
     message: int = 64 << 20  # bytes
     fds: int = 0  # descriptors with one message
     regions: int = 8  # memory regions with one message
-    region: int = 256 << 20  # bytes; only for who receives; all its pages are read to map it
-    shared: bool = False  # regions that the giver can go on writing, and we can write
-    sockets: bool = False  # among the descriptors: they can form cycles only the kernel can free
+    region: int = 256 << 20  # bytes; only the receiver uses it; mapping one reads all its pages
+    shared: bool = False  # accept regions that both the giver and the receiver can write
+    sockets: bool = False  # accept sockets, which can form cycles that only the kernel can free
 
     def most_fds(self) -> int:
         """Return how many descriptors one message can come with."""
-        # A region has up to two; and one is that of a message outside the ring.
+        # A region has up to two descriptors; a message outside the ring needs one more.
         return self.fds + 2 * self.regions + 1
 
     def check_size(self, size: int) -> None:
-        """Raise TooLarge for a message that the receiver would not take."""
+        """Raise TooLarge for a message that the receiver would not accept."""
         if size > self.message:
             raise TooLarge(
                 f"a message has {size} bytes, and the receiver takes at most {self.message} "
@@ -119,7 +120,7 @@ class Limits(NamedTuple):
             )
 
     def check_attached(self, fds: int, regions: int) -> None:
-        """Raise Unaccepted for more attachments than the receiver takes."""
+        """Raise Unaccepted for more attachments than the receiver accepts."""
         for what, option, count, limit in (
             ("descriptors", "fds", fds, self.fds),
             ("memory regions", "regions", regions, self.regions),
@@ -132,7 +133,7 @@ class Limits(NamedTuple):
 
 
 class Framed(NamedTuple):
-    """What the encoding of a message gives: what goes into its frame."""
+    """An encoded message: the contents of its frame."""
 
     data: Any  # contiguous, of format "B"
     tag: int
@@ -171,7 +172,7 @@ class MessageCodec:
         return record
 
     def decode_many(self, data: bytes, count: int) -> list[Any]:  # noqa: ARG002 (as Codec)
-        """Return the empty batch, which is all that a record codec is asked for in common."""
+        """Return an empty batch: of both kinds of codec, the callers ask only for that."""
         return []
 
 
@@ -193,7 +194,7 @@ def _encode_message(record: Any) -> Framed:
 
 
 def checked_tag(what: str, value: Any, largest: int) -> int:
-    """Return the number that goes with a message; raise BadRecord unless it is from 0 to `largest`."""
+    """Return a message's tag or flags; raise BadRecord unless it is from 0 to `largest`."""
     try:
         number = value if isinstance(value, int) else index_of(value)
     except TypeError:
@@ -218,7 +219,7 @@ def _contiguous(data: Any) -> Any:
     return view.cast("B") if view.format in CASTABLE and view.nbytes else view.tobytes()
 
 
-CASTABLE = frozenset("bBhHiIlLqQnNfdc?")  # what memoryview.cast takes; as in _records/structs.py
+CASTABLE = frozenset("bBhHiIlLqQnNfdc?")  # formats that memoryview.cast accepts; as in codec.py
 
 
 def _decode_bytes(data: bytes, tag: int, flags: int) -> bytes:  # noqa: ARG001 (one signature)
@@ -226,7 +227,7 @@ def _decode_bytes(data: bytes, tag: int, flags: int) -> bytes:  # noqa: ARG001 (
 
 
 def tuple_of(what: str, attached: Iterable[T] | None) -> tuple[T, ...]:
-    """Return what goes along with a message; raise BadRecord if it is no sequence."""
+    """Return attachments of a message as a tuple; raise BadRecord if they are no sequence."""
     try:
         return () if attached is None else tuple(attached)
     except TypeError as error:

@@ -1,4 +1,4 @@
-"""An int as a spec: records that are so many opaque bytes."""
+"""An int as a spec: records of that many opaque bytes."""
 
 from __future__ import annotations
 

@@ -1,27 +1,26 @@
-"""How a record becomes the bytes of a slot, and back.
+"""codec_for: from a record spec to the codec for it.
 
-`codec_for` turns a record spec into a codec: four functions, made once per spec, that the queue
-calls for each record.  They are closures rather than methods because nothing in Python is nearer
-to a bare `Struct.pack`.
+A codec is a few functions, made once per spec, that the queue calls for each record.  They are
+closures, not methods, because a closure costs least beside a bare `Struct.pack`.
 
 Three promises hold for every kind of spec:
 
-- encode loses nothing in silence.  What struct and numpy would cut or wrap (bytes too long for
-  their field, a fraction or a large number put into an integer) is a BadRecord, raised before
-  anything is sent.  Floats are rounded to the width of their field, but never to infinity;
-- encode sends no secrets: pointers into this process and what a masked array hides are a BadRecord
-  (fdpass/_sendable.py).  A masked array that hides nothing is an array;
-- decode copies.  What it gives owes nothing to the slot, which the sender will write again.
+- encode loses nothing in silence.  struct and numpy would cut or wrap some values (bytes too long
+  for their field, a fraction or a large number in an integer).  These are a BadRecord, raised
+  before anything is sent.  Floats are rounded to the width of their field, but never to infinity.
+- encode sends no secrets.  Pointers into this process and the hidden values of a masked array are a
+  BadRecord (fdpass/_sendable.py).  A masked array that hides nothing is sent.
+- decode copies.  Its result does not depend on the slot, which the sender will write again.
 
-Text fields keep the habits of their library: struct pads short bytes with NULs and gives them
-all back (so do NamedTuples and dataclasses), numpy's S strips trailing NULs, and the value of a
-ctypes c_char array ends at the first NUL.
+Text fields behave as in their library.  struct pads short bytes with NULs and returns them with the
+padding (so do NamedTuples and dataclasses).  numpy's S strips trailing NULs.  The value of a ctypes
+c_char array ends at the first NUL.
 
-Padding that struct or a conversion makes is zero; that of a ctypes or numpy record is sent as it
-is, with whatever this process left in it.
+Padding made by struct or by a conversion is zero.  Padding of a ctypes or numpy record is sent as
+it is, with the old memory contents of this process in it.
 
-None of numpy, ctypes and dataclasses is imported here: a spec made with one of them has already
-done so.
+This file imports none of numpy, ctypes and dataclasses: a program with such a spec has imported
+them.
 """
 
 from __future__ import annotations
@@ -54,17 +53,17 @@ _ACCEPTED = (
 
 
 def codec_for(spec: Any) -> AnyCodec:
-    """Give the codec for a record spec; a Codec is returned as it is.
+    """Return the codec for a record spec; a codec is returned unchanged.
 
-    Raises TypeError for what is no spec, or holds what means nothing in another process, such as
-    pointers; ValueError for a size that is none, and for a malformed struct format.
+    Raises TypeError for anything that is no spec, and for a spec with fields that mean nothing in
+    another process, such as pointers; ValueError for an impossible size or struct format.
     """
     if isinstance(spec, Codec | MessageCodec):
         return spec
     if spec is bytes or spec is Message or isinstance(spec, Encoded):
         return MessageCodec(spec)
     if hasattr(type(spec), "__index__") and not isinstance(spec, int):
-        with contextlib.suppress(TypeError):  # an array of more than a number
+        with contextlib.suppress(TypeError):  # an array of more than one number
             spec = index_of(spec)
     try:
         hash(spec)
@@ -81,9 +80,9 @@ def _make_codec(spec: Any, _scalar: Any) -> Codec:
     if isinstance(spec, str | struct.Struct):
         return struct_codec(spec)
     codec = _class_codec(spec) if isinstance(spec, type) else None
-    # Not imported means that the spec cannot come from there.
+    # If numpy is not imported, the spec cannot be one of its types.
     if codec is None and (numpy := sys.modules.get("numpy")):
-        # Scalar types that are not in this table, such as numpy.floating, are abstract.
+        # Scalar types missing from this table, such as numpy.floating, are abstract.
         if isinstance(spec, type) and spec in numpy.sctypeDict.values():
             return numpy_codec(numpy, spec, numpy.dtype(spec))
         if isinstance(spec, numpy.dtype):

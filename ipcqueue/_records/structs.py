@@ -41,7 +41,7 @@ def compiled(spec: str | struct.Struct) -> struct.Struct:
 
 
 _PACKING_FAILED = (struct.error, TypeError, ValueError, OverflowError)
-_MAX_FIELDS = 256  # of a Packer; a guess: with more of them, what each record costs is little
+_MAX_FIELDS = 256  # of a Packer; a guess: beyond it, the cost per record hardly matters
 
 
 def packing(
@@ -51,9 +51,9 @@ def packing(
     base: type | tuple[type, ...],
     in_c: Any,
 ) -> Callable[[Any], bytes]:
-    """Give the encode of a sequence: its type is one of exact, or derived from base.
+    """Return encode() for sequences whose type is in `exact` or derives from `base`.
 
-    What is in C comes first: it takes the plain values that most records have, and only those.
+    The C code comes first: it takes only the plain values that most records have.
     """
     pack = packer.pack
     limits = _limits(packer.format)
@@ -63,14 +63,14 @@ def packing(
         if type(record) not in exact and not isinstance(record, base):
             raise bad_record(layout, f"expected a {wanted}, got {type(record).__name__}", record)
         try:
-            # What is masked turns into 0 or nan, and has an __index__.
+            # A masked value has an __index__, and would become 0 or nan.
             if MASKED in loaded and not are_plain(record):
                 check_values(record)
             data = pack(*record)
         except _PACKING_FAILED as error:
             raise bad_record(layout, error, record) from None
         for index, limit in limits:
-            # struct would cut it in silence
+            # struct would cut it in silence.
             if len(record[index]) > limit:
                 why = f"item {index} has {len(record[index])} bytes, more than its {limit}"
                 raise bad_record(layout, why, record)
@@ -88,7 +88,7 @@ def packing(
 
 
 def packer_in_c(packer: struct.Struct, cls: Any = None) -> Any:
-    """Give what packs and unpacks many tuples at once; None if there is none for this format."""
+    """Return the C object that packs and unpacks many tuples at once; None if it cannot."""
     form = packer.format
     orders = "@=<" if sys.byteorder == "little" else "@=>!"
     mode = form[0] if form[0] in "@=<>!" else "@"
@@ -96,17 +96,17 @@ def packer_in_c(packer: struct.Struct, cls: Any = None) -> Any:
     number = sum(1 if code == "s" else count for code, count in items if code != "x")
     if mode not in orders or not 0 < number <= _MAX_FIELDS:
         return None
-    if len(items) > 2 * _MAX_FIELDS:  # most of them padding: what follows is quadratic
+    if len(items) > 2 * _MAX_FIELDS:  # mostly padding; the loop below takes quadratic time
         return None
     fields = []
     before = mode
     for code, count in items:
         before += f"{count}{code}"
-        end = struct.calcsize(before)  # struct aligns the beginning of an item, so not the end
+        end = struct.calcsize(before)  # where the item ends: struct aligns only its beginning
         if code == "x":
             continue
         if code == "s":
-            if count == 0:  # is b"" and has no bytes
+            if count == 0:  # its value is b"", without any bytes
                 return None
             fields.append(("s", end - count, count))
             continue
@@ -130,11 +130,11 @@ def packing_many(
     encode: Callable[[Any], BytesLike],
     values_of: Callable[[Any], Any] | None = None,
 ) -> Callable[[Iterable[Any]], tuple[BytesLike, int]]:
-    """Give the encode_many of sequences, or of what values_of makes sequences of.
+    """Return encode_many() for sequences, or for objects that values_of() turns into sequences.
 
-    A list is packed as a whole, as long as its records are of the exact types and there is
-    nothing wrong with any of them; else one by one, which finds out what is wrong and where.
-    What else can be iterated may give one list again and again, with other items: one by one.
+    A list is packed as a whole if all its records are of the types in `exact` and valid; otherwise
+    one by one, which finds the wrong one and names it.  Any other iterable is packed one by one: it
+    may yield the same list repeatedly, with other items.
     """
     pack, size = packer.pack, packer.size
     texts = [(itemgetter(index), limit) for index, limit in _limits(packer.format)]
@@ -149,7 +149,7 @@ def packing_many(
         return one_by_one(records)
 
     def pack_all(records: Any) -> bytes | None:
-        records = tuple(records)  # another thread may be at the list
+        records = tuple(records)  # another thread may change the list
         if not types.issuperset(map(type, records)):
             return None
         try:
@@ -164,17 +164,17 @@ def packing_many(
 
     def join(records: tuple[Any, ...]) -> bytes | None:
         data = b"".join(starmap(pack, records))
-        # struct would cut them in silence
+        # struct would cut them in silence.
         cut = any(max(map(len, map(text, records)), default=0) > limit for text, limit in texts)
         return None if cut else data
 
-    # Of tuples, what is in C looks at the types by itself.
+    # For tuples, the C code checks the types by itself.
     pack_tuples: Any = pack_all if in_c is None or values_of is not None else in_c.pack
     return encode_many
 
 
 def _limits(form: str) -> tuple[tuple[int, int], ...]:
-    """Index and most bytes of each text item of a struct format."""
+    """Return the index and the number of bytes of each text item of a struct format."""
     limits = []
     index = 0
     for code, count in struct_items(form):

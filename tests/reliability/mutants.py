@@ -1135,8 +1135,8 @@ MUTANTS = [
     Mutant(
         "what is masked in a list is sent as nan",
         "ipcqueue/_records/arrays.py",
-        "        _check_items(np, value)\n    # Whatever",
-        "        pass\n    # Whatever",
+        "        _check_items(np, value)\n    # An object",
+        "        pass\n    # An object",
         "conformance/test_values.py::TestMasked::test_one_is_refused",
     ),
     Mutant(
