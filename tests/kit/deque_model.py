@@ -28,7 +28,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from ipcqueue._core import ffi, lib
+from ipcqueue._core import ffi
 
 import fdpass
 import ipcqueue
@@ -486,11 +486,10 @@ class OfSlots(Model):
     @rule(count=st.integers(1, 9))
     def a_pop_is_abandoned(self, count):
         """As if an exception struck just after the core has copied the records out."""
-        it = self.receiver
-        if it._ring is None or it.holds():
+        if self.receiver.holds():
             return
-        count = min(count, it._room)
-        lib.ipcq_pop(it._ring, it._buffer, count, it._delivered, it._count)
+        count = min(count, self.capacity)
+        self.receiver.pull(count)
         self.in_process = max(self.in_process, count)
 
     @precondition(lambda self: self.opened and self.cannot_send() is None)
