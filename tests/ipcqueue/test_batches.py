@@ -72,7 +72,8 @@ def test_what_fits_goes_and_comes_without_what_waits(name, monkeypatch):
             monkeypatch.setattr(type(one._endpoint.sender), "batch", None)
         if name != "tagged messages":
             monkeypatch.setattr(type(one._endpoint.sender), "try_push_many", None)
-            monkeypatch.setattr(type(one._threads), "_until", None)
+            monkeypatch.setattr(type(one._threads), "_take", None)
+            monkeypatch.setattr(ipcqueue._threads, "drive", None)
             monkeypatch.setattr(type(other._endpoint.receiver), "try_pop_many", None)
         assert one.xmit_many(make(range(9))) == 9
         assert numbers(other.recv_vectored()) == list(range(9))
@@ -268,8 +269,6 @@ def test_a_forked_child_can_neither_send_nor_receive(kind):
 def test_the_time_that_encoding_takes_is_not_that_of_waiting(monkeypatch):
     one, other = memenpsf.pair("<Q", capacity=4)
     now = [100.0]
-    for module in ipcqueue._threads, ipcqueue._link.opening:
-        monkeypatch.setattr(module, "monotonic", lambda: now[0])
 
     def records():
         for n in range(8):
@@ -277,8 +276,8 @@ def test_the_time_that_encoding_takes_is_not_that_of_waiting(monkeypatch):
             yield (n,)
 
     with one, other:
-        sleep = lambda *_: not other.recv_vectored()  # noqa: E731
-        monkeypatch.setattr(ipcqueue._threads.Threads, "_sleep", sleep)
+        monkeypatch.setattr(one._endpoint, "clock", lambda: now[0])
+        monkeypatch.setattr(ipcqueue._threads, "wait_for", lambda _: len(other.recv_vectored()) > 0)
         assert one.xmit_many(records(), timeout=5) == 8
 
 

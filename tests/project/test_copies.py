@@ -51,6 +51,8 @@ PLAIN = {
     "ipcqueue._link.loans._Hold": "nothing but there or not",
     "ipcqueue._records.messages.MessageCodec": "two functions of the application",
     "ipcqueue._origin._Tag": "a weak reference",
+    "memenpsf.trio._tasks.Follower": "an event of Trio",
+    "ipcqueue._link.plans.Rounds": "borrows its endpoint for one call of a verb",
     "ipcqueue._link.terms.Terms": "what the application asks for",
     "ipcqueue._link.waiters.Waiter": "what one thread waits for; borrows the lock it sleeps on",
     "ipcqueue._ring.sender.BatchSending": "holds an end of a ring",
