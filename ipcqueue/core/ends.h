@@ -1,27 +1,27 @@
 #pragma once
 /*
- * The two ends of a ring, as slots.c and frames.c build on them: one sender, one receiver, and
- * the rule for waking each other.  Indices count units: records in a ring of slots, bytes in a
- * ring of frames.
+ * The two ends of a ring, the base of slots.c and frames.c: one sender, one receiver, and the
+ * rule for waking each other.  Indices count units: records in a ring of slots, bytes in a ring
+ * of frames.
  *
- * Rules that everything here rests on:
+ * Everything here rests on these rules:
  *
- *  - A side writes only its own segment.  Its own index lives in its private struct and is
- *    only ever *stored* to the segment, so nothing the peer does can change it.
- *  - A shared value of the peer is loaded once per operation into a local, checked, and only
- *    the local is used afterwards.  `head - tail <= capacity` is the whole check: an index
- *    that moves back inside that window harms only the peer that moved it.  What it has
- *    promised before holds all the same (space that is lent, records that are borrowed), so
- *    that the window never becomes larger than the ring: see look_for_space and ipcq_take.
- *  - A record is written first and published by the store of `head` after it; a slot is read
- *    first and given back by the store of `tail` after it.
+ *  - A side writes only its own segment.  Its own index lives in its private struct and is only
+ *    ever *stored* to the segment, so the peer cannot change it.
+ *  - A shared value of the peer is loaded once per operation into a local variable and checked;
+ *    afterwards only the local is used.  `head - tail <= capacity` is the whole check: an index
+ *    that moves back inside that window harms only the peer that moved it.  What the peer has
+ *    granted before stays valid (reserved space, borrowed records), so the window never becomes
+ *    larger than the ring: see look_for_space and ipcq_take.
+ *  - A record is written before the store of `head` that publishes it; a slot is read before the
+ *    store of `tail` that gives it back.
  *
  * Memory order, with partners:
  *
  *    publish: store head (release)  <->  look_for_records: load head (acquire)
- *                        records are seen whole
+ *                        the receiver sees whole records
  *    give_back: store tail (release)  <->  look_for_space: load tail (acquire)
- *                        memory is reused only after it was read
+ *                        the sender reuses memory only after it was read
  *    ring_bell: fence (seq_cst)  <->  announce: fence (seq_cst)
  *                        see ring_bell
  */
@@ -36,27 +36,28 @@
 #include "layout.h"
 
 
-/* How long a sender may believe in a peer that it has not heard of.  A guess: well under the
- * 100 ms in which the death of a peer should be noticed, and one poll() in 50 ms is free. */
+/* How long a sender may go without checking that its peer lives.  A guess: well under the 100 ms
+ * in which the death of a peer should be noticed; one poll() in 50 ms costs nothing. */
 #define LIVENESS_INTERVAL_NS 50000000u
 
 /*
- * How long an end looks for what is about to come before it sleeps.
+ * How long an end spins before it sleeps.
  *
- * Waking a sleeper takes 70 to 95 us on a virtual machine, so looking pays where things come soon;
- * otherwise it only burns a processor.  What paid is known afterwards: after each time in vain the
- * next `penalty` waits go to sleep at once, twice as many as the last time; after one that was not,
- * none.  A peer that was just woken by our doorbell gets the time that waking takes on top: else
- * two sides that answer each other, once asleep, would never find out that they need not sleep.
+ * Waking a sleeper takes 70 to 95 us on a virtual machine.  So spinning pays if records come soon;
+ * otherwise it only burns a processor.  Experience decides: after a spin in vain the next `penalty`
+ * waits sleep at once, and each spin in vain doubles `penalty`; a successful spin resets it to 0.
+ * If our doorbell has just woken the peer, the time that waking takes is added.  Otherwise two
+ * sides that answer each other, once asleep, would never find out that they need not sleep.
  */
 enum { WAKING_NS = 120000, MOST_PENALTY = 512 };
 
 /*
- * Looking needs a processor of its own: where the peer shares ours, it cannot publish while we look, and
- * each record takes a whole time slice of the scheduler (2 to 10 ms).  So a thread that may run on one
- * processor only does not look at all if it is adaptive, and otherwise yields after each look.  The
- * caller asks for the same (`yields`) where it knows more: the peer is a thread of this process, or a
- * cgroup allows less than two processors.  The affinity can change, so it is read again at times.
+ * Spinning needs a processor of its own.  A peer that shares ours cannot publish while we spin, so
+ * each record would take a whole time slice of the scheduler (2 to 10 ms).  If a thread may run on
+ * one processor only, it does not spin at all if it is adaptive; otherwise it calls sched_yield()
+ * after each look.  The caller asks for that (`yields`) if it knows more: the peer is a thread of
+ * this process, or a cgroup allows less than two processors.  The affinity can change, so it is
+ * read again every AFFINITY_NS.
  */
 enum { AFFINITY_NS = 100000000 }; /* a guess: the call takes 0.2 us, so this costs nothing */
 
@@ -71,16 +72,16 @@ struct patience {
 };
 
 /*
- * Whether a receiver that has caught up with a stream lets it run ahead a little.
+ * Whether a receiver that has caught up with a stream lets the sender get ahead a little.
  *
- * Looking at each record as it comes takes the lines of `head` and of the ring from the sender's
- * cache each time, and halves its rate.  Four microseconds' patience get dozens of records for that
- * price, where there is a stream; whether there is shows in what has come meanwhile.
+ * A receiver that reads each record as it comes takes the cache lines of `head` and of the ring
+ * from the sender every time, and halves its rate.  In a stream, waiting four microseconds yields
+ * dozens of records for one such transfer.  The number that came meanwhile shows whether it is one.
  */
 enum { RUN_AHEAD_NS = 4000, FEW_SLOTS = 64, FEW_BYTES = 4096, WORTH = 10, MOST_SKIPPED = 1024 };
 
 struct stream {
-    uint32_t few; /* units: with more there is no need to wait */
+    uint32_t few; /* units: if more are there, do not wait */
     uint32_t skip, penalty;
 };
 
@@ -101,7 +102,7 @@ struct ipcq_sender {
     int corrupt, gone;
     struct bell bell;
     int process;           /* a pidfd of the peer, or -1 */
-    _Atomic uint64_t head; /* private truth; atomic only because spin and arm look at it */
+    _Atomic uint64_t head; /* the true value; atomic only because spin and arm read it */
     uint64_t tail;         /* the peer's index when last loaded */
     uint64_t peer_seen_ns;
     struct patience patience;
@@ -118,7 +119,7 @@ struct ipcq_receiver {
     const _Atomic uint32_t *forks; /* of this process; see forked() */
     int corrupt;
     struct bell bell;
-    _Atomic uint64_t tail; /* private truth, as above */
+    _Atomic uint64_t tail; /* the true value, as above */
     uint64_t head;         /* the peer's index when last loaded */
     struct patience patience;
     struct stream stream;
@@ -138,8 +139,8 @@ static inline void count(_Atomic uint64_t *counter)
                           memory_order_relaxed);
 }
 
-/* A forked child shares mappings and socket, and must not touch them.  The counter is bumped in
- * every child; an end carries its address, as this file may be compiled into several modules. */
+/* A forked child shares mappings and socket, and must not use them.  Every child increments the
+ * counter.  An end holds its address, because this file is compiled into several modules. */
 static inline int forked(const _Atomic uint32_t *forks, uint32_t generation)
 {
     return generation != atomic_load_explicit(forks, memory_order_relaxed);
@@ -148,19 +149,19 @@ static inline int forked(const _Atomic uint32_t *forks, uint32_t generation)
 /*
  * Wake the peer if it sleeps; called after each publish.
  *
- * The fence stands between our publish and our look at the peer's epoch; in announce() its
- * partner stands between the peer's epoch and the peer's second look at our index.  So at
- * least one side sees the other: either we see the odd epoch and ring, or the peer sees the
- * record and does not sleep.  Without it both stores may still sit in store buffers while
- * both loads return the old values, and the peer sleeps beside a full ring.
+ * This fence is between our publish and our load of the peer's epoch.  Its partner in announce()
+ * is between the store of the peer's epoch and the peer's second look at our index.  So at least
+ * one side sees the other: either we see the odd epoch and ring, or the peer sees the record and
+ * does not sleep.  Without the fences both stores may still be in store buffers while both loads
+ * return the old values: the peer would sleep beside a full ring.
  *
- * One doorbell per epoch is enough.  It may be dropped when the socket is full, because then
- * bytes wait there and the peer's poll returns anyway; and when the peer is gone, which whoever
- * reads the socket finds out.  For no other reason: a kernel short of memory (ENOBUFS, ENOMEM)
- * is asked again, and at the next publish.
+ * One doorbell per epoch is enough.  It may be dropped if the socket is full, because the bytes in
+ * it make the peer's poll() return anyway; and if the peer is gone, which the reader of the socket
+ * finds out.  It may not be dropped for any other reason: if the kernel is short of memory
+ * (ENOBUFS, ENOMEM), we try again, and once more at the next publish.
  */
-static inline void ring_bell(struct bell *bell, const _Atomic uint32_t *peer_epoch, unsigned char opcode,
-                      uint64_t index, struct ipcq_counters *counters)
+static inline void ring_bell(struct bell *bell, const _Atomic uint32_t *peer_epoch,
+                             unsigned char opcode, uint64_t index, struct ipcq_counters *counters)
 {
     atomic_thread_fence(memory_order_seq_cst);
     uint32_t epoch = atomic_load_explicit(peer_epoch, memory_order_relaxed);
@@ -177,11 +178,11 @@ static inline void ring_bell(struct bell *bell, const _Atomic uint32_t *peer_epo
             return;
         sched_yield();
     }
-    bell->rung = epoch - 1; /* even, so no epoch one could ring for */
+    bell->rung = epoch - 1; /* even, so it never equals an epoch that asks for a doorbell */
 }
 
-/* Refresh the private copy of the peer's tail; CORRUPT if it cannot be true: in the middle of a batch
- * `head` is ahead of what is published, and what is not cannot have been taken. */
+/* Refresh our copy of the peer's tail; CORRUPT if it is impossible.  In the middle of a batch
+ * `head` is ahead of the published index, and the peer cannot have taken what is not published. */
 static inline int look_for_space(struct ipcq_sender *s, uint64_t head)
 {
     uint64_t tail = atomic_load_explicit(&s->peer->tail, memory_order_acquire);
@@ -190,23 +191,24 @@ static inline int look_for_space(struct ipcq_sender *s, uint64_t head)
         s->corrupt = 1;
         return IPCQ_CORRUPT;
     }
-    if (head - tail < head - s->tail) /* space once seen stays: some of it may be reserved */
+    if (head - tail < head - s->tail) /* never shrink the space: some may be reserved already */
         s->tail = tail;
     return IPCQ_DONE;
 }
 
-/* A receiver that only reads never hears a sender that only writes: ask now and then. */
+/* Nothing tells a sender that only writes that its receiver has died: so ask at intervals.
+ * Relaxed: `closed` orders nothing here, since the sender reads none of the peer's records. */
 static inline int peer_is_gone(struct ipcq_sender *s)
 {
     if (s->gone || atomic_load_explicit(&s->peer->closed, memory_order_relaxed))
-        return s->gone = 1; /* for ever, whatever the peer says later */
+        return s->gone = 1; /* for ever, whatever the peer's segment says later */
     uint64_t now = now_ns(CLOCK_MONOTONIC_COARSE);
     if (now - s->peer_seen_ns < LIVENESS_INTERVAL_NS || s->bell.socket < 0)
         return 0;
     struct pollfd p[] = {{.fd = s->bell.socket, .events = POLLRDHUP},
                          {.fd = s->process, .events = POLLIN}};
     if (poll(p, 2, 0) > 0)
-        return 1; /* and peer_seen_ns stays, so that the next push says so, too */
+        return 1; /* peer_seen_ns stays unchanged, so the next push returns GONE, too */
     s->peer_seen_ns = now;
     atomic_store_explicit(&s->own->sending.last_active_ns, now, memory_order_relaxed);
     return 0;
@@ -232,7 +234,7 @@ static inline void relax(void)
 #endif
 }
 
-/* Look at the peer's index, as all before `from` was seen; see struct stream. */
+/* Load the peer's index, because everything before `from` was seen; see struct stream. */
 static inline int look_beyond(struct ipcq_receiver *r, uint64_t tail, uint64_t from)
 {
     if (look_for_records(r, tail) != IPCQ_DONE)
@@ -260,7 +262,7 @@ static inline int look_beyond(struct ipcq_receiver *r, uint64_t tail, uint64_t f
     return IPCQ_DONE;
 }
 
-/* Show everything written so far, up to index `head`, to the peer; and wake it. */
+/* Make everything up to index `head` visible to the peer, and wake it. */
 static inline void publish(struct ipcq_sender *s, uint64_t head, int wake)
 {
     atomic_store_explicit(&s->head, head, memory_order_relaxed);
@@ -269,7 +271,7 @@ static inline void publish(struct ipcq_sender *s, uint64_t head, int wake)
         ring_bell(&s->bell, &s->peer->wait_records, IPCQ_OPCODE_WRITE, head, &s->own->sending);
 }
 
-/* Let the peer write again over everything before index `tail`; and wake it. */
+/* Let the peer overwrite everything before index `tail`, and wake it. */
 static inline void give_back(struct ipcq_receiver *r, uint64_t tail)
 {
     atomic_store_explicit(&r->tail, tail, memory_order_relaxed);
@@ -286,7 +288,7 @@ static inline int sender_state(struct ipcq_sender *s)
     return peer_is_gone(s) ? IPCQ_GONE : IPCQ_DONE;
 }
 
-/* Whether `units` fit behind what is published: DONE, FULL, CORRUPT. */
+/* Whether `units` fit behind index `head`: DONE, FULL, CORRUPT. */
 static inline int make_space(struct ipcq_sender *s, uint64_t head, uint64_t units)
 {
     if (s->capacity - (head - s->tail) >= units)
@@ -308,7 +310,7 @@ static inline int look_from(struct ipcq_receiver *r, uint64_t from)
         return IPCQ_AGAIN;
     if (r->head == from && look_beyond(r, tail, from) != IPCQ_DONE)
         return IPCQ_CORRUPT;
-    if (r->head - tail < from - tail) { /* the peer has taken back what it had published */
+    if (r->head - tail < from - tail) { /* the peer has moved its head back behind `from` */
         r->corrupt = 1;
         return IPCQ_CORRUPT;
     }

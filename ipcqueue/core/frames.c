@@ -1,16 +1,16 @@
 /*
- * A ring of frames: messages of any length, each behind a header that says how long it is.
+ * A ring of frames: messages of any length, each behind a header with its length.
  *
- * The ring is mapped twice in a row, so a frame never appears in two pieces and there is no
- * padding at the end to skip.  What the header says is the peer's word: it is copied out once,
- * checked against what the peer has published, and only the copy is used.
+ * The ring is mapped twice in a row, so a frame is always in one piece, and there is no padding to
+ * skip at the end.  The peer can write anything into a header: so it is copied out once, the copy
+ * is checked against the published index, and only the copy is used.
  */
 #include "ends.h"
 
 enum { HEADER = sizeof(struct ipcq_frame), ALIGN = IPCQ_FRAME_ALIGN };
 static_assert(HEADER == ALIGN, "a header fills the alignment, so it never wraps either");
 
-/* Bytes of ring that a frame takes; `size` is at most 2^32. */
+/* Bytes of ring that a frame occupies; `size` is at most 2^32. */
 static uint64_t extent(uint64_t size)
 {
     return HEADER + ((size + ALIGN - 1) & ~(uint64_t)(ALIGN - 1));
@@ -60,7 +60,7 @@ static int send_fds(struct ipcq_sender *s, const int *fds, size_t n)
     for (;;) {
         if (sendmsg(s->bell.socket, &m, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0)
             return IPCQ_DONE;
-        /* ETOOMANYREFS: more under way in the whole system than this user may open. */
+        /* ETOOMANYREFS: this user has more descriptors in flight than it may open. */
         if (errno == EAGAIN || errno == EWOULDBLOCK || errno == ETOOMANYREFS)
             return IPCQ_STUCK;
         if (errno != EINTR)
@@ -73,7 +73,7 @@ uint64_t ipcq_frame_units(ipcq_sender *s, const struct ipcq_frame *frame)
     uint64_t units = extent(frame->size);
     if (frame->fds + frame->regions == 0 || s->attached_count < IPCQ_MAX_ATTACHED)
         return units;
-    /* The oldest of those under way must have been taken: tail must have reached its end. */
+    /* The oldest of the frames under way must have been taken: tail must have reached its end. */
     uint64_t end = s->attached[s->attached_count % IPCQ_MAX_ATTACHED];
     uint64_t behind = atomic_load_explicit(&s->head, memory_order_relaxed) - end;
     uint64_t until = behind < s->capacity ? s->capacity - behind : 0;

@@ -6,28 +6,28 @@
  *    1024  head          written by the owner as sender:   units published so far
  *    1152  tail          written by the owner as receiver: units taken so far
  *    1280  wait_records, wait_space, closed                rarely written, read at each publish
- *    1408  counters of the sender role                     for tools; nobody decides by them
+ *    1408  counters of the sender role                     for tools; nothing depends on them
  *    1536  counters of the receiver role
  *    4096  the ring, of one of two shapes (identity.shape):
  *          slots         `capacity` records of `slot_size` bytes each; a unit is a record
- *          frames        `capacity` bytes, whole pages; a unit is a byte, and messages stand one
- *                        behind the other, padded to 16 bytes:
+ *          frames        `capacity` bytes, whole pages; a unit is a byte; frames follow each
+ *                        other, padded to 16 bytes:
  *
  *                        | size u32 | tag u32 | flags u16 | fds u16 | regions u16 | 0 u16 | bytes |
  *
- *                        Both sides map the ring twice in a row, so that a frame that begins near
- *                        its end goes on in the second mapping and is never in two pieces.
+ *                        Both sides map the ring twice in a row: a frame that begins near the end
+ *                        continues in the second mapping, so it is always in one piece.
  *
- * Each segment has one writer, its owner; the peer maps it read-only and the seals keep it so.
- * The queue A->B is therefore made of two segments: ring and head in A's, tail in B's.
+ * Each segment has one writer, its owner; the peer maps it read-only, and the seals enforce that.
+ * So the queue A->B is in two segments: ring and head in A's, tail in B's.
  * Indices only grow (u64) and are masked on use; all `capacity` units are usable.
  *
- * Lines are 128 bytes apart, because processors prefetch cache lines in pairs.  The wait
- * epochs stand apart from the indices because every publish reads the peer's: beside `tail`,
- * which the peer writes at each pop, that read would miss the cache each time.
+ * Lines are 128 bytes apart, because processors prefetch cache lines in pairs.  The wait epochs
+ * are apart from the indices, because every publish reads the peer's epoch.  Beside `tail`, which
+ * the peer writes at each pop, that read would miss the cache every time.
  *
- * Little-endian and 64-bit are assumed, and asserted, rather than converted: both processes
- * run on one machine.
+ * Both processes run on one machine, so nothing is converted: a 64-bit little-endian machine is
+ * assumed, and asserted.
  */
 #include <assert.h>
 #include <stdalign.h>
@@ -38,8 +38,8 @@
 
 struct ipcq_counters {
     _Atomic uint64_t doorbells;      /* control messages sent to wake the peer */
-    _Atomic uint64_t waits;          /* times this side announced that it goes to sleep */
-    _Atomic uint64_t refused;        /* sender: pushes that found no space at all */
+    _Atomic uint64_t waits;          /* times that this side announced sleep */
+    _Atomic uint64_t refused;        /* sender: pushes that found no space */
     _Atomic uint64_t last_active_ns; /* CLOCK_MONOTONIC_COARSE */
 };
 
@@ -70,7 +70,8 @@ static_assert(offsetof(struct ipcq_segment, sending) == 1408, "layout");
 static_assert(offsetof(struct ipcq_segment, receiving) == 1536, "layout");
 static_assert(offsetof(struct ipcq_segment, slots) == IPCQ_HEADER_SIZE, "layout");
 static_assert(offsetof(struct ipcq_frame, tag) == 4 && offsetof(struct ipcq_frame, flags) == 8 &&
-                  offsetof(struct ipcq_frame, fds) == 10 && offsetof(struct ipcq_frame, regions) == 12 &&
+                  offsetof(struct ipcq_frame, fds) == 10 &&
+                  offsetof(struct ipcq_frame, regions) == 12 &&
                   offsetof(struct ipcq_frame, reserved) == 14 && sizeof(struct ipcq_frame) == 16,
               "layout");
 static_assert(offsetof(struct ipcq_outside, number) == 8 && sizeof(struct ipcq_outside) == 16,

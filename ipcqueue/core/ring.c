@@ -1,5 +1,5 @@
 /*
- * What both shapes of ring have in common, apart from ends.h: setting up, waiting, looking.
+ * The common part of both shapes of ring, beside ends.h: setting up, waiting, looking.
  */
 #include "ends.h"
 
@@ -28,7 +28,7 @@ uint32_t ipcq_fork_generation(void)
 
 /* -- announcing sleep ------------------------------------------------------------------------ */
 
-/* Make our epoch odd, and new: a peer that has rung for the old one will ring again. */
+/* Make our epoch odd and new: a peer that has rung for an older one will ring again. */
 static void announce(struct bell *bell, _Atomic uint32_t *shared, struct ipcq_counters *counters)
 {
     bell->epoch += (bell->epoch & 1u) ? 2 : 1;
@@ -88,15 +88,15 @@ static uint64_t patience(struct patience *p, struct ipcq_segment *own)
     return p->most + (rung != before ? WAKING_NS : 0);
 }
 
-/* Looks between two readings of the clock; one, where others get the processor after each look. */
+/* The number of looks between two readings of the clock; 1 if we yield after each look. */
 enum { LOOKS = 32 };
 
-/* After so long others get the processor after LOOKS looks: there may be more waiters than processors,
- * and the peer may be one of those that do not run.  A guess; where nobody else wants to run, sched_yield
- * takes 0.3 us. */
+/* After this time we yield after every LOOKS looks: there may be more spinning threads than
+ * processors, and the peer may be one that does not run.  A guess; if no other thread wants to run,
+ * sched_yield() takes 0.3 us. */
 enum { YIELD_AFTER_NS = 50000 };
 
-/* Between looks; returns whether to go on until `end`. */
+/* Pause between looks; return whether to go on, which is until `end`. */
 static int spins_on(int looks, uint64_t begin, uint64_t end)
 {
     uint64_t now = now_ns(CLOCK_MONOTONIC);
@@ -149,7 +149,7 @@ void ipcq_sender_silence(ipcq_sender *s)
     s->process = -1;
 }
 
-/* Anything unusual counts as space: the push that follows finds out what it is. */
+/* Anything unusual counts as space: the push that follows will find out. */
 static int has_space(ipcq_sender *s, uint64_t units)
 {
     uint64_t head = atomic_load_explicit(&s->head, memory_order_relaxed);
@@ -256,7 +256,7 @@ void ipcq_receiver_init(ipcq_receiver *r, void *own, const void *peer, uint64_t 
     r->bell.socket = bell;
     atomic_init(&r->tail, tail);
     r->head = tail;
-    /* Frames have units of a byte; so have slots of one byte, for which few is then many. */
+    /* A unit of frames is a byte.  Slots of one byte count as frames, too; then `few` is large. */
     r->stream.few = slot_size == 1 ? FEW_BYTES : FEW_SLOTS;
 }
 
@@ -304,7 +304,7 @@ int ipcq_take(ipcq_receiver *r, uint64_t to)
     if (forked(r->forks, r->generation))
         return IPCQ_FORKED;
     if ((int64_t)(to - atomic_load_explicit(&r->tail, memory_order_relaxed)) > 0) {
-        if ((int64_t)(to - r->head) > 0) { /* the peer has taken back what was looked at */
+        if ((int64_t)(to - r->head) > 0) { /* the peer has moved its head back behind `to` */
             r->corrupt = 1;
             r->head = to; /* never behind tail */
         }

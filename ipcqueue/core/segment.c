@@ -1,6 +1,6 @@
 /*
- * Mapping segments, and the parts of them that are not the ring: identity, the last word
- * of the owner, and the counters.  And what is not what it should be: descriptors of strangers.
+ * Mapping segments, and the parts of them beside the ring: identity, the owner's mark that it has
+ * closed, and the counters.  Also the check whether a stranger's descriptor is a socket.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -18,11 +18,11 @@
 #define MADV_POPULATE_WRITE 23
 #endif
 
-/* How much of a segment is made present for reading: all of most, and a few milliseconds' work of one
- * that is as large as its owner likes.  The rest is mapped as it is read. */
+/* The bytes of a segment that are loaded for reading: all of an ordinary one, and a few
+ * milliseconds' work of a huge one.  The rest is loaded as it is read. */
 enum { MOST_READ_AHEAD = 16 << 20 };
 
-/* Shortage of memory is an error here, or a SIGBUS at some later record. */
+/* Load the pages now: otherwise a shortage of memory would be a SIGBUS at some later record. */
 static int populate(void *at, size_t size, int writable)
 {
     if (!writable && size > MOST_READ_AHEAD)
@@ -40,7 +40,7 @@ int ipcq_map(char *at, int fd, size_t size, size_t mirrored, int writable)
     if (mirrored && mmap(at + size, mirrored, protection, MAP_SHARED | MAP_FIXED, fd,
                          (off_t)(size - mirrored)) == MAP_FAILED)
         return -1;
-    /* The pages are there by then, and reading maps them many at a time, writable too. */
+    /* The pages exist by then, and reading maps many at a time, writable ones, too. */
     return populate(at, size, writable) < 0 || populate(at + size, mirrored, 0) < 0 ? -1 : 0;
 }
 
@@ -51,7 +51,7 @@ void ipcq_copy(char *to, const char *from, size_t size)
 
 void ipcq_read_identity(const void *segment, struct ipcq_identity *into)
 {
-    /* volatile: the compiler must not read a byte a second time after it was checked. */
+    /* volatile: the compiler must not read a byte again after it was checked. */
     const volatile unsigned char *from = segment;
     unsigned char *to = (unsigned char *)into;
     for (size_t i = 0; i < sizeof *into; i++)
@@ -72,7 +72,7 @@ int ipcq_is_socket(int fd)
 
 void ipcq_set_closed(void *segment)
 {
-    /* Release: whoever sees it also sees every record published before. */
+    /* Release: a peer that sees it also sees every record published before. */
     atomic_store_explicit(&((struct ipcq_segment *)segment)->closed, 1, memory_order_release);
 }
 
