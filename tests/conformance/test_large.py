@@ -271,7 +271,7 @@ def test_an_attempt_copies_one_piece(pair, monkeypatch):
     pieces = copies(monkeypatch, lambda _: None)
     one.xmit(sent)
     del pieces[:]  # of the sender, inside
-    endpoint.copy_in_steps()
+    endpoint.receiver.in_steps = True
     for number in range(1, 3):
         assert endpoint.try_pop_many(5, bounded=True) is None
         assert len(pieces) == number
@@ -283,7 +283,7 @@ def test_a_message_that_the_peer_makes_small_in_the_middle_is_not_unfinished_for
     with one, other:
         endpoint = other._endpoint
         one.xmit(bytes(SIZE))
-        endpoint.copy_in_steps()
+        endpoint.receiver.in_steps = True
         assert endpoint.try_pop() is None
         assert endpoint.receiver.unfinished
         frame = one._endpoint._own.mapping.at + mmap.PAGESIZE  # of which the peer is the owner
