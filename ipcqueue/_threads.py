@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import select
 import time
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fdpass.lowlevel import Owner
@@ -20,9 +19,9 @@ from ._errors import Closed
 from ._link import plans
 from ._link.endpoint import advance
 from ._link.loans import Borrowing, Loan
-from ._link.plans import NOW, Rounds
+from ._link.plans import Rounds
 from ._link.terms import deadline_of
-from ._link.waiters import Event
+from ._link.waiters import NOW, Event
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 
     from ._link.endpoint import Endpoint
     from ._link.opening import Opening
-    from ._link.plans import Wait
+    from ._link.waiters import Wait
     from ._records.messages import Received
 
 T = TypeVar("T")
@@ -66,16 +65,20 @@ def wait_for(wait: Wait) -> bool:
 
     For a connection no longer than SLICE, also as a poll() that a signal comes just before sleeps on.
     """
-    if wait is NOW:
-        return True
-    if wait.follower is not None:
-        return bool(wait.follower.acquire(timeout=max(0.0, min(wait.seconds, SLICE))))
-    if wait.wire is not None:
+    if (wire := wait.wire) is not None:
         seconds = min(wait.seconds, SLICE)
         try:
-            return wait.wire.use(partial(wait.wire.poll, events=wait.events, seconds=seconds))
+            if wait.events == select.POLLIN:
+                return wire.use(wire.doze, seconds)
+            return wire.use(wire.poll, wait.events, seconds)
         except Closed:
             return True
+    return wait is NOW or _wait_without_wire(wait)
+
+
+def _wait_without_wire(wait: Wait) -> bool:
+    if wait.follower is not None:
+        return bool(wait.follower.acquire(timeout=max(0.0, min(wait.seconds, SLICE))))
     seconds = max(0.0, min(wait.seconds, MOST))
     if not wait.interests:
         time.sleep(seconds)
@@ -201,9 +204,11 @@ class Threads(Owner):
 
         `tried`: it would give nothing just now; `spun`: nor does it pay to look.
         """
-        until = plans.deadline(self._endpoint, timeout)
+        until = math.inf if timeout is None else plans.deadline(self._endpoint, timeout)
         if not tried and (result := attempt()) is not None:
             return result
+        if timeout is not None and not timeout:
+            return plans.last_try(self._endpoint, attempt, event)
         rounds = Rounds(self._endpoint, event, until, spun=spun)
         while drive(rounds.next()):
             if (result := attempt()) is not None:

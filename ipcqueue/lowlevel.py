@@ -22,15 +22,15 @@ from ._link.handshake import Role
 from ._link.lease import Lease
 from ._link.opening import Opening, refuse
 from ._link.options import PairOptions, QueueOptions, checked_number
-from ._link.plans import Wait
 from ._link.terms import Terms, check_options, checked_socket, deadline_of
-from ._link.waiters import Event
+from ._link.waiters import NOW, Event, Wait
 from ._origin import tag_error, tag_unless_given, tagged
 from ._queue import Connection, open_pair
 from ._threads import drive, open_endpoint, wait_for
 from ._types import Buffer, D, N, NumpyDtype, T
 
 __all__ = [
+    "NOW",
     "Buffer",
     "Closable",
     "Connection",

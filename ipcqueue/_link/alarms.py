@@ -36,6 +36,8 @@ class FalseAlarms:
     def __init__(self) -> None:
         self.total = 0
         """Wake-ups without news, except the first MAX_FALSE_ALARMS - 1 in a row; only grows."""
+        self.suspicious = False
+        """Whether should_back_off() has something to judge."""
         self._wake_ups = 0  # since the last news, up to the number that calls for a look
         self._back_offs = 0  # in a row
         self._progress = (0, 0, 0)  # at the last look
@@ -43,6 +45,8 @@ class FalseAlarms:
     def woken(self) -> None:
         """Count a wake-up."""
         self._wake_ups += 1
+        if self._wake_ups >= MAX_FALSE_ALARMS:
+            self.suspicious = True
 
     def should_back_off(self, progress: Callable[[], tuple[int, int, int]]) -> bool:
         """Whether the peer keeps waking this side without news; call it before waiting.
@@ -56,6 +60,7 @@ class FalseAlarms:
         before, self._progress = self._progress, progress()
         news = self._progress != before
         self._wake_ups = 0 if news else MAX_FALSE_ALARMS - 1
+        self.suspicious = False
         self.total += not news
         self._back_offs = 0 if news else self._back_offs + 1
         return not news

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import sys
 import warnings
 import weakref
@@ -53,7 +54,7 @@ from ipcqueue._ring.slot_sender import SlotSender
 from .alarms import FalseAlarms, doubled
 from .control import application_message, err
 from .flight import Flight
-from .waiters import Event, Waiters
+from .waiters import Event, Wait, Waiters
 from .wire import Wire, hang_up, has_room, tell
 
 if TYPE_CHECKING:
@@ -67,8 +68,7 @@ if TYPE_CHECKING:
 
     from .opening import Agreement, Opening
     from .terms import Terms
-    from .waiters import Follower, Waiter
-    from .wire import Read
+    from .waiters import Follower
 
 # From 2 ms to 128: many senders may wait for a peer that reads nothing.
 MAX_RETRY_DOUBLINGS = 6
@@ -121,6 +121,7 @@ class Endpoint(Owner):
         limits, frames = terms.limits, isinstance(self.codec, MessageCodec)
         accepts_fds = limits.most_fds() if terms.role.receives and frames else 0
         self.wire = Wire(agreement.sock, agreement.process, agreement.lease, accepts_fds)
+        self.readable = Wait(wire=self.wire, events=select.POLLIN)
         self._own, self._peer = own, peer
         self._lease = agreement.lease
         self._generation = fork_generation()
@@ -422,7 +423,8 @@ class Endpoint(Owner):
 
     def with_socket(self, use: Callable[[socket.socket], T]) -> T:
         """Call `use(socket)`, and keep its number from being closed, and reused, meanwhile."""
-        self._check_usable()
+        if fork_generation() != self._generation:
+            self._check_usable()
         if self.closed:
             self.raise_end()
         return self.wire.use(use)
@@ -442,24 +444,25 @@ class Endpoint(Owner):
 
         Return how many bytes.
         """
-        return self._learn(self.with_socket(self.wire.read))
+        size = self.with_socket(self.wire.read)
+        if self.wire.over:
+            self._learn()
+        return size
 
-    def _learn(self, read: Read) -> int:
-        """Note the end if a read has brought it; return how many bytes that read has brought."""
-        end = read.end
+    def _learn(self) -> None:
+        """Note the end, which a read has brought."""
+        end = self.wire.end
         if isinstance(end, CorruptPeer):
             self._abandon(end)
-        elif end is not None:
-            self._note_end(end)
-        elif read.hung_up:
-            self._note_end(self._who_left())
-        return read.size
+        else:
+            self._note_end(self._who_left() if end is None else end)
 
-    def answer(self, *, woken: bool = True) -> int:
-        """Do as service(), after sleeping; `woken`: as the socket was readable."""
+    def answered(self, woken: bool) -> None:
+        """Note what the reader has read when it was woken, or its time was over."""
         if woken:
             self.alarms.woken()
-        return self.service()
+        if self.wire.over:
+            self._learn()
 
     def should_back_off(self) -> bool:
         """Whether to leave the socket alone for back_off_length() before waiting as the reader.
@@ -467,7 +470,9 @@ class Endpoint(Owner):
         So it is after too many wake-ups without news (alarms.py), and while descriptors must stay in
         the socket because their user has no room for them.
         """
-        return self.wire.held_back > 0 or self.alarms.should_back_off(self._progress)
+        if self.wire.held_back > 0:
+            return True
+        return self.alarms.suspicious and self.alarms.should_back_off(self._progress)
 
     def _progress(self) -> tuple[int, int, int]:
         received = self.receiver.indices()[1] if self.receiver else 0
@@ -477,10 +482,6 @@ class Endpoint(Owner):
     def back_off_length(self) -> float:
         """Return for how many seconds to leave the socket alone: longer each time in a row."""
         return self.alarms.back_off_length(self.wire.held_back)
-
-    def leave(self, waiter: Waiter) -> None:
-        """Undo what a waiter has announced and become; for persist(), as Waiters.leave()."""
-        self.waiters.leave(waiter, self.withdraw)
 
     # -- waiting -------------------------------------------------------------------------------
 

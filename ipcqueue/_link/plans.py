@@ -17,17 +17,17 @@ from __future__ import annotations
 
 import math
 import select
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fdpass.lowlevel import monotonic, seconds_of, shown_seconds
 from ipcqueue._direct import persist
 from ipcqueue._errors import Closed, Full
 from ipcqueue._ring.sender import Sending
 
-from .waiters import Event, Waiter
+from .waiters import NOW, Event, Wait, Waiter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Sequence
+    from collections.abc import Callable, Generator, Iterable
 
     from fdpass import Seconds
     from ipcqueue._ring.sender import BatchSending
@@ -35,31 +35,12 @@ if TYPE_CHECKING:
     from .endpoint import Endpoint
     from .loans import Borrowing, Loan
     from .opening import Opening
-    from .wire import Wire
 
 T = TypeVar("T")
 
 # How long who waits for room in the socket leaves it to the reader that there is to read it, in
 # seconds: that may stop reading.
 ROOM_SLICE = 0.05
-
-
-class Wait(NamedTuple):
-    """What to wait for: the first of these.  With none of them, for the time alone."""
-
-    seconds: float = math.inf
-    """How long at most."""
-    wire: Wire | None = None
-    """A connection, until `events` of poll() come, or (as always) its end or the peer's exit."""
-    events: int = 0
-    follower: Any = None
-    """What the door's `follower` of Waiters has made, until it is released."""
-    interests: Sequence[tuple[int, int]] = ()
-    """Descriptors to poll, and for what; for 0, only for their end."""
-
-
-# Not to wait; but a door of tasks lets others run.
-NOW = Wait(0.0)
 
 
 def one() -> int:
@@ -80,7 +61,7 @@ def deadline(endpoint: Endpoint, timeout: Seconds) -> float:
 class Rounds:
     """What happens between the attempts of one call of a verb."""
 
-    __slots__ = ("_deadline", "_endpoint", "_event", "_over", "_spun", "_stuck", "_units")
+    __slots__ = ("_deadline", "_endpoint", "_event", "_only", "_over", "_spun", "_stuck", "_units")
 
     def __init__(
         self,
@@ -104,9 +85,17 @@ class Rounds:
         self._stuck = stuck
         self._spun = spun or not endpoint.spins
         self._over = False
+        # Whether there is nothing to see to but to sleep, once it does not pay to look.
+        self._only = until == math.inf and stuck is never and not endpoint.busy
 
     def next(self) -> Generator[Wait, bool, bool]:
         """After an attempt in vain: a plan for until the next.  False if that was the last."""
+        endpoint = self._endpoint
+        if self._only and self._spun and (endpoint.spins or not endpoint.unfinished(self._event)):
+            return self._sleep()  # for speed without another generator around it
+        return self._step()
+
+    def _step(self) -> Generator[Wait, bool, bool]:
         endpoint = self._endpoint
         if self._over:
             return False
@@ -116,9 +105,7 @@ class Rounds:
             if self._stuck():
                 return False
             self._over = True
-            endpoint.turn()  # or the end would never be seen where there was no time to read
-            if self._event is Event.RECORDS:
-                endpoint.looked()
+            _look_once(endpoint, self._event)
             yield NOW
         elif self._stuck():
             yield from _room(endpoint, self._left())
@@ -142,7 +129,7 @@ class Rounds:
             return self._endpoint.receiving().look()
         return self._event is Event.SPACE and self._endpoint.sending().look(self._units())
 
-    def _sleep(self) -> Generator[Wait, bool, None]:
+    def _sleep(self) -> Generator[Wait, bool, bool]:
         """Sleep until the event may have come: as the reader of the socket, or as a follower."""
         endpoint, event, units = self._endpoint, self._event, self._units()
         waiters, waiter = endpoint.waiters, Waiter(event)
@@ -155,19 +142,35 @@ class Rounds:
                     wait = Wait(self._left(), follower=waiters.follow(waiter))
                 else:
                     waiters.read(waiter)
-                    wait = Wait(self._left(), endpoint.wire, select.POLLIN)
+                    wait = endpoint.readable
+                    if self._deadline != math.inf:
+                        wait = Wait(self._left(), endpoint.wire, select.POLLIN)
             if waiter.reads and endpoint.should_back_off():
                 yield Wait(min(wait.seconds, endpoint.back_off_length()), endpoint.wire)
                 wait = wait._replace(seconds=self._left())
             woken = yield wait
             if waiter.reads:
-                endpoint.answer(woken=woken)
+                endpoint.answered(woken)
             if needed and not woken and self._left() > 0 and endpoint.has_come(event, units):
                 endpoint.rescues += 1
         except Closed:
             pass  # the attempt that follows says so
         finally:
-            persist(endpoint.leave, waiter)
+            persist(waiters.leave, waiter, endpoint.withdraw)
+        return True
+
+
+def _look_once(endpoint: Endpoint, event: Event) -> None:
+    """Read the socket, or the end would never be seen where there was no time to do so."""
+    endpoint.turn()
+    if event is Event.RECORDS:
+        endpoint.looked()
+
+
+def last_try(endpoint: Endpoint, attempt: Callable[[], T | None], event: Event) -> T | None:
+    """Do what is left where there is no time to wait, after an attempt in vain."""
+    _look_once(endpoint, event)
+    return attempt()
 
 
 def _room(endpoint: Endpoint, seconds: float) -> Generator[Wait, bool, None]:

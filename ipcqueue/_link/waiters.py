@@ -16,14 +16,17 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import math
 import threading
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from fdpass.lowlevel import Owner, renewed_after_fork
 from ipcqueue._direct import persist
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+
+    from .wire import Wire
 
 T = TypeVar("T")
 
@@ -34,6 +37,27 @@ class Event(enum.IntEnum):
     RECORDS = 0
     SPACE = 1
     MESSAGE = 2
+
+
+class Wait(NamedTuple):
+    """What to wait for: the first of these.  With none of them, for the time alone."""
+
+    seconds: float = math.inf
+    """How long at most."""
+    wire: Wire | None = None
+    """A connection, until `events` of poll() come, or (as always) its end or the peer's exit.
+
+    For POLLIN alone it is read then, once, as by the reader; also when the time is over.
+    """
+    events: int = 0
+    follower: Any = None
+    """What the door's `follower` of Waiters has made, until it is released."""
+    interests: Sequence[tuple[int, int]] = ()
+    """Descriptors to poll, and for what; for 0, only for their end."""
+
+
+# Not to wait; but a door of tasks lets others run.
+NOW = Wait(0.0)
 
 
 class Follower(Protocol):

@@ -2,7 +2,8 @@
 
 A Wire reads doorbells, control messages of the application, and the descriptors that go with
 messages; it keeps them until somebody takes them, and returns what a read has brought and whether
-that was the end.  It knows of no ring and of no endpoint, and it never waits, except in doze().
+that was the end.  It knows of no ring and of no endpoint, and it never waits, except in doze() and
+poll().
 
 A read can be interrupted (Ctrl-C) between any two bytecodes, so one C call reads into `_unread`, and
 it is digested from there, entirely or not at all.  How the connection ended is remembered (`end`,
@@ -22,7 +23,7 @@ import threading
 from collections import deque
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import fdpass
 from fdpass.lowlevel import (
@@ -61,14 +62,6 @@ _drop: Callable[[bytearray], None] = _direct.drop
 
 T = TypeVar("T")
 Poller = TypeVar("Poller", select.poll, select.epoll)
-
-
-class Read(NamedTuple):
-    """What one read from the socket has brought."""
-
-    size: int  # bytes
-    end: QueueError | None  # why nothing more can come; a CorruptPeer is not to be believed at all
-    hung_up: bool  # whether the peer has ended the socket, in good order or not
 
 
 class Wire(Owner):
@@ -130,15 +123,16 @@ class Wire(Owner):
         if self.closed:
             raise Closed("this side has closed the connection")
 
-    def use(self, use: Callable[[socket.socket], T]) -> T:
-        """Call `use(socket)`, and keep its number from being closed, and reused, meanwhile."""
+    def use(self, use: Callable[..., T], *args: Any) -> T:
+        """Call `use(socket, …)`, and keep its number from being closed, and reused, meanwhile."""
         entered = False
         try:
             with self._lock:
-                self._check_open()
+                if self.closed:
+                    self._check_open()
                 self._users += 1
                 entered = True
-            return use(self.sock)
+            return use(self.sock, *args)
         finally:
             if entered:
                 # No bytecode here can be interrupted, and none needs memory: it is counted for sure.
@@ -250,6 +244,11 @@ class Wire(Owner):
         count = self._incoming  # first: see FrameReceiver.held
         return count + sum(map(len, self._unwelcome))
 
+    @property
+    def over(self) -> bool:
+        """Whether nothing more can come; `end` says why, or else the peer has hung up."""
+        return self.hung_up or self.end is not None
+
     def is_behind(self) -> bool:
         """Whether something has come that no reader has digested, or told of, because of Ctrl-C."""
         return (
@@ -261,27 +260,35 @@ class Wire(Owner):
         (left,) = struct.unpack("i", fcntl.ioctl(sock, termios.FIONREAD, bytes(4)))
         return int(left) + sum(len(data) for data, *_ in tuple(self._unread)) + _waiting(self._room)
 
-    def poll(self, sock: socket.socket, events: int, seconds: float) -> bool:
+    def doze(self, sock: socket.socket, seconds: float) -> bool:
+        """Sleep until the socket is readable, and read, as the reader; False if it was not in time."""
+        woken = self._poll.poll(math.ceil(seconds * 1000) if seconds > 0 else 0)
+        if woken and self.process is not None:
+            exited = self.process.fileno()
+            for fd, _ in woken:
+                if fd == exited:
+                    hang_up(sock)
+        self.read(sock)
+        return bool(woken)
+
+    def poll(self, _: socket.socket, events: int, seconds: float) -> bool:
         """Sleep until `events` of the socket, or its end, or the peer's exit; False if none came.
 
-        For POLLIN alone, only by the reader; for 0, to leave the socket alone meanwhile.
+        For 0, to leave the socket alone meanwhile.
         """
-        poll = self._poll if events == select.POLLIN else self._poller(select.poll(), events)
-        woken = poll.poll(max(0, math.ceil(seconds * 1000)))
-        if self.process is not None and any(fd == self.process.fileno() for fd, _ in woken):
-            hang_up(sock)
-        return bool(woken)
+        poll = self._poller(select.poll(), events)
+        return bool(poll.poll(max(0, math.ceil(seconds * 1000))))
 
     def _poller(self, poll: Poller, events: int) -> Poller:
         if events or not self.held_back:  # else the end comes behind what waits in the socket
             self.watch(poll, events)
         return poll
 
-    def read(self, sock: socket.socket) -> Read:
-        """Read once: doorbells, messages, descriptors, the end.  As the reader, with use()."""
-        return Read(self._read(sock), self.end, self.hung_up)
+    def read(self, sock: socket.socket) -> int:
+        """Read once: doorbells, messages, descriptors, the end; return how many bytes.
 
-    def _read(self, sock: socket.socket) -> int:
+        As the reader, with use().  `over` says afterwards whether that was the end.
+        """
         if not self._unread:
             # One call, so that an exception between bytecodes (Ctrl-C) loses nothing: what was read
             # stands in the list, and is digested now or next time.
@@ -298,7 +305,7 @@ class Wire(Owner):
                 if self.process is None or not self.process.has_exited():
                     return 0
                 hang_up(sock)
-                return self._read(sock)
+                return self.read(sock)
             except ConnectionResetError:  # once, when it left without reading all we sent
                 self._unread.append((b"", [], 0, None))
         data, ancillary, flags, error = self._unread[0]

@@ -275,14 +275,12 @@ class Interface(Owner, trio.abc.Channel[T]):
         """
         try:
             endpoint = self._endpoint or await self._opened()
-            if timeout is None and fds is None and regions is None:
-                await checkpoint_if_cancelled()
-                if endpoint.try_push(record):
-                    await cancel_shielded_checkpoint()
-                    return
-            else:
-                deadline_of(timeout)
-                await checkpoint_if_cancelled()
+            if timeout is not None:
+                seconds_of(timeout)
+            await checkpoint_if_cancelled()
+            if fds is None and regions is None and endpoint.try_push(record):
+                await cancel_shielded_checkpoint()
+                return
             await self._tasks.drive(plans.push(endpoint, record, timeout, fds, regions))
         except Exception as error:
             raise ours(error, self) from error.__cause__
@@ -349,15 +347,13 @@ class Interface(Owner, trio.abc.Channel[T]):
         """
         try:
             endpoint = self._endpoint or await self._opened()
-            if timeout is None:
-                # What is there already takes the shortest way that is a checkpoint still.
-                await checkpoint_if_cancelled()
-                for record in endpoint.ready:
-                    await cancel_shielded_checkpoint()
-                    return record
-            else:
+            if timeout is not None:
                 seconds_of(timeout)
-                await checkpoint_if_cancelled()
+            # What is there already takes the shortest way that is a checkpoint still.
+            await checkpoint_if_cancelled()
+            for record in endpoint.ready:
+                await cancel_shielded_checkpoint()
+                return record
             record = await self._tasks.take(endpoint, endpoint.try_pop, Event.RECORDS, timeout)
             return default if record is None else record
         except Exception as error:

@@ -10,7 +10,7 @@ import trio
 from trio.lowlevel import cancel_shielded_checkpoint, checkpoint, wait_readable, wait_writable
 
 import ipcqueue
-from ipcqueue.lowlevel import Event, Owner, persist, plans
+from ipcqueue.lowlevel import NOW, Event, Owner, persist, plans
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
@@ -86,7 +86,7 @@ class Tasks(Owner):
 
     async def wait_for(self, wait: Wait) -> bool:
         """Sleep for what a plan waits for; return whether that came.  A checkpoint."""
-        if wait is plans.NOW:
+        if wait is NOW:
             await checkpoint()
             return True
         scope = trio.CancelScope(deadline=trio.current_time() + wait.seconds)
@@ -106,6 +106,7 @@ async def _sleep(wait: Wait) -> None:
         await wait.follower.wait()
     elif wait.wire is not None and wait.events == select.POLLIN:
         await wait_readable(wait.wire.events_fileno())
+        wait.wire.use(wait.wire.read)
     elif wait.wire is not None:
         await _one_of_many(partial(wait.wire.poller, wait.events))
     elif len(wait.interests) == 1 and wait.interests[0][1] in _WAYS:

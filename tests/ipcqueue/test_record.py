@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 
 from ipcqueue._errors import BadRecord, QueueError
+from ipcqueue._records import classes as _classes
 from ipcqueue._records import spec as _spec
 from ipcqueue._records import structs as _structs
 from ipcqueue._records.classes import char, f32, f64, i8, i16, i32, i64, u8, u16, u32, u64
@@ -982,13 +983,12 @@ except TypeError:
 
 
 def both_ways(spec: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[Codec, Codec]:
-    """Make the codec with core/python/packer.h, and the one without."""
-    in_c = pytest.importorskip("ipcqueue._packer", reason="CPython has it")
-    made = []
-    for module in (in_c, None):
-        monkeypatch.setattr(_structs, "_packer", module)
-        made.append(_spec._make_codec.__wrapped__(spec, None))
-    return made[0], made[1]
+    """Make the codec that packs in C, and the one that leaves all to struct."""
+    in_c = _spec._make_codec.__wrapped__(spec, None)
+    with monkeypatch.context() as patched:
+        for module in (_structs, _classes):
+            patched.setattr(module, "packer_in_c", lambda *_: None)
+        return in_c, _spec._make_codec.__wrapped__(spec, None)
 
 
 def outcome(function: Any, *arguments: Any) -> Any:

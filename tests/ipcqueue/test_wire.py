@@ -6,6 +6,7 @@ import os
 import select
 import socket
 from functools import partial
+from typing import NamedTuple
 
 import pytest
 
@@ -28,8 +29,14 @@ def both():
     wire.close()
 
 
+class Read(NamedTuple):
+    size: int
+    end: Exception | None
+    hung_up: bool
+
+
 def read(wire):
-    return wire.use(wire.read)
+    return Read(wire.use(wire.read), wire.end, wire.hung_up)
 
 
 def test_doorbells_bring_nothing_but_their_bytes(both):
@@ -136,15 +143,21 @@ def test_who_has_it_in_hand_closes_it_last(both):
             ask()
 
 
-@pytest.mark.parametrize("events", [select.POLLIN, select.POLLIN | select.POLLPRI])
-def test_a_poll_says_whether_something_came(both, events):
+def test_a_doze_says_whether_something_came_and_reads_it(both):
     wire, theirs = both
-    assert not wire.use(lambda sock: wire.poll(sock, events, 0))
-    theirs.send(b"\x01\x00")
-    assert wire.use(lambda sock: wire.poll(sock, events, 10))
-    assert not wire.use(lambda sock: wire.poll(sock, 0, 0))
+    assert not wire.use(wire.doze, 0)
+    assert not wire.use(wire.poll, select.POLLIN, 0)
+    theirs.send(b"\x80\x01")
+    assert wire.use(wire.poll, select.POLLIN, 10)
+    assert not wire.use(wire.poll, 0, 0)
+    assert wire.inbox == []
+    assert wire.use(wire.doze, 10)
+    assert wire.inbox == [b"\x80\x01"]
     theirs.close()
-    assert wire.use(lambda sock: wire.poll(sock, 0, 10))
+    assert wire.use(wire.poll, 0, 10)
+    assert not wire.over
+    assert wire.use(wire.doze, 10)
+    assert wire.over
 
 
 class Counted(Lease):

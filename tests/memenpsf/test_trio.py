@@ -494,12 +494,12 @@ async def test_a_message_cancelled_on_its_way_is_there_or_not_there(turns):
 
 MOMENTS = {
     "recv": ("", "ready", lambda side: side.recv(), (7,)),
-    "recv with a timeout": ("", "try_pop", lambda side: side.recv(5), (7,)),
+    "recv with a timeout": ("", "ready", lambda side: side.recv(5), (7,)),
     "recv that waits": ("", "try_pop", lambda side: side.recv(), (7,)),
     "recv_vectored": ("", "try_pop_many", lambda side: side.recv_vectored(), [(7,)]),
     "recv_ctrl_msg": ("", "try_take_message", lambda side: side.recv_ctrl_msg(None), b"\x87!"),
     "xmit": ("", "try_push", lambda side: side.xmit((1,)), None),
-    "xmit with a timeout": ("sender", "try_send", lambda side: side.xmit((1,), 5), None),
+    "xmit with a timeout": ("", "try_push", lambda side: side.xmit((1,), 5), None),
     "xmit_many": ("sender", "push_many", lambda side: side.xmit_many([(1,)]), 1),
     "send_ctrl_msg": ("", "try_send_message", lambda side: side.send_ctrl_msg(b"\x81!"), None),
 }
@@ -721,7 +721,8 @@ async def cried_wolf(interface, peer):
     """Have the peer ring so often with nothing new that the next wait begins with a nap."""
     for _ in range(alarms.MAX_FALSE_ALARMS):
         peer._endpoint.wire.sock.send(b"\x01\x00")
-        interface._endpoint.answer()
+        interface._endpoint.service()
+        interface._endpoint.answered(True)
 
 
 async def test_who_rings_and_rings_with_nothing_new_is_left_waiting(autojump_clock):
