@@ -1,4 +1,4 @@
-"""The controller's end: starts the two processes of a peer, gives orders, waits no longer than allowed."""
+"""The controller's end: starts the two processes of a peer, gives orders, limits the waiting."""
 
 from __future__ import annotations
 

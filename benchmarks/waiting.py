@@ -2,8 +2,8 @@
 
 python benchmarks/waiting.py
 
-The ways take turns, so that a change of the machine's speed meets all of them; each line is the median
-of its rounds.
+The ways take turns, so that a change of the machine's speed affects all of them.  Each line is the
+median of its rounds.
 """
 
 from __future__ import annotations

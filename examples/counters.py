@@ -1,10 +1,10 @@
-"""What the counter server and its clients agree on: the record, and one command.
+"""What the counter server and its clients share: the record, and one command.
 
 The server reads the counters of its machine in rounds; every record of a round has the same time.
-All kinds of record share one layout, so one queue carries them in order; FIELDS tells what the
+All kinds of record share one layout, so one queue carries them in order.  FIELDS says what the
 numbers of each kind mean.
 
-Everything here is pure but read_round, which reads /proc.
+Everything here is pure except read_round(), which reads /proc.
 """
 
 import argparse
@@ -24,12 +24,12 @@ class Kind(enum.IntEnum):
     CPU = 1
     MEMORY = 2
     NETWORK = 3
-    INTERVAL = 4  # the server's word: so much time lies between two rounds from now on
-    SKIPPED = 5  # the server's word: so many records are missing here, this client was too slow
+    INTERVAL = 4  # from the server: the time between two rounds from now on
+    SKIPPED = 5  # from the server: how many records are missing here; this client was too slow
 
 
 FIELDS: dict[int, tuple[str, ...]] = {
-    # Clock ticks since boot; what is not in these four is counted in none of them.
+    # Clock ticks since boot; these four are not all kinds of time.
     Kind.CPU: ("user", "system", "idle", "stolen"),
     # Bytes.
     Kind.MEMORY: ("total", "free", "available", "cached"),
@@ -90,7 +90,7 @@ def parse_net_dev(at: int, text: bytes) -> Iterator[Sample]:
     """
     for line in text.splitlines():
         name, colon, columns = line.rpartition(b":")
-        if colon:  # which the two lines of the heading have not
+        if colon:  # the two heading lines have none
             received, sent = columns.split()[:2], columns.split()[8:10]
             yield Sample(at, Kind.NETWORK, name.strip(b" "), *map(int, received + sent))
 

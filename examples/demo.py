@@ -1,10 +1,10 @@
-"""Runs the examples together, and shows what they say: `make demo`.
+"""Runs the examples together, and shows their output: `make demo`.
 
-First a counter server with two clients, one on plain blocking calls and one on Trio, which also
-commands a shorter interval.  Then a million numbered records between two processes, one by one
-and in batches (and, if there is numpy, in arrays), each of them checked.  Then, if their packages
-are installed, a capture of network packets and pictures in motion.  Exit status 0 if all of it
-went well, else 1; it takes less than a minute in any case.
+First it runs a counter server with two clients: one uses plain blocking calls; the other uses Trio,
+and also commands a shorter interval.  Then it streams a million numbered records between two
+processes, one by one, in batches, and with numpy in arrays, and checks each of them.  Then, if
+their packages are installed, it streams a capture of network packets and video frames.  The exit
+status is 0 if all went well, else 1; it takes less than a minute in any case.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 class Failure(Exception):
-    """Something did not go as it must."""
+    """An example failed."""
 
 
 @contextlib.contextmanager
@@ -62,7 +62,7 @@ def example(
 
 
 def first_line(process: subprocess.Popen[str]) -> str:
-    """Wait for a server to be there, which it says."""
+    """Wait for the first line of a server, which says that it has started."""
     line = process.stdout.readline() if process.stdout else ""
     if not line:
         raise Failure(f"{describe(process)} did not start")
@@ -70,7 +70,7 @@ def first_line(process: subprocess.Popen[str]) -> str:
 
 
 def the_rest(process: subprocess.Popen[str]) -> str:
-    """Wait for the end of a program, and return what it still says; Failure if it failed."""
+    """Wait for the end of a program, and return the rest of its output; Failure if it failed."""
     output = process.stdout.read() if process.stdout else ""
     if status := process.wait():
         raise Failure(f"{describe(process)} ended with status {status}")
@@ -78,13 +78,13 @@ def the_rest(process: subprocess.Popen[str]) -> str:
 
 
 def describe(process: subprocess.Popen[str]) -> str:
-    """Return what is running there."""
+    """Return the command of a process."""
     command: Any = process.args
     return " ".join([command[1].name, *command[2:]])
 
 
 def show(who: str, text: str, most: int) -> None:
-    """Print the first lines of what a program says, and all that are about intervals."""
+    """Print the first lines of a program's output, and all lines about intervals."""
     lines = text.splitlines()
     for number, line in enumerate(lines):
         if number < most or " interval " in line:
@@ -133,7 +133,7 @@ def stream(records: int) -> None:
 
 
 def packets() -> None:
-    """Stream a capture in the pace it was made in, to a client of each kind."""
+    """Stream a capture at the pace of its recording, to a client of each kind."""
     capture = HERE.parent / "tests/data/loopback.pcapng"
     print(f"\nA capture of {capture.stat().st_size:,} bytes, in the pace it was captured in")
     with (
@@ -150,7 +150,7 @@ def packets() -> None:
 
 
 def frames(count: int) -> None:
-    """Hand pictures over, copied and in place."""
+    """Hand over video frames, copied and in place."""
     print(f"\n{count} pictures of 1920 x 1080 in each of two ways")
     with example("frames/consumer.py", stdout=PIPE) as consumer:
         first_line(consumer)

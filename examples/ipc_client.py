@@ -6,9 +6,8 @@
 In a terminal it draws a table; otherwise it writes one line per record.  It can set the server's
 interval (--interval), and record the stream for `ipc_server.py --replay` (--record).
 
-What it shows of the library: connect() over plain threads and over Trio side by side, typed
-records, recv_vectored() with a limit and a timeout, control messages, and the ways a connection
-can end.
+It shows connect() with plain threads and with Trio side by side, typed records, recv_vectored()
+with a limit and a timeout, control messages, and how a connection can end.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ NAME = "ipc_client"
 
 
 class Session:
-    """How long a client goes on, and what becomes of the records it takes; waits for nothing."""
+    """When a client stops, and what it does with its records; nothing here waits."""
 
     def __init__(self, options: argparse.Namespace, show: Callable[[list[Sample]], None]) -> None:
         self.command: bytes | None = options.interval and interval_command(options.interval)
@@ -83,7 +82,7 @@ def watch(address: str, session: Session) -> None:
     """Show the stream, with plain blocking calls."""
     with memenpsf.connect(address, Sample, name=NAME, capacity=1) as interface, session:
         if session.command:
-            # A server that has ended already may have left something to receive.
+            # A server that has ended already may have left records to receive.
             with contextlib.suppress(ReceiverGone, PeerDied):
                 interface.send_ctrl_msg(session.command)
         while session.goes_on():

@@ -6,10 +6,10 @@
     python ipc_client.py --record FILE --seconds 10
     python ipc_server.py --replay FILE
 
-What it shows of the library: listen() over plain threads and serve() over Trio side by side, one
-sender that never waits for a slow receiver and one that does, control messages as commands, and
-ending in good order.  Both kinds of server are the same program in two styles, and share all that
-does not wait (source.py); either kind of client can use either.
+It shows listen() with plain threads and serve() with Trio side by side, one sender that never waits
+for a slow receiver and one that does, control messages as commands, and a clean end.  Both servers
+are the same program in two styles, and share all code that does not wait (source.py).  Either
+client can use either server.
 """
 
 from __future__ import annotations
@@ -45,21 +45,21 @@ STOP = (signal.SIGINT, signal.SIGTERM)
 SERVING = "serving %s at %s"
 ALL_SENT = "has been sent all there is"
 
-# How the connection to a client ends, sooner or later; a client may use up descriptors and memory.
+# Errors that end the connection to one client, which may also use up descriptors and memory.
 ENDS = (QueueError, OSError, MemoryError)
 
 
 def farewell(end: Exception) -> str:
-    """Return what the log says of a client whose connection has ended like this."""
+    """Return the log's text for a client whose connection ended with this error."""
     return "left" if isinstance(end, EndOfStream | ReceiverGone) else f"lost: {end}"
 
 
 class ThreadServer:
     """The server on plain threads.
 
-    The main thread does all there is to do, in turn: what stands in its inbox, and the rounds.
-    Signal handlers and other threads only put something there: one accepts clients, and one for
-    each client waits for commands (or replays), and notices its end.
+    The main thread does all work in turn: the tasks in its inbox, and the rounds.  Signal handlers
+    and other threads only put tasks there.  One thread accepts clients.  One for each client waits
+    for commands (or replays a recording), and notices when the client ends.
     """
 
     def __init__(self, source: Source) -> None:
@@ -106,7 +106,7 @@ class ThreadServer:
     # In threads of their own
 
     def _accept(self, listener: memenpsf.Listener) -> None:
-        for interface in listener:  # which passes over clients that do not get in
+        for interface in listener:  # skips clients that do not get in
             self._post(self._join, interface)
 
     def _attend(self, interface: memenpsf.Interface) -> None:
@@ -151,7 +151,7 @@ class ThreadServer:
 
     def _send(self, interface: memenpsf.Interface, feed: Feed, samples: list[Sample]) -> None:
         offered = feed.offer(samples)
-        with contextlib.suppress(*ENDS):  # the thread that attends to it meets the same end
+        with contextlib.suppress(*ENDS):  # the thread of this client gets the same error
             feed.settle(offered, interface.xmit_many(offered, timeout=0))
 
     def _leave(self, interface: memenpsf.Interface, word: str) -> None:
@@ -164,9 +164,9 @@ class ThreadServer:
         self._ended = self._ended or why
 
     def _close(self) -> None:
-        """End every connection in good order, also of those who came just now."""
+        """End every connection in good order, also those of clients that came just now."""
         for interface in self._feeds:
-            interface.finish()  # wakes the thread that attends to it, which then posts _leave
+            interface.finish()  # wakes the thread of this client, which then posts _leave
         for thread in self._threads:
             thread.join()
         while not self._inbox.empty():

@@ -1,10 +1,10 @@
 """Recordings of a stream of counters: a header, then the records as they came.
 
-The header is MAGIC, the length of what follows (two bytes, little-endian), and the layout of a
-record as text, such as "time:Q kind:B ...": what was recorded with another layout is refused, not
-misread.  Records are packed, little-endian.  Each batch is written as soon as it has come, so a
-recording that was interrupted is a shorter one; if its last record is cut off (a full disk), the
-others count.
+The header is MAGIC, the length of the rest (two bytes, little-endian), and the layout of a record as
+text, such as "time:Q kind:B ...".  So a recording with another layout is refused, not misread.
+Records are packed, little-endian.  Each batch is written as soon as it has arrived, so an
+interrupted recording is only shorter.  If its last record is cut off (a full disk), the others are
+still used.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Recorder:
             undo.pop_all()
 
     def write(self, samples: Iterable[Sample]) -> None:
-        """Append records; what is written survives this process."""
+        """Append records; written ones survive this process."""
         self._write(b"".join(itertools.starmap(RECORD.pack, samples)))
 
     def _write(self, data: bytes) -> None:

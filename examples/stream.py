@@ -1,4 +1,4 @@
-"""Streams numbered records from one process to another, checks every one, and tells the rate.
+"""Streams numbered records from one process to another, checks every one, and prints the rate.
 
     python stream.py receive               # in one terminal
     python stream.py send                  # in another
@@ -7,8 +7,8 @@ Three ways to move them (--by): "one" is xmit and recv, "batch" is xmit_many and
 lists of tuples, "array" is the same with numpy arrays.  Both sides must name the same number
 of records; the ways may differ, because the layout of the record is the same.
 
-A rate includes what Python does around: making each record, and comparing every field with what
-it must be.
+The rate includes the work of Python around it: making each record, and comparing every field with
+its expected value.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import memenpsf
 
 try:
     import numpy as np
-except ImportError:  # the other ways do without
+except ImportError:  # the other ways do not need it
     np = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ BATCH = 1024
 
 
 class WrongRecord(Exception):
-    """What arrived is not what was sent."""
+    """A record arrived that is not the one sent."""
 
 
 def send_one(interface: Interface, total: int) -> None:
@@ -117,7 +117,7 @@ def send(way: Way, address: str, total: int) -> None:
 
 
 def receive(way: Way, address: str, total: int) -> None:
-    """Receive all records from the first client that comes; tell the rate."""
+    """Receive all records from the first client; print the rate."""
     with memenpsf.listen(address, way.record, name="receiver", capacity=1) as listener:
         print(f"listening at {listener.address}", flush=True)
         with next(iter(listener)) as interface:

@@ -1,4 +1,4 @@
-"""Batches of records of 64 B: each peer by the call that it has for many, in the forms it can carry.
+"""Batches of records of 64 B: each peer uses its call for many, in the forms that it can carry.
 
 What carries bytes carries an array as its memory, and makes a new one around what comes.
 """

@@ -3,13 +3,13 @@
     python consumer.py                # in one terminal
     python producer.py                # in another
 
-The producer says in which way it sends each series.  Of frames that are copied, recv() gives a
-copy; frames in place are read where the producer wrote them, in the block of a borrow().  Of each
-series the first, the middle and the last frame are compared afterwards, when no clock runs, with
-what they must be, and their histograms counted again in another way.
+The producer announces how it sends each series.  recv() returns copied frames; frames in place are
+read where the producer wrote them, in a borrow() block.  After the timing, the first, middle and
+last frame of each series are compared with the expected ones, and their histograms are computed
+again in another way.
 
-What it shows of the library: recv() and borrow() with numpy records, over plain blocking calls
-and over Trio side by side, and a listener for one client.
+It shows recv() and borrow() with numpy records, with plain blocking calls and with Trio side by
+side, and a listener for one client.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ NAME = "consumer"
 
 
 def consume(address: str) -> list[Series]:
-    """Take every series of the first producer that comes, with plain blocking calls."""
+    """Receive every series of the first producer, with plain blocking calls."""
     done: list[Series] = []
     with memenpsf.listen(address, FRAME, name=NAME, capacity=1) as listener:
         print(f"waiting for a producer at {listener.address}", flush=True)
@@ -54,7 +54,7 @@ def consume(address: str) -> list[Series]:
 
 
 async def consume_trio(address: str) -> list[Series]:
-    """Take every series of the first producer that comes, as a Trio task; otherwise the same."""
+    """Receive every series of the first producer, as a Trio task; otherwise the same."""
     done: list[Series] = []
     async with await memenpsf.trio.listen(address, FRAME, name=NAME, capacity=1) as listener:
         print(f"waiting for a producer at {listener.address}", flush=True)
@@ -75,7 +75,7 @@ async def consume_trio(address: str) -> list[Series]:
 
 
 def finish(done: list[Series], folder: Path | None) -> None:
-    """Check what was kept of each series, write it, and tell what was in it."""
+    """Check the kept frames of each series, write them, and print their histogram."""
     film = Film()
     for series in done:
         print(series.check(film))

@@ -1,8 +1,8 @@
-"""What the producer and the consumer of frames agree on, and all they do that does not wait.
+"""What the producer and the consumer of frames share: the record, and all code that does not wait.
 
-The record is a whole frame, with its number.  The picture is a photograph that moves past, with
-its mirror image beside it, so that there is no seam; both sides have it, so the consumer can tell
-what any frame must look like.
+The record is a whole frame with its number.  The film shows a photograph that moves past, with its
+mirror image beside it, so that there is no seam.  Both sides have the photograph, so the consumer
+knows what each frame must look like.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ START = 128  # the control message (START, way) begins a series
 
 
 class Way(enum.IntEnum):
-    """How the frames of a series travel, at both ends."""
+    """How the frames of a series are sent and received."""
 
     COPIED = 1
     IN_PLACE = 2
@@ -45,7 +45,7 @@ class Way(enum.IntEnum):
 
 
 class WrongFrame(Exception):
-    """What arrived is not what the producer must have sent."""
+    """A frame arrived that the producer cannot have sent."""
 
 
 def announcement(way: Way) -> bytes:
@@ -54,7 +54,7 @@ def announcement(way: Way) -> bytes:
 
 
 def announced(message: bytes | None) -> Way:
-    """Return what a control message begins; raise WrongFrame if it is none of ours."""
+    """Return how the announced series travels; raise WrongFrame for an unknown message."""
     if message is None or message[0] != START or message[1] not in set(Way):
         raise WrongFrame(f"the producer sent a control message that means nothing: {message!r}")
     return Way(message[1])
@@ -142,7 +142,7 @@ class Series:
         self._clock = Clock()
 
     def take(self, record: Any) -> None:
-        """Count what is in a frame, which may be in place; raise WrongFrame if it is out of turn."""
+        """Count the pixel values of a frame, perhaps in place; raise WrongFrame if out of order."""
         number, left = int(record["number"]), int(record["left"])
         if number != self.taken:
             raise WrongFrame(f"{self.way}: frame {number} arrived instead of {self.taken}")

@@ -41,7 +41,7 @@ log = logging.getLogger("server")
 
 STOP = (signal.SIGINT, signal.SIGTERM)
 
-# How the connection to a client ends, sooner or later; a client may use up descriptors and memory.
+# Errors that end the connection to one client, which may also use up descriptors and memory.
 ENDS = (QueueError, OSError, MemoryError)
 
 BATCH = 256  # messages sent at once: some hundred kilobytes, a part of what the ring holds
@@ -54,7 +54,7 @@ ENDED = "ended by %s"
 
 
 class Stream:
-    """What one client gets: the whole capture, in batches that are due one after the other."""
+    """The stream for one client: the whole capture, in batches, each with its due time."""
 
     def __init__(self, path: str, speed: float) -> None:
         self._path = path
@@ -115,7 +115,7 @@ class Stream:
 
 
 class Stopped(BaseException):
-    """SIGINT or SIGTERM came.  Not an Exception, so that nobody takes it for a failure."""
+    """SIGINT or SIGTERM came.  Not an Exception, so that no handler mistakes it for a failure."""
 
 
 def stop(number: int, _: object) -> None:
@@ -152,7 +152,7 @@ class ThreadServer:
             with contextlib.closing(stream.batches()) as batches:
                 for due, batch in batches:
                     while (left := due - time.monotonic()) > 0:
-                        interface.recv(left)  # clients say nothing; but they may leave
+                        interface.recv(left)  # clients send nothing, but they may leave
                     interface.xmit_many(batch)
         except ENDS as end:
             stream.ended_by(end)
@@ -183,7 +183,7 @@ class TrioServer:
         log.info(COMING, number, interface.peer.pid)
         try:
             with contextlib.closing(stream.batches()) as batches:
-                # In a thread, as reading may wait for a disk.
+                # In a thread, because reading may wait for a disk.
                 while step := await trio.to_thread.run_sync(next, batches, None):
                     due, batch = step
                     while (left := due - time.monotonic()) > 0:
@@ -201,7 +201,7 @@ def explain(path: str, error: Exception) -> str:
 
 
 def check(path: str) -> None:
-    """Raise CaptureError or OSError for what is no capture, before any client comes."""
+    """Raise CaptureError or OSError for a file that is no capture, before any client comes."""
     with contextlib.closing(read(path)) as items:
         next(items)
 
