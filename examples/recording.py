@@ -1,7 +1,7 @@
 """Recordings of a stream of counters: a header, then the records as they came.
 
-The header is MAGIC, the length of the rest (two bytes, little-endian), and the layout of a record as
-text, such as "time:Q kind:B ...".  So a recording with another layout is refused, not misread.
+The header is MAGIC, the length of the rest (two bytes, little-endian), and the layout of a record
+as text, such as "time:Q kind:B ...".  So a recording with another layout is refused, not misread.
 Records are packed, little-endian.  Each batch is written as soon as it has arrived, so an
 interrupted recording is only shorter.  If its last record is cut off (a full disk), the others are
 still used.

@@ -1,16 +1,15 @@
 """Streams a capture file, packet by packet, to every client that connects.
 
     python server.py FILE              # in one terminal; or with --trio
-    python client.py OUTFILE           # in another; what it writes is identical, packet for packet
+    python client.py OUTFILE           # in another; OUTFILE is identical, packet for packet
 
 FILE is a pcap or pcapng capture (of tcpdump, dumpcap, Wireshark, ...).  Each client gets it from
-its beginning, in the pace in which the packets were captured, or faster, or as fast as the client
-takes it (--speed).  What is sent is said in wire.py.  Needs Scapy: `pip install scapy`.
+its beginning, at the pace of the capture, or faster, or as fast as the client takes it (--speed).
+wire.py describes the messages.  Needs Scapy: `pip install scapy`.
 
-What it shows of the library: messages of any length with tag and flags, batches, a sender that
-waits for its receiver, waiting that notices when the other side leaves, serve() for many clients,
-of whom none can end the others, and ending in good order.
-It is the same program on plain threads and on Trio.
+It shows messages of any length with tag and flags, batches, a sender that waits for its receiver,
+a wait that notices when the other side leaves, serve() for many clients, of which none can end the
+others, and a clean end.  It is the same program with plain threads and with Trio.
 """
 
 from __future__ import annotations

@@ -1,21 +1,21 @@
-"""What the packet server and its clients agree on: the kinds of message.  Pure.
+"""What the packet server and its clients share: the kinds of message.  Pure.
 
-A message is a frame with a tag and flags; the flags say of which kind it is, and so what the tag
+A message is a frame with a tag and flags.  The flags say of which kind it is, and so what the tag
 and the bytes mean:
 
-    SECTION     what follows is written in this format and byte order, and counts its interfaces
-                from 0; a pcap capture is one section, a pcapng capture can have more
+    SECTION     the format and byte order of all that follows, whose interfaces count from 0;
+                a pcap capture is one section, a pcapng capture can have more
     INTERFACE   tag: its number; link type, snapshot length, ticks per second, options
-    PACKET      tag: the number of its interface; time, lengths, what was captured, options
-    TIMELESS    the same, of a packet whose time nobody knows (a Simple Packet Block)
-    BLOCK       tag: its type; a block of pcapng about something else, as it stands in the file
-    END         how many packets there were, and, if the capture is damaged, how
+    PACKET      tag: the number of its interface; time, lengths, captured bytes, options
+    TIMELESS    the same, for a packet without a time (a Simple Packet Block)
+    BLOCK       tag: its type; any other block of pcapng, unchanged
+    END         the number of packets and, if the capture is damaged, the damage
 
 A consumer that wants the packets of one interface looks at tag and flags, and never at the rest.
 Our own numbers are little-endian; options and blocks are in the byte order of the section.
 
-A time is a number of ticks since 1970.  It is what the file says, to the last digit, whatever the
-resolution: nanoseconds in a float are off by hundreds.
+A time is a number of ticks since 1970, exactly as in the file, whatever the resolution.  A float
+would be wrong by hundreds of nanoseconds.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ class Kind(enum.IntEnum):
 
 
 class Section(NamedTuple):
-    """The beginning of a capture, or of another one in the same file."""
+    """The beginning of a capture; one file may hold several."""
 
     pcapng: bool
     big_endian: bool
 
 
 class Interface(NamedTuple):
-    """What packets were captured on; in pcap, the whole capture."""
+    """The interface that packets were captured on; in pcap, the whole capture."""
 
     number: int
     link_type: int
@@ -58,7 +58,7 @@ class Interface(NamedTuple):
 
 
 class Packet(NamedTuple):
-    """A packet, or the beginning of one: `length` is the length that it had."""
+    """A packet, or the beginning of one: `length` is its original length."""
 
     interface: int
     ticks: int | None
@@ -68,14 +68,14 @@ class Packet(NamedTuple):
 
 
 class Block(NamedTuple):
-    """What pcapng tells beside the packets: names, statistics, keys."""
+    """What pcapng stores beside the packets: names, statistics, keys."""
 
     kind: int
     body: bytes
 
 
 class End(NamedTuple):
-    """The end, without which a stream is not whole."""
+    """The end; a stream without it is incomplete."""
 
     packets: int
     damage: str = ""
@@ -85,7 +85,7 @@ Item: TypeAlias = Section | Interface | Packet | Block | End
 
 
 class BadStream(Exception):
-    """The server sent what means nothing here, or what no capture can hold."""
+    """The server sent an unknown message, or one that no capture can hold."""
 
 
 _SECTION = struct.Struct("<??")
@@ -113,7 +113,7 @@ def encode(item: Item) -> Message:
 
 
 def decode(message: Message) -> Item:
-    """Return the item in a message; BadStream if it is none of ours."""
+    """Return the item in a message; BadStream if the message is unknown."""
     data, tag, flags = message
     try:
         match flags:
