@@ -80,7 +80,7 @@ def _refuse_pointers(_: object) -> None:
 def _refuse_masked(array: object) -> None:
     if _hides_something(array):
         raise Unsendable(
-            "got masked values, behind which is no data: send array.filled(value), "
+            "got masked values, which hide what must not be sent: send array.filled(value), "
             "array.compressed(), or the mask as a field of its own"
         )
 

@@ -223,8 +223,8 @@ class PendingClients(Owner):
         if self.bound.lost:
             self._look_after_file = math.inf
             logger.warning(
-                "%s: the socket file was removed, or replaced by another server's: no new client "
-                "finds this server, which has to be started again",
+                "%s: the socket file was removed, or replaced by another server's: new clients "
+                "cannot find this server; start it again",
                 self.bound.address,
             )
 
@@ -319,8 +319,8 @@ class PendingClients(Owner):
             uid = candidate.share.uid
             self._turn_away(
                 candidate,
-                f"of uid {uid} {self._count(uid)} handshakes are under way here, of all users "
-                f"{len(self.handshakes)}, and no place became free in time",
+                f"uid {uid} has {self._count(uid)} of {len(self.handshakes)} handshakes under way "
+                "here, and no place became free in time",
             )
 
     def _turn_away(self, candidate: Candidate, why: str) -> None:
@@ -337,7 +337,7 @@ class PendingClients(Owner):
             return  # a signal handler that called accept() has ended it meanwhile
         error = LimitRefused(
             f"uid {uid} has {self._count(opening.peer.uid)} of {len(self.handshakes)} handshakes "
-            "under way here, and gives a place to another user"
+            "under way here, and loses one to another user"
         )
         self.handshakes.remove(opening)
         opening.abandon(error)

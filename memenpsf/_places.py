@@ -94,8 +94,8 @@ def _fault(status: os.stat_result) -> str | None:
 
 
 _AMBIGUOUS = (
-    "the uid of this process stands for every user that this user namespace does not map, so "
-    "nothing can be known to belong to this one"
+    "the uid of this process stands for every user that this user namespace does not map, so it "
+    "does not prove whose a file is"
 )
 
 

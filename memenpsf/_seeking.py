@@ -137,7 +137,7 @@ class _Search:
                 str(where) + (f" ({error.strerror})" if isinstance(error, PermissionError) else "")
                 for where, error in self._looked
             ]
-            lines.append("looked for " + ", ".join(looked))
+            lines.append("searched " + ", ".join(looked))
         with contextlib.suppress(OSError):
             lines += self._neighbours()
         return "; ".join(lines)

@@ -168,7 +168,7 @@ class MessageCodec:
     def _decode_object(self, data: bytes, tag: int, flags: int) -> Any:  # noqa: ARG002 (one signature)
         record = self.spec.decode(data)
         if record is None:
-            raise ValueError("decode gave None, which is what receiving gives when nothing comes")
+            raise ValueError("decode gave None, which means that nothing has come")
         return record
 
     def decode_many(self, data: bytes, count: int) -> list[Any]:  # noqa: ARG002 (as Codec)

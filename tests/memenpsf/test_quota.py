@@ -426,7 +426,7 @@ def test_the_time_for_a_place_is_part_of_the_time_to_be_introduced(path, invente
         pending.handshakes[0].deadline += 100
         (error,) = turns(pending)
         assert type(error) is memenpsf.LimitRefused
-        assert "of uid 7 1 handshakes are under way here, of all users 1" in str(error)
+        assert "uid 7 has 1 of 1 handshakes under way here" in str(error)
         assert late.recv(10) == LIMIT
 
 
