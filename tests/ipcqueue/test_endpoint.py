@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from ipcqueue._core import ffi
 
 import fdpass
 from ipcqueue import (
@@ -40,21 +39,17 @@ from ipcqueue._link.control import HELLO, Reason
 from ipcqueue._records.spec import codec_for
 from ipcqueue._ring import segment as _segment
 from ipcqueue._ring.memory import fork_generation
-from ipcqueue.lowlevel import Event, Opening, Role, Terms, advance, deadline_of, open_pair
-from tests.ipcqueue.test_ring import push_packed
+from ipcqueue.lowlevel import Event, Role, Terms, deadline_of, open_pair
+from tests.kit.hostile import ENDED, HEAD, TAIL, Peer
 from tests.kit.places import Interrupt, at_every_place, interrupt
 from tests.kit.reading import InPython
 from tests.kit.settling import settle
+from tests.kit.slots import push_packed
+from tests.kit.waiting import descriptors, turns
 
 SPEC = "<Q"
 BOTH = Role(sends=True, receives=True)
-HEAD, TAIL, ENDED = 1024, 1152, 1288
 ERR_PROTOCOL = bytes((100, Reason.PROTOCOL))
-
-
-def descriptors():
-    settle()
-    return sorted(path.name for path in Path("/proc/self/fd").iterdir())
 
 
 def null():
@@ -83,64 +78,12 @@ def ends():
         end.close()
 
 
-def turns(endpoint):
-    """Have an endpoint read all that waits for it."""
-    for _ in range(10):
-        endpoint.turn()
-
-
 def raises_for_good(kind, *calls):
     """Each call raises, the second time too."""
     for call in calls * 2:
         with pytest.raises(QueueError) as caught:
             call()
         assert type(caught.value) is kind
-
-
-class Peer:
-    """A peer made by hand, which need not keep to any rule."""
-
-    def __init__(self, role=BOTH, capacity=4):
-        ours, self.sock = socket.socketpair()
-        self.segment = _segment.create(codec_for(SPEC), capacity, "peer")
-        fdpass.send_fds(self.sock, [self.segment.memfd], HELLO)
-        self.endpoint = advance(Opening(ours, Terms(SPEC, role, capacity=4)))
-        data, (fd,) = fdpass.recv_fds(self.sock, 1, 2)
-        assert data == HELLO
-        self.theirs = _segment.adopt(fd, 1 << 20)
-
-    def poke(self, offset, value, kind="uint64_t *"):
-        ffi.cast(kind, ffi.cast("char *", self.segment.mapping.at) + offset)[0] = value
-
-    def publish(self, *numbers):
-        """Put records into the first slots."""
-        for n, number in enumerate(numbers):
-            self.poke(4096 + 8 * n, number)
-        self.poke(HEAD, len(numbers))
-
-    def say(self, data):
-        self.sock.sendall(data)
-
-    def heard(self):
-        """All that was said to it so far, with a final None if the other side hung up."""
-        self.sock.setblocking(False)
-        heard = []
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                try:
-                    data = self.sock.recv(1 << 16)
-                except ConnectionResetError:
-                    data = b""
-                heard.append(data or None)
-                if not data:
-                    break
-        return heard
-
-    def close(self):
-        self.sock.close()
-        self.endpoint.close()
-        self.segment.close()
-        self.theirs.close()
 
 
 @pytest.fixture

@@ -38,8 +38,8 @@ from memenpsf import (
     ReceiverGone,
     TooLarge,
 )
-from tests.ipcqueue.test_frames import connection, quick_collector  # noqa: F401 (the fixture)
 from tests.kit.attached import open_descriptors
+from tests.kit.connected import connection, quick_collector  # noqa: F401 (the fixture)
 
 JSON = Encoded(lambda it: json.dumps(it).encode(), json.loads)
 

@@ -28,7 +28,7 @@ from ipcqueue._ring.segment import (
     needed,
     rounded_capacity,
 )
-from tests.ipcqueue.test_ring import push_packed, receiver_end, sender_end
+from tests.kit.slots import push_packed, receiver_end, sender_end
 
 SPEC = "<QH"
 SIZE = 10

@@ -13,9 +13,9 @@ import trio.testing
 import ipcqueue
 import memenpsf
 import memenpsf.trio as mt
-from tests.ipcqueue.test_frames import extent, quick_collector  # noqa: F401 (the fixture)
 from tests.ipcqueue.test_message import BOTH, CHILD, JSON
 from tests.kit.attached import number_of, numbered, numbers, open_descriptors, region_of
+from tests.kit.connected import quick_collector  # noqa: F401 (the fixture)
 
 
 @contextlib.asynccontextmanager

@@ -18,7 +18,7 @@ from ipcqueue._core import ffi
 
 import fdpass
 import memenpsf
-from tests.ipcqueue.test_frames import FDS, HEAD, TAIL, Hostile
+from tests.kit.hostile import FDS, HEAD, TAIL, Hostile
 from tests.reliability import campaign
 
 EPOCHS, CLOSED = 1280, 1288

@@ -19,7 +19,8 @@ from ipcqueue import CorruptPeer, EndOfStream, PeerDied, QueueError, Refused, Ve
 from ipcqueue._records.spec import codec_for
 from ipcqueue._ring import segment as _segment
 from ipcqueue.lowlevel import Opening, Role, Terms, advance
-from tests.ipcqueue.test_frames import FDS, Hostile, quick_collector  # noqa: F401 (the fixture)
+from tests.kit.connected import quick_collector  # noqa: F401 (the fixture)
+from tests.kit.hostile import FDS, Hostile
 from tests.kit.lingering import lingering, queued
 from tests.kit.settling import settle
 from tests.reliability import campaign, wrong

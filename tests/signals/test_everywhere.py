@@ -3,7 +3,7 @@
 A handler raises, or uses the same end, or closes it.  Whatever it does and wherever: what was there
 is received once and in order, and a record is sent or not sent.  What a second exception does, while
 the first is being recovered from, is in test_strikes.py; what goes along with messages, in
-ipcqueue/test_frames.py.
+test_messages.py.
 """
 
 from __future__ import annotations

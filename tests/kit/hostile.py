@@ -1,0 +1,151 @@
+"""A peer that has introduced itself properly, and then keeps to no rule.
+
+It writes what it likes into the segment that it owns, and says what it likes on the socket: `Hostile`
+with frames, `Peer` with records of one size.  The words are those of the protocol.
+"""
+
+import contextlib
+import os
+import socket
+import struct
+
+from ipcqueue._core import ffi
+
+import fdpass
+from ipcqueue._link.control import HELLO
+from ipcqueue._records.spec import codec_for
+from ipcqueue._ring import segment as _segment
+from ipcqueue.lowlevel import Opening, Role, Terms, advance, open_pair
+from memenpsf import Interface
+
+HEAD, TAIL, WAIT_RECORDS, WAIT_SPACE, ENDED = 1024, 1152, 1280, 1284, 1288  # in a segment
+RING = 4096
+WRITE, FDS, ERR = 1, 17, 100  # opcodes
+OUT_OF_LINE, OUT_AGAIN = 0x8000, 0x4000  # flags of a frame
+ONCE = 0xFFFFFFFF  # the number of a region that is not used again
+HEADER = 16  # bytes of a frame before its payload, and what frames are rounded to
+PLACE = 16  # bytes of a frame that say where its message is
+MOST_ATTACHED = 16  # frames with descriptors under way
+MOST_OUTSIDE = 16  # messages outside the ring under way
+BOTH_WAYS = Role(sends=True, receives=True)
+LENT = fdpass.Seal.SHRINK | fdpass.Seal.GROW | fdpass.Seal.FUTURE_WRITE | fdpass.Seal.SEAL
+
+
+def extent(size):
+    """The bytes of ring that a message takes which travels inside."""
+    return HEADER + -(-size // HEADER) * HEADER
+
+
+def poke(endpoint, at, data):
+    """Write into the segment of an end, behind its back."""
+    mapping = endpoint._own.mapping
+    ffi.buffer(mapping.at, mapping.size)[at : at + len(data)] = data
+
+
+class Hostile:
+    """A peer that has introduced itself, and then writes what it likes."""
+
+    def __init__(self, **options):
+        terms = Terms(options.pop("record", bytes), BOTH_WAYS, capacity=4096, **options)
+        victim, self.endpoint = open_pair(terms, Terms(terms.codec, BOTH_WAYS, capacity=4096))
+        self.victim = Interface.of(victim)
+        self.sock = self.endpoint.wire.sock
+        self.head = 0
+        self.made = []
+
+    def frame(self, payload=b"", *, size=None, tag=0, flags=0, fds=0, regions=0, reserved=0):
+        """Write a frame; with another size than it has, perhaps."""
+        size = len(payload) if size is None else size
+        header = struct.pack("=IIHHHH", size, tag, flags, fds, regions, reserved)
+        poke(self.endpoint, RING + self.head, header + payload)
+        self.publish(self.head + extent(len(payload)))
+
+    def publish(self, head):
+        self.head = head
+        poke(self.endpoint, HEAD, struct.pack("=Q", head % (1 << 64)))
+
+    def say(self, opcode, argument, fds=()):
+        fdpass.send_fds(self.sock, fds, bytes((opcode, argument)))
+
+    def give(self, *fds):
+        self.say(FDS, len(fds), fds)
+
+    def memory(self, size=512, seals=fdpass.Seal.SHRINK | fdpass.Seal.GROW | fdpass.Seal.SEAL):
+        memfd = fdpass.Memfd.create("hostile", size)
+        memfd.seal(seals)
+        self.made.append(memfd)
+        return memfd
+
+    def lent(self, size=512):
+        """Memory for messages outside the ring, as it should be."""
+        return self.memory(size, LENT)
+
+    def region(self, size=512, mode="frozen"):
+        region = fdpass.MemoryRegion.create(size, mode=mode)
+        self.made.append(region)
+        return region.descriptors()[0]
+
+    def pipe(self):
+        ends = [fdpass.Fd(number) for number in os.pipe()]
+        self.made += ends
+        return ends
+
+    def told(self):
+        """The last thing that the victim said."""
+        said = b""
+        with contextlib.suppress(BlockingIOError, ConnectionResetError):
+            while data := self.sock.recv(4096):
+                said += data
+        return tuple(said[-2:])
+
+    def close(self):
+        self.victim.close()
+        self.endpoint.close()
+        for each in self.made:
+            each.close()
+
+
+class Peer:
+    """A peer made by hand, which need not keep to any rule."""
+
+    def __init__(self, role=BOTH_WAYS, capacity=4):
+        ours, self.sock = socket.socketpair()
+        self.segment = _segment.create(codec_for("<Q"), capacity, "peer")
+        fdpass.send_fds(self.sock, [self.segment.memfd], HELLO)
+        self.endpoint = advance(Opening(ours, Terms("<Q", role, capacity=4)))
+        data, (fd,) = fdpass.recv_fds(self.sock, 1, 2)
+        assert data == HELLO
+        self.theirs = _segment.adopt(fd, 1 << 20)
+
+    def poke(self, offset, value, kind="uint64_t *"):
+        ffi.cast(kind, ffi.cast("char *", self.segment.mapping.at) + offset)[0] = value
+
+    def publish(self, *numbers):
+        """Put records into the first slots."""
+        for n, number in enumerate(numbers):
+            self.poke(RING + 8 * n, number)
+        self.poke(HEAD, len(numbers))
+
+    def say(self, data):
+        self.sock.sendall(data)
+
+    def heard(self):
+        """All that was said to it so far, with a final None if the other side hung up."""
+        self.sock.setblocking(False)
+        heard = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                try:
+                    data = self.sock.recv(1 << 16)
+                except ConnectionResetError:
+                    data = b""
+                heard.append(data or None)
+                if not data:
+                    break
+        return heard
+
+    def close(self):
+        self.sock.close()
+        self.endpoint.close()
+        self.segment.close()
+        self.theirs.close()
