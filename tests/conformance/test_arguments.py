@@ -22,6 +22,7 @@ import ipcqueue.lowlevel
 import memenpsf
 import memenpsf.trio
 from memenpsf import BadRecord, Message, _options, _pending
+from tests.kit.doors import scenario
 
 
 class Union(ctypes.Union):
@@ -414,3 +415,10 @@ def test_a_listener_waits_for_a_timedelta(tmp_path):
             listener.accept(timedelta(milliseconds=1))
         with pytest.raises(TypeError, match="timeout is None, a number"):
             listener.accept("1")
+
+
+@pytest.mark.parametrize("stream", [None, 3, "socket"])
+@scenario
+async def test_what_is_no_socket_is_a_type_error(door, stream):
+    with pytest.raises(TypeError):
+        await door.interface(stream, 8)

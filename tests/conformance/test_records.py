@@ -118,12 +118,12 @@ async def test_a_batch_is_what_is_there_up_to_the_limit(door, limit, gives):
 
 
 @pytest.mark.parametrize(
-    ("limit", "error"), [(-1, ValueError), (1.0, TypeError), (True, TypeError)]
+    ("limit", "error"), [(-1, ValueError), (1.0, TypeError), ("1", TypeError), (True, TypeError)]
 )
 @one_way_scenario
 async def test_a_limit_that_is_none_is_refused(door, limit, error):
     async with door.pair() as (_, other):
-        with pytest.raises(error):
+        with pytest.raises(error, match="limit"):
             await other.recv_vectored(limit)
 
 

@@ -61,11 +61,6 @@ class TestCreate:
             assert fcntl.fcntl(memfd.fileno(), fcntl.F_GETFD) & fcntl.FD_CLOEXEC
             assert memfd.seals == Seal.EXEC
 
-    @pytest.mark.parametrize("size", [0, -1])
-    def test_no_size_is_a_value_error(self, size):
-        with pytest.raises(ValueError, match=f"at least 1 byte, received {size}"):
-            Memfd.create("test", size)
-
     def test_an_older_kernel_gets_the_flags_it_knows(self, monkeypatch):
         real, asked = os.memfd_create, []
 

@@ -148,3 +148,16 @@ def test_what_is_no_number_opens_nothing(wrong):
         fdpass.Memfd.create("x", wrong)
     with pytest.raises(TypeError):
         fdpass.Fd(wrong)
+
+
+@pytest.mark.parametrize("size", [0, -1])
+@pytest.mark.parametrize("maker", ["memory file", "region", "registry"])
+def test_no_size_is_a_value_error(maker, size):
+    with fdpass.MemoryRegistry() as registry:
+        make = {
+            "memory file": lambda size: fdpass.Memfd.create("test", size),
+            "region": fdpass.MemoryRegion.create,
+            "registry": registry.alloc,
+        }[maker]
+        with pytest.raises(ValueError, match=f"at least 1 byte, received {size}"):
+            make(size)

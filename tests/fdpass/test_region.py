@@ -118,11 +118,6 @@ class TestMaking:
                 view[:2] = b"hi"
             assert region.buffer[:2] == b"hi"
 
-    @pytest.mark.parametrize("size", [0, -1])
-    def test_no_size_is_a_value_error(self, size):
-        with pytest.raises(ValueError, match=f"at least 1 byte, received {size}"):
-            MemoryRegion.create(size)
-
     @pytest.mark.parametrize("mode", ["lent", "other"])
     def test_only_two_modes_are_made(self, mode):
         with pytest.raises(ValueError, match=f"'frozen' or 'shared', received '{mode}'"):

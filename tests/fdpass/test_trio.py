@@ -248,7 +248,7 @@ async def test_a_datagram_that_does_not_fit_is_refused_and_its_descriptor_closed
 
 
 @pytest.mark.parametrize("times", [3, 1000])
-async def test_too_many_descriptors_in_flight_are_tried_again(
+async def test_a_task_tries_too_many_descriptors_in_flight_again(
     pair, null, times, monkeypatch, autojump_clock
 ):
     real, refusals = type(pair[0]).sendmsg, iter(range(times))

@@ -75,12 +75,12 @@ def test_what_is_plain_is_told_from_what_is_not():
 
 
 @pytest.mark.parametrize("call", [lambda: direct.blank("x"), lambda: direct.blank(-1)])
-def test_a_size_that_is_none_is_refused(call):
+def test_the_core_makes_no_room_of_no_size(call):
     with pytest.raises((TypeError, SystemError)):
         call()
 
 
-def test_a_limit_that_is_none_is_refused():
+def test_the_core_fetches_only_a_number_of_records():
     one, other = memenpsf.pair(8)
     with one, other, pytest.raises(TypeError):
         other._receiver.fetch(None, "many")

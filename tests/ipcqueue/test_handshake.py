@@ -769,7 +769,7 @@ class TestSockets:
         assert caught.value.errno == errno.EBADF
 
     @pytest.mark.parametrize("thing", [5, None, "path", SimpleNamespace(fileno=lambda: 0)])
-    def test_what_is_no_socket_is_a_type_error(self, thing):
+    def test_a_one_way_end_is_made_of_a_socket_only(self, thing):
         with pytest.raises(TypeError, match="expected a connected AF_UNIX socket"):
             Sender(thing, SPEC)
 

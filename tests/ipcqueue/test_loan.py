@@ -758,7 +758,7 @@ def test_a_borrowing_of_at_most_nothing_is_empty_at_once(any_pair):
 @pytest.mark.parametrize(
     ("limit", "error"), [(-1, ValueError), (1.5, TypeError), ("1", TypeError), (True, TypeError)]
 )
-def test_a_limit_is_a_number(any_pair, limit, error):
+def test_a_limit_of_a_borrowing_is_a_number(any_pair, limit, error):
     _, other, _ = any_pair
     with pytest.raises(error, match="limit is"):
         other.borrow(limit)

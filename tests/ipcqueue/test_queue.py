@@ -227,7 +227,7 @@ class TestConnection:
             assert list(receiver) == []
             ends(EndOfStream, receiver.pop)
 
-    def test_iteration_raises_what_is_no_good_end(self):
+    def test_iteration_raises_that_the_peer_died(self):
         sender, receiver = pair("<Q")
         sender.push((1,))
         with pytest.warns(ResourceWarning):

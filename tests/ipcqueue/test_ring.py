@@ -99,7 +99,7 @@ class TestRecords:
             got = ring.receiver.try_pop_many(50) + ring.receiver.try_pop_many(50)
             assert numbers(got) == list(range(round_, round_ + 64))
 
-    def test_a_record_that_does_not_fit_is_not_sent(self, ring):
+    def test_a_record_that_does_not_fit_takes_no_slot(self, ring):
         with pytest.raises(BadRecord):
             ring.sender.try_push((-1,))
         assert ring.sender.indices() == (0, 0)

@@ -242,12 +242,6 @@ def test_what_makes_no_interface_is_said_at_once_and_the_socket_is_closed(option
     assert here.fileno() == -1
 
 
-@pytest.mark.parametrize("stream", [None, 3, "socket"])
-def test_what_is_no_socket_is_a_type_error(stream):
-    with pytest.raises(TypeError):
-        Interface(stream, 8)
-
-
 @pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_SEQPACKET])
 def test_a_socket_that_is_no_stream_is_a_value_error(kind):
     here, there = socket.socketpair(socket.AF_UNIX, kind)

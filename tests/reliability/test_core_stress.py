@@ -106,7 +106,7 @@ def test_what_is_shared_in_the_wrong_order_is_noticed(tmp_path, mutant, ring):
 
 @pytest.mark.deadline(campaign.seconds(400))
 @pytest.mark.parametrize(("shape", "one", "trips"), WAKES)
-def test_no_wake_up_is_lost(compiled, shape, one, trips):
+def test_the_core_loses_no_wake_up(compiled, shape, one, trips):
     said = _wake(compiled("wake"), shape, trips, one=one)
     counts = re.findall(r"slept (\d+) times, sent (\d+) doorbells, read (\d+)", said)
     slept, sent, read = zip(*[map(int, side) for side in counts], strict=True)

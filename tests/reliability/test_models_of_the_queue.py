@@ -8,5 +8,5 @@ from tests.reliability import campaign
 
 @pytest.mark.deadline(campaign.seconds(600))
 @pytest.mark.parametrize("model", [deque_model.OfSlots, deque_model.OfMessages])
-def test_a_queue_is_a_deque(model):
+def test_a_queue_is_a_deque_at_full_amount(model):
     deque_model.check(model, campaign.amount(2000), campaign.SEED)

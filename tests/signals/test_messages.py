@@ -434,7 +434,7 @@ def test_an_interrupt_while_a_message_is_decoded_loses_nothing(files, number, ho
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
-def test_a_decoder_may_receive_by_itself(number):
+def test_a_decoder_may_receive_a_batch_by_itself(number):
     # As a signal handler may: what it takes is not given twice.
     inner = []
     decode = Once(number, lambda: inner.extend(other.recv_vectored(timeout=0)))
