@@ -113,12 +113,13 @@ class FrameBuilder(_direct.FrameReceiver, ReceiverEnd):  # type: ignore[misc]
         The frames of those are free already, so that they end here is as good as true.
         """
         while self._decoding or self.prefetched:
-            turn, ahead, raw, handed = self.turn, self.prefetched, self._raw, self._handed
-            place, end = self.place, self._next
+            # One step, see end.py: the turn, and a copy of the rest.
+            turn, place, ahead = self.turn, self.place, self.prefetched or []
+            ahead, raw, handed, end = ahead[place:], self._raw, self._handed, self._next
             free, rest = self._left_over()
             if not free and not ahead:
                 break
-            older, ahead = [*chain(*free)], (ahead or [])[place:]
+            older = [*chain(*free)]
             handed -= len(ahead)
             newer = [
                 Built(end, handed + i, Framed(data, 0, 0), [], []) for i, data in enumerate(ahead)

@@ -295,14 +295,13 @@ class SlotReceiver(_direct.SlotReceiver, ReceiverEnd):  # type: ignore[misc]
     def _reclaim(self) -> None:
         """Have `_raw` begin with what nobody holds any more, and end with what was prefetched."""
         while self._decoding or self.prefetched:
-            turn, ahead = self.turn, self.prefetched
+            # One step, see end.py: the turn, and a copy of the rest.
+            turn, place, ahead = self.turn, self.place, self.prefetched or []
+            ahead, raw = ahead[place:], self._prefetched_raw
             free, rest = self._left_over()
             if not free and not ahead:
                 break
-            place, raw = self.place, self._prefetched_raw
-            more = (
-                b"" if not ahead else raw[place * self._size :] if raw else b"".join(ahead[place:])
-            )
+            more = raw[place * self._size :] if raw else b"".join(ahead)
             self.commit(
                 turn, raw=b"".join([*free, self._raw, more]), decoding=rest, prefetched=None
             )

@@ -539,6 +539,26 @@ def test_what_a_loop_of_another_thread_takes_ahead_comes_first(ends, verb, step)
     assert got == list(map(record, range(1, 200)))
 
 
+@pytest.mark.parametrize("verb", ["try_pop", "try_pop_many"])
+@pytest.mark.parametrize("taken", [1, 4])
+def test_what_a_loop_took_ahead_may_be_taken_while_it_is_put_back(ends, verb, taken):
+    one, other, record = ends
+    receiver = other._endpoint.receiver
+    one.xmit_many(map(record, range(1, 6)))
+    got = [next(iter(other))]
+    if not receiver.prefetched:
+        pytest.skip("a loop takes these one by one")
+    take = iter(receiver.ready(False))
+    between(receiver, "_left_over", lambda: got.extend(next(take) for _ in range(taken)))
+    if verb == "try_pop":
+        got += [each for each in [receiver.try_pop()] if each is not None]
+    else:
+        got += receiver.try_pop_many(3) or []
+    while (after := other.recv(timeout=0)) is not None:
+        got.append(after)
+    assert got == list(map(record, range(1, 6)))
+
+
 # What came through the socket when there was no memory for Python to have it.
 
 
