@@ -205,9 +205,9 @@ MUTANTS = {
     ),
     "one slot more than there is": (
         (
-            "slots.c",
-            "uint64_t space = s->capacity - (head - s->tail);",
-            "uint64_t space = s->capacity + 1 - (head - s->tail);",
+            "ends.h",
+            "if (s->capacity - (head - s->tail) >= units)",
+            "if (s->capacity + 1 - (head - s->tail) >= units)",
         ),
         ("slots-2", IMPOSSIBLE),
     ),
