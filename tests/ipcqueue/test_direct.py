@@ -559,6 +559,21 @@ def test_what_a_loop_took_ahead_may_be_taken_while_it_is_put_back(ends, verb, ta
     assert got == list(map(record, range(1, 6)))
 
 
+def test_what_is_lent_before_a_call_has_it_is_not_taken():
+    one, other = memenpsf.pair(8)
+    with one, other:
+        receiver = other._endpoint.receiver
+        receiver.fetch = lambda *_: None  # the long way
+        borrowing = other.borrow(2, timeout=0)
+        one.xmit_many([bytes([n]) * 8 for n in range(4)])
+        between(receiver, "pull", borrowing.__enter__)
+        with pytest.raises(ipcqueue.ConcurrentUse):
+            receiver.try_pop_many(3)
+        assert bytes(borrowing.data) == bytes([0] * 8 + [1] * 8)
+        borrowing.__exit__(None, None, None)
+        assert other.recv_vectored() == [bytes([n]) * 8 for n in range(2, 4)]
+
+
 # What came through the socket when there was no memory for Python to have it.
 
 

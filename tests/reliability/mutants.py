@@ -77,7 +77,7 @@ MUTANTS = [
         "ipcqueue/_ring/slot_receiver.py",
         "if data and self.commit(turn, ring=ring, raw=raw[size:], decoding=decoding):",
         "if data and self.commit(turn, raw=raw[size:], decoding=decoding):",
-        "signals/test_strikes.py::test_what_is_borrowed_in_the_middle_of_a_call_is_taken_once[some_left_by_a_loop-dataclass-recv_message]",
+        "ipcqueue/test_direct.py::test_what_is_lent_before_a_call_has_it_is_not_taken",
     ),
     Mutant(
         "a loop takes records that are lent",
