@@ -215,7 +215,7 @@ class Endpoint(Owner):
     def try_pop_many(self, limit: int, *, bounded: bool = False) -> Any:
         """Take up to `limit` records, None if there are none yet; see try_pop.
 
-        `bounded`: fewer, if they are more than some milliseconds' work; see _bounds.py.
+        `bounded`: fewer, if they are more than some milliseconds' work; see _ring/bounds.py.
         """
         receiver = self.receiving()
         records = receiver.pop_ready(limit, bounded=bounded)

@@ -55,7 +55,7 @@ MAX_INBOX = 65536
 MAX_UNTAKEN = 64
 GOODBYE = bytes((Opcode.WRITE, 0, Opcode.READ, 0))
 
-# Of the C module, if it is there; else nothing waits in a room.
+# Of the C module: what one read brings is kept in a room, where memory may be too short for objects.
 _ROOM: int = _direct.ROOM
 _waiting: Callable[[bytearray], int] = _direct.waiting
 _drop: Callable[[bytearray], None] = _direct.drop

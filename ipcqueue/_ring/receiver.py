@@ -152,7 +152,7 @@ class ReceiverEnd(End):
     def lend_records(
         self, limit: int, borrower: object, *, bounded: bool = False
     ) -> list[Lent] | None:
-        """Lend up to `limit` of what waits; None if nothing does.  `bounded`: see _bounds.py.
+        """Lend up to `limit` of what waits; None if nothing does.  `bounded`: see bounds.py.
 
         Everything else fails until end_borrowing(), or until `borrower` is gone.
         """

@@ -1,6 +1,6 @@
 """Fuzz target: receiving in Python from a ring whose image is anything, and changes between calls.
 
-The layers above the C core (fuzz_ring.c has that alone): _frames, _slots, _outside, core/python,
+The layers above the C core (fuzz_ring.c has that alone): ipcqueue/_ring, core/python,
 with attachments, regions and messages outside the ring, records popped, taken many at a time, in a
 loop, received with what is attached, and borrowed.  Whatever the peer writes and sends:
 

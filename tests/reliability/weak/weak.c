@@ -1,6 +1,6 @@
 /*
  * What the two sides do on the simulated machine of sim.c, with the C core as it ships; a door does
- * it in Python (ipcqueue/_blocking.py, _endpoint.py).
+ * it in Python (ipcqueue/_link/plans.py, endpoint.py).
  *
  *     weak                            the scenarios, by name
  *     weak NAME all                   explore all schedules
