@@ -40,7 +40,7 @@ MUTANTS = [
         "ipcqueue/core/python/shelf.c",
         "if (turn != self->turn || (",
         "if ((",
-        "ipcqueue/test_ring.py::TestSignals::test_a_handler_that_pops_anywhere_in_a_pop_takes_other_records",
+        "signals/test_slots.py::TestSignals::test_a_handler_that_pops_anywhere_in_a_pop_takes_other_records",
     ),
     Mutant(
         "what a call hands over stays on the shelf",
