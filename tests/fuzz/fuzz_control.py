@@ -20,6 +20,7 @@ from ipcqueue._ring import segment as _segment
 from ipcqueue._ring.frame import MAX_ATTACHED
 from ipcqueue.lowlevel import Opening, Role, Terms, advance
 from tests.fuzz.script import MOST_STEPS, ODD_DESCRIPTORS, Script, heard, nothing_stays, send
+from tests.kit.hostile import FDS
 from tests.kit.reading import InPython
 
 MOST_BYTES = 4096  # in one input
@@ -111,7 +112,7 @@ def converse(script, terms):
                 data *= 1 + script.up_to(MOST_BYTES // len(data) - 1)
             count = script.number() % 8 if kind & 16 else 0
             if kind & 32 and count:
-                data = data[: len(data) & ~1] + bytes((17, count))
+                data = data[: len(data) & ~1] + bytes((FDS, count))
             if len(said) + len(data) > 2 * MOST_BYTES:
                 break
             make = script.of(ODD_DESCRIPTORS) if count else None

@@ -18,14 +18,13 @@ from ipcqueue.lowlevel import Opening, Role, Terms, advance
 from tests.fuzz.script import (
     MOST_STEPS,
     ODD_DESCRIPTORS,
-    SEALED,
     Script,
     heard,
-    memory,
     nothing_stays,
     received,
     send,
 )
+from tests.kit.hostile import ENDED, HEAD, LENT, memory_file
 
 PAGE = 4096
 MOST_SEGMENT = 16 * PAGE
@@ -53,7 +52,6 @@ FIELDS = {
     "record": (148, 512),
 }
 NAMES = (*FIELDS, "capacity", "slot_size", "segment_size", "capacity")  # what most depends on
-HEAD, CLOSED = 1024, 1288
 
 
 def identity(codec, capacity, size):
@@ -96,7 +94,7 @@ def segment(script, terms):
             own = int.from_bytes(page[at : at + length], "little")
             value = script.near(own, own, capacity, size)
             page[at : at + length] = (value % (1 << 8 * length)).to_bytes(length, "little")
-    seals, reserved = SEALED, True
+    seals, reserved = LENT, None
     match script.number() % 16:
         case 0:
             seals = script.number() % 32
@@ -105,13 +103,13 @@ def segment(script, terms):
         case 2:
             size += PAGE * script.up_to(3)
         case 3:
-            reserved = False
+            reserved = 0
         case 4:
             size = page[FIELDS["segment_size"][0] + 1] << 8  # as large as it says, in part
         case 5:
             struct.pack_into("<QQ", page, HEAD, script.near(capacity), script.near(capacity))
-            page[CLOSED] = script.number()
-    return memory(size, seals, bytes(page), reserved=reserved)
+            page[ENDED] = script.number()
+    return memory_file(size, seals, bytes(page), reserved=reserved)
 
 
 def said_by(script, sock, terms):

@@ -18,6 +18,7 @@ import struct
 from ipcqueue._core import ffi
 
 import fdpass
+from fdpass import Seal
 from ipcqueue import (
     Accept,
     Closed,
@@ -36,25 +37,30 @@ from ipcqueue._records.spec import codec_for
 from ipcqueue._ring import segment as _segment
 from ipcqueue.lowlevel import Opening, Role, Terms, advance
 from tests.fuzz.script import (
-    GROW,
     MOST_STEPS,
     ODD_DESCRIPTORS,
-    SEAL,
-    SEALED,
-    SHRINK,
-    WRITE,
     Script,
     heard,
-    memory,
     nothing_stays,
     send,
 )
+from tests.kit.hostile import (
+    ENDED,
+    FDS,
+    HEAD,
+    LENT,
+    OUT_AGAIN,
+    OUT_OF_LINE,
+    RING,
+    WAIT_SPACE,
+    memory_file,
+)
 
 PAGE = 4096
-HEAD, WAIT_SPACE, CLOSED, RING = 1024, 1284, 1288, 4096
 CAPACITY = {1: 2 * PAGE, 0: 8}  # by shape
 MOST_MESSAGE = 3000
-FLAGS = 0, 0, 0x8000, 0x4000, 0xC000
+FIXED = Seal.SEAL | Seal.SHRINK | Seal.GROW
+FLAGS = 0, 0, OUT_OF_LINE, OUT_AGAIN, OUT_OF_LINE | OUT_AGAIN
 FINE = CorruptPeer, EndOfStream, PeerDied, ReceiverGone, Refused
 
 
@@ -126,8 +132,8 @@ def region(script):
     if kind > 200:
         return script.of(ODD_DESCRIPTORS)()
     size = PAGE * (1 + kind % 4)
-    seals = (SEAL | SHRINK | GROW | WRITE, SHRINK | GROW | SEAL, SEALED)[kind // 4 % 3]
-    return memory(size, seals, bytes(range(256)))
+    seals = (FIXED | Seal.WRITE, FIXED, LENT)[kind // 4 % 3]
+    return memory_file(size, seals, bytes(range(256)))
 
 
 def frame(it, script):
@@ -138,11 +144,11 @@ def frame(it, script):
         payload *= 1 + script.up_to(100)
     flags = script.of(FLAGS) | script.number() if kind & 4 else 0
     fds, regions = (script.up_to(2), script.up_to(3)) if kind & 8 else (0, 0)
-    if flags & 0xC000 and kind & 16:
+    if flags & (OUT_OF_LINE | OUT_AGAIN) and kind & 16:
         payload = struct.pack(
             "<QII", script.near(PAGE, 100, MOST_MESSAGE), script.near(0, 3) % 5, 0
         )
-        regions += bool(flags & 0x8000)
+        regions += bool(flags & OUT_OF_LINE)
     size, reserved = len(payload), 0
     if kind & 32:
         size = script.near(size, it.capacity, MOST_MESSAGE) % (1 << 32)
@@ -153,7 +159,7 @@ def frame(it, script):
     if given and (kind & 3) != 2:
         numbers = [script.of(ODD_DESCRIPTORS)() for _ in range(fds)]
         numbers += [region(script) for _ in range(regions)]
-        send(it.sock, bytes((17, given)), numbers)
+        send(it.sock, bytes((FDS, given)), numbers)
     header = struct.pack("<IIHHHH", size, script.number(), flags, fds, regions, reserved)
     it.write(it.next, header + payload)
     it.next += 16 + (size + 15 & ~15)
@@ -168,13 +174,13 @@ def peer(it, script):
             at = script.up_to(RING + it.bytes - 9)
             it.poke(at, script.take(8))
         case 2:
-            it.poke(CLOSED, b"\1")
+            it.poke(ENDED, b"\1")
         case 3:
             it.poke(WAIT_SPACE, script.take(4))
         case 4:
             send(it.sock, bytes(script.take(2)))
         case 5:
-            send(it.sock, bytes((17, 1)), [region(script)])
+            send(it.sock, bytes((FDS, 1)), [region(script)])
         case 6 if script.number() > 200:
             it.sock.shutdown(script.of((socket.SHUT_WR, socket.SHUT_RDWR)))
         case 7:

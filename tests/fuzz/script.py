@@ -5,7 +5,6 @@ input means something and small changes of it change little.
 """
 
 import contextlib
-import fcntl
 import gc
 import os
 import select
@@ -15,13 +14,11 @@ import tempfile
 from array import array
 from pathlib import Path
 
+from fdpass import Seal
+from tests.kit.hostile import LENT, memory_file
 from tests.kit.settling import settle
 
 MOST_STEPS = 64
-
-F_ADD_SEALS = 1033
-SEAL, SHRINK, GROW, WRITE, FUTURE_WRITE = 1, 2, 4, 8, 16
-SEALED = SEAL | SHRINK | GROW | FUTURE_WRITE
 
 
 class Script:
@@ -65,20 +62,6 @@ class Script:
         return number % (1 << 64)
 
 
-def memory(size, seals, content=b"", *, reserved=True):
-    """Make a memory file; return its number."""
-    fd = os.memfd_create("fuzz", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    if reserved and size:
-        os.posix_fallocate(fd, 0, size)
-    else:
-        os.ftruncate(fd, size)
-    if content:
-        os.pwrite(fd, content[:size], 0)
-    if seals:
-        fcntl.fcntl(fd, F_ADD_SEALS, seals)
-    return fd
-
-
 def _regular():
     with tempfile.TemporaryFile() as file:
         file.truncate(8192)
@@ -104,7 +87,7 @@ def _epoll():
 
 
 def _write_only():
-    fd = memory(8192, 0)
+    fd = memory_file(8192, 0)
     try:
         return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_CLOEXEC)
     finally:
@@ -121,10 +104,10 @@ ODD_DESCRIPTORS = (
     _socket,
     _epoll,
     _write_only,
-    lambda: memory(0, SEALED),
-    lambda: memory(8192, 0),
-    lambda: memory(8192, SEALED, reserved=False),
-    lambda: memory(8192, SEALED | WRITE),
+    lambda: memory_file(0),
+    lambda: memory_file(8192, 0),
+    lambda: memory_file(8192, reserved=0),
+    lambda: memory_file(8192, LENT | Seal.WRITE),
 )
 
 

@@ -41,6 +41,8 @@ from tests.kit.hostile import (
     WRITE,
     Hostile,
     extent,
+    outside,
+    place,
     poke,
 )
 from tests.kit.settling import settle
@@ -181,7 +183,7 @@ def test_a_message_that_does_not_fit_well_arrives_by_the_same_call(size, verb):
     with connection(capacity=4096) as (one, other):
         before = open_descriptors()
         one.xmit(data)
-        outside = one.indices()[0] == HEADER + PLACE
+        outside = one.indices()[0] == HEADER + PLACE.size
         assert outside == (size > 1008)  # a quarter of the ring, with the header
         if verb == "recv":
             assert other.recv() == data
@@ -381,19 +383,6 @@ def head_beyond_the_ring(it):
 
 def head_far_behind(it):
     it.publish(-16)
-
-
-def place(size=512, number=0, reserved=0):
-    """What a frame says of a message outside the ring."""
-    return struct.pack("=QII", size, number, reserved)
-
-
-def outside(it, *given, again=False, **where):
-    """Send a message outside the ring; with its region, if one is given."""
-    if given:
-        it.give(*given)
-    flags = OUT_AGAIN if again else OUT_OF_LINE
-    it.frame(place(**where), flags=flags, regions=len(given))
 
 
 def outside_without_a_region(it):

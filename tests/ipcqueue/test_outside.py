@@ -6,7 +6,6 @@ import itertools
 import os
 import random
 import signal
-import struct
 import threading
 from pathlib import Path
 
@@ -18,9 +17,9 @@ import memenpsf
 from ipcqueue._ring import outside as _outside
 from ipcqueue._ring.outside import SIZES, Outside, region_size
 from memenpsf import ForkedUse, Full, PeerDied
+from tests.kit.hostile import FRAME as HEADER
+from tests.kit.hostile import OUT_AGAIN, OUT_OF_LINE, RING
 
-RING = 4096  # where it stands in a segment
-OUT_OF_LINE, OUT_AGAIN = 0x8000, 0x4000  # flags of a frame
 FRAME = 32  # bytes of ring of a message outside of it
 KIB, MIB = 1 << 10, 1 << 20
 FEW = 5 * MIB // 4  # of larger ones fewer are under way
@@ -57,7 +56,7 @@ def flags_of_the_last(side):
     head, _ = side.indices()
     mapping = side._endpoint._own.mapping
     at = RING + (head - FRAME) % 4096
-    frame = struct.unpack("=IIHHHH", ffi.buffer(mapping.at, mapping.size)[at : at + 16])
+    frame = HEADER.unpack_from(ffi.buffer(mapping.at, mapping.size), at)
     return frame[2], frame[4]  # with how many descriptors
 
 

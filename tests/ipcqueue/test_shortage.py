@@ -27,10 +27,9 @@ from ipcqueue._records.spec import codec_for
 from ipcqueue._ring import memory as _memory
 from ipcqueue._ring import segment as _segment
 from tests.kit.attached import open_descriptors
+from tests.kit.hostile import HEAD
 from tests.kit.places import Interrupt
 from tests.kit.refusals import refused
-
-HEAD = 1024  # in a segment
 
 SPECS = {
     "bytes of one size": (8, lambda n: n.to_bytes(8, "little")),

@@ -52,9 +52,9 @@ from ipcqueue._ring.bounds import MOST_AHEAD
 from ipcqueue._ring.end import Place
 from ipcqueue._ring.frame import MAX_ATTACHED
 from ipcqueue.lowlevel import Role, Terms, open_pair
+from tests.kit.hostile import HEAD, TAIL
 
 U64 = 1 << 64
-HEAD, TAIL = 1024, 1152  # where they stand in a segment
 LATE = 30  # steps before which nothing ends
 # Looks at the socket until all of it was seen: each is at one piece, and those with descriptors end one.
 LOOKS = MAX_ATTACHED + 3

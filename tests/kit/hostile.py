@@ -1,10 +1,12 @@
 """A peer that has introduced itself properly, and then keeps to no rule.
 
 It writes what it likes into the segment that it owns, and says what it likes on the socket: `Hostile`
-with frames, `Peer` with records of one size.  The words are those of the protocol.
+with frames, `Peer` with records of one size.  What stands where, and what means what, is stated here
+once for all tests of hostile peers, and by hand: what the package says of it is what they test.
 """
 
 import contextlib
+import fcntl
 import os
 import socket
 import struct
@@ -24,9 +26,11 @@ WRITE, FDS, ERR = 1, 17, 100  # opcodes
 OUT_OF_LINE, OUT_AGAIN = 0x8000, 0x4000  # flags of a frame
 ONCE = 0xFFFFFFFF  # the number of a region that is not used again
 HEADER = 16  # bytes of a frame before its payload, and what frames are rounded to
-PLACE = 16  # bytes of a frame that say where its message is
+FRAME = struct.Struct("=IIHHHH")  # size, tag, flags, descriptors, regions, nothing
+PLACE = struct.Struct("=QII")  # size, number of the region, nothing
 MOST_ATTACHED = 16  # frames with descriptors under way
 MOST_OUTSIDE = 16  # messages outside the ring under way
+F_ADD_SEALS = 1033  # linux/fcntl.h
 BOTH_WAYS = Role(sends=True, receives=True)
 LENT = fdpass.Seal.SHRINK | fdpass.Seal.GROW | fdpass.Seal.FUTURE_WRITE | fdpass.Seal.SEAL
 
@@ -40,6 +44,36 @@ def poke(endpoint, at, data):
     """Write into the segment of an end, behind its back."""
     mapping = endpoint._own.mapping
     ffi.buffer(mapping.at, mapping.size)[at : at + len(data)] = data
+
+
+def place(size=512, number=0, reserved=0):
+    """What a frame says of a message outside the ring."""
+    return PLACE.pack(size, number, reserved)
+
+
+def outside(it, *given, again=False, **where):
+    """Send a message outside the ring; with its region, if one is given."""
+    if given:
+        it.give(*given)
+    flags = OUT_AGAIN if again else OUT_OF_LINE
+    it.frame(place(**where), flags=flags, regions=len(given))
+
+
+def memory_file(size, seals=LENT, content=b"", *, reserved=None, flags=0):
+    """Make any memory file; return its number.  `reserved`: how many bytes are there at first."""
+    number = os.memfd_create("hostile", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | flags)
+    try:
+        os.ftruncate(number, size)
+        if reserved := size if reserved is None else reserved:
+            os.posix_fallocate(number, 0, reserved)
+        if content:
+            os.pwrite(number, content[:size], 0)
+        if seals:
+            fcntl.fcntl(number, F_ADD_SEALS, int(seals))
+    except BaseException:
+        os.close(number)
+        raise
+    return number
 
 
 class Hostile:
@@ -56,7 +90,7 @@ class Hostile:
     def frame(self, payload=b"", *, size=None, tag=0, flags=0, fds=0, regions=0, reserved=0):
         """Write a frame; with another size than it has, perhaps."""
         size = len(payload) if size is None else size
-        header = struct.pack("=IIHHHH", size, tag, flags, fds, regions, reserved)
+        header = FRAME.pack(size, tag, flags, fds, regions, reserved)
         poke(self.endpoint, RING + self.head, header + payload)
         self.publish(self.head + extent(len(payload)))
 

@@ -34,11 +34,24 @@ import fdpass
 import memenpsf
 import memenpsf.trio
 from ipcqueue._ring.frame import extent
-from ipcqueue.lowlevel import Opening, Role, Terms, advance
+from ipcqueue.lowlevel import Opening, Terms, advance
+from tests.kit.hostile import (
+    BOTH_WAYS,
+    ENDED,
+    FDS,
+    FRAME,
+    HEAD,
+    LENT,
+    ONCE,
+    OUT_AGAIN,
+    OUT_OF_LINE,
+    PLACE,
+    RING,
+    TAIL,
+    WAIT_RECORDS,
+)
 from tests.kit.settling import settle
 
-BOTH = Role(sends=True, receives=True)
-HEAD, TAIL, EPOCHS, RING = 1024, 1152, 1280, 4096
 PATIENCE = 20.0  # seconds: for a machine that has other things to do
 MUTATIONS = 300  # of one connection
 
@@ -78,7 +91,7 @@ class Attacker:
         capacity = chance.choice([4096, 16384, 1 << 16] if self.frames else [1, 4, 64, 1024])
         sock = socket.socket(socket.AF_UNIX)
         sock.connect(str(path))
-        opening = Opening(sock, Terms(spec, BOTH, capacity=capacity, **ACCEPT_ALL))
+        opening = Opening(sock, Terms(spec, BOTH_WAYS, capacity=capacity, **ACCEPT_ALL))
         deadline = time.monotonic() + PATIENCE
         while (endpoint := advance(opening)) is None:
             if time.monotonic() > deadline:
@@ -93,8 +106,8 @@ class Attacker:
             fdpass.Fd(os.open("/dev/null", os.O_RDONLY)),
             fdpass.Fd(os.open("/", os.O_RDONLY)),
             *map(fdpass.Fd, os.pipe()),
-            *(self.memory(seals) for seals in (0, 0x1F, 7, 15, 0x17)),
-            self.memory(0x17, 4096),
+            *(self.memory(seals) for seals in (0, 0x1F, 7, 15, LENT)),
+            self.memory(LENT, 4096),
             *(fdpass.Fd(each.detach()) for each in socket.socketpair()),
         ]
         self.lent = self.files[9]
@@ -134,7 +147,7 @@ class Attacker:
 
     def write_frame(self, at, header, payload=b""):
         at &= self.capacity - 16
-        struct.pack_into("=IIHHHH", self.own, RING + at, *header)
+        FRAME.pack_into(self.own, RING + at, *header)
         at = RING + (at + 16) % self.capacity
         payload = payload[: RING + self.capacity - at]
         self.own[at : at + len(payload)] = payload
@@ -164,10 +177,14 @@ class Attacker:
                 number = choice.randrange(16)
                 if wild:
                     size = choice.choice([0, self.lent.size + 1, 1 << 40, 1 << 63])
-                    number = choice.choice([15, 16, 0xFFFFFFFF, choice.getrandbits(32)])
-                payload = struct.pack("=QII", size, number, 0)
+                    number = choice.choice([15, 16, ONCE, choice.getrandbits(32)])
+                payload = PLACE.pack(size, number, 0)
                 again = number in self.numbers and choice.random() < 0.7
-                header[0], header[2], header[4] = 16, 0x4000 if again else 0x8000, not again
+                header[0], header[2], header[4] = (
+                    PLACE.size,
+                    OUT_AGAIN if again else OUT_OF_LINE,
+                    not again,
+                )
                 given = [] if again else [self.lent]
             if extent(header[0]) > self.capacity - (self.head - tail) and not wild:
                 break
@@ -175,7 +192,7 @@ class Attacker:
             if given and len(self.under_way) == 16 and not wild:
                 break
             if given:
-                self.send(bytes((17, len(given))), given)
+                self.send(bytes((FDS, len(given))), given)
                 self.under_way.append(self.head + extent(header[0]))
             if kind in {2, 3}:
                 self.numbers.add(number)
@@ -202,9 +219,9 @@ class Attacker:
         elif what in (10, 11):
             self.put(TAIL, "=Q", self.of_peer(HEAD))
         elif what == 12:
-            self.put(EPOCHS + 4 * choice.randrange(2), "=I", choice.getrandbits(32))
+            self.put(WAIT_RECORDS + 4 * choice.randrange(2), "=I", choice.getrandbits(32))
         elif what == 13:
-            self.put(EPOCHS + 8, "=I", wild)
+            self.put(ENDED, "=I", wild)
         elif what == 14:
             at = choice.randrange(self.size)
             count = min(choice.choice([1, 8, 64, 4096]), self.size - at)
@@ -219,7 +236,7 @@ class Attacker:
             self.send(choice.randbytes(choice.randrange(1, 9)))
         elif what == 18 and wild:
             given = choice.choices(self.files, k=choice.choice([1, 2, 17, 253]))
-            self.send(bytes((17, choice.choice([len(given), 1]))), given)
+            self.send(bytes((FDS, choice.choice([len(given), 1]))), given)
         elif what == 19:
             with contextlib.suppress(BlockingIOError):
                 self.sock.recv(4096, socket.MSG_DONTWAIT)
@@ -427,7 +444,7 @@ class Honest:
         spec, accept = SHAPES[shape]
         sock = socket.socket(socket.AF_UNIX)
         sock.connect(str(path))
-        opening = Opening(sock, Terms(spec, BOTH, **accept))
+        opening = Opening(sock, Terms(spec, BOTH_WAYS, **accept))
         advance(opening)
         self.here = listener.accept(timeout=PATIENCE)
         self.there = memenpsf.Interface.of(advance(opening))

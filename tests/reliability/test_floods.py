@@ -18,10 +18,19 @@ from ipcqueue._core import ffi
 
 import fdpass
 import memenpsf
-from tests.kit.hostile import FDS, HEAD, TAIL, Hostile
+from tests.kit.hostile import (
+    ENDED,
+    FDS,
+    HEAD,
+    ONCE,
+    TAIL,
+    WAIT_RECORDS,
+    WAIT_SPACE,
+    Hostile,
+    outside,
+)
 from tests.reliability import campaign
 
-EPOCHS, CLOSED = 1280, 1288
 MOST_CPU = 5.0  # seconds of one call; far more than any needs, and a loop without end takes more
 
 pytestmark = pytest.mark.deadline(campaign.seconds(120))
@@ -84,19 +93,19 @@ def one_and_none(flood):
 def takes_all(flood):
     for _ in range(1000):
         flood.put(TAIL, "=Q", struct.unpack_from("=Q", flood.peer, HEAD)[0])
-        flood.put(EPOCHS, "=I", random.getrandbits(32) | 1)
+        flood.put(WAIT_RECORDS, "=I", random.getrandbits(32) | 1)
 
 
 def asks_for_doorbells(flood):
     for _ in range(1000):
-        flood.put(EPOCHS, "=I", random.getrandbits(32) | 1)
-        flood.put(EPOCHS + 4, "=I", random.getrandbits(32) | 1)
+        flood.put(WAIT_RECORDS, "=I", random.getrandbits(32) | 1)
+        flood.put(WAIT_SPACE, "=I", random.getrandbits(32) | 1)
 
 
 def opens_and_closes(flood):
     for _ in range(1000):
-        flood.put(CLOSED, "=I", 1)
-        flood.put(CLOSED, "=I", 0)
+        flood.put(ENDED, "=I", 1)
+        flood.put(ENDED, "=I", 0)
 
 
 def messages(flood):
@@ -254,23 +263,16 @@ def test_who_stops_in_the_handshake_is_given_up():
 # -- memory that is said to be somewhere ----------------------------------------------------------
 
 
-def outside(it, number, size=1, *, again):
-    it.frame(
-        struct.pack("=QII", size, number, 0), flags=0x4000 if again else 0x8000, regions=not again
-    )
-
-
 @pytest.mark.parametrize("verb", ["recv", "borrow"])
 def test_a_number_means_the_memory_of_its_own_client_alone(verb):
     with contextlib.closing(Hostile()) as one, contextlib.closing(Hostile()) as other:
         memory = one.lent(4096)
-        one.give(memory)
-        outside(one, 3, again=False)
+        outside(one, memory, number=3, size=1)
         assert one.victim.recv(timeout=0) == b"\0"
-        outside(other, 3, again=True)
+        outside(other, number=3, size=1, again=True)
         with pytest.raises(memenpsf.CorruptPeer, match="never given memory region 3"):
             RECEIVING[verb](other.victim, 0)
-        outside(one, 3, again=True)
+        outside(one, number=3, size=1, again=True)
         assert one.victim.recv(timeout=0) == b"\0"
 
 
@@ -278,16 +280,14 @@ def test_no_more_memory_is_kept_than_there_are_numbers():
     with contextlib.closing(Hostile()) as it:
         memory = it.lent(4096)
         # Twice each number, in one round of the ring.
-        for number in (*range(16), *[0xFFFFFFFF] * 30, *range(16)):
-            it.give(memory)
-            outside(it, number, again=False)
+        for number in (*range(16), *[ONCE] * 30, *range(16)):
+            outside(it, memory, number=number, size=1)
             assert it.victim.recv(timeout=0) == b"\0"
         kept = it.victim._endpoint.receiver._regions
         assert set(kept) == set(range(16))
     for number in (16, 17, 1 << 31, 0xFFFFFFFE):
         with contextlib.closing(Hostile()) as it:
-            it.give(it.lent(4096))
-            outside(it, number, again=False)
+            outside(it, it.lent(4096), number=number, size=1)
             with pytest.raises(
                 memenpsf.CorruptPeer, match=f"no memory region with number {number}"
             ):
@@ -298,10 +298,9 @@ def test_no_more_memory_is_kept_than_there_are_numbers():
 @pytest.mark.parametrize("again", [False, True])
 def test_a_message_cannot_be_larger_than_its_memory(size, again):
     with contextlib.closing(Hostile()) as it:
-        it.give(it.lent(4096))
-        outside(it, 0, 1 if again else size, again=False)
+        outside(it, it.lent(4096), size=1 if again else size)
         if again:
             assert it.victim.recv(timeout=0) == b"\0"
-            outside(it, 0, size, again=True)
+            outside(it, size=size, again=True)
         with pytest.raises(memenpsf.CorruptPeer, match=f"a message of {size} bytes in a memory"):
             it.victim.recv(timeout=0)

@@ -20,13 +20,13 @@ from ipcqueue._records.spec import codec_for
 from ipcqueue._ring import segment as _segment
 from ipcqueue.lowlevel import Opening, Role, Terms, advance
 from tests.kit.connected import quick_collector  # noqa: F401 (the fixture)
-from tests.kit.hostile import FDS, Hostile
+from tests.kit.hostile import ERR, FDS, OUT_OF_LINE, Hostile, place
 from tests.kit.lingering import lingering, queued
 from tests.kit.settling import settle
 from tests.reliability import campaign, wrong
 
 BOTH = Role(sends=True, receives=True)
-HELLO, ERR = 16, 100
+HELLO = 16
 GOOD = bytes((HELLO, 1))
 
 every_kind = pytest.mark.parametrize("name", wrong.KINDS)
@@ -268,7 +268,7 @@ def test_as_a_region_it_ends_the_connection(name, verb):
 def test_as_a_message_outside_the_ring_it_ends_the_connection(name, verb):
     with wrong.made(name) as number, nothing_stays(), contextlib.closing(Hostile()) as it:
         it.give(number)
-        it.frame((1).to_bytes(8, "little") + bytes(8), flags=0x8000, regions=1)
+        it.frame(place(1), flags=OUT_OF_LINE, regions=1)
         right_as_such = "segment" in name and wrong.KINDS[name].error is not SealsRefused_
         if right_as_such or name in ROUGHLY_RIGHT:
             with contextlib.suppress(CorruptPeer):

@@ -23,13 +23,13 @@ from fdpass import Seal
 from ipcqueue import CorruptPeer, RecordRefused, SealsRefused, SizeRefused, VersionRefused
 from ipcqueue._records.spec import codec_for
 from ipcqueue._ring import segment as _segment
+from tests.kit.hostile import F_ADD_SEALS, LENT, memory_file
 from tests.kit.lingering import lingering
 
 SPEC = "<Q"
 SLOTS = 4
 SIZE = 8192  # bytes of a segment of so many slots
 MAX = 1 << 20  # what a side under test accepts of a segment
-NEEDED = Seal.SHRINK | Seal.GROW | Seal.FUTURE_WRITE | Seal.SEAL
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -258,7 +258,7 @@ def _(stack):
 # -- memory files that are no segment ------------------------------------------------------------
 
 
-def segment(stack, *, size=SIZE, seals=NEEDED, flags=0, reserve=None, **changes):
+def segment(stack, *, size=SIZE, seals=LENT, flags=0, reserve=None, **changes):
     """Make the segment of a peer that is right in all but what it is told."""
     good = _segment.create(codec_for(SPEC), SLOTS, "peer")
     header = bytearray(ffi.buffer(good.mapping.at, 4096))
@@ -266,16 +266,8 @@ def segment(stack, *, size=SIZE, seals=NEEDED, flags=0, reserve=None, **changes)
     identity = ffi.from_buffer("struct ipcq_identity *", header)
     for field, value in changes.items():
         setattr(identity, field, value)
-    number = os.memfd_create("wrong", os.MFD_ALLOW_SEALING | flags)
-    owned(stack, number)
-    os.ftruncate(number, size)
-    reserve = size if reserve is None else reserve
-    if reserve:
-        os.posix_fallocate(number, 0, reserve)
-    if not flags & os.MFD_HUGETLB:
-        os.pwrite(number, bytes(header)[:size], 0)
-    fcntl.fcntl(number, 1033, int(seals))
-    return number
+    content = b"" if flags & os.MFD_HUGETLB else bytes(header)
+    return owned(stack, memory_file(size, seals, content, reserved=reserve, flags=flags))
 
 
 @kind("unsealed memory", says=UNSEALED)
@@ -290,16 +282,16 @@ def _(stack):
     return number
 
 
-for _seal in NEEDED:
+for _seal in LENT:
 
     @kind(f"memory without the seal {_seal.name}", says=UNSEALED)
     def _(stack, seal=_seal):
-        return segment(stack, seals=NEEDED & ~seal)
+        return segment(stack, seals=LENT & ~seal)
 
 
 @kind("memory that its owner cannot write", says="even its owner cannot write")
 def _(stack):
-    return segment(stack, seals=NEEDED | Seal.WRITE)
+    return segment(stack, seals=LENT | Seal.WRITE)
 
 
 @kind("frozen memory", says=UNSEALED)
@@ -311,7 +303,7 @@ def _(stack):
 def _(stack):
     path = f"/proc/self/fd/{segment(stack, seals=Seal(0))}"
     number = owned(stack, os.open(path, os.O_WRONLY))
-    fcntl.fcntl(number, 1033, int(NEEDED))
+    fcntl.fcntl(number, F_ADD_SEALS, int(LENT))
     return number
 
 
