@@ -2,8 +2,7 @@
 
 A Wire reads doorbells, control messages of the application, and the descriptors that go with
 messages; it keeps them until somebody takes them, and returns what a read has brought and whether
-that was the end.  It knows of no ring and of no endpoint, and it never waits, except in doze() and
-poll().
+that was the end.  It knows of no ring and of no endpoint; it waits in doze() and poll() alone.
 
 A read can be interrupted (Ctrl-C) between any two bytecodes, so one C call reads into `_unread`, and
 it is digested from there, entirely or not at all.  How the connection ended is remembered (`end`,
