@@ -114,8 +114,8 @@ int ipcq_frame_send(ipcq_sender *s, const struct ipcq_frame *frame, const char *
     return result;
 }
 
-int ipcq_frame_push_pieces(ipcq_sender *s, const struct ipcq_piece *pieces, uint64_t n,
-                           uint64_t *done)
+int ipcq_frame_push_pieces(ipcq_sender *s, const struct ipcq_piece *pieces,
+                           const struct ipcq_label *labels, uint64_t n, uint64_t *done)
 {
     *done = 0;
     uint64_t head = atomic_load_explicit(&s->head, memory_order_relaxed);
@@ -129,11 +129,11 @@ int ipcq_frame_push_pieces(ipcq_sender *s, const struct ipcq_piece *pieces, uint
         result = make_space(s, head, extent(plain.size));
         if (result != IPCQ_DONE)
             break;
-        if ((piece->tag | piece->flags) == 0) {
+        if (labels == NULL) {
             write_frame(s, head, &plain, piece->at); /* which the compiler has in registers */
         } else {
             struct ipcq_frame tagged = {
-                .size = plain.size, .tag = piece->tag, .flags = (uint16_t)piece->flags};
+                .size = plain.size, .tag = labels[i].tag, .flags = (uint16_t)labels[i].flags};
             write_frame(s, head, &tagged, piece->at);
         }
         head += extent(plain.size);

@@ -118,8 +118,11 @@ int ipcq_push(ipcq_sender *s, const char *record);
 struct ipcq_piece {
     const char *at;
     uint64_t size;
-    uint32_t tag; /* of a message, as flags: see struct ipcq_frame */
-    uint32_t flags;
+};
+
+/* The tag and the flags of a message; see struct ipcq_frame. */
+struct ipcq_label {
+    uint32_t tag, flags;
 };
 
 /* Publish the first *done records of `count` pieces: as many as fit.
@@ -244,9 +247,10 @@ int ipcq_frame_send(ipcq_sender *s, const struct ipcq_frame *frame, const char *
 /* The units of space to wait for after ipcq_frame_push returned FULL. */
 uint64_t ipcq_frame_units(ipcq_sender *s, const struct ipcq_frame *frame);
 
-/* Publish the first *done of `count` messages without descriptors; as ipcq_push_pieces. */
-int ipcq_frame_push_pieces(ipcq_sender *s, const struct ipcq_piece *pieces, uint64_t count,
-                           uint64_t *done);
+/* Publish the first *done of `count` messages without descriptors; as ipcq_push_pieces.  `labels`:
+ * one for each, or NULL if no message has a tag or flags. */
+int ipcq_frame_push_pieces(ipcq_sender *s, const struct ipcq_piece *pieces,
+                           const struct ipcq_label *labels, uint64_t count, uint64_t *done);
 
 /* Publish a frame in the space from ipcq_reserve: the caller has left room for a header and written
  * the payload behind it.  With `wake` 0, do not wake a sleeping peer. */

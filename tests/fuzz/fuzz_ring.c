@@ -527,7 +527,7 @@ static void push_pieces(void)
         pieces[i] = (struct ipcq_piece){.at = data[i], .size = n};
         all += n;
     }
-    int result = arena->frames ? ipcq_frame_push_pieces(s, pieces, count, &done)
+    int result = arena->frames ? ipcq_frame_push_pieces(s, pieces, NULL, count, &done)
                                : ipcq_push_pieces(s, pieces, count, &done);
     latch_sent(result);
     if (arena->frames) {
@@ -571,16 +571,18 @@ static void push_frame(void)
 static void push_frames(void)
 {
     struct ipcq_piece frames[MOST_PIECES];
+    struct ipcq_label labels[MOST_PIECES];
     uint64_t count = up_to(MOST_PIECES), done, bytes = 0;
     for (uint64_t i = 0; i < count; i++) {
         uint64_t size = number(1) > 128 ? number(1) : up_to(arena->capacity);
-        frames[i] = (struct ipcq_piece){.size = size, .tag = (uint32_t)i};
+        frames[i] = (struct ipcq_piece){.size = size};
+        labels[i] = (struct ipcq_label){.tag = (uint32_t)i};
         bytes += size;
     }
     char *data = records(bytes), *at = data;
     for (uint64_t i = 0; i < count; at += frames[i++].size)
         frames[i].at = at;
-    latch_sent(ipcq_frame_push_pieces(s, frames, count, &done));
+    latch_sent(ipcq_frame_push_pieces(s, frames, labels, count, &done));
     CHECK(done <= count);
     for (uint64_t i = 0; i < done; i++)
         head += ipcq_frame_extent(frames[i].size);

@@ -165,7 +165,7 @@ static void frame_push_pieces(uint64_t first, const struct operation *operation)
 {
     uint64_t done;
     (void)first;
-    int result = ipcq_frame_push_pieces(&sender, pieces, operation->count, &done);
+    int result = ipcq_frame_push_pieces(&sender, pieces, NULL, operation->count, &done);
     returned(result, done);
 }
 

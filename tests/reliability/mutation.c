@@ -353,17 +353,20 @@ static void send_one(struct victim *v)
             sent(v, result, done);
         } else {
             struct ipcq_piece *heads = room_for((n + 1) * sizeof *heads);
-            for (uint64_t i = 0; i < n; i++)
+            struct ipcq_label *labels = room_for((n + 1) * sizeof *labels);
+            for (uint64_t i = 0; i < n; i++) {
                 heads[i] = (struct ipcq_piece){.at = records + 40 * i,
-                                               .size = below(v->numbers, 41),
-                                               .tag = (uint32_t)i};
-            result = result_of(ipcq_frame_push_pieces(v->sender, heads, n, &done));
+                                               .size = below(v->numbers, 41)};
+                labels[i] = (struct ipcq_label){.tag = (uint32_t)i};
+            }
+            result = result_of(ipcq_frame_push_pieces(v->sender, heads, labels, n, &done));
             check(done <= n, "more were sent than there are");
             run = 0;
             for (uint64_t i = 0; i < done; i++)
                 run += ipcq_frame_extent(heads[i].size);
             check(run <= capacity, "more were sent than fit");
             sent(v, done ? IPCQ_DONE : result, run);
+            free(labels);
             free(heads);
         }
         free(records);
@@ -380,7 +383,7 @@ static void send_one(struct victim *v)
             pieces[i].at = all + 100 * size - pieces[i].size * size; /* up to its end */
         }
         if (frames) {
-            result = result_of(ipcq_frame_push_pieces(v->sender, pieces, n, &done));
+            result = result_of(ipcq_frame_push_pieces(v->sender, pieces, NULL, n, &done));
             check(done <= n, "more were sent than there are");
             for (uint64_t i = 0; i < done; i++)
                 sum += ipcq_frame_extent(pieces[i].size);

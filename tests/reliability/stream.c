@@ -195,7 +195,7 @@ static uint64_t send_some(struct end *end, uint64_t first, uint64_t n)
     if (way == 1)
         return ring.frames ? send_attached(end, frames)
                            : went(ipcq_push(end->sender, room), IPCQ_FULL);
-    went(ring.frames ? ipcq_frame_push_pieces(end->sender, pieces, n, &done)
+    went(ring.frames ? ipcq_frame_push_pieces(end->sender, pieces, NULL, n, &done)
                      : ipcq_push_pieces(end->sender, pieces, merged(end, pieces, n), &done),
          IPCQ_FULL);
     return done;

@@ -19,68 +19,106 @@ static inline int is_simple(const Sender *self, int frames, const PyObject *reco
     return frames ? size <= self->size : size == self->size;
 }
 
+/* How many of the first can.  A loop for each shape: `frames` is a constant wherever this is called, as
+ * it is for pieces_from(). */
+static inline Py_ssize_t simple_ones(const Sender *self, int frames, PyObject *const *items,
+                                     Py_ssize_t n)
+{
+    Py_ssize_t count = 0;
+    while (count < n && is_simple(self, frames, items[count]))
+        count++;
+    return count;
+}
+
 /* Whether those of all can. */
 static int are_simple(const Sender *self, int frames, PyObject *records)
 {
     if (!is_sequence(records) || !self->plain)
         return 0;
     PyObject **items = PySequence_Fast_ITEMS(records);
-    Py_ssize_t count = PySequence_Fast_GET_SIZE(records);
-    for (Py_ssize_t i = 0; i < count; i++)
-        if (!is_simple(self, frames, items[i]))
-            return 0;
-    return 1;
+    Py_ssize_t n = PySequence_Fast_GET_SIZE(records);
+    return n == (frames ? simple_ones(self, 1, items, n) : simple_ones(self, 0, items, n));
 }
 
-/* A record that can go as it is; of messages that are encoded, data, tag and flags (see Framed in
- * _records/messages.py). */
-static inline int piece_of(const Sender *self, int frames, PyObject *record,
-                           struct ipcq_piece *piece)
+/* A record that can go as it is; return its bytes, 0 or more, or -1 if it cannot. */
+static inline Py_ssize_t piece_of(const Sender *self, int frames, PyObject *record,
+                                  struct ipcq_piece *piece)
 {
-    PyObject *data = record;
-    piece->tag = piece->flags = 0;
-    if (frames && !self->plain) {
-        unsigned long tag, flags;
-        if (!PyTuple_Check(record) || PyTuple_GET_SIZE(record) != 3 ||
-            !PyLong_Check(PyTuple_GET_ITEM(record, 1)) || !PyLong_Check(PyTuple_GET_ITEM(record, 2)))
-            return 0;
-        data = PyTuple_GET_ITEM(record, 0);
-        tag = PyLong_AsUnsignedLong(PyTuple_GET_ITEM(record, 1));
-        flags = PyLong_AsUnsignedLong(PyTuple_GET_ITEM(record, 2));
-        if (PyErr_Occurred() || tag > UINT32_MAX || flags > UINT8_MAX) {
-            PyErr_Clear(); /* Python meets it again */
-            return 0;
-        }
-        piece->tag = (uint32_t)tag;
-        piece->flags = (uint32_t)flags;
+    if (!is_simple(self, frames, record))
+        return -1;
+    piece->at = PyBytes_AS_STRING(record);
+    piece->size = frames ? (uint64_t)PyBytes_GET_SIZE(record) : 1;
+    return PyBytes_GET_SIZE(record);
+}
+
+/* The same for a message that is encoded: data, tag and flags (see Framed in _records/messages.py). */
+static Py_ssize_t labelled_piece_of(const Sender *self, PyObject *framed, struct ipcq_piece *piece,
+                                    struct ipcq_label *label)
+{
+    if (!PyTuple_Check(framed) || PyTuple_GET_SIZE(framed) != 3 ||
+        !PyLong_Check(PyTuple_GET_ITEM(framed, 1)) || !PyLong_Check(PyTuple_GET_ITEM(framed, 2)))
+        return -1;
+    unsigned long tag = PyLong_AsUnsignedLong(PyTuple_GET_ITEM(framed, 1));
+    unsigned long flags = PyLong_AsUnsignedLong(PyTuple_GET_ITEM(framed, 2));
+    if (PyErr_Occurred() || tag > UINT32_MAX || flags > UINT8_MAX) {
+        PyErr_Clear(); /* Python meets it again */
+        return -1;
     }
-    if (!is_simple(self, frames, data))
-        return 0;
-    piece->at = PyBytes_AS_STRING(data);
-    piece->size = frames ? (uint64_t)PyBytes_GET_SIZE(data) : 1;
-    return 1;
+    label->tag = (uint32_t)tag;
+    label->flags = (uint32_t)flags;
+    return piece_of(self, 1, PyTuple_GET_ITEM(framed, 0), piece);
+}
+
+/* Fill pieces with the first of `n` items, up to one that cannot go as it is; return how many, and add
+ * their bytes to *moved. */
+static inline uint64_t pieces_from(const Sender *self, int frames, PyObject *const *items, Py_ssize_t n,
+                                   struct ipcq_piece *pieces, Py_ssize_t *moved)
+{
+    Py_ssize_t bytes = 0, count = 0;
+    for (; count < n && count < PIECES && bytes < PIECE; count++) {
+        Py_ssize_t size = piece_of(self, frames, items[count], &pieces[count]);
+        if (size < 0)
+            break;
+        bytes += size;
+    }
+    *moved += bytes;
+    return (uint64_t)count;
+}
+
+static uint64_t labelled_pieces_from(const Sender *self, PyObject *const *items, Py_ssize_t n,
+                                     struct ipcq_piece *pieces, struct ipcq_label *labels,
+                                     Py_ssize_t *moved)
+{
+    Py_ssize_t bytes = 0, count = 0;
+    for (; count < n && count < PIECES && bytes < PIECE; count++) {
+        Py_ssize_t size = labelled_piece_of(self, items[count], &pieces[count], &labels[count]);
+        if (size < 0)
+            break;
+        bytes += size;
+    }
+    *moved += bytes;
+    return (uint64_t)count;
 }
 
 static Py_ssize_t push_items(Sender *self, int frames, PyObject *records, Py_ssize_t start)
 {
     struct ipcq_piece pieces[PIECES];
+    struct ipcq_label labels[PIECES];
+    int labelled = frames && !self->plain;
     PyObject **items = PySequence_Fast_ITEMS(records);
     Py_ssize_t at = start, end = PySequence_Fast_GET_SIZE(records);
     Py_ssize_t moved = 0;
     if (!usable(self->ring, self->known) || !(self->plain || frames))
         return 0;
     while (at < end && moved < IPCQ_MOST_BYTES) {
-        Py_ssize_t bytes = 0;
-        uint64_t count = 0, done;
-        for (Py_ssize_t i = at; i < end && count < PIECES && bytes < PIECE; i++, count++) {
-            if (!piece_of(self, frames, items[i], &pieces[count]))
-                break;
-            bytes += frames ? (Py_ssize_t)pieces[count].size : self->size;
-        }
-        int result = frames ? ipcq_frame_push_pieces(self->at, pieces, count, &done)
+        uint64_t done, count =
+            labelled ? labelled_pieces_from(self, items + at, end - at, pieces, labels, &moved)
+            : frames ? pieces_from(self, 1, items + at, end - at, pieces, &moved)
+                     : pieces_from(self, 0, items + at, end - at, pieces, &moved);
+        int result = frames ? ipcq_frame_push_pieces(self->at, pieces, labelled ? labels : NULL,
+                                                     count, &done)
                             : ipcq_push_pieces(self->at, pieces, count, &done);
         at += (Py_ssize_t)done;
-        moved += bytes;
         if (result != IPCQ_DONE || count == 0 || done < count)
             break; /* for Python to find out why */
     }

@@ -275,13 +275,14 @@ static int send_some(struct end *end, uint64_t *done)
         return ipcq_push_pieces(&end->sender, &all, 1, done);
     }
     struct ipcq_piece pieces[MOST_BATCH];
+    struct ipcq_label labels[MOST_BATCH];
     at = bytes;
     for (uint64_t i = 0; i < n; i++) {
-        pieces[i] = (struct ipcq_piece){
-            .at = at, .size = frames[i].size, .tag = frames[i].tag, .flags = frames[i].flags};
+        pieces[i] = (struct ipcq_piece){.at = at, .size = frames[i].size};
+        labels[i] = (struct ipcq_label){.tag = frames[i].tag, .flags = frames[i].flags};
         at += frames[i].size;
     }
-    return ipcq_frame_push_pieces(&end->sender, pieces, n, done);
+    return ipcq_frame_push_pieces(&end->sender, pieces, labels, n, done);
 }
 
 static void await_space(struct end *end)
