@@ -204,8 +204,9 @@ class FrameBuilder(_direct.FrameReceiver, ReceiverEnd):  # type: ignore[misc]
                         break
             except Exception as error:  # noqa: BLE001 (raised unless a signal handler was the cause)
                 failure = error
-                if owned and not (built and built[-1].regions is owned[-1]):
-                    persist(close_received, owned[-1])  # of a message that did not come to be
+                # Of a message that did not come to be; not the last of `built`, which may have none.
+                if owned and all(each.regions is not owned[-1] for each in built):
+                    persist(close_received, owned[-1])
             large = self._large
             if large is not None and large.at != at:  # it is built
                 large = None

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import fcntl
+import mmap
 import os
 import random
 import resource
@@ -15,6 +16,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from ipcqueue._core import ffi
 
 import fdpass
 import ipcqueue
@@ -899,3 +901,24 @@ def test_one_way_ends_carry_attachments_too():
             for _ in range(3):
                 sender.push(b"z")
                 sender._endpoint.turn()
+
+
+def test_a_bad_frame_closes_no_region_of_a_message_before_it():
+    """Not with a message in between that has none, either."""
+    one, other = memenpsf.pair(bytes, accept=memenpsf.Accept(regions=1))
+    with one, other, fdpass.MemoryRegion.create(4096) as region:
+        one.xmit(b"with a region", regions=[region])
+        one.xmit(b"without")
+        third = one._endpoint.sender.indices()[0]
+        one.xmit(b"bad")
+        frames = one._endpoint._own.mapping.at + mmap.PAGESIZE  # of which the peer is the owner
+        ffi.cast("uint32_t *", frames + third)[0] = 1 << 31
+        other._endpoint.turn()
+        other._endpoint.receiver.prepare(3)
+        received = other.recv_message(timeout=0)
+        assert received.record == b"with a region"
+        assert not received.regions[0].closed
+        received.close()
+        assert other.recv(timeout=0) == b"without"
+        with pytest.raises(CorruptPeer):
+            other.recv(timeout=0)
