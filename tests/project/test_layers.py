@@ -157,6 +157,51 @@ def test_only_the_ends_of_the_rings_know_the_c_core():
     ]
 
 
+CORE = REPOSITORY / "ipcqueue" / "core"
+DECLARED = re.findall(r"^\w[\w ]*[ *](ipcq_\w+)\(", (CORE / "ring.h").read_text(), re.MULTILINE)
+EXTENSION = "ipcqueue/core/python"
+# The functions of the core that have more callers than one, and why.
+SEVERAL_CALLERS = {
+    # Arithmetic without a state, so no two could disagree; Python needs it where it prepares a frame.
+    "ipcq_frame_extent": {"ipcqueue/_ring/frame.py", EXTENSION},
+    # What the ends have in common, and what only frames look at before they choose a region.
+    "ipcq_sender_indices": {"ipcqueue/_ring/sender.py", "ipcqueue/_ring/frame_sender.py"},
+    # A place in the ring: for a loan of either shape, and for a large message that is copied there.
+    "ipcq_reserve": {"ipcqueue/_ring/sender.py", "ipcqueue/_ring/frame_sender.py"},
+    "ipcq_frame_commit": {"ipcqueue/_link/loans.py", "ipcqueue/_ring/frame_sender.py"},
+}
+
+
+@functools.cache
+def callers_of_the_core():
+    """Return for each function of ring.h who calls it: modules of Python, or the extension."""
+    callers = {name: set() for name in DECLARED}
+    for module in MODULES:
+        for node in ast.walk(parsed(module)):
+            if isinstance(node, ast.Attribute) and node.attr.startswith("ipcq_"):
+                callers[node.attr].add(module)
+    for path in (CORE / "python").glob("*.[ch]"):
+        for name in re.findall(r"\b(ipcq_\w+)\(", path.read_text()):
+            callers[name].add(EXTENSION)
+    return callers
+
+
+def test_the_functions_of_the_core_are_found():
+    assert len(DECLARED) == len({*DECLARED}) > 45
+    assert {"ipcq_push", "ipcq_read_identity", "ipcq_copy", "ipcq_frame_look"} <= {*DECLARED}
+    assert {*SEVERAL_CALLERS} <= {*DECLARED}
+
+
+@pytest.mark.parametrize("function", DECLARED)
+def test_a_function_of_the_core_has_one_caller(function):
+    """A second way to do the same would have to be kept the same, and be proved again."""
+    callers = callers_of_the_core()[function]
+    if function in SEVERAL_CALLERS:
+        assert callers == SEVERAL_CALLERS[function]
+    else:
+        assert len(callers) == 1, callers
+
+
 # The floors of ipcqueue, from below: a module imports nothing of a floor above its own.
 FLOORS = [
     ("_core", "_waiting", "_direct", "_packer", "_interpreter", "_errors", "_origin", "_types"),
