@@ -219,19 +219,23 @@ static PyObject *call_next(Call *self)
     Py_ssize_t found;
     if (receiver == NULL)
         return NULL;
+    self->receiver = NULL; /* ours: there is one step, whatever runs below */
     do { /* once more if the garbage collector has changed it, which may run anything */
-        if (!ready(receiver->decoding) || !PyList_CheckExact(receiver->decoding))
+        if (!ready(receiver->decoding) || !PyList_CheckExact(receiver->decoding)) {
+            Py_DECREF(receiver);
             return PyErr_Format(PyExc_TypeError, "hand_over() finds no list of calls");
+        }
         decoding = Py_NewRef(receiver->decoding);
         left = without(decoding, self, &found);
         int changed = receiver->decoding != decoding;
         Py_DECREF(decoding); /* which the receiver still has if it is not changed */
-        if (left != NULL && changed)
+        if (left != NULL && changed) {
             Py_CLEAR(left);
-        else if (left == NULL)
+        } else if (left == NULL) {
+            Py_DECREF(receiver);
             return NULL;
+        }
     } while (left == NULL);
-    self->receiver = NULL;
     receiver->decoding = left;
     receiver->turn++;
     if (found > 0 && (self->failure != NULL || self->instead == NULL)) {
