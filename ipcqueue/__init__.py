@@ -4,10 +4,10 @@
     sender = ipcqueue.Sender(sock, "<QdI")            # … over a connected AF_UNIX socket
     receiver = ipcqueue.Receiver(sock, "<QdI")
 
-From below: core/ (the bytes and the algorithm, in C), _records/ (what a record is), _ring/ (segments
-and both ends of a ring), _link/ (control messages, handshake, one side of a connection), _threads
-(waiting), _queue (the product).  What only doors are built of is in lowlevel.
-Imports fdpass, and nothing above.
+From below: core/ (the bytes and the algorithm, in C), _records/ (what a record is), _ring/
+(segments and both ends of a ring), _link/ (control messages, handshake, one side of a connection),
+_threads (waiting), _queue (the product).  What only doors are built of is in lowlevel.  Imports
+fdpass, and nothing above.
 """
 
 from . import _interpreter  # noqa: F401 (first of all: it refuses where nothing here would hold)

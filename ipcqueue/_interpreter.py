@@ -1,13 +1,13 @@
 """Refuses the interpreters in which the promises of this package would not hold.
 
-Subinterpreters, because the modules that cffi builds share their objects between all interpreters of
-a process (PyModuleDef.m_size is -1, which says: no subinterpreters).  CPython itself keeps them out of
-those with a lock of their own only; core/python/module.c refuses the others.
+Subinterpreters, because the modules that cffi builds share their objects between all interpreters
+of a process (PyModuleDef.m_size is -1, which says: no subinterpreters).  CPython itself keeps them
+out of those with a lock of their own only; core/python/module.c refuses the others.
 
 A free-threaded build with the lock switched off (PYTHON_GIL=0, -X gil=0), because each call of the
-core relies on the lock (see _ring/end.py).  Elsewhere loading _direct switches the lock on, and CPython
-warns of that.  It must be this module that does it: cffi says of _core and _waiting that they need no
-lock, whatever is in them.
+core relies on the lock (see _ring/end.py).  Elsewhere loading _direct switches the lock on, and
+CPython warns of that.  It must be this module that does it: cffi says of _core and _waiting that
+they need no lock, whatever is in them.
 """
 
 import sys

@@ -83,8 +83,8 @@ class Connection(Closable, Generic[T]):
         its affinity, or by a cgroup that allows less than two), looking would keep the peer from
         running: "spin" then sleeps at once, and "busy" and Spin let others run after each look.
 
-        Raises TypeError or ValueError for a spec, a capacity or an option that is none; Refused (its
-        children and its message say why), CorruptPeer, PeerDied, HandshakeTimeout; OSError.
+        Raises TypeError or ValueError for a spec, a capacity or an option that is none; Refused
+        (its children and its message say why), CorruptPeer, PeerDied, HandshakeTimeout; OSError.
         """
         checked_socket(sock)
         try:
@@ -148,7 +148,8 @@ class Connection(Closable, Generic[T]):
         """Send two bytes to the peer's application, the first from 128 to 255.
 
         Delivered in order, apart from the records and never dropped.  Raises ValueError, Full
-        (no room in time), ReceiverGone, PeerDied, CorruptPeer, Refused, Closed; OSError (no memory).
+        (no room in time), ReceiverGone, PeerDied, CorruptPeer, Refused, Closed; OSError (no
+        memory).
         """
         try:
             self._threads.send_message(message, timeout)
@@ -276,7 +277,8 @@ class Sender(Connection[T]):
         borrowed, and may be closed afterwards.
 
         Raises BadRecord (TooLarge, Unaccepted), Full (no space in time; not sent),
-        ReceiverGone or PeerDied (nobody is left to take it), CorruptPeer, Refused, Closed, ForkedUse.
+        ReceiverGone or PeerDied (nobody is left to take it), CorruptPeer, Refused, Closed,
+        ForkedUse.
         """
         try:
             if fds is not None or regions is not None:
@@ -453,8 +455,8 @@ class Receiver(Connection[T]):
         """Yield records until the sender ends the stream; PeerDied and the like are raised.
 
         For speed, a loop takes up to 64 records at once from the queue (and about 16 KiB): where
-        the receiver is killed inside, so many may be taken that its application has not seen.  What a
-        loop that is left early has not seen, the next call gets.  pop() takes one at a time.
+        the receiver is killed inside, so many may be taken that its application has not seen.  What
+        a loop that is left early has not seen, the next call gets.  pop() takes one at a time.
         """
         return self._receiver.all(self.pop, EndOfStream)
 

@@ -63,7 +63,8 @@ def drive(plan: Generator[Wait, bool, T], wait: Callable[[Wait], bool] | None = 
 def wait_for(wait: Wait) -> bool:
     """Sleep for what a plan waits for; return whether that came.
 
-    For a connection no longer than SLICE, also as a poll() that a signal comes just before sleeps on.
+    For a connection no longer than SLICE, also as a poll() that a signal comes just before sleeps
+    on.
     """
     if (wire := wait.wire) is not None:
         seconds = min(wait.seconds, SLICE)

@@ -27,7 +27,7 @@ else:
 
 
 class NumpyScalar(Protocol):
-    """A scalar of numpy, which is not imported here; many records of it are received as an array."""
+    """A scalar of numpy, which is not imported here; many are received as an array."""
 
     @property
     def dtype(self) -> Any:
@@ -39,7 +39,7 @@ class NumpyScalar(Protocol):
 
 
 class NumpyArray(Protocol):
-    """An array of numpy, which does not tell type checkers before Python 3.12 that it is a buffer."""
+    """An array of numpy; before Python 3.12 it does not tell checkers that it is a buffer."""
 
     @property
     def __array_interface__(self) -> Any:

@@ -153,9 +153,9 @@ class Interface(Connection[T]):
         closed afterwards.
 
         Raises BadRecord (TooLarge, Unaccepted), Full (no space in time; not sent),
-        ReceiverGone or PeerDied (nobody is left to take it), CorruptPeer, Refused, Closed, ForkedUse;
-        ConcurrentUse and LoanError beside a loan; OSError (no memory for what travels outside the
-        ring).
+        ReceiverGone or PeerDied (nobody is left to take it), CorruptPeer, Refused, Closed,
+        ForkedUse; ConcurrentUse and LoanError beside a loan; OSError (no memory for what travels
+        outside the ring).
         """
         try:
             if fds is not None or regions is not None:

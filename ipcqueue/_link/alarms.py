@@ -1,8 +1,8 @@
 """When a peer that only rings makes this side back off: a decision, without I/O.
 
 Each doorbell wakes a sleeper.  A hostile peer that rings all the time and brings nothing would have
-all the time of this process, so after some wake-ups in a row without news a waiter leaves the socket
-alone for a while.  News is only what the peer cannot fake: see `should_back_off`.
+all the time of this process, so after some wake-ups in a row without news a waiter leaves the
+socket alone for a while.  News is only what the peer cannot fake: see `should_back_off`.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class FalseAlarms:
         """Whether the peer keeps waking this side without news; call it before waiting.
 
         `progress()` returns what the peer cannot fake: how many records this side has received, how
-        many of its own the peer has taken (the core does not let that go back), and how many control
-        messages came while few waited.  It is called only after MAX_FALSE_ALARMS wake-ups.
+        many of its own the peer has taken (the core does not let that go back), and how many
+        control messages came while few waited.  It is called only after MAX_FALSE_ALARMS wake-ups.
         """
         if self._wake_ups < MAX_FALSE_ALARMS:
             return False

@@ -2,8 +2,8 @@
 
 An Endpoint owns the socket and both segments (three descriptors), has the ends of the rings in
 them, reads the control messages, and knows how the connection ended.  It
-begins with the Agreement of an Opening (opening.py).  Waiting is for the doors above: `_threads` for threads,
-`memenpsf.trio` for tasks.
+begins with the Agreement of an Opening (opening.py).  Waiting is for the doors above: `_threads`
+for threads, `memenpsf.trio` for tasks.
 
 The file is long because it is one class, and the class because records, messages, descriptors and
 the end come through one socket, in one order, and may each be what another thread waits for.
@@ -467,8 +467,8 @@ class Endpoint(Owner):
     def should_back_off(self) -> bool:
         """Whether to leave the socket alone for back_off_length() before waiting as the reader.
 
-        So it is after too many wake-ups without news (alarms.py), and while descriptors must stay in
-        the socket because their user has no room for them.
+        So it is after too many wake-ups without news (alarms.py), and while descriptors must stay
+        in the socket because their user has no room for them.
         """
         if self.wire.held_back > 0:
             return True

@@ -157,7 +157,7 @@ def checked_accept(accept: Accept) -> Limits:
 
 
 def checked_patience(wait: str | Spin) -> Patience:
-    """Return how long to look before sleeping; raise TypeError or ValueError for what says nothing."""
+    """Return how long to look before sleeping; raise TypeError or ValueError for other words."""
     if isinstance(wait, Spin):
         return Patience(int(wait.seconds * 1e9), False)
     expected = f"one of {tuple(_STRATEGIES)} or Spin(seconds)"

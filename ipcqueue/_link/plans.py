@@ -44,7 +44,7 @@ ROOM_SLICE = 0.05
 
 
 def one() -> int:
-    """Return the space that a record of a fixed size takes; and what no event of another kind needs."""
+    """Return the space that a record of a fixed size takes; other events do not ask."""
     return 1
 
 

@@ -53,7 +53,8 @@ def deadline_of(timeout: Seconds) -> float:
 
 # What a ring holds unless told otherwise.  A thousand records hide the time that a receiver sleeps;
 # a mebibyte is a thousand messages of ordinary size, inside the last-level cache, and as many small
-# records as two processes with other busy threads need, which wait for the interpreter 5 ms at a time.
+# records as two processes with other busy threads need, which wait for the interpreter 5 ms at a
+# time.
 DEFAULT_RECORDS = 1024
 DEFAULT_BYTES = 1 << 20
 # But at most so many bytes of large records, if that is still a few.
@@ -114,7 +115,7 @@ def check_options(
 
 
 def default_records(size: int) -> int:
-    """Return how many records of so many bytes a ring holds unless told otherwise: a power of two."""
+    """Return how many records of this size a ring holds by default: a power of two."""
     most = max(FEWEST_RECORDS, MOST_DEFAULT_BYTES // size)
     count = min(most, max(DEFAULT_RECORDS, DEFAULT_BYTES // size))
     return 1 << (count.bit_length() - 1)

@@ -5,11 +5,12 @@ one socket.  One waiter at a time reads it; the others follow: each sleeps until
 something, and then looks again.  Nobody needs to know for whom a doorbell was meant.
 
 Why no wake-up is lost between them: a waiter enters, announces what it waits for, looks again, and
-stays as reader or follower, all in one critical section of `mutex`.  The reader takes the same mutex
-after it has read, to release the followers.  A follower that entered before that is released.  One
-that entered later announced itself after the read, so the doorbell that answers is still to come.  A
-reader stops being one without the mutex.  So what counts is whether somebody was reading when the
-waiter entered: if so, the release is still to come; if not, nobody reads before the section ends.
+stays as reader or follower, all in one critical section of `mutex`.  The reader takes the same
+mutex after it has read, to release the followers.  A follower that entered before that is released.
+One that entered later announced itself after the read, so the doorbell that answers is still to
+come.  A reader stops being one without the mutex.  So what counts is whether somebody was reading
+when the waiter entered: if so, the release is still to come; if not, nobody reads before the
+section ends.
 """
 
 from __future__ import annotations
@@ -127,8 +128,8 @@ class Waiters(Owner):
     def leave(self, waiter: Waiter, withdraw: Callable[[Event], None]) -> None:
         """Undo what a waiter has done here, as far as it came; for persist().
 
-        Calls withdraw(event) if nobody waits for that any more, and wakes the followers of a reader:
-        what it read may be for them, whoever reads by now.
+        Calls withdraw(event) if nobody waits for that any more, and wakes the followers of a
+        reader: what it read may be for them, whoever reads by now.
         """
         # First what others wait for.  No bytecode between these can be interrupted.
         if waiter.reads:
@@ -161,7 +162,8 @@ class Waiters(Owner):
     def wake_followers(self) -> None:
         """Have every follower look again at what concerns it; after reading, and not during."""
         with self.mutex:
-            # A copy, because a signal handler may wake them, or follow itself, at any place in here.
+            # A copy, because a signal handler may wake them, or follow itself, at any place in
+            # here.
             for follower in tuple(self.followers):
                 with contextlib.suppress(RuntimeError):  # it is awake already
                     follower.release()

@@ -4,9 +4,9 @@ A Wire reads doorbells, control messages of the application, and the descriptors
 messages; it keeps them until somebody takes them, and returns what a read has brought and whether
 that was the end.  It knows of no ring and of no endpoint; it waits in doze() and poll() alone.
 
-A read can be interrupted (Ctrl-C) between any two bytecodes, so one C call reads into `_unread`, and
-it is digested from there, entirely or not at all.  How the connection ended is remembered (`end`,
-`hung_up`), and each later read returns it again.
+A read can be interrupted (Ctrl-C) between any two bytecodes, so one C call reads into `_unread`,
+and it is digested from there, entirely or not at all.  How the connection ended is remembered
+(`end`, `hung_up`), and each later read returns it again.
 """
 
 from __future__ import annotations
@@ -49,12 +49,13 @@ if TYPE_CHECKING:
 # How many control messages of the peer may wait for recv_ctrl_msg.  A guess: an application
 # that sends two bytes at a time means a handful; a peer that sends more wants our memory.
 MAX_INBOX = 65536
-# More control messages that nobody takes are no news.  A guess: a program that wakes for each of them
-# has no time for anything else.
+# More control messages that nobody takes are no news.  A guess: a program that wakes for each of
+# them has no time for anything else.
 MAX_UNTAKEN = 64
 GOODBYE = bytes((Opcode.WRITE, 0, Opcode.READ, 0))
 
-# Of the C module: what one read brings is kept in a room, where memory may be too short for objects.
+# Of the C module: what one read brings is kept in a room, where memory may be too short for
+# objects.
 _ROOM: int = _direct.ROOM
 _waiting: Callable[[bytearray], int] = _direct.waiting
 _drop: Callable[[bytearray], None] = _direct.drop
@@ -67,8 +68,8 @@ class Wire(Owner):
     """The socket and the peer's process; takes both.
 
     Threads: one at a time reads (Waiters says which); everything else may be called from any.
-    `accepts_fds` descriptors may come with a message.  The lease is asked before they are read, if it
-    counts them.
+    `accepts_fds` descriptors may come with a message.  The lease is asked before they are read, if
+    it counts them.
     """
 
     def __init__(
@@ -134,7 +135,8 @@ class Wire(Owner):
             return use(self.sock, *args)
         finally:
             if entered:
-                # No bytecode here can be interrupted, and none needs memory: it is counted for sure.
+                # No bytecode here can be interrupted, and none needs memory: it is counted for
+                # sure.
                 self._users -= 1
                 if self.closed:
                     persist(self._let_go)
@@ -223,7 +225,7 @@ class Wire(Owner):
 
     @staticmethod
     def send(message: bytes, sock: socket.socket) -> bool:
-        """Send a control message; False if there is no room; raise OSError, such as a broken pipe."""
+        """Send a control message; False if there is no room; raise OSError (a broken pipe)."""
         try:
             sock.send(message, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         except BlockingIOError:
@@ -260,7 +262,7 @@ class Wire(Owner):
         return int(left) + sum(len(data) for data, *_ in tuple(self._unread)) + _waiting(self._room)
 
     def doze(self, sock: socket.socket, seconds: float) -> bool:
-        """Sleep until the socket is readable, and read, as the reader; False if it was not in time."""
+        """Sleep until the socket is readable, and read, as the reader; False if time ran out."""
         woken = self._poll.poll(math.ceil(seconds * 1000) if seconds > 0 else 0)
         if woken and self.process is not None:
             exited = self.process.fileno()

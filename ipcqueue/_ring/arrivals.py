@@ -42,7 +42,7 @@ def is_there(built: Built) -> bool:
 
 
 def grouped(descriptors: list[fdpass.Fd]) -> list[list[fdpass.Fd]]:
-    """Tell the descriptors of several regions apart: each a file, perhaps with a token behind it."""
+    """Tell the descriptors of several regions apart: each a file, then perhaps a token."""
     groups: list[list[fdpass.Fd]] = []
     for fd in descriptors:
         if not groups or _is_memory(fd):

@@ -1,10 +1,11 @@
-"""How much one call does at most: it must not stop an event loop, nor keep the interpreter, for long.
+"""How much one call does at most, so that it neither stops an event loop nor other threads.
 
-The peer chooses how large its ring is and what it puts there, so a call without a limit of its caller's
-ends after some milliseconds' work, and the next one goes on from there.  At least one record is always
-received.  Bytes are bounded to MOST_BYTES, for messages outside the ring also where the caller
-has a limit.  The numbers are guesses, from these costs on a virtual machine of 2024: a message that Python
-code puts together 17 us, one that C makes 0.2 us, a value of a record 0.1 us, a copy of 8 MiB 2 to 5 ms.
+The peer chooses how large its ring is and what it puts there, so a call without a limit of its
+caller's ends after some milliseconds' work, and the next one goes on from there.  At least one
+record is always received.  Bytes are bounded to MOST_BYTES, for messages outside the ring also
+where the caller has a limit.  The numbers are guesses, from these costs on a virtual machine of
+2024: a message that Python code puts together 17 us, one that C makes 0.2 us, a value of a record
+0.1 us, a copy of 8 MiB 2 to 5 ms.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ MOST_AT_ONCE = 65536
 MOST_VALUES = 65536
 # Messages that Python code puts together, as they have tags or attachments.
 MOST_BUILT = 256
-# Seconds, where nobody knows what a record costs: a function of the application makes it, or it comes
-# with descriptors, or in memory that must be mapped first.
+# Seconds, where nobody knows what a record costs: a function of the application makes it, or it
+# comes with descriptors, or in memory that must be mapped first.
 MOST_SECONDS = 0.005
 
 _LOOKS_AT_THE_CLOCK = 16  # messages without descriptors between two of them

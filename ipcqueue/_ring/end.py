@@ -5,22 +5,28 @@ so each end has a lock; a single call of the core keeps the GIL (_build.py) and 
 lock is re-entrant, because a signal handler may interrupt its own thread inside and use the same
 end.
 
-Whole steps.  A signal handler may run, and raise (Ctrl-C), or another thread, between two bytecodes: CPython
-looks for them after each call, at the start of a function and when it jumps back.  So what must not come
-apart is one call of C: it is complete when it returns, wake-up included.  An interrupted push has
-happened or has not; what was taken moves on the shelf (core/python/shelf.c), to the application by the
-step of a for statement.  What cannot be one call of C, and why:
+Whole steps.  A signal handler may run, and raise (Ctrl-C), or another thread, between two
+bytecodes: CPython looks for them after each call, at the start of a function and when it jumps
+back.  So what must not come apart is one call of C: it is complete when it returns, wake-up
+included.  An interrupted push has happened or has not; what was taken moves on the shelf
+(core/python/shelf.c), to the application by the step of a for statement.  What cannot be one call
+of C, and why:
 
-- A look whether memory is still this call's, and the call of C that copies to it or publishes it (it lets
-  other threads run, which a method of the shelf must not): `_copied` in frame_builder.py, `_push_large` in
-  frame_sender.py.  All that the call needs stands in variables before the look.
-- The turn, and a copy of what stands in `prefetched`: calls of C take records out of that very list, and
+- A look whether memory is still this call's, and the call of C that copies to it or publishes it
+(it lets
+  other threads run, which a method of the shelf must not): `_copied` in frame_builder.py,
+  `_push_large` in frame_sender.py.  All that the call needs stands in variables before the look.
+- The turn, and a copy of what stands in `prefetched`: calls of C take records out of that very
+list, and
   leave None there (`_reclaim` of both shapes).
-- Variables of a function, which C cannot change: `built += [one]` in frame_builder.py, and what was used
+- Variables of a function, which C cannot change: `built += [one]` in frame_builder.py, and what was
+used
   for that message.
-- A handler of exceptions that begins with `call.over = True`: a store, so that no second exception comes
+- A handler of exceptions that begins with `call.over = True`: a store, so that no second exception
+comes
   before it.
-- A look at an attribute and a store to it, in objects that are nothing but Python: `take` in outside.py.
+- A look at an attribute and a store to it, in objects that are nothing but Python: `take` in
+outside.py.
   (_link/ says where it has such.)
 
 Each of these is marked "one step"; none of them may have a call between its parts.

@@ -204,7 +204,8 @@ class FrameBuilder(_direct.FrameReceiver, ReceiverEnd):  # type: ignore[misc]
                         break
             except Exception as error:  # noqa: BLE001 (raised unless a signal handler was the cause)
                 failure = error
-                # Of a message that did not come to be; not the last of `built`, which may have none.
+                # Of a message that did not come to be; not the last of `built`, which may have
+                # none.
                 if owned and all(each.regions is not owned[-1] for each in built):
                     persist(close_received, owned[-1])
             large = self._large
@@ -231,7 +232,7 @@ class FrameBuilder(_direct.FrameReceiver, ReceiverEnd):  # type: ignore[misc]
         return done
 
     def _look(self, ring: Any, at: int) -> tuple[Any, ...] | None:
-        """Look at the frame that begins at `at`, see core/python/taking.c; None if there is none."""
+        """Look at the frame at `at`, see core/python/taking.c; None if there is none."""
         frame = self.peek(ring, at)
         if type(frame) is tuple:
             return frame
@@ -312,9 +313,9 @@ class FrameBuilder(_direct.FrameReceiver, ReceiverEnd):  # type: ignore[misc]
     def _copied(self, large: _Large) -> bytes | None:
         """Copy on: to its end, or one piece if others wait for this call; None if more is left.
 
-        Other threads run during each copy.  The lock is held, and the short way leaves large messages
-        to this one, so nobody else takes it, or closes this end, meanwhile.  A signal handler can come
-        between two copies: what it takes is no more to be written.
+        Other threads run during each copy.  The lock is held, and the short way leaves large
+        messages to this one, so nobody else takes it, or closes this end, meanwhile.  A signal
+        handler can come between two copies: what it takes is no more to be written.
         """
         self._large = large
         while large.done < large.size:

@@ -15,11 +15,12 @@ changes in single calls of C only:
 
     _next     where the first frame that is not copied begins     _handed   messages beyond _raw
     _regions  memory of the peer's that messages travel in        _large    a message copied in part
-    _wanted   how many must be in _arrived for the next message   _suspect  raw of which a decoder made
+    _wanted   how many must be in _arrived for the next message   _suspect  raw of which a decoder
+    made
                                                                             what is no Exception
 
-What calls have left in _decoding (an exception struck) and what is prefetched goes back to _raw before
-anything is copied: see _reclaim().
+What calls have left in _decoding (an exception struck) and what is prefetched goes back to _raw
+before anything is copied: see _reclaim().
 """
 
 from __future__ import annotations
@@ -43,9 +44,9 @@ if TYPE_CHECKING:
 class FrameReceiver(FrameLender):
     """The receiving end of a ring of frames.
 
-    What is there, has no attachments and needs no function of the application, the base type takes in
-    one call of C.  This is the long way.  A message is first copied, then the ring is told that it is
-    taken, then it is decoded and handed over.  Each step can be repeated.
+    What is there, has no attachments and needs no function of the application, the base type takes
+    in one call of C.  This is the long way.  A message is first copied, then the ring is told that
+    it is taken, then it is decoded and handed over.  Each step can be repeated.
     """
 
     def most_at_once(self) -> int:
@@ -97,7 +98,7 @@ class FrameReceiver(FrameLender):
         return taken[0] if taken else None
 
     def try_pop_many(self, limit: int, budget: Budget | None = None) -> list[Any] | None:
-        """Take up to `limit` messages, and close what is attached to them; None if there are none."""
+        """Take up to `limit` messages, close what is attached to them; None if there are none."""
         budget = budget or Budget(bounded=False)
         return self._take(min(limit, budget.most), strip=True, budget=budget) or None
 
@@ -175,7 +176,7 @@ class FrameReceiver(FrameLender):
         return records, None
 
     def _strip(self, call: Any, taken: list[Built], count: int) -> list[Built]:
-        """Give up what is attached to the first messages that a call decodes; return all of them then.
+        """Give up what is attached to the first messages that a call decodes; return all.
 
         For a call that does not return attachments.
         """
@@ -192,7 +193,7 @@ class FrameReceiver(FrameLender):
                 return bare
 
     def _taken(self, call: Any, limit: int) -> list[Built]:
-        """Have a call decode up to `limit` of what is copied, which is returned; free its frames."""
+        """Have a call decode up to `limit` of what is copied; return that, free its frames."""
         while (ring := self._ring) is not None:
             turn, raw = self.turn, self._raw
             if not raw:

@@ -208,11 +208,12 @@ class FrameSender(_direct.FrameSender, SenderEnd):  # type: ignore[misc]
         return self._sent(self._pushed(*framed))
 
     def _push_large(self, data: Any, tag: int, flags: int) -> int:
-        """Copy a large message into the ring while other threads run, and publish it; return a code.
+        """Copy a large message into the ring while other threads run; publish it; return a code.
 
-        The ring is parked meanwhile, so that no other call writes there: those of other threads wait
-        for the lock, also the short way, which takes none.  A signal handler of this thread may use
-        this end (the lock is re-entrant, and nothing of the ring is lent): then all begins again.
+        The ring is parked meanwhile, so that no other call writes there: those of other threads
+        wait for the lock, also the short way, which takes none.  A signal handler of this thread
+        may use this end (the lock is re-entrant, and nothing of the ring is lent): then all begins
+        again.
         """
         size = len(data)
         frame = ffi.new("struct ipcq_frame *", [size, tag, flags, 0, 0, 0])

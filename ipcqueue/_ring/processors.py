@@ -1,7 +1,7 @@
 """How many processors a cgroup allows this process.
 
-The scheduler does not tell: a container with --cpus=1 sees all processors of the machine, but once it
-has used up its share of a period (100 ms), all of its threads stop until the next one begins.
+The scheduler does not tell: a container with --cpus=1 sees all processors of the machine, but once
+it has used up its share of a period (100 ms), all of its threads stop until the next one begins.
 Affinity is another matter: it can change at any time, and the C core looks at it itself.
 """
 

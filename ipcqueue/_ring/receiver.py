@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 
 Decoding: TypeAlias = list[tuple[Any, Any]]
-"""What calls have taken and not handed over yet: each a Call of core/python/shelf.c, and the raw."""
+"""What calls have taken and not handed over: each a Call (core/python/shelf.c), and raw."""
 
 
 class ReceiverEnd(End):
     """What the receiving ends of both shapes of ring share, beside a base type of core/python.
 
-    That has the shelf of what was taken (core/python/shelf.c; drawn in frame_receiver.py), and serves
-    what never waits.  Of it the doors call:
+    That has the shelf of what was taken (core/python/shelf.c; drawn in frame_receiver.py), and
+    serves what never waits.  Of it the doors call:
 
     - ready(patient, wrap), all(receive, end) and many(limit, bytes, enough), for loops;
     - is_empty(), is_quiet() and looked(), has_records().
@@ -78,11 +78,11 @@ class ReceiverEnd(End):
     def _gives_up(self, data: Any, error: BaseException, again: Callable[[], object]) -> bool:
         """Whether a record is given up that could not be decoded, because of `error`.
 
-        `data` is what it is made of, and `again()` decodes it once more.  An error that does not come
-        again, or not of the same type, was perhaps that of a signal handler: it is raised as it is,
-        and the record stays.  So is what is no Exception, which may be a Ctrl-C or the end of a
-        program, and a shortage of memory, which may be over later.  All this is for the first time:
-        nothing else can be received until a record that never can be decoded is given up.
+        `data` is what it is made of, and `again()` decodes it once more.  An error that does not
+        come again, or not of the same type, was perhaps that of a signal handler: it is raised as
+        it is, and the record stays.  So is what is no Exception, which may be a Ctrl-C or the end
+        of a program, and a shortage of memory, which may be over later.  All this is for the first
+        time: nothing else can be received until a record that never can be decoded is given up.
         """
         mild = isinstance(error, Exception) and not isinstance(error, MemoryError)
         suspect = self._is_suspect(data)
@@ -114,7 +114,7 @@ class ReceiverEnd(End):
 
     @property
     def unfinished(self) -> bool:
-        """Whether a large message is copied in part: the next attempts go on, without any waiting."""
+        """Whether a large message is copied in part: the next attempts go on at once."""
         return False
 
     @property

@@ -31,13 +31,14 @@ if TYPE_CHECKING:
 class SlotReceiver(_direct.SlotReceiver, ReceiverEnd):  # type: ignore[misc]
     """The receiving end of a ring of slots: records out, without waiting.
 
-    What is there, and needs nothing but its bytes or a decoder, the base type takes in one call of C.
-    This class is the long way: for what an interrupted call has left, for records that a decoder
+    What is there, and needs nothing but its bytes or a decoder, the base type takes in one call of
+    C. This class is the long way: for what an interrupted call has left, for records that a decoder
     refuses, for lending.  What was taken and is not the application's yet is the shelf of
     core/python/shelf.c; of records it has
 
         ring ──> _raw ──> _decoding ──> the application's      _raw: bytes of records, side by side
-          └────> prefetched ──────────────────┘                 _decoding: beside each call, its bytes
+          └────> prefetched ──────────────────┘                 _decoding: beside each call, its
+          bytes
 
     A record that an exception has left there wakes nobody: a thread that sleeps already finds it
     when the next doorbell rings, or after its slice of time.
@@ -240,8 +241,8 @@ class SlotReceiver(_direct.SlotReceiver, ReceiverEnd):  # type: ignore[misc]
     def _good(self, data: bytearray, error: BaseException) -> tuple[int, BaseException | None]:
         """Find the first record of a batch that cannot be decoded, because of `error`.
 
-        Return how many bytes stand before it; and, where it is the very first, what is raised.  Raise
-        `error` if it is no record's fault, or not yet.
+        Return how many bytes stand before it; and, where it is the very first, what is raised.
+        Raise `error` if it is no record's fault, or not yet.
         """
         at = 0
         while at < len(data):
@@ -268,7 +269,7 @@ class SlotReceiver(_direct.SlotReceiver, ReceiverEnd):  # type: ignore[misc]
     # -- the shelf ---------------------------------------------------------------------------------
 
     def _taken(self, call: Any, limit: int) -> bytearray | None:
-        """Have a call decode up to `limit` records, raw, which are returned; None if there are none."""
+        """Have a call decode up to `limit` raw records; return them, None if there are none."""
         with self._lock:
             while True:
                 ring = self._ring if self._ring is not None else self._usable()
