@@ -15,6 +15,7 @@ from fdpass import (
 )
 from fdpass.lowlevel import Closable, Owner, monotonic, seconds_of, shown_seconds
 
+from ._connection import Connection
 from ._direct import persist
 from ._link import plans
 from ._link.endpoint import Endpoint, advance
@@ -25,9 +26,10 @@ from ._link.options import PairOptions, QueueOptions, checked_number
 from ._link.terms import Terms, check_options, checked_socket, deadline_of
 from ._link.waiters import NOW, Event, Wait
 from ._origin import tag_error, tag_unless_given, tagged
-from ._queue import Connection, open_pair
+from ._queue import open_pair
 from ._threads import drive, open_endpoint, wait_for
 from ._types import Buffer, D, N, NumpyDtype, T
+from ._verbs import Receives, Sends
 
 __all__ = [
     "NOW",
@@ -47,8 +49,10 @@ __all__ = [
     "Owner",
     "PairOptions",
     "QueueOptions",
+    "Receives",
     "Role",
     "Seconds",
+    "Sends",
     "T",
     "Terms",
     "Wait",

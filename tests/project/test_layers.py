@@ -209,6 +209,7 @@ FLOORS = [
     ("_ring",),
     ("_link",),
     ("_threads",),
+    ("_connection", "_verbs"),
     ("_queue",),
     ("lowlevel",),
     ("__init__",),

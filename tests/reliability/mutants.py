@@ -984,7 +984,7 @@ MUTANTS = [
     ),
     Mutant(
         "a verb does not say whose its exceptions are",
-        "memenpsf/_interface.py",
+        "ipcqueue/_verbs.py",
         "            return default if record is None else record\n        except Exception as error:\n"
         "            tag_error(error, self)\n            raise",
         "            return default if record is None else record\n        except Exception:\n"
@@ -993,7 +993,7 @@ MUTANTS = [
     ),
     Mutant(
         "recv forgets what to give when nothing came",
-        "memenpsf/_interface.py",
+        "ipcqueue/_verbs.py",
         "            return default if record is None else record\n",
         "            return record or default\n",
         "conformance/test_timeouts.py::test_what_receiving_gives_when_nothing_came_is_up_to_the_caller",
@@ -1162,7 +1162,7 @@ MUTANTS = [
     ),
     Mutant(
         "an unknown option is left to Python's words",
-        "ipcqueue/_queue.py",
+        "ipcqueue/_connection.py",
         "            check_options(type(self).__name__, options)\n",
         "",
         "conformance/test_arguments.py::TestDoors::test_an_unknown_option_is_named_with_the_nearest",
@@ -1197,7 +1197,7 @@ MUTANTS = [
     ),
     Mutant(
         "a control message is taken through a wrapper",
-        "ipcqueue/_queue.py",
+        "ipcqueue/_connection.py",
         '    def recv_ctrl_msg(self, timeout: Seconds = 0) -> bytes | None:\n        """',
         "    @tagged\n"
         '    def recv_ctrl_msg(self, timeout: Seconds = 0) -> bytes | None:\n        """',
