@@ -1175,6 +1175,20 @@ MUTANTS = [
         "fdpass/test_numbers.py::test_a_time_is_seconds_or_says_its_unit",
     ),
     Mutant(
+        "a bad frame closes a region of a message before it",
+        "ipcqueue/_ring/frame_builder.py",
+        "if owned and all(each.regions is not owned[-1] for each in built):",
+        "if owned and not (built and built[-1].regions is owned[-1]):",
+        "ipcqueue/test_attachments.py::test_a_bad_frame_closes_no_region_of_a_message_before_it",
+    ),
+    Mutant(
+        "the rest of a loop is looked at after others could take it",
+        "ipcqueue/_ring/slot_receiver.py",
+        'more = raw[place * self._size :] if raw else b"".join(ahead)',
+        'more = raw[place * self._size :] if raw else b"".join((self.prefetched or [])[place:])',
+        "ipcqueue/test_direct.py::test_what_a_loop_took_ahead_may_be_taken_while_it_is_put_back",
+    ),
+    Mutant(
         "True is a second",
         "fdpass/_numbers.py",
         "isinstance(given, str | bytes | bool) or of_numpy",
