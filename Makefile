@@ -99,8 +99,8 @@ $(SANITIZED)/built: $(STAMP) $(COPIED)
 # compiled once for each extension, and all of them add to the same counts.
 COVERED := build/covered
 COUNTERS := --coverage -O0 -g -fprofile-update=atomic -frandom-seed=1
-COVERED_TESTS ?= tests/reliability/test_models_of_the_queue.py \
-	$(wildcard $(patsubst %,tests/%/test_*.py,fdpass ipcqueue signals memenpsf conformance))
+COVERED_TESTS ?= tests/reliability/test_models_of_the_queue.py $(filter-out %/test_storms.py,\
+	$(wildcard $(patsubst %,tests/%/test_*.py,fdpass ipcqueue signals memenpsf conformance)))
 # Each file in a process of its own: some switch the tracer off, which coverage.py does not get over.
 # The tracer needs memory, too.
 UNTRACED := no_memory_for or memory_is_short
