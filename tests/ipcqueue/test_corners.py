@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import ctypes
 import dataclasses
 import mmap
@@ -267,3 +268,48 @@ def test_what_a_loop_has_taken_ahead_comes_first(spec, record):
         assert len(other.recv_vectored(timeout=0)) == 19
         assert other.recv(timeout=0) is None
         assert other._receiver.is_quiet()
+
+
+def test_a_commit_takes_a_turn_and_fields_that_it_knows():
+    one, other = memenpsf.pair("<Q", capacity=4)
+    with one, other:
+        receiver = other._endpoint.receiver
+        turn = receiver.turn
+        for arguments, fields in (
+            ((), {}),
+            (("now",), {}),
+            ((-1,), {}),
+            ((turn,), {"nothing": 1}),
+            ((turn,), {"raw": 5}),
+            ((turn,), {"decoding": ()}),
+            ((turn,), {"next": "soon"}),
+            ((turn,), {"free": 1}),
+        ):
+            with pytest.raises((TypeError, ValueError, OverflowError)):
+                receiver.commit(*arguments, **fields)
+        assert receiver.commit(turn + 1) is False
+        one.xmit((1,))
+        assert other.recv() == (1,)
+
+
+def test_a_peek_is_at_the_ring_of_this_end():
+    for spec in ("<Q", bytes):
+        one, other = memenpsf.pair(spec)
+        with one, other:
+            receiver = other._endpoint.receiver
+            for arguments in ((), (None, "x"), (None, 0, 0), (None, -1)):
+                with contextlib.suppress(TypeError, OverflowError):
+                    assert isinstance(receiver.peek(*arguments), int)
+            arguments = (None,) if spec == "<Q" else (None, 0)
+            assert isinstance(receiver.peek(*arguments), int)  # not in use: no memory of it
+
+
+def test_what_is_no_buffer_is_not_pushed():
+    one, other = memenpsf.pair("<Q")
+    with one, other, pytest.raises(TypeError):
+        one._endpoint.sender.push(5)
+    one, other = memenpsf.pair(bytes)
+    with one, other:
+        for wrong in ((), (5, 0, 0), (b"x", "tag", 0)):
+            with pytest.raises(TypeError):
+                one._endpoint.sender.push(*wrong)
