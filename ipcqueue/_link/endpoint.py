@@ -1,12 +1,12 @@
 """One side of a connection, without waiting: what plain threads and Trio tasks both build on.
 
-An Endpoint owns the socket and both segments (three descriptors), has the ends of the rings in
-them, reads the control messages, and knows how the connection ended.  It
-begins with the Agreement of an Opening (opening.py).  Waiting is for the doors above: `_threads`
-for threads, `memenpsf.trio` for tasks.
+An Endpoint brings together a Wire (the socket), Waiters (who waits, and who of them reads), both
+segments and the ends of the rings in them, and it knows how the connection ended.  It begins with
+the Agreement of an Opening (opening.py).  How to wait is in plans.py, and the doors do it:
+`_threads` for threads, `memenpsf.trio` for tasks.
 
-The file is long because it is one class, and the class because records, messages, descriptors and
-the end come through one socket, in one order, and may each be what another thread waits for.
+The file is long because each attempt of every verb is here, beside the end that it may meet: the
+end comes through the same socket as messages and descriptors, in one order with them.
 
 How it ends.  Orderly: the peer sets `closed` in its segment, then shuts the socket down.  A
 crash: the socket ends without that.  Both are noticed by reading the socket (or by a push, which

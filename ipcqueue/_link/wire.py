@@ -204,10 +204,6 @@ class Wire(Owner):
                 self._events = events
             return self._events.fileno()
 
-    def polled_fds(self) -> list[int]:
-        """Return the descriptors that an event loop may be waiting for; raise Closed."""
-        return [self.fileno()] + ([] if self._events is None else [self._events.fileno()])
-
     def poller(self, events: int) -> select.epoll:
         """Return what is readable where poll(events) would return.
 

@@ -1,6 +1,9 @@
 """Interface: the verbs of memenpsf.Interface, awaitable.
 
 How they wait stands in ipcqueue/_link/plans.py, and what tasks wait with in _tasks.py.
+
+The file is long because every verb has its types, and says what it does, once more: they are
+awaitable here, and each is a checkpoint.
 """
 
 from __future__ import annotations

@@ -138,7 +138,7 @@ def test_who_has_it_in_hand_closes_it_last(both):
     assert wire.released
     with pytest.raises(Closed):
         wire.use(use)
-    for ask in (wire.fileno, wire.events_fileno, wire.polled_fds, partial(wire.poller, 0)):
+    for ask in (wire.fileno, wire.events_fileno, partial(wire.poller, 0)):
         with pytest.raises(Closed):
             ask()
 
