@@ -114,8 +114,13 @@ class Threads(Owner):
         fds: Iterable[Any] | None = None,
         regions: Iterable[Any] | None = None,
     ) -> None:
-        """Publish a record; raise Full if there was no space in time."""
-        drive(plans.push(self._endpoint, record, timeout, fds, regions))
+        """Publish a record with what goes along; raise Full if there was no space in time."""
+        parcel = self._endpoint.sending().parcel(record, fds, regions)
+        drive(plans.push(self._endpoint, parcel, timeout))
+
+    def push_left(self, encoded: Any, timeout: Seconds) -> None:
+        """Publish what offer() has left; raise Full if there was no space in time."""
+        drive(plans.push(self._endpoint, self._endpoint.sending().parcel_of(encoded), timeout))
 
     def push_many(self, records: Any, timeout: Seconds) -> int:
         """Publish records in order; return how many there was space for in time."""

@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 class Sends(Connection[T]):
     """A connection that publishes records."""
 
-    _try_push: Callable[[Any], bool]
+    _offer: Callable[[Any], Any]
 
     def _join(self, endpoint: Endpoint) -> None:
         super()._join(endpoint)
         # Straight to the ring: what can be done at once costs no further call.
-        self._try_push = endpoint.sending().try_push
+        self._offer = endpoint.sending().offer
 
     @overload
     def xmit(
@@ -71,8 +71,8 @@ class Sends(Connection[T]):
         try:
             if fds is not None or regions is not None:
                 self._threads.push(record, timeout, fds, regions)
-            elif not self._try_push(record):
-                self._threads.push(record, timeout)
+            elif (left := self._offer(record)) is not None:
+                self._threads.push_left(left, timeout)
         except Exception as error:
             tag_error(error, self)
             raise

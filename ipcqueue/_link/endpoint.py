@@ -201,9 +201,16 @@ class Endpoint(Owner):
 
     # -- records ---------------------------------------------------------------------------
 
+    def offer(self, record: Any) -> Any:
+        """Publish a record: None, or what it is encoded to if there is no space.
+
+        Raises how the connection ended.
+        """
+        return self.sending().offer(record)
+
     def try_push(self, record: Any) -> bool:
         """Publish a record; False if there is no space.  Raises how the connection ended."""
-        return self.sending().try_push(record)
+        return self.offer(record) is None
 
     def try_pop(self) -> Any:
         """Take a record; None if there is none yet.  Raises how the connection ended."""

@@ -28,6 +28,7 @@ from .waiters import NOW, Event, Wait, Waiter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
+    from contextlib import AbstractContextManager
 
     from fdpass import Seconds
     from ipcqueue._ring.sender import BatchSending
@@ -202,15 +203,11 @@ def _until(attempt: Callable[[], T | None], rounds: Rounds) -> Generator[Wait, b
 
 
 def push(
-    endpoint: Endpoint,
-    record: Any,
-    timeout: Seconds,
-    fds: Iterable[Any] | None = None,
-    regions: Iterable[Any] | None = None,
+    endpoint: Endpoint, parcel: AbstractContextManager[Any], timeout: Seconds
 ) -> Generator[Wait, bool, None]:
-    """Publish a record; raise Full if there was no space in time."""
-    sender, until = endpoint.sending(), deadline(endpoint, timeout)
-    with sender.parcel(record, fds, regions) as parcel:
+    """Publish a record that is encoded, and close it; raise Full if there was no space in time."""
+    until = deadline(endpoint, timeout)
+    with parcel:
         if not (yield from _send(endpoint, parcel, until)):
             raise Full(f"no space for a record within {shown_seconds(timeout)}")
 

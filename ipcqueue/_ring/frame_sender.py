@@ -108,7 +108,7 @@ class FrameBatch:
 class FrameSender(_direct.FrameSender, SenderEnd):  # type: ignore[misc]
     """The sending end of a ring of frames.
 
-    try_push() is one call of C for bytes, see core/python.
+    offer() is one call of C for bytes, see core/python.
     """
 
     def __init__(
@@ -148,14 +148,15 @@ class FrameSender(_direct.FrameSender, SenderEnd):  # type: ignore[misc]
         regions: Iterable[fdpass.MemoryRegion] | None = None,
     ) -> Parcel:
         """Encode a message; raise BadRecord, TooLarge or Unaccepted for what cannot be sent."""
-        return self._parcel_of(self._encode(record), fds, regions)
+        return self.parcel_of(self._encode(record), fds, regions)
 
-    def _parcel_of(
+    def parcel_of(
         self,
         framed: Framed,
         fds: Iterable[int | fdpass.Fd] | None = None,
         regions: Iterable[fdpass.MemoryRegion] | None = None,
     ) -> Parcel:
+        """Return the same of a message that is encoded already."""
         size = len(framed.data)
         self._limits.check_size(size)
         fds, regions = tuple_of("fds", fds), tuple_of("regions", regions)
@@ -193,19 +194,17 @@ class FrameSender(_direct.FrameSender, SenderEnd):  # type: ignore[misc]
         except fdpass.FdPassError as error:
             raise BadRecord(f"the region cannot be given: {error}") from error
 
-    def push_slowly(self, record: Any) -> bool:
-        """Do what try_push() does, where that is more than one call of C."""
-        return self.push_framed(self._encode(record))
-
-    def push_framed(self, framed: Framed) -> bool:
-        """Do the same with a message that is encoded already."""
-        if self._travels_outside(len(framed.data)):
-            with self._parcel_of(framed) as parcel:
-                return bool(self.try_send(parcel))
-        self._limits.check_size(len(framed.data))
-        if len(framed.data) > LARGE:
-            return self._sent(self._push_large(*framed))
-        return self._sent(self._pushed(*framed))
+    def offer_encoded(self, encoded: Framed) -> Framed | None:
+        """Publish a message that is encoded; return it if there is no space."""
+        size = len(encoded.data)
+        if self._travels_outside(size):
+            with self.parcel_of(encoded) as parcel:
+                sent = bool(self.try_send(parcel))
+        else:
+            self._limits.check_size(size)
+            push = self._push_large if size > LARGE else self._pushed
+            sent = self._sent(push(*encoded))
+        return None if sent else encoded
 
     def _push_large(self, data: Any, tag: int, flags: int) -> int:
         """Copy a large message into the ring while other threads run; publish it; return a code.
@@ -342,13 +341,13 @@ class FrameSender(_direct.FrameSender, SenderEnd):  # type: ignore[misc]
         """Return message number `start` of a batch as a parcel if it travels outside the ring."""
         if not self._travels_outside(len(batch.data[start])):
             return None
-        return self._parcel_of(batch.framed(start))
+        return self.parcel_of(batch.framed(start))
 
     def try_push_many(self, batch: Any, start: int) -> int:
         """Publish messages from number `start` on; return how many, which may be some of them."""
         done = self.push_run(batch.records, start)
         if not done and start < batch.count:  # which finds out why
-            done = self.push_framed(batch.framed(start))
+            done = self.offer_encoded(batch.framed(start)) is None
         return int(done)
 
     def units(self, parcel: Any) -> int:

@@ -40,8 +40,26 @@ class SenderEnd(End):
 
     if TYPE_CHECKING:  # of the base types in core/python
 
-        def try_push(self, record: Any) -> bool: ...
+        def offer(self, record: Any) -> Any: ...
         def push(self, *encoded: Any) -> int: ...
+
+    _encode: Callable[[Any], Any]
+
+    def try_push(self, record: Any) -> bool:
+        """Publish one record; False if there is no space.  Raises BadRecord."""
+        return self.offer(record) is None
+
+    def offer_slowly(self, record: Any) -> Any:
+        """Do what offer() does, where that is more than one call of C."""
+        return self.offer_encoded(self._encode(record))
+
+    def offer_encoded(self, encoded: Any) -> Any:
+        """Do the same with a record that is encoded already; return that if there is no space."""
+        raise NotImplementedError
+
+    def encoded(self, record: Any) -> Any:
+        """Return what a record is encoded to; raise BadRecord."""
+        return self._encode(record)
 
     def _pushed(self, *encoded: Any) -> int:
         """Publish one record that is encoded; return a code."""
@@ -55,6 +73,10 @@ class SenderEnd(End):
         self, record: Any, fds: Iterable[Any] | None = None, regions: Iterable[Any] | None = None
     ) -> AbstractContextManager[Any]:
         """Encode a record, to try more than once; raise BadRecord if it cannot be sent."""
+        raise NotImplementedError
+
+    def parcel_of(self, encoded: Any) -> AbstractContextManager[Any]:
+        """Return the same of a record that is encoded already."""
         raise NotImplementedError
 
     def try_send(self, parcel: Any) -> bool | None:

@@ -59,7 +59,7 @@ class Pieces:
 class SlotSender(_direct.SlotSender, SenderEnd):  # type: ignore[misc]
     """The sending end of a ring: records in, without waiting.
 
-    try_push() is one call of C, see core/python; so is a batch of bytes, or an array.  Records of
+    offer() is one call of C, see core/python; so is a batch of bytes, or an array.  Records of
     other kinds are encoded before.  `trouble(code)` is called for every result but done and full,
     and raises.
     """
@@ -81,9 +81,9 @@ class SlotSender(_direct.SlotSender, SenderEnd):  # type: ignore[misc]
         arrays: tuple[Any, Any] = codec.arrays or (None, None)
         self.array, self.dtype = arrays
 
-    def push_slowly(self, record: Any) -> bool:
-        """Do what try_push() does, where that is more than one call of C."""
-        return self._sent(self._pushed(self._encode(record)))
+    def offer_encoded(self, encoded: Any) -> Any:
+        """Publish a record that is encoded; return it if there is no space."""
+        return None if self._sent(self._pushed(encoded)) else encoded
 
     def _sent(self, code: int) -> bool:
         if code not in (DONE, FULL):
@@ -104,6 +104,10 @@ class SlotSender(_direct.SlotSender, SenderEnd):  # type: ignore[misc]
                 "not with records of a fixed size"
             )
         return Parcel(self._encode(record))
+
+    def parcel_of(self, encoded: Any) -> Parcel:
+        """Return a record that is encoded, to push."""
+        return Parcel(encoded)
 
     def try_send(self, parcel: Any) -> bool:
         """Publish the record; False if there is no space."""

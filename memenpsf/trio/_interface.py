@@ -281,10 +281,14 @@ class Interface(Owner, trio.abc.Channel[T]):
             if timeout is not None:
                 seconds_of(timeout)
             await checkpoint_if_cancelled()
-            if fds is None and regions is None and endpoint.try_push(record):
+            if fds is not None or regions is not None:
+                parcel = endpoint.sending().parcel(record, fds, regions)
+            elif (left := endpoint.offer(record)) is None:
                 await cancel_shielded_checkpoint()
                 return
-            await self._tasks.drive(plans.push(endpoint, record, timeout, fds, regions))
+            else:
+                parcel = endpoint.sending().parcel_of(left)
+            await self._tasks.drive(plans.push(endpoint, parcel, timeout))
         except Exception as error:
             raise ours(error, self) from error.__cause__
 

@@ -87,14 +87,14 @@ class TestByNumber:
         with one, other:
             plain = [b"x"] * (MOST_BUILT + 1)
             one.xmit_many(plain)
-            one._endpoint.sender.push_framed(_framed(b"y", 1))
+            one._endpoint.sender.offer_encoded(_framed(b"y", 1))
             assert receive_all(other) == [plain, [b"y"]]
 
     def test_fewer_are_received_with_what_follows_them(self):
         one, other = memenpsf.pair(bytes, capacity=RING)
         with one, other:
             one.xmit_many([b"x"] * 3)
-            one._endpoint.sender.push_framed(_framed(b"y", 1))
+            one._endpoint.sender.offer_encoded(_framed(b"y", 1))
             assert receive_all(other) == [[b"x", b"x", b"x", b"y"]]
 
     @pytest.mark.parametrize(

@@ -62,6 +62,56 @@ async def test_a_stream_of_messages_can_be_iterated_to_its_end(door):
                 pass
 
 
+@pytest.mark.parametrize("verb", ["xmit", "xmit_many"])
+@pytest.mark.parametrize(
+    ("size", "capacity"),
+    [(8, 4096), (1000, 4096), (300_000, 4096), (5_000_000, 1 << 25)],
+    ids=["small", "a quarter", "outside the ring", "copied in pieces"],
+)
+@one_way_scenario
+async def test_a_message_is_encoded_once_however_long_it_waits(door, size, capacity, verb):
+    encoded = []
+
+    def encode(value):
+        encoded.append(value)
+        return bytes(size)
+
+    async def send(value):
+        await (one.xmit(value) if verb == "xmit" else one.xmit_many([value]))
+
+    async with door.pair(Encoded(encode, len), capacity=capacity) as (one, other):
+        with door.raises("Full"):
+            while True:
+                await one.xmit(len(encoded), timeout=0)
+        assert encoded == list(range(len(encoded)))
+        sent = len(encoded) - 1
+        async with door.tasks() as tasks:
+            for late in ("late", "later"):
+                tasks.start(send, late)
+                await tasks.blocked()
+            for _ in range(sent + 2):
+                assert await other.recv() == size
+        assert encoded.count("late") == encoded.count("later") == 1
+
+
+@one_way_scenario
+async def test_a_record_is_encoded_once_however_long_it_waits(door):
+    class Number:
+        asked = 0
+
+        def __index__(self):
+            self.asked += 1
+            return 7
+
+    number = Number()
+    async with door.pair("<Q", capacity=4) as (one, other), door.tasks() as tasks:
+        await one.xmit_many([(n,) for n in range(4)])
+        tasks.start(one.xmit, (number,))
+        await tasks.blocked()
+        assert [(await other.recv())[0] for _ in range(5)] == [0, 1, 2, 3, 7]
+    assert number.asked == 1
+
+
 @pytest.mark.parametrize("verb", ["recv", "recv_message", "recv_vectored"])
 @one_way_scenario
 async def test_a_message_that_cannot_be_decoded_is_named_and_loses_no_other(door, verb):

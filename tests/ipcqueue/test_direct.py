@@ -450,8 +450,8 @@ def test_an_end_that_was_given_no_ring_has_no_short_way():
     for kind in (direct.SlotSender, direct.FrameSender):
         sender = kind()
         sender._ring = object()
-        with pytest.raises(AttributeError, match="push_slowly"):
-            sender.try_push(b"")
+        with pytest.raises(AttributeError, match="offer_slowly"):
+            sender.offer(b"")
     for kind in (direct.SlotReceiver, direct.FrameReceiver):
         receiver = kind()
         receiver._ring = object()
@@ -469,7 +469,7 @@ def test_an_exception_of_a_signal_passes_through_the_buffer_of_an_encoder():
         sender = one._endpoint.sender
         sender.shorten(ipcqueue._ring.memory.address_of(sender._ring), 8, lambda record: Buffer())
         with pytest.raises(Interrupt):
-            sender.try_push(bytes(8))
+            sender.offer(bytes(8))
 
 
 # What other threads, and handlers of signals, may do between two steps of Python.

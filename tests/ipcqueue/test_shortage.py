@@ -378,15 +378,17 @@ def test_calls_with_the_wrong_arguments_are_errors():
 class SlotSender(direct.SlotSender):
     """Notes what the short way leaves to Python."""
 
-    def push_slowly(self, record):
+    def offer_slowly(self, record):
         self.slowly = record
+
+    offer_encoded = offer_slowly
 
 
 class FrameSender(direct.FrameSender):
     """The same."""
 
-    def push_framed(self, framed):
-        self.slowly = framed
+    def offer_encoded(self, encoded):
+        self.slowly = encoded
 
 
 def test_what_is_encoded_to_something_odd_goes_the_long_way():
@@ -395,13 +397,13 @@ def test_what_is_encoded_to_something_odd_goes_the_long_way():
     released = memoryview(bytes(8))
     released.release()
     for odd in (8, "text", released, bytearray(7), bytearray(8), b"1234567"):
-        sender.try_push(odd)
+        sender.offer(odd)
         assert sender.slowly is odd
     sender.shorten(8, 8, {}.__getitem__)  # what is at that address goes with no ring
     with pytest.raises(KeyError):
-        sender.try_push(bytes(8))
+        sender.offer(bytes(8))
     sender.shorten(8, 8, None)
-    sender.try_push(record := bytes(8))
+    sender.offer(record := bytes(8))
     assert sender.slowly is record
 
     sender = FrameSender()
@@ -418,7 +420,7 @@ def test_what_is_encoded_to_something_odd_goes_the_long_way():
         (b"123456789", 0, 0),
         (b"", 0, 0),  # but there is no ring
     ):
-        sender.try_push(odd)
+        sender.offer(odd)
         assert sender.slowly is odd
 
 

@@ -82,7 +82,7 @@ from ipcqueue._ring.memory import address_of
 one, other = memenpsf.pair(64)
 sender = one._endpoint.sender
 sender.shorten(address_of(sender._ring), 2, None)
-sender.try_push(bytes([7]) * 2)
+sender.offer(bytes([7]) * 2)
 """
 
 
@@ -95,4 +95,4 @@ def test_misuse_of_memory_ends_a_program_that_a_test_starts():
     )
     assert process.returncode != 0
     assert "AddressSanitizer: heap-buffer-overflow" in process.stderr
-    assert "slots_try_push" in process.stderr
+    assert "push_slot" in process.stderr

@@ -373,7 +373,7 @@ VIEWS = {
 VIEWS_IN_C = {
     ("unpacking.c", "packer_unpack"): "what was received",
     ("sender.c", "is_plain"): "to see what it is",
-    ("sender.c", "slots_try_push"): "what is_plain() or Python has let through",
+    ("sender.c", "push_slot"): "what is_plain() or Python has let through",
     ("sender.c", "push_framed"): "what _records/messages.py has encoded",
     ("sender.c", "slots_push"): "what _records/ has encoded",
     ("sender.c", "frames_push"): "what _records/messages.py has encoded",

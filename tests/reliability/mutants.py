@@ -864,6 +864,20 @@ MUTANTS = [
         "ipcqueue/test_frames.py::test_a_peer_that_breaks_the_protocol_is_found_out_and_dropped",
     ),
     Mutant(
+        "a record that waits for space is encoded again by a thread",
+        "ipcqueue/_verbs.py",
+        "self._threads.push_left(left, timeout)",
+        "self._threads.push(record, timeout, None, None)",
+        "conformance/test_messages.py::test_a_record_is_encoded_once_however_long_it_waits[threads]",
+    ),
+    Mutant(
+        "a record that waits for space is encoded again by a task",
+        "memenpsf/trio/_interface.py",
+        "endpoint.sending().parcel_of(left)",
+        "endpoint.sending().parcel(record)",
+        "conformance/test_messages.py::test_a_record_is_encoded_once_however_long_it_waits[trio]",
+    ),
+    Mutant(
         "a sleeper's timeout is forgotten",
         "ipcqueue/_link/plans.py",
         "        elif self._left() <= 0:\n",

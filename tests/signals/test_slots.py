@@ -193,7 +193,7 @@ class TestSignals:
 
         def pushing(how, first):
             if how == "push":
-                return int(ring.sender.push_slowly((first,)))
+                return int(ring.sender.offer_slowly((first,)) is None)
             return push_packed(ring.sender, packed(first, first + 1, first + 2), 3)
 
         done = []
@@ -226,7 +226,12 @@ class TestSignals:
             assert got == [7] * (head - tail)
             assert len(got) == 1 if result else len(got) <= 1
 
-        assert at_every_place(prepare, lambda: ring.sender.push_slowly((7,)), interrupt, check) > 3
+        assert (
+            at_every_place(
+                prepare, lambda: ring.sender.offer_slowly((7,)) is None, interrupt, check
+            )
+            > 3
+        )
 
     @pytest.fixture
     def on_signal(self):

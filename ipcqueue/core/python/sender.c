@@ -86,19 +86,35 @@ static int is_plain(PyObject *record)
     return plain;
 }
 
-static PyObject *slots_try_push(Sender *self, PyObject *record)
+/* What offer() returns: None once the record is published, else what it was encoded to, which can be
+ * offered again; so each record is encoded once, however long it waits for space.  Takes `encoded`
+ * over, NULL if that failed.  Where the ring is not in use Python finds out why. */
+static PyObject *offered(Sender *self, PyObject *encoded, int result)
 {
-    PyObject *data;
-    if (self->plain && (PyBytes_CheckExact(record) || is_plain(record)))
-        data = Py_NewRef(record);
-    else if (ready(self->encode))
-        data = call(self->encode, record);
-    else
-        return slowly(self, "push_slowly", record);
-    if (data == NULL)
-        return NULL;
-    int result = IPCQ_AGAIN;
+    if (encoded != NULL && result == IPCQ_DONE) {
+        Py_DECREF(encoded);
+        Py_RETURN_NONE;
+    }
+    if (encoded == NULL || result == IPCQ_FULL)
+        return encoded;
+    PyObject *left = slowly(self, "offer_encoded", encoded);
+    Py_DECREF(encoded);
+    return left;
+}
+
+/* A record that went as it was, or did not: what it is encoded to is of interest only then. */
+static PyObject *offered_as_it_is(Sender *self, PyObject *record, int result)
+{
+    if (result == IPCQ_DONE)
+        Py_RETURN_NONE;
+    return slowly(self, result == IPCQ_FULL ? "encoded" : "offer_slowly", record);
+}
+
+/* Publish `data` if it has the size of a record. */
+static int push_slot(const Sender *self, PyObject *data)
+{
     Py_buffer view;
+    int result = IPCQ_AGAIN;
     if (PyBytes_CheckExact(data)) {
         if (PyBytes_GET_SIZE(data) == self->size && usable(self->ring, self->known))
             result = ipcq_push(self->at, PyBytes_AS_STRING(data));
@@ -109,12 +125,22 @@ static PyObject *slots_try_push(Sender *self, PyObject *record)
     } else if (PyErr_ExceptionMatches(PyExc_Exception)) {
         PyErr_Clear(); /* the slow way meets it again */
     }
-    Py_DECREF(data);
-    if (result == IPCQ_DONE)
-        Py_RETURN_TRUE;
-    if (result == IPCQ_FULL)
-        Py_RETURN_FALSE;
-    return PyErr_Occurred() ? NULL : slowly(self, "push_slowly", record);
+    return result;
+}
+
+static PyObject *slots_offer(Sender *self, PyObject *record)
+{
+    if (self->plain && (PyBytes_CheckExact(record) || is_plain(record))) {
+        int result = push_slot(self, record);
+        return PyErr_Occurred() ? NULL : offered_as_it_is(self, record, result);
+    }
+    if (!ready(self->encode))
+        return slowly(self, "offer_slowly", record);
+    PyObject *data = call(self->encode, record);
+    int result = data == NULL ? IPCQ_AGAIN : push_slot(self, data);
+    if (data != NULL && PyErr_Occurred())
+        Py_CLEAR(data);
+    return offered(self, data, result);
 }
 
 /* The slow way comes back with what it has encoded: a code of the core, AGAIN where the ring is not in
@@ -179,32 +205,19 @@ static int push_framed(Sender *self, PyObject *framed)
     return result;
 }
 
-static PyObject *frames_try_push(Sender *self, PyObject *record)
+static PyObject *frames_offer(Sender *self, PyObject *record)
 {
     int result = IPCQ_AGAIN;
     if (ready(self->encode)) {
         PyObject *framed = call(self->encode, record);
-        if (framed == NULL)
-            return NULL;
-        result = push_framed(self, framed);
-        PyObject *slow = result == IPCQ_DONE || result == IPCQ_FULL
-                             ? NULL
-                             : slowly(self, "push_framed", framed);
-        Py_DECREF(framed);
-        return slow != NULL                                ? slow
-               : result == IPCQ_DONE || result == IPCQ_FULL ? PyBool_FromLong(result == IPCQ_DONE)
-                                                            : NULL;
+        return offered(self, framed, framed == NULL ? result : push_framed(self, framed));
     }
     if (PyBytes_CheckExact(record) && PyBytes_GET_SIZE(record) <= self->size &&
         usable(self->ring, self->known)) {
         struct ipcq_frame frame = {.size = (uint32_t)PyBytes_GET_SIZE(record)};
         result = ipcq_frame_push(self->at, &frame, PyBytes_AS_STRING(record), NULL);
     }
-    if (result == IPCQ_DONE)
-        Py_RETURN_TRUE;
-    if (result == IPCQ_FULL)
-        Py_RETURN_FALSE;
-    return slowly(self, "push_slowly", record);
+    return offered_as_it_is(self, record, result);
 }
 
 static PyMemberDef sender_members[] = {
@@ -230,8 +243,8 @@ static PyMemberDef sender_members[] = {
 
 static PyMethodDef slot_sender_methods[] = {
     SHORTEN,
-    {"try_push", (PyCFunction)slots_try_push, METH_O,
-     "Publish one record; False if there is no space.  Raises BadRecord."},
+    {"offer", (PyCFunction)slots_offer, METH_O,
+     "Publish one record: None, or if there is no space what it is encoded to.  Raises BadRecord."},
     {"push", (PyCFunction)slots_push, METH_O,
      "push(data): publish one record that is encoded; a code of the core, AGAIN if `_ring` is not in use."},
     BATCHES(slots),
@@ -242,8 +255,8 @@ static PyMethodDef slot_sender_methods[] = {
 
 static PyMethodDef frame_sender_methods[] = {
     SHORTEN,
-    {"try_push", (PyCFunction)frames_try_push, METH_O,
-     "Publish one message; False if there is no space.  Raises BadRecord, TooLarge."},
+    {"offer", (PyCFunction)frames_offer, METH_O,
+     "Publish one message; as of slots.  Raises BadRecord, TooLarge."},
     {"push", (PyCFunction)frames_push, METH_VARARGS,
      "push(data, tag, flags): publish one message that is encoded; a code of the core, as of slots."},
     BATCHES(frames),
