@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, overload
 from ._connection import Connection
 from ._errors import EndOfStream
 from ._origin import tag_error, tag_unless_given, tagged
+from ._ring.codes import RingError
 from ._types import T
 
 if TYPE_CHECKING:
@@ -69,10 +70,15 @@ class Sends(Connection[T]):
         outside the ring).
         """
         try:
-            if fds is not None or regions is not None:
-                self._threads.push(record, timeout, fds, regions)
-            elif (left := self._offer(record)) is not None:
-                self._threads.push_left(left, timeout)
+            try:
+                if fds is not None or regions is not None:
+                    self._threads.push(record, timeout, fds, regions)
+                elif (left := self._offer(record)) is not None:
+                    self._threads.push_left(left, timeout)
+                return
+            except RingError as error:  # of _offer, which is not the endpoint's
+                trouble = error.args
+            self._endpoint.raise_meaning(*trouble, sending=True)
         except Exception as error:
             tag_error(error, self)
             raise

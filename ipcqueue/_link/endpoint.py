@@ -40,7 +40,7 @@ from ipcqueue._errors import (
 from ipcqueue._records.codec import in_place
 from ipcqueue._records.messages import MessageCodec, Received
 from ipcqueue._ring.bounds import Budget
-from ipcqueue._ring.codes import CORRUPT, GONE
+from ipcqueue._ring.codes import CORRUPT, GONE, RingError, corrupt
 from ipcqueue._ring.end import Place
 from ipcqueue._ring.frame import MAX_ATTACHED
 from ipcqueue._ring.frame_receiver import FrameReceiver
@@ -62,7 +62,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from fdpass import Credentials
-    from ipcqueue._ring.codes import Trouble
     from ipcqueue._ring.receiver import ReceiverEnd
     from ipcqueue._ring.sender import SenderEnd
 
@@ -149,23 +148,20 @@ class Endpoint(Owner):
         bell = self.wire.fileno()
         patience = suited(terms.patience, shares=self.peer.pid == os.getpid())
         if terms.role.sends:
-            trouble = _weak_trouble(self, sending=True)
             size = own.identity.capacity
             place = Place(size, codec.size, bell, patience=patience, process=self.wire.process)
             if isinstance(codec, MessageCodec):
                 limits = self._peer_limits
-                self.sender = FrameSender(*both, place, codec, trouble, limits, terms.inline)
+                self.sender = FrameSender(*both, place, codec, limits, terms.inline)
             else:
-                self.sender = SlotSender(*both, place, codec, trouble)
+                self.sender = SlotSender(*both, place, codec)
         if terms.role.receives:
-            trouble = _weak_trouble(self, sending=False)
             place = Place(peer.identity.capacity, codec.size, bell, patience=patience)
             if isinstance(codec, MessageCodec):
-                self.receiver = FrameReceiver(
-                    *both, place, codec, trouble, terms.limits, self.wire.attached
-                )
+                arrived = self.wire.attached
+                self.receiver = FrameReceiver(*both, place, codec, terms.limits, arrived)
             else:
-                self.receiver = SlotReceiver(*both, place, codec, trouble)
+                self.receiver = SlotReceiver(*both, place, codec)
 
     def _count_descriptors(self) -> None:
         """Have the lease count what comes and goes with messages, if it does that."""
@@ -206,7 +202,11 @@ class Endpoint(Owner):
 
         Raises how the connection ended.
         """
-        return self.sending().offer(record)
+        try:
+            return self.sending().offer(record)
+        except RingError as error:
+            trouble = error.args
+        self.raise_meaning(*trouble, sending=True)
 
     def try_push(self, record: Any) -> bool:
         """Publish a record; False if there is no space.  Raises how the connection ended."""
@@ -253,24 +253,31 @@ class Endpoint(Owner):
         return self.or_end(receiver.try_receive)
 
     def or_end(self, attempt: Callable[[], T | None]) -> T | None:
-        """Call `attempt`; if it finds nothing and never will, raise how the connection ended."""
+        """Call `attempt`; if it finds nothing and never will, raise how the connection ended.
+
+        It also raises what trouble of the receiving end means; see raise_meaning().
+        """
         end = self._end  # noted before the ring is found empty: see the module
         receiver = self.receiving()
-        result = attempt()  # from here on no call that Ctrl-C could interrupt, if there is one
-        while result is None and (position := receiver.lacking) is not None:
-            # The sender sends descriptors before it publishes their message.
-            read = self.read_missing()
-            result = attempt()
-            if result is None and (not read or self.wire.held_back):
-                return None
-            if result is None and receiver.lacking == position:
-                if self._end is not None:  # DescriptorsLost, for instance
-                    self.raise_end()
-                self._trouble(CORRUPT, "a message came without its descriptors")
-        if result is None and end is not None and not receiver.unfinished:
-            receiver.drop_strays()
-            self.raise_end()
-        return result
+        try:
+            result = attempt()  # from here on no call that Ctrl-C could interrupt, if there is one
+            while result is None and (position := receiver.lacking) is not None:
+                # The sender sends descriptors before it publishes their message.
+                read = self.read_missing()
+                result = attempt()
+                if result is None and (not read or self.wire.held_back):
+                    return None
+                if result is None and receiver.lacking == position:
+                    if self._end is not None:  # DescriptorsLost, for instance
+                        self.raise_end()
+                    raise corrupt("a message came without its descriptors")
+            if result is None and end is not None and not receiver.unfinished:
+                receiver.drop_strays()
+                self.raise_end()
+            return result
+        except RingError as error:
+            trouble = error.args
+        self.raise_meaning(*trouble, sending=False)
 
     def read_missing(self) -> bool:
         """Read descriptors that a message lacks; False if somebody else is reading.
@@ -372,7 +379,17 @@ class Endpoint(Owner):
         """Return (head, tail) of the queue this side sends on, else of the one it receives on."""
         if self.closed:
             self.raise_end()
-        return (self.sender or self.receiving()).indices()
+        return self._indices(self.sender or self.receiving())
+
+    def _indices(self, ring: SenderEnd | ReceiverEnd | None) -> tuple[int, int]:
+        """Return the indices of an end; zeros if there is none."""
+        if ring is None:
+            return 0, 0
+        try:
+            return ring.indices()
+        except RingError as error:
+            trouble = error.args
+        self.raise_meaning(*trouble, sending=ring is self.sender)
 
     def statistics(self) -> Statistics:
         """Return the counters; after close, as they were then."""
@@ -380,8 +397,8 @@ class Endpoint(Owner):
             return self._last_statistics
         if self.closed:
             self.raise_end()
-        sent, taken = self.sender.indices() if self.sender else (0, 0)
-        published, received = self.receiver.indices() if self.receiver else (0, 0)
+        sent, taken = self._indices(self.sender)
+        published, received = self._indices(self.receiver)
         counts = self._own.mapping.counts()
         if counts is None:  # closed meanwhile
             return self.statistics()
@@ -426,7 +443,7 @@ class Endpoint(Owner):
         try:
             return self.with_socket(partial(self.wire.send, message))
         except (BrokenPipeError, ConnectionResetError):
-            self._trouble(GONE, sending=True)
+            self.raise_meaning(GONE, sending=True)
 
     def with_socket(self, use: Callable[[socket.socket], T]) -> T:
         """Call `use(socket)`, and keep its number from being closed, and reused, meanwhile."""
@@ -482,8 +499,8 @@ class Endpoint(Owner):
         return self.alarms.suspicious and self.alarms.should_back_off(self._progress)
 
     def _progress(self) -> tuple[int, int, int]:
-        received = self.receiver.indices()[1] if self.receiver else 0
-        taken = self.sender.indices()[1] if self.sender else 0
+        _, received = self._indices(self.receiver)
+        _, taken = self._indices(self.sender)
         return received, taken, self.wire.messages
 
     def back_off_length(self) -> float:
@@ -592,10 +609,12 @@ class Endpoint(Owner):
             self.with_socket(partial(tell, message=err(error)))
             self.with_socket(hang_up)
 
-    def _trouble(
-        self, code: int, message: str = "the peer's index cannot be true", *, sending: bool = False
-    ) -> NoReturn:
-        """Turn a result of a ring that is neither done nor a matter of waiting into an error."""
+    def raise_meaning(self, code: int, message: str = "", *, sending: bool) -> NoReturn:
+        """Raise what trouble of a ring, the arguments of a RingError, means to a caller.
+
+        `sending`: to one that sends.  Each caller of an end that may raise RingError comes here,
+        after its handler and not in it: else the application would see RingError as the context.
+        """
         self._check_usable()
         if code == CORRUPT:
             self._abandon(CorruptPeer(message))
@@ -698,19 +717,6 @@ def _seen(end: QueueError, *, sending: bool) -> QueueError:
     if sending and isinstance(end, EndOfStream):
         return ReceiverGone("the peer has ended the connection: nobody will receive what is sent")
     return type(end)(*end.args)
-
-
-def _weak_trouble(endpoint: Endpoint, *, sending: bool) -> Trouble:
-    """Return endpoint._trouble without a reference cycle: what is dropped is freed at once."""
-    this = weakref.ref(endpoint)
-
-    def trouble(code: int, message: str = "the peer's index cannot be true") -> NoReturn:
-        endpoint = this()
-        if endpoint is None:
-            raise Closed("this end was dropped")
-        endpoint._trouble(code, message, sending=sending)  # noqa: SLF001 (the other half of this module)
-
-    return trouble
 
 
 def advance(opening: Opening) -> Endpoint | None:

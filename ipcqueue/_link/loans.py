@@ -22,6 +22,7 @@ from ipcqueue._core import ffi, lib
 from ipcqueue._errors import BadRecord, LoanError, TooLarge
 from ipcqueue._origin import tagged
 from ipcqueue._records.messages import MAX_FLAGS, MAX_TAG, Message, checked_tag
+from ipcqueue._ring.codes import RingError
 from ipcqueue._ring.frame import HEADER, MAX_ATTACHED, MAX_EXTENT, extent
 from ipcqueue._ring.frame_receiver import FrameReceiver
 from ipcqueue._ring.frame_sender import FrameSender
@@ -168,7 +169,13 @@ class Loan(Owner):
         commit = self._commit() if publish else None
         _release(view)
         del view
-        self._sender.end_loan(commit)
+        try:
+            self._sender.end_loan(commit)
+        except RingError as error:
+            trouble = error.args
+        else:
+            return
+        self._endpoint.raise_meaning(*trouble, sending=True)
 
     def _commit(self) -> Callable[[Any], int]:
         """Return what publishes the memory as it stands now."""
@@ -294,7 +301,13 @@ class Borrowing(Owner):
         views, self._views, self.data = self._views, [], ()
         while views:
             _release(views.pop())
-        self._receiver.end_borrowing(take=take)
+        try:
+            self._receiver.end_borrowing(take=take)
+        except RingError as error:
+            trouble = error.args
+        else:
+            return
+        self._endpoint.raise_meaning(*trouble, sending=False)
 
     @tagged
     def __enter__(self) -> Self:

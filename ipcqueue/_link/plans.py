@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from fdpass.lowlevel import monotonic, seconds_of, shown_seconds
 from ipcqueue._direct import persist
 from ipcqueue._errors import Closed, Full
+from ipcqueue._ring.codes import RingError
 from ipcqueue._ring.sender import Sending
 
 from .waiters import NOW, Event, Wait, Waiter
@@ -62,7 +63,7 @@ def deadline(endpoint: Endpoint, timeout: Seconds) -> float:
 class Rounds:
     """What happens between the attempts of one call of a verb."""
 
-    __slots__ = ("_deadline", "_endpoint", "_event", "_only", "_over", "_spun", "_stuck", "_units")
+    __slots__ = ("_deadline", "_event", "_only", "_over", "_spun", "_stuck", "_units", "endpoint")
 
     def __init__(
         self,
@@ -79,7 +80,7 @@ class Rounds:
         For SPACE, `units` says how much of it there must be, and `stuck` whether the last attempt
         found it but no room in the socket.  `spun`: it does not pay to look before sleeping.
         """
-        self._endpoint = endpoint
+        self.endpoint = endpoint
         self._event = event
         self._deadline = until
         self._units = units
@@ -91,13 +92,13 @@ class Rounds:
 
     def next(self) -> Generator[Wait, bool, bool]:
         """After an attempt in vain: a plan for until the next.  False if that was the last."""
-        endpoint = self._endpoint
+        endpoint = self.endpoint
         if self._only and self._spun and (endpoint.spins or not endpoint.unfinished(self._event)):
             return self._sleep()  # for speed without another generator around it
         return self._step()
 
     def _step(self) -> Generator[Wait, bool, bool]:
-        endpoint = self._endpoint
+        endpoint = self.endpoint
         if self._over:
             return False
         if endpoint.unfinished(self._event):  # a large message: see serve_tasks
@@ -122,17 +123,17 @@ class Rounds:
         return True
 
     def _left(self) -> float:
-        return self._deadline - self._endpoint.clock() if self._deadline != math.inf else math.inf
+        return self._deadline - self.endpoint.clock() if self._deadline != math.inf else math.inf
 
     def _look(self) -> bool:
         """Look for what is about to come, as long as that is worth it."""
         if self._event is Event.RECORDS:
-            return self._endpoint.receiving().look()
-        return self._event is Event.SPACE and self._endpoint.sending().look(self._units())
+            return self.endpoint.receiving().look()
+        return self._event is Event.SPACE and self.endpoint.sending().look(self._units())
 
     def _sleep(self) -> Generator[Wait, bool, bool]:
         """Sleep until the event may have come: as the reader of the socket, or as a follower."""
-        endpoint, event, units = self._endpoint, self._event, self._units()
+        endpoint, event, units = self.endpoint, self._event, self._units()
         waiters, waiter = endpoint.waiters, Waiter(event)
         try:
             with waiters.mutex:
@@ -192,11 +193,19 @@ def _room(endpoint: Endpoint, seconds: float) -> Generator[Wait, bool, None]:
 
 
 def _until(attempt: Callable[[], T | None], rounds: Rounds) -> Generator[Wait, bool, T | None]:
-    """Attempt until that gives something; None if it did not in time."""
-    while (result := attempt()) is None:
-        if not (yield from rounds.next()):
-            break
-    return result
+    """Attempt until that gives something; None if it did not in time.
+
+    Where the sending end of a ring is attempted, that raises what its trouble means; the receiving
+    end is attempted in Endpoint.or_end(), which does the same.
+    """
+    try:
+        while (result := attempt()) is None:
+            if not (yield from rounds.next()):
+                break
+        return result
+    except RingError as error:
+        trouble = error.args
+    rounds.endpoint.raise_meaning(*trouble, sending=True)
 
 
 # -- the verbs that send -------------------------------------------------------------------------

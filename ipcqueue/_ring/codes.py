@@ -1,8 +1,6 @@
-"""What the core answers, and how an answer that is trouble leaves a ring."""
+"""What the core answers, and the exception for an answer that is trouble."""
 
 from __future__ import annotations
-
-from typing import NoReturn, Protocol
 
 from ipcqueue._core import lib
 
@@ -18,20 +16,19 @@ ERROR: int = lib.IPCQ_ERROR
 CLOSED = 100  # ours: the end was closed on this side
 
 
-class Trouble(Protocol):
-    """What an end calls for every result that is neither done nor a matter of waiting."""
+class RingError(Exception):
+    """Raised by the ends of a ring for a result that is neither done nor a matter of waiting.
 
-    def __call__(self, code: int, message: str = "") -> NoReturn:
-        """Raise; `message` says more about CORRUPT."""
+    `code` is GONE, FORKED, CORRUPT or CLOSED; `message` says more about CORRUPT.  An end does not
+    know what that means to its connection: Endpoint.raise_meaning() does, and no application ever
+    sees this exception.
+    """
 
-
-class TroubleError(Exception):
-    """Carries a result of the core out of a lock: what is made of it takes other locks."""
-
-    def __init__(self, code: int, *message: str) -> None:
-        super().__init__(code, *message)
+    def __init__(self, code: int, message: str = "the peer's index cannot be true") -> None:
+        super().__init__(code, message)
         self.code = code
+        self.message = message
 
 
-def corrupt(message: str) -> TroubleError:
-    return TroubleError(CORRUPT, message)
+def corrupt(message: str) -> RingError:
+    return RingError(CORRUPT, message)

@@ -41,14 +41,13 @@ from fdpass.lowlevel import Owner, renewed_after_fork
 from ipcqueue._core import ffi
 from ipcqueue._errors import ConcurrentUse, ForkedUse
 
-from .codes import DONE, FORKED
+from .codes import DONE, FORKED, RingError
 from .memory import fork_generation
 from .views import Views
 
 if TYPE_CHECKING:
     import weakref
 
-    from .codes import Trouble
     from .memory import Mapping
     from .patience import Patience
 
@@ -82,10 +81,9 @@ class End(Owner):
 
     _look_call: Any
 
-    def __init__(self, place: Place, ring: Any, memory: Mapping, trouble: Trouble) -> None:
+    def __init__(self, place: Place, ring: Any, memory: Mapping) -> None:
         self.capacity = place.capacity
         self._last_indices = (place.start, place.start)
-        self._trouble = trouble
         self._lock = threading.RLock()
         self._ring: Any = ring
         self._memory: Any = memory.at  # of the slots or frames that it shows in place
@@ -136,7 +134,7 @@ class End(Owner):
         with self._lock:
             code = self._note_indices()
         if code == FORKED:
-            self._trouble(code)
+            raise RingError(code)
         # An impossible index was not taken over; that it came, the next push or pop says.
         return self._last_indices
 

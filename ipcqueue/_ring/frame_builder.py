@@ -32,7 +32,7 @@ from .arrivals import (
     is_there,
 )
 from .bounds import LARGE, MOST_AHEAD, MOST_BYTES, Budget
-from .codes import CLOSED, CORRUPT, EMPTY, FORKED, Trouble, TroubleError, corrupt
+from .codes import CLOSED, CORRUPT, EMPTY, FORKED, RingError, corrupt
 from .frame import MAX_ATTACHED
 from .memory import Mapping, address_of, copy_memory, fork_generation, is_socket
 from .outside import SIZES, find, with_copies
@@ -74,11 +74,10 @@ class FrameBuilder(_direct.FrameReceiver, ReceiverEnd):  # type: ignore[misc]
         peer: Mapping,
         place: Place,
         codec: MessageCodec,
-        trouble: Trouble,
         limits: Limits,
         arrived: list[list[fdpass.Fd]],
     ) -> None:
-        super().__init__(own, peer, place, trouble)
+        super().__init__(own, peer, place)
         self._plain = codec.spec is bytes  # a record is the bytes of its message
         self._decode = codec.decode
         self._limits = limits
@@ -132,7 +131,7 @@ class FrameBuilder(_direct.FrameReceiver, ReceiverEnd):  # type: ignore[misc]
                 handed=handed - len(older),
             )
         if self._raw and fork_generation() != self._generation:
-            raise TroubleError(FORKED)  # the parent has the same, and hands it on
+            raise RingError(FORKED)  # the parent has the same, and hands it on
 
     def _close_spent(self) -> None:
         while True:
@@ -154,10 +153,10 @@ class FrameBuilder(_direct.FrameReceiver, ReceiverEnd):  # type: ignore[misc]
     def _build_once(self, limit: int, budget: Budget | None) -> bool:  # noqa: C901, PLR0912, PLR0915 (one loop, its ways out)
         ring = self._ring if self._ring is not None else self._usable()
         if ring is None:
-            raise TroubleError(CLOSED)
+            raise RingError(CLOSED)
         turn, before, at, arrived = self.turn, self._raw, self._next, self._arrived[:]
         if before and fork_generation() != self._generation:
-            raise TroubleError(FORKED)
+            raise RingError(FORKED)
         if self.prefetched:  # since the last _reclaim(), and older than what follows
             return False
         built, used, wanted, regions = list(before), 0, 0, {**self._regions}
@@ -240,12 +239,12 @@ class FrameBuilder(_direct.FrameReceiver, ReceiverEnd):  # type: ignore[misc]
             return None
         if frame == CORRUPT:
             raise corrupt("the peer's index, or the header of a frame, cannot be true")
-        raise TroubleError(frame)
+        raise RingError(frame)
 
     def _contents(
         self, flags: int, count: int, announced: int, descriptors: list[fdpass.Fd]
     ) -> Contents:
-        """Check what came beside a frame; raise TroubleError if this side does not accept it."""
+        """Check what came beside a frame; raise RingError if this side does not accept it."""
         if len(descriptors) != announced:
             raise corrupt(f"a message announced {announced} descriptors, {len(descriptors)} came")
         fds, rest, outside = descriptors[:count], descriptors[count:], descriptors[:0]
@@ -333,7 +332,7 @@ class FrameBuilder(_direct.FrameReceiver, ReceiverEnd):  # type: ignore[misc]
     def _adopt(
         self, descriptors: list[fdpass.Fd], max_size: int, *, shared: bool = False
     ) -> fdpass.MemoryRegion:
-        """Make a region of copies of its descriptors; raise TroubleError if they are none."""
+        """Make a region of copies of its descriptors; raise RingError if they are none."""
         adopt = partial(
             fdpass.MemoryRegion.adopt,
             max_size=max_size,

@@ -12,7 +12,7 @@ from ipcqueue._records.messages import MAX_FLAGS, OUTSIDE
 
 from .arrivals import Built, attachments_of
 from .bounds import Budget
-from .codes import CLOSED, DONE, FORKED, TroubleError
+from .codes import CLOSED, DONE, FORKED, RingError
 from .frame_builder import FrameBuilder
 from .memory import Mapping, address_of, fork_generation
 from .outside import find
@@ -51,39 +51,34 @@ class FrameLender(FrameBuilder):
         lent, reference = None, weakref.ref(borrower)
         budget = Budget(bounded=bounded)
         limit = min(limit, budget.most)
-        try:
-            with self._lock:
-                ring = self._ring if self._ring is not None else self._usable()
-                memory = self._memory
-                if ring is None:
-                    raise TroubleError(CLOSED)
-                self._parked, self._ring, self._borrower = ring, None, reference
-                try:
-                    self._lending = lending = _Lending()
-                    self._reclaim()
-                    if self._raw:
-                        lent = self._lend_built(limit, lending)
-                    else:
-                        lent = self._lend_in_place(ring, memory, limit, lending, budget)
-                except Exception:
-                    if self._parked is not ring:  # a signal handler has closed it
-                        raise TroubleError(CLOSED) from None
-                    raise
-                finally:
-                    if lent is None:
-                        self._forget()
-                        self._unpark(ring)
-                        self._close_spent()
-        except TroubleError as error:
-            trouble = error.args
-        else:
-            return lent
-        self._trouble(*trouble)
+        with self._lock:
+            ring = self._ring if self._ring is not None else self._usable()
+            memory = self._memory
+            if ring is None:
+                raise RingError(CLOSED)
+            self._parked, self._ring, self._borrower = ring, None, reference
+            try:
+                self._lending = lending = _Lending()
+                self._reclaim()
+                if self._raw:
+                    lent = self._lend_built(limit, lending)
+                else:
+                    lent = self._lend_in_place(ring, memory, limit, lending, budget)
+            except Exception:
+                if self._parked is not ring:  # a signal handler has closed it
+                    raise RingError(CLOSED) from None
+                raise
+            finally:
+                if lent is None:
+                    self._forget()
+                    self._unpark(ring)
+                    self._close_spent()
+        return lent
 
     def _lend_built(self, limit: int, lending: _Lending) -> list[Lent]:
         """Lend what an earlier call has copied already."""
         if fork_generation() != self._generation:
-            raise TroubleError(FORKED)
+            raise RingError(FORKED)
         now = self._raw[:limit]
         lending.to, lending.messages, lending.built = now[-1].end, len(now), now
         lending.spent = attachments_of(now)
@@ -128,7 +123,7 @@ class FrameLender(FrameBuilder):
                 cost = size if outside else 0
                 if not budget.allows_more(cost, outside=outside, slow=bool(carries)):
                     break
-        except (TroubleError, OSError):
+        except (RingError, OSError):
             if not lent:
                 raise  # else it will still be there when these are gone
         return lent or None
@@ -154,7 +149,7 @@ class FrameLender(FrameBuilder):
                     self._close_spent()  # or the next call does
             self._usable()
         if code:
-            self._trouble(code)
+            raise RingError(code)
 
     def _take_lent(self, ring: Any, lending: _Lending) -> int:
         """Take what was lent, and free its frames; return a result of the core.

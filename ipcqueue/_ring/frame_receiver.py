@@ -34,7 +34,6 @@ from ipcqueue._records.messages import MAX_FLAGS, Message, Received
 
 from .arrivals import Built, attachments_of, close_received
 from .bounds import MOST_AT_ONCE, MOST_BUILT, MOST_BYTES, Budget, looks_after
-from .codes import TroubleError
 from .frame_lending import FrameLender
 
 if TYPE_CHECKING:
@@ -75,14 +74,8 @@ class FrameReceiver(FrameLender):
     def prepare(self, limit: int, budget: Budget | None = None) -> None:
         """Build up to `limit` messages without taking them."""
         budget = budget or Budget(bounded=False)
-        try:
-            with self._lock:
-                self._build(min(limit, budget.most), budget)
-        except TroubleError as error:
-            trouble = error.args
-        else:
-            return
-        self._trouble(*trouble)
+        with self._lock:
+            self._build(min(limit, budget.most), budget)
 
     def try_pop(self) -> Any:
         """Take one message and close what is attached to it; None if there is none."""
@@ -102,7 +95,7 @@ class FrameReceiver(FrameLender):
         budget = budget or Budget(bounded=False)
         return self._take(min(limit, budget.most), strip=True, budget=budget) or None
 
-    def _take(self, limit: int, *, strip: bool, budget: Budget | None = None) -> list[Any]:
+    def _take(self, limit: int, *, strip: bool, budget: Budget | None = None) -> Any:
         call = self.begin()
         failure: BaseException | None = None
         try:
@@ -130,13 +123,10 @@ class FrameReceiver(FrameLender):
                     for record, built in zip(records, given, strict=failure is None)
                 ]
             for result in self.hand_over(call, records, taken[done:] or None, failure):
-                return result  # type: ignore[no-any-return]
-        except TroubleError as error:
-            trouble = error.args
+                return result
         finally:
             call.over = True  # one step, see end.py
             failure = None  # a cycle with this frame, which has the memory of the ring
-        self._trouble(*trouble)
 
     def _decoded(
         self, taken: list[Built], budget: Budget | None

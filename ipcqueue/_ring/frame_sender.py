@@ -15,7 +15,7 @@ from ipcqueue._errors import BadRecord, Unaccepted
 from ipcqueue._records.messages import OUT_AGAIN, OUT_OF_LINE, OUTSIDE, Framed, tuple_of
 
 from .bounds import LARGE, MOST_BYTES
-from .codes import CLOSED, DONE, ERROR, FULL, STUCK, Trouble
+from .codes import CLOSED, DONE, ERROR, FULL, STUCK, RingError
 from .frame import HEADER, MAX_EXTENT, MAX_FDS, extent
 from .memory import U64, Mapping, address_of, copy_memory
 from .outside import PLACE_SIZE, Outgoing, Outside
@@ -117,11 +117,10 @@ class FrameSender(_direct.FrameSender, SenderEnd):  # type: ignore[misc]
         peer: Mapping,
         place: Place,
         codec: MessageCodec,
-        trouble: Trouble,
         limits: Limits,
         inline: int,
     ) -> None:
-        super().__init__(own, peer, place, trouble)
+        super().__init__(own, peer, place)
         self._plain = codec.spec is bytes  # a record is the bytes of its message
         self._encode = codec.encode
         self._limits = limits
@@ -292,7 +291,7 @@ class FrameSender(_direct.FrameSender, SenderEnd):  # type: ignore[misc]
             try:
                 parcel.fill(outside)
             except fdpass.ClosedFd:
-                self._trouble(CLOSED)
+                raise RingError(CLOSED) from None
         return taken
 
     def close(self) -> None:
@@ -308,7 +307,7 @@ class FrameSender(_direct.FrameSender, SenderEnd):  # type: ignore[misc]
         if code == ERROR:
             number = ffi.errno
             raise OSError(number, f"sending descriptors: {os.strerror(number)}")
-        self._trouble(code)
+        raise RingError(code)
 
     def push_many(self, records: Iterable[Any]) -> int | BatchSending:
         """Encode messages and publish what fits; see SenderEnd."""

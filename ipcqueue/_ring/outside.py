@@ -32,7 +32,7 @@ from ipcqueue._core import ffi
 from ipcqueue._direct import persist
 
 from .bounds import MOST_BYTES
-from .codes import CORRUPT, TroubleError
+from .codes import CORRUPT, RingError
 from .memory import U64, Mapping, copy_memory, map_segment
 
 if TYPE_CHECKING:
@@ -267,21 +267,21 @@ def find(
     """Return the memory of a message that came, and its size; note in `kept` what is to be kept.
 
     `given` are the descriptors beside it that are its region's: one, or none if it was given
-    before.  Raises TroubleError for what cannot be true, OSError if memory is short.
+    before.  Raises RingError for what cannot be true, OSError if memory is short.
     """
     if len(payload) != PLACE_SIZE:
-        raise TroubleError(CORRUPT, "a message outside the ring does not say where it is")
+        raise RingError(CORRUPT, "a message outside the ring does not say where it is")
     size, number, reserved = _PLACE.unpack(bytes(payload))  # once: the peer may be changing it
     if reserved or (number >= len(SIZES) and (number != ONCE or not given)):
-        raise TroubleError(CORRUPT, f"the peer keeps no memory region with number {number}")
+        raise RingError(CORRUPT, f"the peer keeps no memory region with number {number}")
     if given:
         mapping = _mapped(given, _most(number, max_message))
     elif (there := kept.get(number)) is not None:
         mapping = there
     else:
-        raise TroubleError(CORRUPT, f"the peer has never given memory region {number}")
+        raise RingError(CORRUPT, f"the peer has never given memory region {number}")
     if not 0 < size <= min(mapping.size, max_message):
-        raise TroubleError(
+        raise RingError(
             CORRUPT,
             f"a message of {size} bytes in a memory region of {mapping.size}, "
             f"where at most {max_message} are accepted",
@@ -308,7 +308,7 @@ def _map_one(fd: fdpass.Fd, most: int) -> Mapping:
 
 
 def with_copies(descriptors: Sequence[fdpass.Fd], use: Callable[[list[fdpass.Fd]], T]) -> T:
-    """Give copies of descriptors to what takes them over; raise TroubleError if it refuses them."""
+    """Give copies of descriptors to what takes them over; raise RingError if it refuses them."""
     copies = fdpass.Fd.blank(len(descriptors))
     try:
         fdpass.Fd.own(copies, map(os.dup, [fd.fileno() for fd in descriptors]))
@@ -317,5 +317,5 @@ def with_copies(descriptors: Sequence[fdpass.Fd], use: Callable[[list[fdpass.Fd]
         persist(fdpass.close_untrusted, copies)
         if isinstance(error, fdpass.FdPassError):
             message = f"the peer sent a memory region that is none: {error}"
-            raise TroubleError(CORRUPT, message) from error
+            raise RingError(CORRUPT, message) from error
         raise

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from ipcqueue._records.messages import Received
 
     from .bounds import Budget
-    from .codes import Trouble
     from .end import Place
     from .memory import Mapping
     from .views import Lent
@@ -54,7 +53,7 @@ class ReceiverEnd(End):
 
     _look_call = lib.ipcq_receiver_indices
 
-    def __init__(self, own: Mapping, peer: Mapping, place: Place, trouble: Trouble) -> None:
+    def __init__(self, own: Mapping, peer: Mapping, place: Place) -> None:
         ring = allocate("ipcq_receiver *", lib.ipcq_receiver_size(), own.at, peer.at)
         lib.ipcq_receiver_init(
             ring, own.at, peer.at, place.capacity, place.unit, place.bell, place.start
@@ -62,7 +61,7 @@ class ReceiverEnd(End):
         patience = place.patience or ADAPTIVE
         self._keeps = not patience.yields
         lib.ipcq_receiver_patience(ring, *patience)
-        super().__init__(place, ring, peer, trouble)
+        super().__init__(place, ring, peer)
         self._decoding: Decoding = []  # replaced as a whole, never changed
 
     def _left_over(self) -> tuple[list[Any], Decoding]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ipcqueue._core import ffi, lib
 from ipcqueue._waiting import lib as waiting
 
-from .codes import AGAIN, CLOSED, DONE, FULL
+from .codes import AGAIN, CLOSED, DONE, FULL, RingError
 from .end import End
 from .memory import allocate, offset_in
 from .patience import ADAPTIVE
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from contextlib import AbstractContextManager
 
-    from .codes import Trouble
     from .end import Place
     from .memory import Mapping
 
@@ -27,7 +26,7 @@ class SenderEnd(End):
 
     _look_call = lib.ipcq_sender_indices
 
-    def __init__(self, own: Mapping, peer: Mapping, place: Place, trouble: Trouble) -> None:
+    def __init__(self, own: Mapping, peer: Mapping, place: Place) -> None:
         ring = allocate("ipcq_sender *", lib.ipcq_sender_size(), own.at, peer.at)
         lib.ipcq_sender_init(
             ring, own.at, peer.at, place.capacity, place.unit, place.bell, place.start
@@ -36,7 +35,7 @@ class SenderEnd(End):
             lib.ipcq_sender_watch(ring, place.process.fileno())
         patience = place.patience or ADAPTIVE
         lib.ipcq_sender_patience(ring, *patience)
-        super().__init__(place, ring, own, trouble)
+        super().__init__(place, ring, own)
 
     if TYPE_CHECKING:  # of the base types in core/python
 
@@ -133,7 +132,7 @@ class SenderEnd(End):
                     if lent is None:
                         self._unpark(ring)
         if code and code != FULL:
-            self._trouble(code)
+            raise RingError(code)
         return lent
 
     def end_loan(self, commit: Callable[[Any], int] | None) -> None:
@@ -152,7 +151,7 @@ class SenderEnd(End):
                 self._forget()
             self._usable()
         if code:
-            self._trouble(code)
+            raise RingError(code)
 
     @property
     def enough(self) -> int:

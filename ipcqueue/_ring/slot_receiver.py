@@ -14,7 +14,7 @@ from ipcqueue._records.decoding import decode_failed
 from ipcqueue._records.messages import Received
 
 from .bounds import MOST_AHEAD, MOST_AT_ONCE, MOST_BYTES, MOST_VALUES, Pace
-from .codes import AGAIN, CLOSED, DONE, EMPTY, FORKED, Trouble, TroubleError
+from .codes import AGAIN, CLOSED, DONE, EMPTY, FORKED, RingError
 from .memory import U64, Mapping, address_of, fork_generation
 from .receiver import ReceiverEnd
 from .views import Lent
@@ -50,9 +50,8 @@ class SlotReceiver(_direct.SlotReceiver, ReceiverEnd):  # type: ignore[misc]
         peer: Mapping,
         place: Place,
         codec: Codec,
-        trouble: Trouble,
     ) -> None:
-        super().__init__(own, peer, place, trouble)
+        super().__init__(own, peer, place)
         self._size = codec.size
         self._plain = isinstance(codec.spec, int)  # a record is its bytes
         self._decode = codec.decode
@@ -100,13 +99,11 @@ class SlotReceiver(_direct.SlotReceiver, ReceiverEnd):  # type: ignore[misc]
                 self._parked, self._ring, self._borrower = ring, None, reference
                 try:
                     code, lent = self._lend_from(ring, memory, limit)
-                except TroubleError as trouble:
-                    code = trouble.code
                 finally:
                     if lent is None:
                         self._unpark(ring)
         if code and code != EMPTY:
-            self._trouble(code)
+            raise RingError(code)
         return lent
 
     def _lend_from(self, ring: Any, memory: Any, limit: int) -> tuple[int, list[Lent] | None]:
@@ -139,7 +136,7 @@ class SlotReceiver(_direct.SlotReceiver, ReceiverEnd):  # type: ignore[misc]
                 self._forget()
             self._usable()
         if code:
-            self._trouble(code)
+            raise RingError(code)
 
     def _take_lent(self, ring: Any, to: int | None, held: int) -> int:
         if fork_generation() != self._generation:
@@ -194,12 +191,9 @@ class SlotReceiver(_direct.SlotReceiver, ReceiverEnd):  # type: ignore[misc]
                 record = wrapped(record, [], [])
             for result in self.hand_over(call, record, None, failure):
                 return result
-        except TroubleError as trouble:
-            code = trouble.code
         finally:
             call.over = True  # one step, see end.py
             failure = None  # a cycle with this frame
-        self._trouble(code)
 
     def _pop_many(self, limit: int, *, short: bool) -> Any:
         """Take records; `short`: None also if that takes more than one call of C."""
@@ -223,14 +217,10 @@ class SlotReceiver(_direct.SlotReceiver, ReceiverEnd):  # type: ignore[misc]
                 records = self._adopt_many(data[:good], good // size) if failure is None else None
             for result in self.hand_over(call, records, left or None, failure):
                 return result
-        except TroubleError as trouble:
-            call.over = True
-            code = trouble.code
         except BaseException:
             call.over = True  # one step, see end.py
             failure = None  # a cycle with this frame
             raise
-        self._trouble(code)
 
     def _failure(self, data: bytes, error: BaseException) -> BaseException:
         """Return what is raised for a record that is given up."""
@@ -274,7 +264,7 @@ class SlotReceiver(_direct.SlotReceiver, ReceiverEnd):  # type: ignore[misc]
             while True:
                 ring = self._ring if self._ring is not None else self._usable()
                 if ring is None:
-                    raise TroubleError(CLOSED)
+                    raise RingError(CLOSED)
                 self._reclaim()
                 turn, raw, decoding = self.turn, self._raw or b"", self._decoding
                 missing = limit - len(raw) // self._size
@@ -285,7 +275,7 @@ class SlotReceiver(_direct.SlotReceiver, ReceiverEnd):  # type: ignore[misc]
                     if code and not raw:
                         if code == EMPTY:
                             return None
-                        raise TroubleError(code)
+                        raise RingError(code)
                     turn, raw, decoding = self.turn, self._raw or b"", self._decoding
                 size = limit * self._size
                 data = bytearray(raw[:size])
@@ -307,7 +297,7 @@ class SlotReceiver(_direct.SlotReceiver, ReceiverEnd):  # type: ignore[misc]
                 turn, raw=b"".join([*free, self._raw, more]), decoding=rest, prefetched=None
             )
         if self._raw and fork_generation() != self._generation:
-            raise TroubleError(FORKED)  # the parent has the same, and hands it on
+            raise RingError(FORKED)  # the parent has the same, and hands it on
 
 
 def _values_of(codec: Codec) -> int:

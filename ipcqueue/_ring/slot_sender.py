@@ -8,7 +8,7 @@ from ipcqueue import _direct
 from ipcqueue._errors import BadRecord, Unaccepted
 from ipcqueue._records.messages import tuple_of
 
-from .codes import DONE, FULL, Trouble
+from .codes import DONE, FULL, RingError
 from .memory import Mapping, address_of
 from .sender import BatchSending, SenderEnd
 
@@ -60,8 +60,7 @@ class SlotSender(_direct.SlotSender, SenderEnd):  # type: ignore[misc]
     """The sending end of a ring: records in, without waiting.
 
     offer() is one call of C, see core/python; so is a batch of bytes, or an array.  Records of
-    other kinds are encoded before.  `trouble(code)` is called for every result but done and full,
-    and raises.
+    other kinds are encoded before.
     """
 
     def __init__(
@@ -70,9 +69,8 @@ class SlotSender(_direct.SlotSender, SenderEnd):  # type: ignore[misc]
         peer: Mapping,
         place: Place,
         codec: Codec,
-        trouble: Trouble,
     ) -> None:
-        super().__init__(own, peer, place, trouble)
+        super().__init__(own, peer, place)
         self._encode = codec.encode
         self._encode_many = codec.encode_many
         self._size = codec.size
@@ -87,7 +85,7 @@ class SlotSender(_direct.SlotSender, SenderEnd):  # type: ignore[misc]
 
     def _sent(self, code: int) -> bool:
         if code not in (DONE, FULL):
-            self._trouble(code)
+            raise RingError(code)
         return code == DONE
 
     def parcel(

@@ -157,7 +157,7 @@ def use(endpoint, terms, written):
             assert records is None or 0 < len(records) <= its.capacity
     if terms.role.sends:
         with contextlib.suppress(QueueError):
-            endpoint.sending().try_push(written)
+            endpoint.try_push(written)
     endpoint.close()
 
 

@@ -35,6 +35,7 @@ from ipcqueue import (
 from ipcqueue._link.control import HELLO
 from ipcqueue._records.spec import codec_for
 from ipcqueue._ring import segment as _segment
+from ipcqueue._ring.codes import RingError
 from ipcqueue.lowlevel import Opening, Role, Terms, advance
 from tests.fuzz.script import (
     MOST_STEPS,
@@ -289,7 +290,14 @@ def lend(it, limit, script):
     if script.number() & 1:
         peer(it, script)
         endpoint.indices()
-    receiver.end_borrowing(take=bool(script.number() & 1))
+    take = bool(script.number() & 1)
+    try:
+        receiver.end_borrowing(take=take)
+    except RingError as error:
+        trouble = error.args
+    else:
+        return
+    endpoint.raise_meaning(*trouble, sending=False)
 
 
 def one(data):

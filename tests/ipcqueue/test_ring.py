@@ -17,13 +17,12 @@ import pytest
 from ipcqueue._core import ffi, lib
 
 from ipcqueue import BadRecord, DecodeFailed
-from ipcqueue._ring.codes import CLOSED, CORRUPT, FORKED, GONE
+from ipcqueue._ring.codes import CLOSED, CORRUPT, FORKED, GONE, RingError
 from ipcqueue._ring.slot_sender import Batch
 from tests.kit.hostile import ENDED, HEAD, TAIL, WAIT_RECORDS
 from tests.kit.places import Interrupt
 from tests.kit.slots import (
     Bad,
-    Trouble,
     codec_that,
     drained,
     fails_with,
@@ -474,7 +473,7 @@ class TestDoorbells:
         assert belled.sender.try_push((2,))
         assert belled.receiver.arm() is False
         bells[1].close()
-        with contextlib.suppress(Trouble):
+        with contextlib.suppress(RingError):
             belled.sender.try_push((3,))  # rings, or notices that nobody is there
         assert numbers(drained(belled.receiver))[:2] == [1, 2]
 

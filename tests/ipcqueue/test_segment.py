@@ -36,10 +36,6 @@ HEADER = struct.Struct("<8sIIIIQQ16sIIQIII64s512s4x")
 libc = ctypes.CDLL(None, use_errno=True)
 
 
-def trouble(code, message=""):
-    raise AssertionError(f"trouble {code}")
-
-
 @pytest.fixture
 def segments():
     """Two ends' own segments: of a sender with 4 slots, and of a receiver; closed at the end."""
@@ -113,8 +109,8 @@ class TestLayout:
         codec = codec_for(SPEC)
         theirs = adopt(duplicate(of_receiver), MAX_SEGMENT)
         ours = adopt(duplicate(of_sender), MAX_SEGMENT)
-        sender = sender_end(of_sender.mapping, theirs.mapping, 4, codec, -1, trouble)
-        receiver = receiver_end(of_receiver.mapping, ours.mapping, 4, codec, -1, trouble)
+        sender = sender_end(of_sender.mapping, theirs.mapping, 4, codec, -1)
+        receiver = receiver_end(of_receiver.mapping, ours.mapping, 4, codec, -1)
 
         for n in (7, 8, 9):
             assert sender.try_push((n, n))
@@ -433,7 +429,7 @@ class TestAdopt:
 
         codec, before = codec_for(SPEC), mapped()
         segment = create(codec, 4, "")
-        receiver = receiver_end(segments[1].mapping, segment.mapping, 4, codec, -1, trouble)
+        receiver = receiver_end(segments[1].mapping, segment.mapping, 4, codec, -1)
         segment.close()
         assert mapped() == before + 1
         receiver.close()

@@ -9,6 +9,7 @@ from ipcqueue._core import ffi
 from fdpass import Fd
 from ipcqueue._records.spec import codec_for
 from ipcqueue._ring import segment as _segment
+from ipcqueue._ring.codes import RingError
 from ipcqueue._ring.end import Place
 from ipcqueue._ring.segment import MAX_SEGMENT
 from ipcqueue._ring.slot_receiver import SlotReceiver
@@ -16,24 +17,12 @@ from ipcqueue._ring.slot_sender import Batch, SlotSender
 from tests.kit.hostile import HEAD, TAIL
 
 
-class Trouble(Exception):
-    """What the layer above would turn into an error of its own."""
-
-    def __init__(self, code):
-        super().__init__(code)
-        self.code = code
+def sender_end(own, peer, capacity, codec, bell, start=0):
+    return SlotSender(own, peer, Place(capacity, codec.size, bell, start), codec)
 
 
-def trouble(code, message=""):
-    raise Trouble(code)
-
-
-def sender_end(own, peer, capacity, codec, bell, trouble, start=0):
-    return SlotSender(own, peer, Place(capacity, codec.size, bell, start), codec, trouble)
-
-
-def receiver_end(own, peer, capacity, codec, bell, trouble, start=0):
-    return SlotReceiver(own, peer, Place(capacity, codec.size, bell, start), codec, trouble)
+def receiver_end(own, peer, capacity, codec, bell, start=0):
+    return SlotReceiver(own, peer, Place(capacity, codec.size, bell, start), codec)
 
 
 def push_packed(sender, data, count):
@@ -59,10 +48,10 @@ class Ring:
         """Make new ends, which begin at the start; with another codec, perhaps."""
         ours, theirs = (-1, -1) if self.bell is None else [sock.fileno() for sock in self.bell]
         own, peer = self.at_sender.mapping, self.seen_by_sender.mapping
-        self.sender = sender_end(own, peer, self.capacity, codec, ours, trouble, self.start)
+        self.sender = sender_end(own, peer, self.capacity, codec, ours, self.start)
         own, peer = self.at_receiver.mapping, self.seen_by_receiver.mapping
         codec = to_receive or codec
-        self.receiver = receiver_end(own, peer, self.capacity, codec, theirs, trouble, self.start)
+        self.receiver = receiver_end(own, peer, self.capacity, codec, theirs, self.start)
 
     def adopted(self, segment):
         return _segment.adopt(Fd(os.dup(segment.memfd.fileno())), MAX_SEGMENT)
@@ -123,7 +112,7 @@ def packed(*numbers):
 
 
 def fails_with(code, call, *arguments):
-    with pytest.raises(Trouble) as caught:
+    with pytest.raises(RingError) as caught:
         call(*arguments)
     assert caught.value.code == code
 

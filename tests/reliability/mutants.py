@@ -705,15 +705,15 @@ MUTANTS = [
     Mutant(
         "the end overtakes the last records",
         "ipcqueue/_link/endpoint.py",
-        "        if result is None and end is not None and not",
-        "        if result is None and self._end is not None and not",
+        "            if result is None and end is not None and not",
+        "            if result is None and self._end is not None and not",
         "ipcqueue/test_endpoint.py::TestPeersEnd::test_what_is_published_last_is_not_overtaken_by_the_end",
     ),
     Mutant(
         "the end is noted before the ring is empty",
         "ipcqueue/_link/endpoint.py",
-        "        receiver = self.receiving()\n        result = attempt()  #",
-        "        receiver = self.receiving()\n        if end is not None:\n            self.raise_end()\n        result = attempt()  #",
+        "            result = attempt()  #",
+        "            if end is not None:\n                self.raise_end()\n            result = attempt()  #",
         "ipcqueue/test_endpoint.py::TestPeersEnd::test_what_is_held_after_an_interrupt_comes_before_the_end",
     ),
     Mutant(
@@ -957,8 +957,8 @@ MUTANTS = [
     Mutant(
         "descriptors that are left in the socket for now are missed",
         "ipcqueue/_link/endpoint.py",
-        "            if result is None and (not read or self.wire.held_back):\n",
-        "            if result is None and not read:\n",
+        "                if result is None and (not read or self.wire.held_back):\n",
+        "                if result is None and not read:\n",
         "memenpsf/test_quota.py::test_a_message_whose_descriptors_wait_is_no_broken_promise",
     ),
     Mutant(
