@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -799,6 +800,12 @@ class Death(Places):
             os.kill(os.getpid(), signal.SIGKILL)
         return self if not frame.f_code.co_filename.startswith(TESTS) else None
 
+    def run(self, call):
+        # In a frame of its own: that of a caller may have the tracer of coverage.py from before the
+        # fork, which has stopped, and would stop this one at the caller's next line.
+        sys.settrace(self)
+        call()
+
 
 @contextlib.contextmanager
 def child_that_dies(body, place):
@@ -811,9 +818,10 @@ def child_that_dies(body, place):
             ctypes.CDLL(None).prctl(1, signal.SIGKILL)
             ours.close()
             side = memenpsf.Interface(theirs, bytes, **options)
-            if place is not None:
-                sys.settrace(Death(place, None))
-            body(side)
+            if place is None:
+                body(side)
+            else:
+                Death(place, None).run(partial(body, side))
         finally:
             os._exit(1)
     theirs.close()
