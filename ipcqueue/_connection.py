@@ -130,7 +130,7 @@ class Connection(Closable, Generic[T]):
 
     @tagged
     def statistics(self) -> Statistics:
-        """Return the counters of this side; see Statistics."""
+        """Return the counters of this side as they are now; after close(), as they were then."""
         return self._endpoint.statistics()
 
     def send_ctrl_msg(self, message: bytes, timeout: Seconds = None) -> None:
@@ -179,7 +179,8 @@ class Connection(Closable, Generic[T]):
     def finish(self) -> None:
         """End in good order, as close() does; what has arrived can still be received, then Closed.
 
-        The peer drains what was published, then gets EndOfStream.  Call close() afterwards.
+        The peer drains what was published, then gets EndOfStream; indices() shows how much it has
+        taken.  Call close() afterwards.
         """
         self._endpoint.finish()
 

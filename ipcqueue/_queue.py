@@ -152,7 +152,7 @@ class Receiver(Receives[T]):
     def indices(self) -> tuple[int, int]:
         """Return (head, tail): records the sender has published, and those taken here.
 
-        Bytes of the ring with messages of any length; see Sender.indices.
+        Bytes of the ring with messages of any length; see Sender.indices.  Raises Closed.
         """
         return self._endpoint.indices()
 

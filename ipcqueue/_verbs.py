@@ -123,6 +123,9 @@ class Sends(Connection[T]):
     def indices(self) -> tuple[int, int]:
         """Return (head, tail) of the outgoing queue: records published, records taken of them.
 
+        After finish() `tail` goes on growing while the peer takes what is left.  Raises Closed
+        after close(): the memory is gone then.
+
         With messages of any length, bytes of the ring: each takes its own and 16 more, rounded up
         to 16; those of one outside the ring are 32 in all.
         """

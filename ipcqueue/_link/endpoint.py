@@ -376,7 +376,10 @@ class Endpoint(Owner):
         return self.sending().enough
 
     def indices(self) -> tuple[int, int]:
-        """Return (head, tail) of the queue this side sends on, else of the one it receives on."""
+        """Return (head, tail) of the queue this side sends on, else of the one it receives on.
+
+        As they are now, until this side is closed: also after finish(), and after the peer's end.
+        """
         if self.closed:
             self.raise_end()
         return self._indices(self.sender or self.receiving())
@@ -392,7 +395,7 @@ class Endpoint(Owner):
         self.raise_meaning(*trouble, sending=ring is self.sender)
 
     def statistics(self) -> Statistics:
-        """Return the counters; after close, as they were then."""
+        """Return the counters as they are now; after close(), as they were then."""
         if self._last_statistics is not None:
             return self._last_statistics
         if self.closed:
@@ -682,6 +685,9 @@ class Endpoint(Owner):
         self._released = True
         if self.receiver is not None:
             self.receiver.discard()
+        for ring in (self.sender, self.receiver):
+            if ring is not None:
+                ring.let_go()
         self._own.close()
         self._peer.close()
         last = self._last_statistics

@@ -89,6 +89,7 @@ class End(Owner):
         self._memory: Any = memory.at  # of the slots or frames that it shows in place
         self._generation = fork_generation()
         self._parked: Any = None
+        self._withdrawn: Any = None  # closed, but its indices can still be read
         self._borrower: weakref.ref[Any] | None = None
         self._views = Views()
         renewed_after_fork(self)
@@ -130,7 +131,7 @@ class End(Owner):
         return self._views.new(memory, offset, size)
 
     def _indices(self) -> tuple[int, int]:
-        """Return (head, tail); once closed, as they were then, so that one can still tell."""
+        """Return (head, tail): as they are now, until the memory is let go; then as they were."""
         with self._lock:
             code = self._note_indices()
         if code == FORKED:
@@ -139,8 +140,10 @@ class End(Owner):
         return self._last_indices
 
     def _note_indices(self) -> int:
-        """Note the indices as they are, unless this end is closed; return the core's result."""
+        """Note the indices as they are, unless the memory is gone; return the core's result."""
         ring = self._parked if self._ring is None else self._ring
+        if ring is None:
+            ring = self._withdrawn
         if ring is None:
             return DONE
         head, tail = ffi.new("uint64_t *"), ffi.new("uint64_t *")
@@ -149,9 +152,15 @@ class End(Owner):
         return code
 
     def _withdraw(self) -> Any:
-        """Return the ring for the last time."""
+        """Take the ring out of use, and return it; its indices can be read until let_go()."""
         with self._lock:
             self._note_indices()
             ring = self._parked if self._ring is None else self._ring
+            if ring is not None:
+                self._withdrawn = ring
             self._ring = self._parked = self._memory = None
-        return ring
+        return self._withdrawn
+
+    def let_go(self) -> None:
+        """Let go of the memory of an end that is closed; takes no lock."""
+        self._withdrawn = None

@@ -295,7 +295,7 @@ class FrameSender(_direct.FrameSender, SenderEnd):  # type: ignore[misc]
         return taken
 
     def close(self) -> None:
-        """Let go of memory and socket.  A push in progress ends first."""
+        """Let go of the socket and of the regions.  A push in progress ends first."""
         super().close()
         self._regions.close()
 

@@ -185,7 +185,7 @@ class ReceiverEnd(End):
         return self._indices()
 
     def close(self) -> None:
-        """Let go of memory and socket.  A pop in progress ends first."""
+        """Let go of the socket.  A pop in progress ends first."""
         ring = self._withdraw()
         if ring is not None:
             lib.ipcq_receiver_silence(ring)

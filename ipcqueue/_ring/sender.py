@@ -184,7 +184,7 @@ class SenderEnd(End):
         return self._indices()
 
     def close(self) -> None:
-        """Let go of memory and socket.  A push in progress ends first."""
+        """Let go of the socket.  A push in progress ends first."""
         ring = self._withdraw()
         if ring is not None:
             lib.ipcq_sender_silence(ring)

@@ -192,7 +192,10 @@ class Interface(Owner, trio.abc.Channel[T]):
         return self._endpoint.peer_name if self._endpoint else ""
 
     def statistics(self) -> Statistics:
-        """Return the counters of this side.  Raises Closed before the handshake."""
+        """Return the counters of this side as they are now; after closing, as they were then.
+
+        Raises Closed before the handshake.
+        """
         try:
             return self._open_endpoint().statistics()
         except Exception as error:
@@ -477,7 +480,8 @@ class Interface(Owner, trio.abc.Channel[T]):
     def finish(self) -> None:
         """End in good order, as close() does; what has arrived can still be received, then Closed.
 
-        The peer drains what was published, then gets EndOfStream.  Call aclose() afterwards.
+        The peer drains what was published, then gets EndOfStream; indices() shows how much it has
+        taken.  Call aclose() afterwards.
         """
         try:
             self._open_endpoint().finish()

@@ -87,6 +87,35 @@ async def test_messages_sent_before_the_end_are_received_before_the_end(door):
         assert await iterated(other) == numbers(1, 5)
 
 
+@one_way_scenario
+async def test_one_that_has_finished_sees_how_much_the_peer_takes(door):
+    async with door.pair(capacity=8) as (one, other):
+        await one.xmit_many(numbers(3))
+        one.finish()
+        assert one.indices() == (3, 0)
+        for taken in range(1, 4):
+            await other.recv()
+            assert one.indices() == (3, taken)
+            assert one.statistics()[:2] == (3, taken)
+        await one.aclose()
+        with door.raises("Closed"):
+            one.indices()
+        assert one.statistics()[:2] == (3, 3)
+
+
+@scenario
+async def test_so_does_one_whose_peer_has_finished(door):
+    async with door.pair(capacity=8) as (one, other):
+        await one.xmit_many(numbers(3))
+        other.finish()
+        with door.raises("EndOfStream"):
+            await one.recv()
+        assert one.indices() == (3, 0)
+        assert await other.recv() == (0,)
+        assert one.indices() == (3, 1)
+        assert one.statistics().taken == 1
+
+
 @scenario
 async def test_closing_wakes_everybody_who_waits_here(door):
     async with door.pair(capacity=1) as (one, other):

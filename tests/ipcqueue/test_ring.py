@@ -295,6 +295,22 @@ class TestEnds:
             end.disarm()
             end.close()
 
+    def test_the_indices_of_a_closed_end_go_on_until_its_memory_is_let_go(self, ring):
+        ring.push_numbers(1, 2)
+        ring.sender.close()
+        assert ring.sender.indices() == (2, 0)
+        assert numbers(ring.receiver.try_pop_many(1)) == [1]
+        assert ring.sender.indices() == (2, 1)
+        ring.sender.let_go()
+        assert numbers(ring.receiver.try_pop_many(1)) == [2]
+        assert ring.sender.indices() == (2, 1)
+
+    def test_an_impossible_index_changes_nothing_at_a_closed_end(self, ring):
+        ring.push_numbers(1, 2)
+        ring.sender.close()
+        ring.poke(ring.at_receiver, TAIL, 3)
+        assert ring.sender.indices() == (2, 0)
+
     def test_the_other_end_goes_on(self, ring):
         ring.push_numbers(1, 2)
         ring.sender.close()

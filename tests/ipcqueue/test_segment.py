@@ -433,6 +433,8 @@ class TestAdopt:
         segment.close()
         assert mapped() == before + 1
         receiver.close()
+        assert mapped() == before + 1  # its indices can still be read
+        receiver.let_go()
         assert mapped() == before
 
 

@@ -73,6 +73,7 @@ class Ring:
     def close(self):
         for end in (self.sender, self.receiver):
             end.close()
+            end.let_go()
         for segment in (self.at_sender, self.at_receiver):
             segment.close()
         for segment in (self.seen_by_receiver, self.seen_by_sender):
