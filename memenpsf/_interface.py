@@ -96,7 +96,7 @@ class Interface(Sends[T], Receives[T]):
         checked_socket(stream)
         try:
             self.role = checked_role(role)
-            check_interface_options(type(self).__name__, options)
+            check_interface_options(type(self).__name__, options, ("role",))
         except BaseException:
             drop_socket(stream)
             raise

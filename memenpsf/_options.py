@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ipcqueue import Options
 from ipcqueue.lowlevel import Role, Terms, check_options
 
-from ._quota import RENAMED
+from ._quota import INSTEAD
 
 if TYPE_CHECKING:
     import os
@@ -45,8 +45,15 @@ class ListenOptions(InterfaceOptions, total=False):
     quota: Quota
 
 
-# Options of listen() that connections do not have; `role`, which connect() has as well.
+# Options of listen() beside those of Terms, and where else each goes.
 LISTENING = frozenset({"mode", "group", "role", "quota"})
+_ELSEWHERE = {
+    "mode": "listen()",
+    "group": "listen()",
+    "quota": "listen()",
+    "role": "Interface(), connect() or listen()",
+    "on_error": "serve()",
+}
 
 
 def checked_role(role: str) -> str:
@@ -63,14 +70,15 @@ def check_interface_options(
     elsewhere: Any = MappingProxyType({}),
 ) -> None:
     """Raise TypeError for an unknown option of an interface; see lowlevel.check_options()."""
-    listening = dict.fromkeys(LISTENING.difference(own), "listen()")
-    renamed = {option: f"{now} of listen()" for option, now in RENAMED.items()}
-    check_options(caller, options, own, listening | elsewhere, renamed)
+    others = {option: where for option, where in _ELSEWHERE.items() if option not in own}
+    instead = {option: f"listen({write})" for option, write in INSTEAD.items()}
+    check_options(caller, options, own, others | elsewhere, instead)
 
 
-def check_listener_options(caller: str, options: Iterable[str]) -> None:
-    """Raise TypeError for an unknown option of a listener."""
-    check_options(caller, options, LISTENING, renamed=RENAMED)
+def check_listener_options(caller: str, options: Iterable[str], own: Iterable[str] = ()) -> None:
+    """Raise TypeError for an unknown option of a listener; `own` are further ones of the caller."""
+    others = {"on_error": "serve()"} if "on_error" not in own else {}
+    check_options(caller, options, (*LISTENING, *own), others, INSTEAD)
 
 
 def prepare_to_connect(

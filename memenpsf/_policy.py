@@ -63,11 +63,14 @@ def checked_handler(handler: Any) -> Any:
     return handler
 
 
-def check_serving(handler: Any, on_error: OnError, options: Iterable[str]) -> None:
-    """Check the arguments of serve() before anything is opened; raise TypeError or ValueError."""
+def check_serving(handler: Any, on_error: OnError, options: Iterable[str], *own: str) -> None:
+    """Check the arguments of serve() before anything is opened; raise TypeError or ValueError.
+
+    `own` are those that only one kind of serve() has.
+    """
     checked_handler(handler)
     checked_on_error(on_error)
-    check_listener_options("serve", options)
+    check_listener_options("serve", options, ("on_error", *own))
 
 
 class Sorted(NamedTuple):

@@ -82,8 +82,9 @@ def checked_quota(quota: Quota) -> Quota:
     return quota
 
 
-# Former options, and what to write instead.
-RENAMED = {
+# What to write for former options, and for the fields of Quota.
+INSTEAD = {
+    **{field: f"quota=Quota({field}=...)" for field in Quota._fields},
     "max_connections_per_uid": "quota=Quota(connections=...)",
     "max_bytes_per_uid": "quota=Quota(bytes=...)",
     "max_descriptors_per_uid": "quota=Quota(descriptors=...)",

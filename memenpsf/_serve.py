@@ -97,7 +97,7 @@ def serve(
 
     Raises TypeError and ValueError before anything is opened, and what memenpsf.listen raises.
     """
-    check_serving(handler, on_error, options)
+    check_serving(handler, on_error, options, "started")
     if inspect.iscoroutinefunction(handler):
         raise TypeError(f"the handler is a plain function; for {handler!r} use memenpsf.trio.serve")
     if started is not None and not callable(started):

@@ -168,8 +168,9 @@ def checked_patience(wait: str | Spin) -> Patience:
     return _STRATEGIES[wait]
 
 
-# Options of before, and what says the same now.
-RENAMED = {
+# What to write for former options, and for the fields of Accept.
+INSTEAD = {
+    **{field: f"accept=Accept({field}=...)" for field in Accept._fields},
     "max_message": "accept=Accept(message=...)",
     "accept_fds": "accept=Accept(fds=...)",
     "accept_regions": "accept=Accept(regions=...)",

@@ -19,7 +19,7 @@ from ipcqueue._ring.segment import FRAMES, MAX_SEGMENT, needed, rounded_capacity
 from .handshake import Role, checked_name
 from .options import (
     ANY_SIZE,
-    RENAMED,
+    INSTEAD,
     Accept,
     Spin,
     checked_accept,
@@ -90,22 +90,23 @@ def check_options(
     options: Iterable[str],
     own: Iterable[str] = (),
     elsewhere: Mapping[str, str] = MappingProxyType({}),
-    renamed: Mapping[str, str] = MappingProxyType({}),
+    instead: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Raise TypeError unless each option is one of Terms, or of the caller's `own`.
 
-    `caller` is what the user has called; `elsewhere` says where options go that it does not take;
-    `renamed` says what is written for those of before, beside those of Terms.
+    `caller` is the function that the user has called; `elsewhere` says where options go that it
+    does not take; `instead` says what to write for former options and for fields of other values,
+    beside those of INSTEAD.
     """
-    known = {*Terms.OPTIONS, *own}
+    known = {*Terms.OPTIONS, *own}.difference(elsewhere)
     for option in options:
-        if option in known and option not in elsewhere:
+        if option in known:
             continue
         what = f"{caller}() got an unknown option {option!r}"
         if option in elsewhere:
             raise TypeError(f"{what}, which goes to {elsewhere[option]}")
-        if option in RENAMED or option in renamed:
-            raise TypeError(f"{what}: it is now {RENAMED.get(option) or renamed[option]}")
+        if option in INSTEAD or option in instead:
+            raise TypeError(f"{what}: write {INSTEAD.get(option) or instead[option]} instead")
         from difflib import get_close_matches  # noqa: PLC0415 (slow to import)
 
         for near in get_close_matches(option, [*known, *elsewhere], 1):

@@ -123,7 +123,7 @@ class Interface(Owner, trio.abc.Channel[T]):
         """
         sock = plain_socket(stream)
         try:
-            check_interface_options(type(self).__name__, options)
+            check_interface_options(type(self).__name__, options, ("role",))
             self.role = checked_role(role)
             terms = Terms(
                 record, BOTH_WAYS, name=name, capacity=capacity, timeout=timeout, **options

@@ -89,7 +89,7 @@ async def serve(
 
     Raises TypeError and ValueError before anything is opened, and all errors of listen().
     """
-    check_serving(handler, on_error, options)
+    check_serving(handler, on_error, options, "task_status")
     async with await listen(address, record, **options) as listener:
         policy = Policy(on_error, listener.address)
         try:

@@ -163,7 +163,8 @@ class TestDoors:
             ({"allow_uid": {0}}, "'allow_uid'; did you mean 'allow_uids'?"),
             ({"acept": 1}, "'acept'; did you mean 'accept'?"),
             ({"xyzzy": 1}, "'xyzzy'; there are accept, allow_uids, "),
-            ({"accept_fds": 1}, "'accept_fds': it is now accept=Accept(fds=...)"),
+            ({"accept_fds": 1}, "'accept_fds': write accept=Accept(fds=...) instead"),
+            ({"fds": 1}, "'fds': write accept=Accept(fds=...) instead"),
         ],
     )
     def test_an_unknown_option_is_named_with_the_nearest(self, door, options, hint):
@@ -224,12 +225,53 @@ def test_options_of_a_listener_are_sent_there():
         memenpsf.connect("nobody", "<Q", quota=memenpsf.Quota(places=3))
     with pytest.raises(TypeError, match=r"did you mean 'quota' of listen\(\)\?"):
         memenpsf.pair("<Q", quoter=3)
-    now = re.escape("'max_pending': it is now quota=Quota(places=...)")
-    with pytest.raises(TypeError, match=f"{now} of listen"):
-        memenpsf.pair("<Q", max_pending=3)
-    for serve in (memenpsf.listen, functools.partial(memenpsf.serve, print)):
-        with pytest.raises(TypeError, match=f"{now}$"):
-            serve("@nobody", "<Q", max_pending=3)
+    for option in ("max_pending", "places"):
+        now = "quota=Quota(places=...)"
+        there = re.escape(f"{option!r}: write listen({now}) instead")
+        with pytest.raises(TypeError, match=there):
+            memenpsf.pair("<Q", **{option: 3})
+        here = re.escape(f"{option!r}: write {now} instead")
+        for serve in (memenpsf.listen, functools.partial(memenpsf.serve, print)):
+            with pytest.raises(TypeError, match=here):
+                serve("@nobody", "<Q", **{option: 3})
+
+
+def over_a_socket(make):
+    def call(record, **options):
+        ours, theirs = socket.socketpair()
+        with theirs:
+            return make(ours, record, **options)
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("call", "option", "hint"),
+    [
+        (memenpsf.pair, "role", "which goes to Interface(), connect() or listen()"),
+        (memenpsf.pair, "rol", "did you mean 'role' of Interface(), connect() or listen()?"),
+        (over_a_socket(memenpsf.Interface), "rol", "did you mean 'role'?"),
+        (over_a_socket(memenpsf.trio.Interface), "rol", "did you mean 'role'?"),
+        (over_a_socket(memenpsf.Interface), "mode", "which goes to listen()"),
+        (functools.partial(memenpsf.connect, "@x"), "rol", "did you mean 'role'?"),
+        (functools.partial(memenpsf.connect, "@x"), "on_error", "which goes to serve()"),
+        (functools.partial(memenpsf.listen, "@x"), "on_error", "which goes to serve()"),
+        (functools.partial(memenpsf.serve, print, "@x"), "on_eror", "did you mean 'on_error'?"),
+        (functools.partial(memenpsf.serve, print, "@x"), "start", "did you mean 'started'?"),
+        (ipcqueue.pair, "role", "there are accept, allow_uids, "),
+        (ipcqueue.pair, "mode", "there are accept, allow_uids, "),
+    ],
+)
+def test_a_hint_fits_the_function_that_was_called(call, option, hint):
+    with pytest.raises(TypeError, match=re.escape(f"{option!r}") + "[,;] " + re.escape(hint)):
+        call("<Q", **{option: 1})
+
+
+def test_what_run_takes_as_an_argument_is_not_listed_as_an_option():
+    ours, theirs = socket.socketpair()
+    with theirs, pytest.raises(TypeError) as caught:
+        memenpsf.run("x", 1, 0, ours, None, None, "<Q", xyzzy=1)
+    assert "capacity" not in str(caught.value)
 
 
 @pytest.mark.parametrize("option", ["capacity", "role", "capcity"])

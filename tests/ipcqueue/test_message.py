@@ -514,7 +514,7 @@ def test_accept_is_a_value():
     ],
 )
 def test_an_option_of_before_says_how_it_is_written_now(option, now):
-    with pytest.raises(TypeError, match=re.escape(f"{option!r}: it is now {now}")):
+    with pytest.raises(TypeError, match=re.escape(f"{option!r}: write {now} instead")):
         memenpsf.pair(bytes, **{option: 1})
 
 

@@ -686,7 +686,7 @@ async def test_what_is_no_quota_is_refused_by_both_doors(path, wrong):
     ],
 )
 def test_a_limit_of_before_says_how_it_is_written_now(path, option, now):
-    with pytest.raises(TypeError, match=rf"{option}': it is now quota=Quota\({now}=\.\.\.\)$"):
+    with pytest.raises(TypeError, match=rf"{option}': write quota=Quota\({now}=\.\.\.\) instead$"):
         memenpsf.listen(path, "<Q", **{option: 3})
     assert not path.exists()
 
