@@ -43,6 +43,8 @@ class Mismatch(FdPassError):
 
 
 def _shown(value: object) -> str:
+    if isinstance(value, range):
+        return f"{value.start} to {value.stop - 1}"
     return value if isinstance(value, str) else repr(value)
 
 

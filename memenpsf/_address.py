@@ -92,11 +92,15 @@ class Address(NamedTuple):
 
 def resolve(address: str | os.PathLike[str]) -> Address:
     """Parse an address; raise ValueError or TypeError for anything else."""
-    given = os.fspath(address)
+    given = os.fspath(address) if hasattr(address, "__fspath__") else address
     if not isinstance(given, str):
         raise TypeError(f"an address is a str or a path, not {address!r}")
     if "\0" in given or given in {"", "@", ".", ".."}:
         raise ValueError(f"an address is a name, a path, or @name, not {given!r}")
+    try:
+        os.fsencode(given)
+    except UnicodeEncodeError:
+        raise ValueError(f"an address is text that a file name can have, not {given!r}") from None
     if given.startswith("@") and isinstance(address, str):
         result = Address(given, None, is_abstract=True)
         longest = result.sockaddr
@@ -149,10 +153,13 @@ def checked_permissions(
 
         try:
             group = grp.getgrnam(group).gr_gid
-        except KeyError:
+        except (KeyError, ValueError):  # ValueError: no name can be encoded so
             raise ValueError(f"there is no group called {group!r}") from None
     elif group is not None:
-        group = checked_number("group", group, _MAX_ID)
+        try:
+            group = checked_number("group", group, _MAX_ID)
+        except TypeError:
+            raise TypeError(f"group is a name, a number or None, not {group!r}") from None
     return Permissions(mode, group)
 
 

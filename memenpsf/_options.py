@@ -57,7 +57,9 @@ _ELSEWHERE = {
 
 
 def checked_role(role: str) -> str:
-    """Return the role; raise ValueError for anything else."""
+    """Return the role; raise TypeError or ValueError for anything else."""
+    if not isinstance(role, str):
+        raise TypeError(f"role is one of {ROLES}, not {role!r}")
     if role not in ROLES:
         raise ValueError(f"role is one of {ROLES}, not {role!r}")
     return role

@@ -35,8 +35,14 @@ def checked_name(name: str) -> str:
     """Return the name; raise TypeError or ValueError for one that a segment cannot hold."""
     if not isinstance(name, str):
         raise TypeError(f"a name is a str, not {name!r}")
-    if len(name.encode()) > MAX_NAME_BYTES or "\0" in name:
-        raise ValueError(f"a name is at most {MAX_NAME_BYTES} bytes of UTF-8, not {name!r}")
+    if "\0" in name:
+        raise ValueError(f"a name has no null character, and this one has: {name!r}")
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        raise ValueError(f"a name is text that UTF-8 can encode, not {name!r}") from None
+    if size > MAX_NAME_BYTES:
+        raise ValueError(f"a name is at most {MAX_NAME_BYTES} bytes of UTF-8, not {size}: {name!r}")
     return name
 
 

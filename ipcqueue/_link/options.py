@@ -25,14 +25,14 @@ ANY_SIZE = 1 << 62
 _LIMITS = Limits()
 
 
-def checked_number(what: str, number: int, most: int) -> int:
-    """Return the number; raise TypeError or ValueError unless it is one from 0 to `most`."""
+def checked_number(what: str, number: int, most: int, least: int = 0) -> int:
+    """Return the number; raise TypeError or ValueError unless it is from `least` to `most`."""
     try:
         number = index_of(number)
     except TypeError:
         raise TypeError(f"{what} is a number (int), not {number!r}") from None
-    if not 0 <= number <= most:
-        raise ValueError(f"{what} is from 0 to {most}, not {number}")
+    if not least <= number <= most:
+        raise ValueError(f"{what} is from {least} to {most}, not {number}")
     return number
 
 
@@ -57,8 +57,9 @@ class Accept(_Accept):
 
     `message`: bytes of the longest message (64 MiB); a longer one is TooLarge at the sender.
     `fds`, `regions`: how many descriptors and memory regions with one message (0 and 8, at most
-    253); more are Unaccepted at the sender.  `region`: bytes of the largest region (256 MiB);
-    receiving one reads all its pages, and a larger one makes the peer a CorruptPeer.
+    253); more are Unaccepted at the sender.  `region`: bytes of the largest region (256 MiB, at
+    least 1; for none say regions=0); receiving one reads all its pages, and a larger one makes the
+    peer a CorruptPeer.
     `shared`: whether regions may stay writable for both sides (no).  `sockets`: whether there may
     be sockets among the descriptors (no).
 
@@ -82,7 +83,7 @@ class Accept(_Accept):
             checked_number("message of Accept", message, ANY_SIZE),
             checked_number("fds of Accept", fds, fdpass.MAX_FDS),
             checked_number("regions of Accept", regions, fdpass.MAX_FDS),
-            checked_number("region of Accept", region, ANY_SIZE),
+            checked_number("region of Accept", region, ANY_SIZE, least=1),
             checked_flag("shared of Accept", shared),
             checked_flag("sockets of Accept", sockets),
         )

@@ -1,4 +1,4 @@
-"""What this side wants of a connection, checked once."""
+"""The Terms of a connection: all that this side wants of it, checked once."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def checked_socket(sock: socket.socket) -> socket.socket:
-    """Return the socket; raise TypeError for what is none, and so cannot be closed either."""
+    """Return the socket; raise TypeError for anything else, which cannot be closed either."""
     if not isinstance(sock, socket.socket):
         raise TypeError(f"expected a connected AF_UNIX socket, got {sock!r}")
     return sock
@@ -43,31 +43,29 @@ def checked_socket(sock: socket.socket) -> socket.socket:
 def deadline_of(timeout: Seconds) -> float:
     """Return the monotonic() at which `timeout` seconds are over; None means never.
 
-    What `timeout` means everywhere: see fdpass.lowlevel.seconds_of(), which says what it
-    raises.
+    fdpass.lowlevel.seconds_of() says what `timeout` may be, and what is raised otherwise.
     """
     if timeout is None:
         return math.inf
     return monotonic() + seconds_of(timeout)
 
 
-# What a ring holds unless told otherwise.  A thousand records hide the time that a receiver sleeps;
-# a mebibyte is a thousand messages of ordinary size, inside the last-level cache, and as many small
-# records as two processes with other busy threads need, which wait for the interpreter 5 ms at a
-# time.
+# The default capacity.  A thousand records hide the time that a receiver sleeps.  A mebibyte is a
+# thousand messages of ordinary size, and fits into the last-level cache.  Of small records it holds
+# enough for two processes with other busy threads, which wait 5 ms at a time for the interpreter.
 DEFAULT_RECORDS = 1024
 DEFAULT_BYTES = 1 << 20
-# But at most so many bytes of large records, if that is still a few.
+# Large records: no more than these bytes by default, but never fewer than these records.
 MOST_DEFAULT_BYTES, FEWEST_RECORDS = 16 << 20, 4
 
-# A message that takes more than this part of the ring travels outside of it, unless told otherwise.
+# By default a message that takes more than a quarter of the ring travels outside of it.
 INLINE_PART = 4
 
 
 def checked_uids(allow_uids: Iterable[int] | None) -> frozenset[int] | None:
     """Return the user ids to admit, as they are now; None admits anybody, an empty set nobody.
 
-    Raises TypeError for what holds no numbers, ValueError for what no user has.
+    Raises TypeError unless these are numbers, ValueError for a number that no user has.
     """
     if allow_uids is None:
         return None
@@ -123,7 +121,7 @@ def default_records(size: int) -> int:
 
 
 class Terms:
-    """What this side wants of a connection, checked; for any number of connections."""
+    """All that this side wants of a connection, checked; for any number of connections."""
 
     OPTIONS: ClassVar[frozenset[str]]
     """The names of the options below."""
@@ -142,7 +140,7 @@ class Terms:
         accept: Accept = _ACCEPT,
         wait: str | Spin = "spin",
     ) -> None:
-        """Take the options that every constructor and listener passes on; see Connection."""
+        """Check the options that every constructor and listener passes on; see Connection."""
         self.timeout = None if timeout is None else seconds_of(timeout)
         self.allow_uids = checked_uids(allow_uids)
         self.codec: AnyCodec = codec_for(record)
@@ -158,14 +156,13 @@ class Terms:
                 f"messages of any length need memory pages of {HEADER_SIZE} bytes, "
                 f"and here they have {mmap.PAGESIZE}",
             )
-        capacity = rounded_capacity(capacity, least)
+        capacity = rounded_capacity(capacity, least, self.codec.size)
         self.capacity = capacity if role.sends else 0
-        if inline is None or not role.sends:
-            inline = self.capacity // INLINE_PART
-        self.inline = checked_number("inline", inline, self.capacity)
+        inline = capacity // INLINE_PART if inline is None else inline
+        self.inline = checked_number("inline", inline, capacity)
         self.limits = checked_accept(accept)
         self.name = checked_name(name)
-        self.max_segment = checked_number("max_segment", max_segment, ANY_SIZE)
+        self.max_segment = checked_number("max_segment", max_segment, ANY_SIZE, HEADER_SIZE)
         self.patience = checked_patience(wait)
 
     @property

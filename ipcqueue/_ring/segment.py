@@ -30,11 +30,11 @@ MAX_SLOT_SIZE: int = lib.IPCQ_MAX_SLOT_SIZE
 SLOTS: int = lib.IPCQ_SLOTS
 FRAMES: int = lib.IPCQ_FRAMES
 
-# Nobody can change the size, write by a new mapping, or add seals of his own.
+# Nobody can change the size, write through a new mapping, or add seals.
 SEALS = Seal.SHRINK | Seal.GROW | Seal.FUTURE_WRITE | Seal.SEAL
 
-# What a peer's segment may measure unless told otherwise, in bytes.  To make sure that such a
-# segment keeps its pages takes 4 ms, and holds an event loop up for that long.
+# The largest segment to accept from a peer by default, in bytes.  Making sure that one of this size
+# keeps its pages takes 4 ms, and an event loop waits for that long.
 MAX_SEGMENT = 128 << 20
 
 
@@ -52,8 +52,15 @@ class Segment(Owner):
         self.mapping = Mapping()
 
 
-def rounded_capacity(capacity: int, least: int = 1) -> int:
-    """Return the power of two that is at least `capacity`, which is at least 1, and `least`."""
+# No file has this many bytes.
+_NO_FILE = 1 << 62
+
+
+def rounded_capacity(capacity: int, least: int = 1, slot_size: int = 1) -> int:
+    """Return the smallest power of two that is at least `capacity` and `least`.
+
+    Raises TypeError or ValueError for a capacity that no segment can have.
+    """
     try:
         capacity = index_of(capacity)
     except TypeError:
@@ -61,11 +68,16 @@ def rounded_capacity(capacity: int, least: int = 1) -> int:
         raise TypeError(f"capacity is {expected}, not {capacity!r}") from None
     if capacity < 1:
         raise ValueError(f"capacity is at least 1, not {capacity}")
+    most = 1 << (((_NO_FILE - HEADER_SIZE - mmap.PAGESIZE) // slot_size).bit_length() - 1)
+    if capacity > most:
+        raise ValueError(
+            f"a capacity of {capacity} is more than a file can hold: here it is at most {most}"
+        )
     return 1 << (max(capacity, least) - 1).bit_length()
 
 
 def needed(slot_size: int, capacity: int) -> int:
-    """Return the bytes of a segment with so many slots: whole pages."""
+    """Return the bytes of a segment with `capacity` slots: whole pages."""
     return -(-(HEADER_SIZE + capacity * slot_size) // mmap.PAGESIZE) * mmap.PAGESIZE
 
 
@@ -77,13 +89,11 @@ def create(
 ) -> Segment:
     """Make this side's segment with room for `capacity` records, or bytes (0: it sends nothing).
 
-    Raises ValueError for a name or a record that is too long, OSError when memory is short.
+    Raises ValueError for a record that is too long, OSError when memory is short.
     """
     if not 1 <= codec.size <= MAX_SLOT_SIZE:
         raise ValueError(f"a record has 1 to {MAX_SLOT_SIZE} bytes, not {codec.size}")
     size = needed(codec.size, capacity)
-    if size >= 1 << 62:
-        raise ValueError(f"{capacity} records of {codec.size} bytes are more than a file can hold")
     identity = Identity(
         slot_size=codec.size,
         capacity=capacity,

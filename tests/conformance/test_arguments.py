@@ -83,6 +83,7 @@ def doors(address):
         "queue pair": ipcqueue.pair,
         "connect": lambda record, **options: memenpsf.connect(address, record, **options),
         "listen": lambda record, **options: memenpsf.listen(address, record, **options),
+        "serve": lambda record, **options: memenpsf.serve(print, address, record, **options),
         "trio Interface": over_socket(memenpsf.trio.Interface),
         "trio connect": in_trio(
             lambda record, **options: memenpsf.trio.connect(address, record, **options)
@@ -105,6 +106,7 @@ DOORS = sorted(
         "queue pair",
         "connect",
         "listen",
+        "serve",
         "trio Interface",
         "trio connect",
         "trio listen",
@@ -125,10 +127,11 @@ def open_descriptors():
 def opens_nothing(door, kind, match, record="<Q", **options):
     _, call, folder = door
     before = open_descriptors()
-    with pytest.raises(kind, match=match):
+    with pytest.raises(kind, match=match) as caught:
         call(record, **options)
     assert list(folder.iterdir()) == []
     assert open_descriptors() == before
+    return caught.value
 
 
 class TestDoors:
@@ -182,7 +185,7 @@ class TestDoors:
             ({"capacity": np.bool_(True)}, TypeError, "capacity is a number"),
             ({"capacity": np.float64(4)}, TypeError, "capacity is a number"),
             ({"max_segment": "1 GiB"}, TypeError, "max_segment is a number"),
-            ({"max_segment": -1}, ValueError, "max_segment is from 0"),
+            ({"max_segment": -1}, ValueError, "max_segment is from 4096"),
             ({"accept": 64 << 20}, TypeError, "accept is an Accept"),
             ({"wait": "slep"}, ValueError, "wait is one of"),
             ({"name": b"x"}, TypeError, "a name is a str"),
@@ -214,6 +217,109 @@ class TestDoors:
                 with first, second:
                     assert first.capacity == 8192
                     assert type(first.capacity) is int
+
+
+# What a confused or hostile program may give as any option.
+HOSTILE = (
+    None, True, 0, -1, 1 << 100, -(1 << 100), 1.5, math.nan, math.inf, 3j,
+    "", "x", "a\0b", "\ud800", "x" * 200, b"", b"x", bytearray(b"x"),
+    [], {}, object(), int, abs, np.array([1, 2]), np.str_("x"), np.float64(1), [1 << 100], [math.nan],
+)  # fmt: skip
+
+# Those of them that an option takes, by their repr().
+TAKEN = {
+    "accept": set(),
+    "allow_uids": {"None", "[]", "{}", "array([1, 2])"},
+    "capacity": {"None"},
+    "group": {"None", "0"},
+    "inline": {"None", "0"},
+    "max_segment": set(),
+    "mode": {"None", "0"},
+    "name": {"''", "'x'", repr(np.str_("x"))},
+    "quota": set(),
+    "role": set(),
+    "timeout": {"None", "0", repr(1 << 100), "1.5", "inf", repr(np.float64(1))},
+    "wait": set(),
+}
+
+
+def refused_for(option):
+    return [value for value in HOSTILE if repr(value) not in TAKEN[option]]
+
+
+def takes(door, option):
+    """Whether it is an option of this door."""
+    name = door[0]
+    if option == "role":
+        return "pair" not in name and name not in {"Sender", "Receiver"}
+    return option not in _options.LISTENING or name.split()[-1] in {"listen", "serve"}
+
+
+def test_all_options_are_tried():
+    assert TAKEN.keys() == ipcqueue.lowlevel.Terms.OPTIONS | _options.LISTENING
+
+
+@pytest.mark.parametrize("option", TAKEN)
+def test_what_an_option_cannot_be_is_told_before_anything_is_opened(door, option):
+    """The error is plain, names the option and shows the value; no inner layer speaks."""
+    if not takes(door, option):
+        return
+    for wrong in refused_for(option):
+        error = opens_nothing(door, (TypeError, ValueError), option, **{option: wrong})
+        assert type(error) in (TypeError, ValueError), wrong
+        shown = wrong[0] if isinstance(wrong, list) and wrong and option == "allow_uids" else wrong
+        assert repr(shown) in str(error), wrong
+
+
+@pytest.mark.parametrize("field", memenpsf.Accept._fields)
+def test_so_is_what_a_field_of_accept_cannot_be(field):
+    flags = {"shared", "sockets"}
+    taken = {"True"} if field in flags else set() if field == "region" else {"0"}
+    for wrong in HOSTILE:
+        if repr(wrong) not in taken:
+            with pytest.raises((TypeError, ValueError), match=f"{field} of Accept") as caught:
+                memenpsf.Accept(**{field: wrong})
+            assert repr(wrong) in str(caught.value)
+
+
+@pytest.mark.parametrize("field", memenpsf.Quota._fields)
+def test_so_is_what_a_field_of_a_quota_cannot_be(field):
+    taken = {"None"} if field in {"connections", "bytes", "descriptors"} else set()
+    for wrong in HOSTILE:
+        if repr(wrong) not in taken:
+            with pytest.raises((TypeError, ValueError), match=f"{field} of Quota") as caught:
+                memenpsf.Quota(**{field: wrong})
+            assert repr(wrong) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [each for each in HOSTILE if type(each) is not str or "\0" in each or each == "\ud800"],
+    ids=repr,
+)
+def test_so_is_what_an_address_cannot_be(wrong):
+    for call in (memenpsf.connect, memenpsf.listen, functools.partial(memenpsf.serve, print)):
+        if isinstance(wrong, np.str_):
+            continue
+        with pytest.raises((TypeError, ValueError), match="an address is") as caught:
+            call(wrong, "<Q")
+        assert type(caught.value) in (TypeError, ValueError)
+        assert repr(wrong) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("option", "wrong", "text"),
+    [
+        ("max_segment", 0, "max_segment is from 4096 to"),
+        ("name", "a\0b", r"a name has no null character, and this one has: 'a\\x00b'"),
+        ("name", "\ud800", "a name is text that UTF-8 can encode"),
+        ("name", "ä" * 33, "a name is at most 64 bytes of UTF-8, not 66"),
+        ("capacity", 10**30, "a capacity of 10{30} is more than a file can hold: here it is at"),
+        ("inline", 1 << 20, "inline is from 0 to 131072, not 1048576"),
+    ],
+)
+def test_it_says_what_is_wrong_with_it(door, option, wrong, text):
+    opens_nothing(door, ValueError, text, **{option: wrong})
 
 
 def test_the_options_of_a_listener_are_those_that_it_takes():

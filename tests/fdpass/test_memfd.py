@@ -350,7 +350,7 @@ class TestAdopt:
             Memfd.adopt(number, max_size=MAX)
 
     def test_refusals_say_both_sides(self):
-        assert "expected range(1, 4097), received 5000" in str(
+        assert "expected 1 to 4096, received 5000" in str(
             refused(raw(5000), fdpass.WrongSize, max_size=4096)
         )
 

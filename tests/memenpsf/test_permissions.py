@@ -200,7 +200,7 @@ WRONG = [
     ({"group": -1}, ValueError, "group is from 0"),
     ({"group": 1 << 32}, ValueError, "group is from 0"),
     ({"group": "no such group"}, ValueError, "no group called 'no such group'"),
-    ({"group": 1.5}, TypeError, "group is a number"),
+    ({"group": 1.5}, TypeError, "group is a name, a number or None"),
 ]
 
 

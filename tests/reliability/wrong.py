@@ -313,7 +313,7 @@ def _(stack):
     return segment(stack, size=2 << 20, flags=os.MFD_HUGETLB, reserve=0)
 
 
-NO_SIZE = r"size of the memory file in bytes: expected range\(1, 1048577\), received "
+NO_SIZE = r"size of the memory file in bytes: expected 1 to 1048576, received "
 
 
 @kind("empty memory", SizeRefused, NO_SIZE + "0")
