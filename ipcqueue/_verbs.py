@@ -5,7 +5,7 @@ What can be done at once is one call of C; what must wait is a plan that _thread
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, NoReturn, overload
 
 from ._connection import Connection
 from ._errors import EndOfStream
@@ -70,18 +70,22 @@ class Sends(Connection[T]):
         outside the ring).
         """
         try:
-            try:
-                if fds is not None or regions is not None:
-                    self._threads.push(record, timeout, fds, regions)
-                elif (left := self._offer(record)) is not None:
-                    self._threads.push_left(left, timeout)
-                return
-            except RingError as error:  # of _offer, which is not the endpoint's
-                trouble = error.args
-            self._endpoint.raise_meaning(*trouble, sending=True)
+            if fds is not None or regions is not None:
+                self._threads.push(record, timeout, fds, regions)
+            elif (left := self._offer(record)) is not None:
+                self._threads.push_left(left, timeout)
+        except RingError as error:  # of _offer, which is not the endpoint's
+            trouble = error.args
         except Exception as error:
             tag_error(error, self)
             raise
+        else:
+            return
+        self._raise_meaning(*trouble, sending=True)
+
+    @tagged
+    def _raise_meaning(self, code: int, message: str, *, sending: bool) -> NoReturn:
+        self._endpoint.raise_meaning(code, message, sending=sending)
 
     @overload
     def xmit_many(

@@ -703,6 +703,13 @@ MUTANTS = [
         "ipcqueue/test_endpoint.py::TestMessages::test_as_many_may_wait_as_is_said_and_no_more",
     ),
     Mutant(
+        "an application sees trouble of a ring as it is",
+        "ipcqueue/_verbs.py",
+        "except RingError as error:",
+        "except ZeroDivisionError as error:",
+        "conformance/test_trouble.py::test_a_side_that_is_closed",
+    ),
+    Mutant(
         "the end overtakes the last records",
         "ipcqueue/_link/endpoint.py",
         "            if result is None and end is not None and not",
