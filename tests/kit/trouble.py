@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 RING = Path(__file__).parent.parent.parent / "ipcqueue/_ring"
@@ -18,7 +19,9 @@ ENDS = {
     "end.py": {"End"},
 }
 # In C, and what that calls of Python.
-OF_C = {"try_push": {"push_slowly", "push_framed"}}
+OF_C = {
+    "offer": {*re.findall(r'slowly\(.*"(\w+)"', (RING.parent / "core/python/sender.c").read_text())}
+}
 # They call what may raise it, but never so.
 NEVER = {"pop_ready": "by its short way alone, which leaves all trouble to try_pop_many"}
 
