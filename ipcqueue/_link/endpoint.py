@@ -366,10 +366,15 @@ class Endpoint(Owner):
         return view if isinstance(self.codec, MessageCodec) else self.codec.view(view)
 
     def has_space(self) -> bool | None:
-        """Whether the next record can be pushed at once; None if not.  Raises the end."""
+        """Whether the next record can be pushed at once; None if not.
+
+        It is looked for as try_push() does, or a peer that has set `closed` and not yet shut the
+        socket down would pass for space.  Raises how the connection ended, and RingError.
+        """
+        self._check_usable()
         if self.closed or self._end is not None:
             self.raise_end(sending=True)
-        return self.sending().has_space(self.enough()) or None
+        return self.sending().find_space(self.enough()) or None
 
     def enough(self) -> int:
         """Return how much space is enough for any record: records, or bytes of messages."""

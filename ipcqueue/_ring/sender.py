@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from .end import Place
     from .memory import Mapping
 
+# Where find_space() has the core say where the space is, which nobody asks.
+_UNUSED = ffi.new("char **"), ffi.new("uint64_t *")
+
 
 class SenderEnd(End):
     """What the sending ends of both shapes of ring share."""
@@ -158,8 +161,19 @@ class SenderEnd(End):
         """The space that is enough for any record."""
         return 1
 
+    def find_space(self, units: int) -> bool:
+        """Whether a push of `units` would find space; raise what the push would raise."""
+        if not self.has_space(units):
+            return False  # because ipcq_reserve counts it as a push that found none
+        with self._lock:
+            ring = self._ring if self._ring is not None else self._usable()
+            code = CLOSED if ring is None else int(lib.ipcq_reserve(ring, units, *_UNUSED))
+        if code not in (DONE, FULL):
+            raise RingError(code)
+        return code == DONE
+
     def has_space(self, units: int = 1) -> bool:
-        """Whether there is space; also for what else there is no need to wait for."""
+        """Whether there is no need to wait for space: a push may also find that nobody receives."""
         ring = self._ring
         return ring is None or waiting.ipcq_spin_space(ring, units, 0) == DONE
 

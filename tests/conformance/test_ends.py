@@ -31,6 +31,7 @@ def verbs_that_send(side):
     return {
         "xmit": lambda: side.xmit((1,)),
         "xmit_many": lambda: side.xmit_many([(1,)]),
+        "await_space": side.await_space,
         "send_ctrl_msg": lambda: side.send_ctrl_msg(b"\xfe!"),
         "send_ctrl_msg again": lambda: side.send_ctrl_msg(b"\xfe!"),
     }

@@ -50,6 +50,7 @@ def verbs_that_send(side, kind):
         "xmit at once": lambda: side.xmit(record, 0),
         "xmit in time": lambda: side.xmit(record, 1),
         "xmit_many": lambda: side.xmit_many([record]),
+        "await_space": side.await_space,
         "xmit_many at once": lambda: side.xmit_many([record, record], 0),
         "loan": lambda: loan(side),
         "loan at once": lambda: loan(side, timeout=0),
