@@ -134,7 +134,9 @@ class Threads(Owner):
 
     def await_space(self) -> None:
         """Wait until a record can be pushed at once, if nobody else pushes."""
-        drive(plans.await_space(self._endpoint))
+        endpoint = self._endpoint
+        if endpoint.has_space() is None:
+            drive(plans.await_space(endpoint))
 
     def loan(self, size: int, timeout: Seconds, tag: int, flags: int) -> Loan:
         """Return a loan that waits for its space on entry."""

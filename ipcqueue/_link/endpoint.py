@@ -369,12 +369,17 @@ class Endpoint(Owner):
         """Whether the next record can be pushed at once; None if not.
 
         It is looked for as try_push() does, or a peer that has set `closed` and not yet shut the
-        socket down would pass for space.  Raises how the connection ended, and RingError.
+        socket down would pass for space.  Raises how the connection ended.
         """
         self._check_usable()
         if self.closed or self._end is not None:
             self.raise_end(sending=True)
-        return self.sending().find_space(self.enough()) or None
+        sender = self.sending()
+        try:
+            return sender.find_space(sender.enough) or None
+        except RingError as error:
+            trouble = error.args
+        self.raise_meaning(*trouble, sending=True)
 
     def enough(self) -> int:
         """Return how much space is enough for any record: records, or bytes of messages."""

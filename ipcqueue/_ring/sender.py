@@ -165,12 +165,14 @@ class SenderEnd(End):
         """Whether a push of `units` would find space; raise what the push would raise."""
         if not self.has_space(units):
             return False  # because ipcq_reserve counts it as a push that found none
-        with self._lock:
-            ring = self._ring if self._ring is not None else self._usable()
-            code = CLOSED if ring is None else int(lib.ipcq_reserve(ring, units, *_UNUSED))
-        if code not in (DONE, FULL):
+        ring = self._ring
+        if ring is None:
+            with self._lock:
+                ring = self._usable()
+        code = CLOSED if ring is None else lib.ipcq_reserve(ring, units, *_UNUSED)
+        if code and code != FULL:
             raise RingError(code)
-        return code == DONE
+        return not code
 
     def has_space(self, units: int = 1) -> bool:
         """Whether there is no need to wait for space: a push may also find that nobody receives."""

@@ -24,7 +24,6 @@ ABOVE = sorted(
 ATTEMPTS = {*methods_that_raise(), "attempt"}
 # Functions that attempt something for one that handles RingError, and which one that is.
 FOR_OTHERS = {
-    ("ipcqueue/_link/endpoint.py", "has_space"): "_until",
     ("ipcqueue/_link/endpoint.py", "attempt"): "or_end",
     ("ipcqueue/_link/loans.py", "try_open"): "or_end for a Borrowing, _until for a Loan",
     ("ipcqueue/_verbs.py", "_join"): "xmit, which calls what this keeps",
