@@ -37,9 +37,9 @@ from ._errors import (
     Unaccepted,
     VersionRefused,
 )
-from ._link.endpoint import Statistics
 from ._link.loans import Borrowing, Loan
 from ._link.options import Accept, Options, Spin
+from ._link.statistics import Statistics
 from ._origin import interface_of
 from ._queue import Receiver, Sender, pair
 from ._records.classes import char, f32, f64, i8, i16, i32, i64, u8, u16, u32, u64

@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 
     from fdpass import Credentials, Seconds
 
-    from ._link.endpoint import Endpoint, Statistics
+    from ._link.endpoint import Endpoint
     from ._link.handshake import Role
     from ._link.options import Options
+    from ._link.statistics import Statistics
 
 
 class Connection(Closable, Generic[T]):

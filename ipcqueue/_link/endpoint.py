@@ -23,7 +23,7 @@ import sys
 import warnings
 import weakref
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from fdpass.lowlevel import Owner, index_of, monotonic
 from ipcqueue._direct import persist
@@ -54,6 +54,7 @@ from ipcqueue._ring.slot_sender import SlotSender
 from .alarms import FalseAlarms, doubled
 from .control import application_message, err
 from .flight import Flight
+from .statistics import Statistics
 from .waiters import Event, Wait, Waiters
 from .wire import Wire, hang_up, has_room, tell
 
@@ -73,24 +74,6 @@ if TYPE_CHECKING:
 MAX_RETRY_DOUBLINGS = 6
 
 T = TypeVar("T")
-
-
-class Statistics(NamedTuple):
-    """Counters of this side of a connection; all only grow."""
-
-    # In records; with messages of any length, in bytes of the ring (indices() says more).
-    sent: int  # published
-    taken: int  # of those, taken by the peer
-    received: int  # taken from the peer
-    waiting: int  # published by the peer and not taken by this side; not a counter
-    doorbells: int  # control messages sent to wake the peer
-    waits: int  # times this side announced that it goes to sleep
-    full: int  # pushes that found no space
-    dropped: int  # descriptors and regions closed because nobody took them with their message
-    rescues: int  # times a sleeper was woken by the clock and found work: a lost wake-up
-    false_alarms: int  # wake-ups with nothing new, but for the first 31 in a row: a hostile peer,
-
-    # or one that sends control messages which nobody takes here
 
 
 class Endpoint(Owner):
