@@ -17,7 +17,6 @@ empty for the last time, so a receiver that sees both has drained everything.
 from __future__ import annotations
 
 import contextlib
-import os
 import select
 import sys
 import warnings
@@ -41,18 +40,16 @@ from ipcqueue._records.codec import in_place
 from ipcqueue._records.messages import MessageCodec, Received
 from ipcqueue._ring.bounds import Budget
 from ipcqueue._ring.codes import CORRUPT, GONE, RingError, corrupt
-from ipcqueue._ring.end import Place
 from ipcqueue._ring.frame import MAX_ATTACHED
 from ipcqueue._ring.frame_receiver import FrameReceiver
 from ipcqueue._ring.frame_sender import FrameSender
 from ipcqueue._ring.memory import fork_generation
-from ipcqueue._ring.patience import BUSY, suited
+from ipcqueue._ring.patience import BUSY
 from ipcqueue._ring.segment import limits_of
-from ipcqueue._ring.slot_receiver import SlotReceiver
-from ipcqueue._ring.slot_sender import SlotSender
 
 from .alarms import FalseAlarms, doubled
 from .control import application_message, err
+from .ends import accepted_fds, ends_of
 from .flight import Flight
 from .statistics import Statistics
 from .waiters import Event, Wait, Waiters
@@ -67,7 +64,6 @@ if TYPE_CHECKING:
     from ipcqueue._ring.sender import SenderEnd
 
     from .opening import Agreement, Opening
-    from .terms import Terms
     from .waiters import Follower
 
 # From 2 ms to 128: many senders may wait for a peer that reads nothing.
@@ -100,8 +96,7 @@ class Endpoint(Owner):
         self.waiters = Waiters()
         self.rescues = 0
         self.alarms = FalseAlarms()
-        limits, frames = terms.limits, isinstance(self.codec, MessageCodec)
-        accepts_fds = limits.most_fds() if terms.role.receives and frames else 0
+        accepts_fds = accepted_fds(terms)
         self.wire = Wire(agreement.sock, agreement.process, agreement.lease, accepts_fds)
         self.readable = Wait(wire=self.wire, events=select.POLLIN)
         self._own, self._peer = own, peer
@@ -110,13 +105,11 @@ class Endpoint(Owner):
         self._end: QueueError | None = None
         self._left: QueueError | None = None  # how the peer went, as a push was told
         self._last_statistics: Statistics | None = None
-        self.sender: SenderEnd | None = None
-        self.receiver: ReceiverEnd | None = None
         self._peer_limits = limits_of(peer.identity)
         self.clock: Callable[[], float] = monotonic
         self.spins = True
         self.busy = terms.patience == BUSY
-        self._make_rings(terms)
+        self.sender, self.receiver = ends_of(agreement, self.wire)
         self._count_descriptors()
         self.ready: Iterable[Any] = ()
         self.ready_messages: Iterable[Received] = ()
@@ -124,27 +117,6 @@ class Endpoint(Owner):
             self.ready = self.receiver.ready(False)
             self.ready_messages = self.receiver.ready(False, Received)
         self._released = False
-
-    def _make_rings(self, terms: Terms) -> None:
-        own, peer = self._own, self._peer
-        codec, both = self.codec, (own.mapping, peer.mapping)
-        bell = self.wire.fileno()
-        patience = suited(terms.patience, shares=self.peer.pid == os.getpid())
-        if terms.role.sends:
-            size = own.identity.capacity
-            place = Place(size, codec.size, bell, patience=patience, process=self.wire.process)
-            if isinstance(codec, MessageCodec):
-                limits = self._peer_limits
-                self.sender = FrameSender(*both, place, codec, limits, terms.inline)
-            else:
-                self.sender = SlotSender(*both, place, codec)
-        if terms.role.receives:
-            place = Place(peer.identity.capacity, codec.size, bell, patience=patience)
-            if isinstance(codec, MessageCodec):
-                arrived = self.wire.attached
-                self.receiver = FrameReceiver(*both, place, codec, terms.limits, arrived)
-            else:
-                self.receiver = SlotReceiver(*both, place, codec)
 
     def _count_descriptors(self) -> None:
         """Have the lease count what comes and goes with messages, if it does that."""

@@ -18,6 +18,6 @@ class Statistics(NamedTuple):
     full: int  # pushes that found no space
     dropped: int  # descriptors and regions closed because nobody took them with their message
     rescues: int  # times a sleeper was woken by the clock and found work: a lost wake-up
-    false_alarms: int  # wake-ups with nothing new, but for the first 31 in a row: a hostile peer,
-
-    # or one that sends control messages which nobody takes here
+    # Wake-ups with nothing new, but for the first 31 in a row: the peer is hostile, or it sends
+    # control messages which nobody takes here.
+    false_alarms: int

@@ -13,7 +13,7 @@ from ipcqueue._waiting import lib as waiting
 
 import memenpsf
 from ipcqueue import _threads
-from ipcqueue._link import endpoint as _endpoint
+from ipcqueue._link import ends as _ends
 from ipcqueue._link import options as _options
 from ipcqueue._link import plans
 from ipcqueue._ring import patience as _patience
@@ -49,12 +49,12 @@ def _two_processes(monkeypatch):
     if len(PROCESSORS) < 2:
         pytest.skip("looking for records needs two processors")
     monkeypatch.setitem(_options._STRATEGIES, "spin", _patience.Patience(SPIN, adaptive=True))
-    monkeypatch.setattr(_endpoint, "suited", lambda patience, **_: patience)
+    monkeypatch.setattr(_ends, "suited", lambda patience, **_: patience)
 
 
 @pytest.fixture
 def one_process(monkeypatch):
-    monkeypatch.setattr(_endpoint, "suited", suited)
+    monkeypatch.setattr(_ends, "suited", suited)
 
 
 @pytest.fixture

@@ -1,0 +1,63 @@
+"""The ends of the rings that an Agreement calls for: of which shape, and with which limits."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from ipcqueue._records.messages import MessageCodec
+from ipcqueue._ring.end import Place
+from ipcqueue._ring.frame_receiver import FrameReceiver
+from ipcqueue._ring.frame_sender import FrameSender
+from ipcqueue._ring.patience import suited
+from ipcqueue._ring.segment import limits_of
+from ipcqueue._ring.slot_receiver import SlotReceiver
+from ipcqueue._ring.slot_sender import SlotSender
+
+if TYPE_CHECKING:
+    from ipcqueue._ring.patience import Patience
+    from ipcqueue._ring.receiver import ReceiverEnd
+    from ipcqueue._ring.sender import SenderEnd
+
+    from .opening import Agreement
+    from .terms import Terms
+    from .wire import Wire
+
+
+def accepted_fds(terms: Terms) -> int:
+    """Return how many descriptors may come with one message."""
+    frames = isinstance(terms.codec, MessageCodec)
+    return terms.limits.most_fds() if terms.role.receives and frames else 0
+
+
+def ends_of(agreement: Agreement, wire: Wire) -> tuple[SenderEnd | None, ReceiverEnd | None]:
+    """Return the end that sends over a wire and the one that receives, as far as there are any.
+
+    The latter takes descriptors that came with messages out of `wire.attached`.
+    """
+    terms = agreement.terms
+    patience = suited(terms.patience, shares=agreement.credentials.pid == os.getpid())
+    sends, receives = terms.role
+    return (
+        _sending_end(agreement, wire, patience) if sends else None,
+        _receiving_end(agreement, wire, patience) if receives else None,
+    )
+
+
+def _sending_end(agreement: Agreement, wire: Wire, patience: Patience) -> SenderEnd:
+    terms, own, peer = agreement.terms, agreement.own, agreement.peer
+    codec, size = terms.codec, own.identity.capacity
+    place = Place(size, codec.size, wire.fileno(), patience=patience, process=wire.process)
+    if isinstance(codec, MessageCodec):
+        limits = limits_of(peer.identity)
+        return FrameSender(own.mapping, peer.mapping, place, codec, limits, terms.inline)
+    return SlotSender(own.mapping, peer.mapping, place, codec)
+
+
+def _receiving_end(agreement: Agreement, wire: Wire, patience: Patience) -> ReceiverEnd:
+    terms, own, peer = agreement.terms, agreement.own, agreement.peer
+    codec, size, both = terms.codec, peer.identity.capacity, (own.mapping, peer.mapping)
+    place = Place(size, codec.size, wire.fileno(), patience=patience)
+    if isinstance(codec, MessageCodec):
+        return FrameReceiver(*both, place, codec, terms.limits, wire.attached)
+    return SlotReceiver(*both, place, codec)
