@@ -710,6 +710,13 @@ MUTANTS = [
         "conformance/test_trouble.py::test_a_side_that_is_closed",
     ),
     Mutant(
+        "who waits for space takes a peer that has left for it",
+        "ipcqueue/_link/endpoint.py",
+        "sender.find_space(sender.enough)",
+        "sender.has_space(sender.enough)",
+        "conformance/test_trouble.py::test_a_peer_that_has_ended",
+    ),
+    Mutant(
         "the end overtakes the last records",
         "ipcqueue/_link/endpoint.py",
         "            if result is None and end is not None and not",
