@@ -290,12 +290,12 @@ class Wire(Owner):
             # One call, so that an exception between bytecodes (Ctrl-C) loses nothing: what was read
             # stands in the list, and is digested now or next time.
             try:
-                doorbells = self._receive(sock, most=self._most_at_once, wary=self._wary)
+                doorbells = self._receive(sock, self._most_at_once, self._wary)
                 if doorbells < 0:  # descriptors are next, and this says how many
                     count = min(-1 - doorbells, self._max_fds)
                     if not self._make_room(count):
                         return 0
-                    doorbells = self._receive(sock, most=count)
+                    doorbells = self._receive(sock, count, False)
                 if doorbells:
                     return doorbells
             except BlockingIOError:
@@ -317,11 +317,10 @@ class Wire(Owner):
         self._incoming = 0
         return len(data)
 
-    def _receive(self, sock: socket.socket, *, most: int, wary: bool = False) -> int:
+    def _receive(self, sock: socket.socket, most: int, wary: bool) -> int:
         """Read once into the list of what is unread: see `receive` of core/python/socket.c."""
-        whole, room = not self._parser.rest, self._room
-        how = RECEIVE_FLAGS, whole, self._unread, room, most, wary
-        return int(_direct.receive(sock, *how) or 0)
+        unread, room, whole = self._unread, self._room, not self._parser.rest
+        return _direct.receive(sock, RECEIVE_FLAGS, whole, unread, room, most, wary) or 0
 
     def _make_room(self, count: int) -> bool:
         """Say whether `count` descriptors may be read now; if not, they wait in the socket."""

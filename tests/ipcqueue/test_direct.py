@@ -632,7 +632,7 @@ def test_a_pidfd_that_there_is_no_memory_for_is_closed(short_of_memory):
             fdpass.lowlevel.pass_pidfd(other)  # as an application may
             one.send(b"\x80\x00")
             room, got = bytearray(direct.ROOM), []
-            arguments = other, fdpass.lowlevel.RECEIVE_FLAGS, True, got, room
+            arguments = other, fdpass.lowlevel.RECEIVE_FLAGS, True, got, room, -1, False
             short_of_memory(nth, lambda arguments=arguments: direct.receive(*arguments))
             dropped += direct.waiting(room) > 0
             direct.drop(room)
@@ -649,7 +649,7 @@ def test_what_is_no_room_is_refused():
         with pytest.raises((TypeError, ValueError)):
             direct.drop(wrong)
         with pytest.raises((TypeError, ValueError)):
-            direct.receive(0, 0, True, [], wrong)
+            direct.receive(0, 0, True, [], wrong, -1, False)
 
 
 # A generator that there is no memory to close tells nobody, but Python's own hook.

@@ -115,9 +115,9 @@ def test_a_closed_socket_has_nothing_on_its_way(pair):
 class TestWaryReading:
     """Reading that leaves descriptors in the socket: `receive` of core/python/socket.c."""
 
-    def receive(self, sock, into, **how):
+    def receive(self, sock, into, *, most, wary=False):
         room = bytearray(direct.ROOM)
-        return direct.receive(sock, fdpass.lowlevel.RECEIVE_FLAGS, True, into, room, *how.values())
+        return direct.receive(sock, fdpass.lowlevel.RECEIVE_FLAGS, True, into, room, most, wary)
 
     def test_descriptors_are_announced_and_left(self, pair):
         here, there = pair

@@ -252,7 +252,8 @@ def test_descriptors_that_come_while_memory_is_short_are_closed_or_noted(short_o
             return open_descriptors(), [], bytearray(direct.ROOM)
 
         def receive(before, into, room):
-            return direct.receive(ends[1], fdpass.lowlevel.RECEIVE_FLAGS, True, into, room)
+            flags = fdpass.lowlevel.RECEIVE_FLAGS
+            return direct.receive(ends[1], flags, True, into, room, -1, False)
 
         def check(result, before, into, room):
             if result is MemoryError:
@@ -357,7 +358,10 @@ def test_calls_with_the_wrong_arguments_are_errors():
             (receiver.hand_over, (receiver.begin(),)),
             (receiver.all, ()),
             (direct.receive, ()),
-            (direct.receive, (object(), 0, True, [])),
+            (direct.receive, (object(), 0, True, [], bytearray(direct.ROOM), -1, False)),
+            (direct.receive, (0, "none", True, [], bytearray(direct.ROOM), -1, False)),
+            (direct.receive, (0, 0, True, (), bytearray(direct.ROOM), -1, False)),
+            (direct.receive, (0, 0, True, [], bytes(direct.ROOM), -1, False)),
             (packer.unpack, ("text",)),
         ):
             with pytest.raises(TypeError):

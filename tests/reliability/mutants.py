@@ -992,8 +992,8 @@ MUTANTS = [
     Mutant(
         "a read brings more descriptors than a message may",
         "ipcqueue/_link/wire.py",
-        "self._unread, room, most, wary\n",
-        "self._unread, room, -1, wary\n",
+        "whole, unread, room, most, wary) or 0\n",
+        "whole, unread, room, -1, wary) or 0\n",
         "memenpsf/test_quota.py::test_of_too_many_descriptors_only_a_few_are_ever_open",
     ),
     Mutant(

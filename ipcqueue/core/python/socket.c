@@ -126,17 +126,18 @@ static int read_into(struct room *room, int fd, int flags, size_t size, int most
  * `most`: how many descriptors a message may bring; more are for the kernel to close, except for one
  * that tells.  `wary`: if descriptors come next, read nothing, and return the last byte that comes
  * with them, which says how many, below zero: -1 for 0. */
-static PyObject *receive(PyObject *Py_UNUSED(module), PyObject *args)
+static PyObject *receive(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
 {
-    int flags, whole, most = -1, wary = 0, carries;
-    PyObject *sock, *into, *place;
-    if (!PyArg_ParseTuple(args, "OipO!O!|ip:receive", &sock, &flags, &whole, &PyList_Type, &into,
-                          &PyByteArray_Type, &place, &most, &wary))
+    if (count != 7 || !PyLong_Check(args[1]) || !PyList_Check(args[3]) ||
+        !PyByteArray_Check(args[4]) || !PyLong_Check(args[5]))
+        return PyErr_Format(PyExc_TypeError, "receive() takes what its documentation says");
+    PyObject *into = args[3];
+    struct room *room = room_of(args[4]);
+    int fd = room == NULL ? -1 : PyObject_AsFileDescriptor(args[0]), carries;
+    if (fd < 0)
         return NULL;
-    int fd = PyObject_AsFileDescriptor(sock);
-    struct room *room = room_of(place);
-    if (fd < 0 || room == NULL)
-        return NULL;
+    int flags = (int)PyLong_AsLong(args[1]), most = (int)PyLong_AsLong(args[5]);
+    int whole = args[2] == Py_True, wary = args[6] == Py_True;
     if (room->bytes == 0) {
         size_t size = sizeof room->data;
         if (wary) {
@@ -190,8 +191,8 @@ static PyObject *drop(PyObject *Py_UNUSED(module), PyObject *place)
 }
 
 static PyMethodDef functions[] = {
-    {"receive", receive, METH_VARARGS,
-     "receive(sock, flags, whole, into, room, most=-1, wary=False): append the result of a recvmsg() "
+    {"receive", (PyCFunction)(void (*)(void))receive, METH_FASTCALL,
+     "receive(sock, flags, whole, into, room, most, wary): append the result of a recvmsg() "
      "that does not wait to a list; or return the bytes that came, if they are doorbells and nothing "
      "else; or, if wary, a number below 0 if descriptors come next."},
     {"waiting", waiting, METH_O,
