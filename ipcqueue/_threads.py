@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import select
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fdpass.lowlevel import Owner
@@ -66,15 +67,16 @@ def wait_for(wait: Wait) -> bool:
     For a connection no longer than SLICE, also as a poll() that a signal comes just before sleeps
     on.
     """
-    if (wire := wait.wire) is not None:
-        seconds = min(wait.seconds, SLICE)
-        try:
-            if wait.events == select.POLLIN:
-                return wire.use(wire.doze, seconds)
-            return wire.use(wire.poll, wait.events, seconds)
-        except Closed:
-            return True
-    return wait is NOW or _wait_without_wire(wait)
+    seconds, wire, events, _, _ = wait
+    if wire is None:
+        return wait is NOW or _wait_without_wire(wait)
+    seconds = min(seconds, SLICE)
+    try:
+        if events == select.POLLIN:
+            return wire.use(wire.doze, seconds)
+        return wire.use(partial(wire.poll, events=events), seconds)
+    except Closed:
+        return True
 
 
 def _wait_without_wire(wait: Wait) -> bool:

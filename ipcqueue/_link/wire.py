@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import math
 import select
 import socket
 import struct
@@ -96,6 +95,7 @@ class Wire(Owner):
         self._users = 0  # threads that have the socket's number in hand
         self._poll = select.poll()  # for one thread at a time, the reader
         self.watch(self._poll, select.POLLIN)
+        self._rung = [(sock.fileno(), select.POLLIN)]  # what it says of a doorbell and no more
         self._events: select.epoll | None = None
         self._unread: list[Any] = []  # results of recvmsg(), or what they turned out to be
         self._room = bytearray(_ROOM)  # one such result, where memory is too short to have it there
@@ -123,16 +123,20 @@ class Wire(Owner):
         if self.closed:
             raise Closed("this side has closed the connection")
 
-    def use(self, use: Callable[..., T], *args: Any) -> T:
-        """Call `use(socket, …)`, and keep its number from being closed, and reused, meanwhile."""
+    def use(self, use: Callable[..., T], seconds: float | None = None) -> T:
+        """Call `use(socket)`, and keep its number from being closed, and reused, meanwhile.
+
+        Or `use(socket, seconds)`, of what waits.
+        """
         entered = False
         try:
-            with self._lock:
-                if self.closed:
-                    self._check_open()
-                self._users += 1
-                entered = True
-            return use(self.sock, *args)
+            # No bytecode between these can be interrupted.  No lock: it is counted first, and then
+            # looked whether it is closed; who closes sets that first, and then looks at the count.
+            self._users += 1
+            entered = True
+            if self.closed:
+                self._check_open()
+            return use(self.sock) if seconds is None else use(self.sock, seconds)
         finally:
             if entered:
                 # No bytecode here can be interrupted, and none needs memory: it is counted for
@@ -259,8 +263,8 @@ class Wire(Owner):
 
     def doze(self, sock: socket.socket, seconds: float) -> bool:
         """Sleep until the socket is readable, and read, as the reader; False if time ran out."""
-        woken = self._poll.poll(math.ceil(seconds * 1000) if seconds > 0 else 0)
-        if woken and self.process is not None:
+        woken = self._poll.poll(_milliseconds(seconds))
+        if woken != self._rung and self.process is not None:
             exited = self.process.fileno()
             for fd, _ in woken:
                 if fd == exited:
@@ -268,13 +272,13 @@ class Wire(Owner):
         self.read(sock)
         return bool(woken)
 
-    def poll(self, _: socket.socket, events: int, seconds: float) -> bool:
+    def poll(self, _: socket.socket, seconds: float, events: int) -> bool:
         """Sleep until `events` of the socket, or its end, or the peer's exit; False if none came.
 
         For 0, to leave the socket alone meanwhile.
         """
         poll = self._poller(select.poll(), events)
-        return bool(poll.poll(max(0, math.ceil(seconds * 1000))))
+        return bool(poll.poll(_milliseconds(seconds)))
 
     def _poller(self, poll: Poller, events: int) -> Poller:
         if events or not self.held_back:  # else the end comes behind what waits in the socket
@@ -401,6 +405,11 @@ class Wire(Owner):
             raise error
         self.end = self.end or error
         self._unread[0] = (data, [], 0, None)
+
+
+def _milliseconds(seconds: float) -> float:
+    """Return a time as poll() takes it, which rounds it up; below 0 it would wait for ever."""
+    return seconds * 1000 if seconds > 0 else 0
 
 
 def tell(sock: socket.socket, message: bytes) -> None:

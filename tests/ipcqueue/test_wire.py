@@ -146,15 +146,15 @@ def test_who_has_it_in_hand_closes_it_last(both):
 def test_a_doze_says_whether_something_came_and_reads_it(both):
     wire, theirs = both
     assert not wire.use(wire.doze, 0)
-    assert not wire.use(wire.poll, select.POLLIN, 0)
+    assert not wire.use(partial(wire.poll, events=select.POLLIN), 0)
     theirs.send(b"\x80\x01")
-    assert wire.use(wire.poll, select.POLLIN, 10)
-    assert not wire.use(wire.poll, 0, 0)
+    assert wire.use(partial(wire.poll, events=select.POLLIN), 10)
+    assert not wire.use(partial(wire.poll, events=0), 0)
     assert wire.inbox == []
     assert wire.use(wire.doze, 10)
     assert wire.inbox == [b"\x80\x01"]
     theirs.close()
-    assert wire.use(wire.poll, 0, 10)
+    assert wire.use(partial(wire.poll, events=0), 10)
     assert not wire.over
     assert wire.use(wire.doze, 10)
     assert wire.over
