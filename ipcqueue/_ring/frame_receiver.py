@@ -61,10 +61,6 @@ class FrameReceiver(FrameLender):
             count += sum(len(each.fds) + 2 * len(each.regions) for each in messages)
         return count + len(self._to_close)
 
-    def holds(self) -> bool:
-        """Whether messages wait in this process already."""
-        return bool(self.prefetched or self._raw or self._left_over()[0])
-
     def pop_ready(self, limit: int, *, bounded: bool = False) -> Any:
         """Take up to `limit` messages the short way; None if that is not to be had."""
         for records in self.many(limit, MOST_BYTES, MOST_BUILT) if bounded else self.many(limit):

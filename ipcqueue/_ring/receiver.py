@@ -146,7 +146,7 @@ class ReceiverEnd(End):
 
     def holds(self) -> bool:
         """Whether records wait in this process already."""
-        raise NotImplementedError
+        return bool(self.prefetched or self._raw or (self._decoding and self._left_over()[0]))
 
     def lend_records(
         self, limit: int, borrower: object, *, bounded: bool = False

@@ -72,10 +72,6 @@ class SlotReceiver(_direct.SlotReceiver, ReceiverEnd):  # type: ignore[misc]
         ahead = min(self.capacity // 4, MOST_AHEAD)
         self.shorten(address_of(self._ring), self._size, ahead, self._keeps, self._plain, *decode)
 
-    def holds(self) -> bool:
-        """Whether records wait in this process already."""
-        return bool(self.prefetched or self._raw or self._left_over()[0])
-
     def most_at_once(self) -> int:
         """Return how many records to take at most where the caller has no limit."""
         pace = self._pace
