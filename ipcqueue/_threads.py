@@ -22,7 +22,7 @@ from ._link.endpoint import advance
 from ._link.loans import Borrowing, Loan
 from ._link.plans import Rounds
 from ._link.terms import deadline_of
-from ._link.waiters import NOW, Event
+from ._link.waiters import MESSAGE, NOW, RECORDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from ._link.endpoint import Endpoint
     from ._link.opening import Opening
-    from ._link.waiters import Wait
+    from ._link.waiters import Event, Wait
     from ._records.messages import Received
 
 T = TypeVar("T")
@@ -160,7 +160,7 @@ class Threads(Owner):
 
     def receive(self, timeout: Seconds) -> Received | None:
         """Take a message with what is attached to it; None if none came in time."""
-        return self._take(self._endpoint.try_receive, Event.RECORDS, timeout)
+        return self._take(self._endpoint.try_receive, RECORDS, timeout)
 
     def pop(self, timeout: Seconds) -> Any:
         """Take a record; None if none came in time.
@@ -171,7 +171,7 @@ class Threads(Owner):
         receiver = endpoint.receiving()
         spun = timeout is None or bool(timeout)
         tried = spun and not endpoint.ended and receiver.is_empty()
-        return self._take(endpoint.try_pop, Event.RECORDS, timeout, tried=tried, spun=spun)
+        return self._take(endpoint.try_pop, RECORDS, timeout, tried=tried, spun=spun)
 
     def pop_many(self, limit: int | None, timeout: Seconds) -> Any:
         """Wait for a record, then take all that is there; empty if none came in time."""
@@ -185,14 +185,12 @@ class Threads(Owner):
         records = endpoint.receiving().pop_ready(most, bounded=bounded)
         if records is not None:
             return records
-        records = self._take(
-            lambda: endpoint.try_pop_many(most, bounded=bounded), Event.RECORDS, timeout
-        )
+        records = self._take(lambda: endpoint.try_pop_many(most, bounded=bounded), RECORDS, timeout)
         return endpoint.codec.decode_many(b"", 0) if records is None else records
 
     def take_message(self, timeout: Seconds) -> bytes | None:
         """Take a message of the peer's application; None if none came in time."""
-        return self._take(self._endpoint.try_take_message, Event.MESSAGE, timeout)
+        return self._take(self._endpoint.try_take_message, MESSAGE, timeout)
 
     def send_message(self, message: bytes, timeout: Seconds) -> None:
         """Send a message to the peer's application; raise Full if there was no room in time."""
@@ -219,7 +217,7 @@ class Threads(Owner):
             return result
         if timeout is not None and not timeout:
             return plans.last_try(self._endpoint, attempt, event)
-        rounds = Rounds(self._endpoint, event, until, spun=spun)
+        rounds = Rounds(self._endpoint, event, until, spun)
         while drive(rounds.next()):
             if (result := attempt()) is not None:
                 return result

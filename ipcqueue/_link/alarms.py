@@ -36,17 +36,10 @@ class FalseAlarms:
     def __init__(self) -> None:
         self.total = 0
         """Wake-ups without news, except the first MAX_FALSE_ALARMS - 1 in a row; only grows."""
-        self.suspicious = False
-        """Whether should_back_off() has something to judge."""
-        self._wake_ups = 0  # since the last news, up to the number that calls for a look
+        self.wake_ups = 0
+        """Since the last news, up to the number that calls for a look; the reader adds each."""
         self._back_offs = 0  # in a row
         self._progress = (0, 0, 0)  # at the last look
-
-    def woken(self) -> None:
-        """Count a wake-up."""
-        self._wake_ups += 1
-        if self._wake_ups >= MAX_FALSE_ALARMS:
-            self.suspicious = True
 
     def should_back_off(self, progress: Callable[[], tuple[int, int, int]]) -> bool:
         """Whether the peer keeps waking this side without news; call it before waiting.
@@ -55,12 +48,11 @@ class FalseAlarms:
         many of its own the peer has taken (the core does not let that go back), and how many
         control messages came while few waited.  It is called only after MAX_FALSE_ALARMS wake-ups.
         """
-        if self._wake_ups < MAX_FALSE_ALARMS:
+        if self.wake_ups < MAX_FALSE_ALARMS:
             return False
         before, self._progress = self._progress, progress()
         news = self._progress != before
-        self._wake_ups = 0 if news else MAX_FALSE_ALARMS - 1
-        self.suspicious = False
+        self.wake_ups = 0 if news else MAX_FALSE_ALARMS - 1
         self.total += not news
         self._back_offs = 0 if news else self._back_offs + 1
         return not news

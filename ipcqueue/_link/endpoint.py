@@ -52,7 +52,7 @@ from .control import application_message, err
 from .ends import accepted_fds, ends_of
 from .flight import Flight
 from .statistics import Statistics
-from .waiters import Event, Wait, Waiters
+from .waiters import MESSAGE, RECORDS, SPACE, Wait, Waiters
 from .wire import Wire, hang_up, has_room, tell
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     from ipcqueue._ring.sender import SenderEnd
 
     from .opening import Agreement, Opening
-    from .waiters import Follower
+    from .waiters import Event, Follower
 
 # From 2 ms to 128: many senders may wait for a peer that reads nothing.
 MAX_RETRY_DOUBLINGS = 6
@@ -169,10 +169,9 @@ class Endpoint(Owner):
 
     def try_pop(self) -> Any:
         """Take a record; None if there is none yet.  Raises how the connection ended."""
-        receiver = self.receiving()
         for record in self.ready:
             return record
-        return self.or_end(receiver.try_pop)
+        return self.or_end(self.receiving().try_pop)
 
     def try_pop_many(self, limit: int, *, bounded: bool = False) -> Any:
         """Take up to `limit` records, None if there are none yet; see try_pop.
@@ -305,7 +304,7 @@ class Endpoint(Owner):
 
         Only who receives goes on with that: others would look for what they want for ever.
         """
-        return event is Event.RECORDS and self.receiver is not None and self.receiver.unfinished
+        return event is RECORDS and self.receiver is not None and self.receiver.unfinished
 
     def check_message_size(self, size: int) -> None:
         """Raise TooLarge for a message that the peer does not take."""
@@ -451,8 +450,7 @@ class Endpoint(Owner):
 
     def answered(self, woken: bool) -> None:
         """Note what the reader has read when it was woken, or its time was over."""
-        if woken:
-            self.alarms.woken()
+        self.alarms.wake_ups += woken
         if self.wire.over:
             self._learn()
 
@@ -462,9 +460,7 @@ class Endpoint(Owner):
         So it is after too many wake-ups without news (alarms.py), and while descriptors must stay
         in the socket because their user has no room for them.
         """
-        if self.wire.held_back > 0:
-            return True
-        return self.alarms.suspicious and self.alarms.should_back_off(self._progress)
+        return self.wire.held_back > 0 or self.alarms.should_back_off(self._progress)
 
     def _progress(self) -> tuple[int, int, int]:
         _, received = self._indices(self.receiver)
@@ -486,28 +482,28 @@ class Endpoint(Owner):
             self.turn()
         if self.closed or self._end is not None:
             return False
-        if event is Event.RECORDS:
-            return self.receiving().arm()
-        if event is Event.SPACE:
-            return self.sending().arm(units)
+        if event is RECORDS and self.receiver is not None:
+            return self.receiver.arm()
+        if event is SPACE and self.sender is not None:
+            return self.sender.arm(units)
         return not self.wire.inbox
 
     def has_come(self, event: Event, units: int) -> bool:
         """Whether what somebody waits for is there."""
         if self.closed or self._end is not None:
             return False
-        if event is Event.RECORDS:
+        if event is RECORDS:
             return self.receiving().has_records()
-        if event is Event.SPACE:
+        if event is SPACE:
             return self.sending().has_space(units)
         return bool(self.wire.inbox)
 
     def withdraw(self, event: Event) -> None:
         """Take an announcement back, which spares the peer a doorbell."""
-        if event is Event.RECORDS:
-            self.receiving().disarm()
-        elif event is Event.SPACE:
-            self.sending().disarm()
+        if event is RECORDS and self.receiver is not None:
+            self.receiver.disarm()
+        elif event is SPACE and self.sender is not None:
+            self.sender.disarm()
 
     def arm(self, *, records: bool, space: bool) -> bool:
         """For foreign event loops: see Receiver.arm."""
@@ -516,7 +512,7 @@ class Endpoint(Owner):
             if self.waiters.reading or any(self.waiters.counts):
                 raise ConcurrentUse("arm() while another thread waits on the same connection")
         self.turn()
-        events = [Event.MESSAGE] + [Event.RECORDS] * records + [Event.SPACE] * space
+        events = [MESSAGE] + [RECORDS] * records + [SPACE] * space
         with self.waiters.mutex:
             if all(self.announce(event, self._wanted(event)) for event in events):
                 return True
@@ -525,7 +521,7 @@ class Endpoint(Owner):
         return False
 
     def _wanted(self, event: Event) -> int:
-        return self.enough() if event is Event.SPACE else 1
+        return self.enough() if event is SPACE else 1
 
     def in_flight_limit_reached(self) -> bool:
         """Whether the socket has room, though it did not take descriptors.

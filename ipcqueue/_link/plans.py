@@ -25,7 +25,7 @@ from ipcqueue._errors import Closed, Full
 from ipcqueue._ring.codes import RingError
 from ipcqueue._ring.sender import Sending
 
-from .waiters import NOW, Event, Wait, Waiter
+from .waiters import MESSAGE, NOW, RECORDS, SPACE, Event, Wait, Waiter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
@@ -70,15 +70,14 @@ class Rounds:
         endpoint: Endpoint,
         event: Event,
         until: float,
-        units: Callable[[], int] = one,
-        *,
-        stuck: Callable[[], bool] = never,
         spun: bool = False,
+        units: Callable[[], int] = one,
+        stuck: Callable[[], bool] = never,
     ) -> None:
         """Wait for `event` until `until`, which is what deadline() has returned.
 
-        For SPACE, `units` says how much of it there must be, and `stuck` whether the last attempt
-        found it but no room in the socket.  `spun`: it does not pay to look before sleeping.
+        `spun`: it does not pay to look before sleeping.  For SPACE, `units` says how much of it
+        there must be, and `stuck` whether the last attempt found it but no room in the socket.
         """
         self.endpoint = endpoint
         self._event = event
@@ -111,7 +110,7 @@ class Rounds:
             yield NOW
         elif self._stuck():
             yield from _room(endpoint, self._left())
-        elif endpoint.busy and self._event is not Event.MESSAGE:
+        elif endpoint.busy and self._event is not MESSAGE:
             if not self._look() or self._spun:
                 endpoint.turn()
             self._spun = True
@@ -127,17 +126,17 @@ class Rounds:
 
     def _look(self) -> bool:
         """Look for what is about to come, as long as that is worth it."""
-        if self._event is Event.RECORDS:
+        if self._event is RECORDS:
             return self.endpoint.receiving().look()
-        return self._event is Event.SPACE and self.endpoint.sending().look(self._units())
+        return self._event is SPACE and self.endpoint.sending().look(self._units())
 
     def _sleep(self) -> Generator[Wait, bool, bool]:
         """Sleep until the event may have come: as the reader of the socket, or as a follower."""
-        endpoint, event, units = self.endpoint, self._event, self._units()
-        waiters, waiter = endpoint.waiters, Waiter(event)
+        endpoint, event = self.endpoint, self._event
+        waiters, waiter, units = endpoint.waiters, Waiter(), self._units()
         try:
             with waiters.mutex:
-                waiters.enter(waiter)  # before the announcement; see Waiters
+                waiters.enter(waiter, event)  # before the announcement; see Waiters
                 if not (needed := endpoint.announce(event, units)):
                     wait = NOW
                 elif waiter.late:
@@ -158,14 +157,14 @@ class Rounds:
         except Closed:
             pass  # the attempt that follows says so
         finally:
-            persist(waiters.leave, waiter, endpoint.withdraw)
+            persist(waiters.leave, waiter, event, endpoint.withdraw)
         return True
 
 
 def _look_once(endpoint: Endpoint, event: Event) -> None:
     """Read the socket, or the end would never be seen where there was no time to do so."""
     endpoint.turn()
-    if event is Event.RECORDS:
+    if event is RECORDS:
         endpoint.looked()
 
 
@@ -223,7 +222,7 @@ def push(
 
 def _send(endpoint: Endpoint, parcel: Any, until: float) -> Generator[Wait, bool, bool | None]:
     sending = Sending(endpoint.sending(), parcel)
-    rounds = Rounds(endpoint, Event.SPACE, until, sending.units, stuck=lambda: sending.stuck)
+    rounds = Rounds(endpoint, SPACE, until, units=sending.units, stuck=lambda: sending.stuck)
     return (yield from _until(sending.attempt, rounds))
 
 
@@ -246,7 +245,7 @@ def push_rest(
         alone = sending.alone()
         sent: int | None
         if alone is None:
-            rounds = Rounds(endpoint, Event.SPACE, until, sending.units)
+            rounds = Rounds(endpoint, SPACE, until, units=sending.units)
             sent = yield from _until(sending.attempt, rounds)
         else:
             with alone as parcel:
@@ -259,7 +258,7 @@ def push_rest(
 
 def await_space(endpoint: Endpoint) -> Generator[Wait, bool, None]:
     """Wait until a record can be pushed at once, if nobody else pushes."""
-    rounds = Rounds(endpoint, Event.SPACE, math.inf, endpoint.enough)
+    rounds = Rounds(endpoint, SPACE, math.inf, units=endpoint.enough)
     yield from _until(endpoint.has_space, rounds)
 
 
@@ -267,7 +266,7 @@ def send_message(
     endpoint: Endpoint, message: bytes, timeout: Seconds
 ) -> Generator[Wait, bool, None]:
     """Send a message to the peer's application; raise Full if there was no room in time."""
-    rounds = Rounds(endpoint, Event.SPACE, deadline(endpoint, timeout), stuck=lambda: True)
+    rounds = Rounds(endpoint, SPACE, deadline(endpoint, timeout), stuck=lambda: True)
     if not (yield from _until(lambda: endpoint.try_send_message(message) or None, rounds)):
         raise Full(f"no room for a control message within {shown_seconds(timeout)}")
 
@@ -277,7 +276,7 @@ def send_message(
 
 def open_loan(endpoint: Endpoint, loan: Loan, timeout: Seconds) -> Generator[Wait, bool, None]:
     """Wait for the space of a loan; raise Full if there was none in time."""
-    rounds = Rounds(endpoint, Event.SPACE, deadline(endpoint, timeout), lambda: loan.units)
+    rounds = Rounds(endpoint, SPACE, deadline(endpoint, timeout), units=lambda: loan.units)
     if (yield from _until(loan.try_open, rounds)) is None:
         raise Full(f"no space for a loan within {shown_seconds(timeout)}")
 
@@ -286,7 +285,7 @@ def open_borrowing(
     endpoint: Endpoint, borrowing: Borrowing, timeout: Seconds
 ) -> Generator[Wait, bool, None]:
     """Wait for something to borrow; leave it empty if nothing came in time."""
-    rounds = Rounds(endpoint, Event.RECORDS, deadline(endpoint, timeout))
+    rounds = Rounds(endpoint, RECORDS, deadline(endpoint, timeout))
     yield from _until(lambda: endpoint.or_end(borrowing.try_open), rounds)
 
 

@@ -40,6 +40,10 @@ class Event(enum.IntEnum):
     MESSAGE = 2
 
 
+# To look one up in the class costs more than what is done with it.
+RECORDS, SPACE, MESSAGE = Event
+
+
 class Wait(NamedTuple):
     """What to wait for: the first of these.  With none of them, for the time alone."""
 
@@ -78,16 +82,13 @@ def held_lock() -> Follower:
 class Waiter:
     """A thread or task that waits for one event; its marks in Waiters, for leave() to undo."""
 
-    __slots__ = ("counted", "event", "follows", "late", "led", "reads")
-
-    def __init__(self, event: Event) -> None:
-        self.event = event
-        self.counted = False
-        self.late = False
-        """Whether somebody else was reading when it entered: then it must follow."""
-        self.reads = self.led = False
-        self.follows: Follower | None = None
-        """What it sleeps on if it follows."""
+    # Defaults of the class, as one is made for each sleep: that calls no function of Python.
+    counted = False
+    late = False
+    """Whether somebody else was reading when it entered: then it must follow."""
+    reads = led = False
+    follows: Follower | None = None
+    """What it sleeps on if it follows."""
 
 
 class Waiters(Owner):
@@ -108,10 +109,10 @@ class Waiters(Owner):
         self.mutex = threading.RLock()
         self.followers = set()
 
-    def enter(self, waiter: Waiter) -> None:
+    def enter(self, waiter: Waiter, event: Event) -> None:
         """Count a waiter; before it announces what it waits for, and with the mutex held."""
         # No bytecode between these can be interrupted.
-        self.counts[waiter.event] += 1
+        self.counts[event] += 1
         waiter.counted = True
         waiter.late = self.reading
 
@@ -125,8 +126,8 @@ class Waiters(Owner):
         self.followers.add(follower)
         return follower
 
-    def leave(self, waiter: Waiter, withdraw: Callable[[Event], None]) -> None:
-        """Undo what a waiter has done here, as far as it came; for persist().
+    def leave(self, waiter: Waiter, event: Event, withdraw: Callable[[Event], None]) -> None:
+        """Undo what a waiter for `event` has done here, as far as it came; for persist().
 
         Calls withdraw(event) if nobody waits for that any more, and wakes the followers of a
         reader: what it read may be for them, whoever reads by now.
@@ -135,11 +136,11 @@ class Waiters(Owner):
         if waiter.reads:
             self.reading = waiter.reads = False
         if waiter.counted:
-            self.counts[waiter.event] -= 1
+            self.counts[event] -= 1
             waiter.counted = False
         with self.mutex:
-            if not self.counts[waiter.event]:
-                withdraw(waiter.event)
+            if not self.counts[event]:
+                withdraw(event)
             if waiter.follows is not None:
                 self.followers.discard(waiter.follows)
             if waiter.led and self.followers:

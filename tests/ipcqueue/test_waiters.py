@@ -17,9 +17,9 @@ def never(event):
 
 
 def entered(waiters, event=Event.RECORDS):
-    waiter = Waiter(event)
+    waiter = Waiter()
     with waiters.mutex:
-        waiters.enter(waiter)
+        waiters.enter(waiter, event)
     return waiter
 
 
@@ -33,10 +33,10 @@ def test_the_first_reads_and_the_next_follows(waiters):
     assert not lock.acquire(blocking=False)
     assert waiters.counts == [1, 1, 0]
     withdrawn = []
-    waiters.leave(first, withdrawn.append)
+    waiters.leave(first, Event.RECORDS, withdrawn.append)
     assert withdrawn == [Event.RECORDS]
     assert lock.acquire(blocking=False)
-    waiters.leave(second, withdrawn.append)
+    waiters.leave(second, Event.SPACE, withdrawn.append)
     assert withdrawn == [Event.RECORDS, Event.SPACE]
     assert waiters.counts == [0, 0, 0]
     assert not waiters.reading
@@ -46,20 +46,20 @@ def test_the_first_reads_and_the_next_follows(waiters):
 def test_who_enters_while_another_reads_is_late_though_that_one_ends_meanwhile(waiters):
     first = entered(waiters)
     waiters.read(first)
-    second = Waiter(Event.RECORDS)
+    second = Waiter()
     with waiters.mutex:
-        waiters.enter(second)
+        waiters.enter(second, Event.RECORDS)
         first.reads = waiters.reading = False  # which needs no mutex
         assert second.late
         lock = waiters.follow(second)
-    waiters.leave(first, never)
+    waiters.leave(first, Event.RECORDS, never)
     assert lock.acquire(blocking=False)
 
 
 def test_an_announcement_is_withdrawn_by_the_last_who_waits_for_that(waiters):
     both, withdrawn = [entered(waiters), entered(waiters)], []
-    waiters.leave(both[0], never)
-    waiters.leave(both[1], withdrawn.append)
+    waiters.leave(both[0], Event.RECORDS, never)
+    waiters.leave(both[1], Event.RECORDS, withdrawn.append)
     assert withdrawn == [Event.RECORDS]
 
 
@@ -74,14 +74,14 @@ def test_leaving_can_be_repeated(waiters, role):
     elif role == "follows":
         waiters.follow(waiter)
     for _ in range(3):
-        waiters.leave(waiter, never)
+        waiters.leave(waiter, Event.RECORDS, never)
     assert waiters.counts == [1, 0, 0]
     assert waiters.reading is (role == "follows")
     assert not waiters.followers
 
 
 def test_leaving_without_having_entered_withdraws_only_what_nobody_waits_for(waiters):
-    waiters.leave(Waiter(Event.MESSAGE), lambda event: None)
+    waiters.leave(Waiter(), Event.MESSAGE, lambda event: None)
     assert waiters.counts == [0, 0, 0]
 
 

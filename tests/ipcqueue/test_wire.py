@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
@@ -15,6 +16,7 @@ from ipcqueue import Closed, CorruptPeer, LimitRefused
 from ipcqueue._link import wire as _wire
 from ipcqueue._link.lease import Lease
 from ipcqueue._link.wire import GOODBYE, Wire
+from tests.kit.places import at_every_place
 
 FDS, ERR = 17, 100
 
@@ -141,6 +143,54 @@ def test_who_has_it_in_hand_closes_it_last(both):
     for ask in (wire.fileno, wire.events_fileno, partial(wire.poller, 0)):
         with pytest.raises(Closed):
             ask()
+
+
+def test_between_counting_who_uses_it_and_looking_whether_it_is_closed_nobody_can_close_it():
+    """Nor can another thread: those take turns where signals are looked for, too."""
+    made = []
+
+    def prepare():
+        ours, theirs = socket.socketpair()
+        theirs.close()
+        made[:] = [Wire(ours, None, Lease(), 2)]
+
+    def check(_):
+        (wire,) = made
+        wire.close()
+        assert wire.released
+        assert wire._users == 0
+
+    def call():
+        return made[0].use(lambda sock: sock.fileno())
+
+    def act():
+        made[0].close()
+
+    assert at_every_place(prepare, call, act, check) == 1  # the call
+
+
+def test_while_it_is_closed_nobody_takes_it_in_hand():
+    used, made = [], []
+
+    def prepare():
+        ours, theirs = socket.socketpair()
+        theirs.close()
+        made[:] = [Wire(ours, None, Lease(), 2)]
+
+    def act():
+        with contextlib.suppress(Closed):
+            made[0].use(used.append)
+
+    def check(_):
+        (wire,) = made
+        assert wire.released
+        assert wire._users == 0
+
+    def call():
+        made[0].close()
+
+    assert at_every_place(prepare, call, act, check) > 5
+    assert used == []
 
 
 def test_a_doze_says_whether_something_came_and_reads_it(both):
