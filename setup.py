@@ -29,7 +29,7 @@ def extension(name: str, header: str, own: str, core: str = "") -> Extension:
 DIRECT = extension(
     "_direct",
     "direct",
-    "sender batches receiver shelf taking prefetch iteration socket module",
+    "sender batches lending receiver shelf taking prefetch iteration socket module",
     "ring slots frames segment",
 )
 

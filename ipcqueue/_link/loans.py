@@ -13,14 +13,13 @@ What is read in place can be changed by the peer at any time: check it only on a
 
 from __future__ import annotations
 
-import contextlib
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from fdpass.lowlevel import Owner, index_of
-from ipcqueue._core import ffi, lib
+from ipcqueue._direct import persist, persistent
 from ipcqueue._errors import BadRecord, LoanError, TooLarge
-from ipcqueue._origin import tagged
+from ipcqueue._origin import tag_error, tagged
 from ipcqueue._records.messages import MAX_FLAGS, MAX_TAG, Message, checked_tag
 from ipcqueue._ring.codes import RingError
 from ipcqueue._ring.frame import HEADER, MAX_ATTACHED, MAX_EXTENT, extent
@@ -31,20 +30,101 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import TracebackType
 
+    from ipcqueue._ring.end import End
+
     from .endpoint import Endpoint
 
 
-class _Hold:
-    """Stands for an open block: when it is gone, and no sooner, its memory may be taken back.
+class Block(Owner):
+    """What a Loan and a Borrowing share: the way into a with block, and out of it.
 
-    Apart from the Loan or the Borrowing, whose name outlives the block: Ctrl-C while the block
-    ends must not leave the memory lent until somebody thinks of deleting that name.
+    The memory is lent to the object itself, and whether it still is only the end of the ring knows.
+
+    An exception of a signal handler (Ctrl-C), or a second one, may strike between any two
+    bytecodes.  On the way in, it has undo() give back what there is.  On the way out, the end is
+    begun again until it has come to its end, by __exit__, which is C: between the last step of the
+    block and the first of a method of Python, CPython would look for signals.
     """
 
-    __slots__ = ("__weakref__",)
+    _instead = "copy its data inside the block, as bytes or as an array"
+
+    def __init__(
+        self, endpoint: Endpoint, ring_end: End, wait: Callable[[Any], object] | None
+    ) -> None:
+        self._endpoint = endpoint
+        self._ring_end = ring_end
+        self._wait = wait
+        self._entered = False
+        self.data: Any = None
+
+    def begin(self) -> None:
+        """Note that the block begins; raise LoanError if it cannot.  For doors."""
+        if self._entered:
+            raise LoanError(self._twice)
+        self._entered = True
+
+    _twice = "this block is open already"
+
+    def try_open(self) -> Self | None:
+        """Get the memory; None if there is none yet.  For doors."""
+        raise NotImplementedError
+
+    def undo(self) -> None:
+        """After begin(): give back what there is, as the block does not begin.  For doors.
+
+        For persist(), as all that ends a block.
+        """
+        self._ring_end.give_back(self)
+        self._let_go()
+        self._entered = False
+
+    def _let_go(self) -> None:
+        """Release the views."""
+        raise NotImplementedError
+
+    def _end(self, *, well: bool) -> None:
+        """End the block: `well`, or as if nothing had happened."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        begun = False
+        try:
+            self.begin()
+            begun = True
+            if self._wait is None:
+                raise TypeError(f"a {type(self).__name__.lower()} under Trio needs async with")
+            if self.try_open() is None:
+                self._wait(self)
+            return self
+        except BaseException as error:
+            if begun:
+                persist(self.undo)
+            if isinstance(error, Exception):
+                tag_error(error, self._endpoint.owner())
+            raise
+
+    def _leave(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,  # noqa: ARG002 (as __exit__)
+        traceback: TracebackType | None,  # noqa: ARG002
+    ) -> None:
+        try:
+            self._end(well=kind is None)
+        except Exception as failure:
+            views_are_left = isinstance(failure, LoanError) and not self._ring_end.lends_to(self)
+            if kind is not None and views_are_left:
+                return  # the exception is what its block has to say
+            tag_error(failure, self._endpoint.owner())
+            raise
+
+    if TYPE_CHECKING:
+        __exit__ = _leave
+    else:
+        __exit__ = persistent(_leave)
 
 
-class Loan(Owner):
+class Loan(Block):
     """Memory of the outgoing ring, to fill in a with block.  Made by Interface.loan().
 
     Leaving the block publishes it; an exception, or cancel(), gives it back.  `data` is a
@@ -54,9 +134,12 @@ class Loan(Owner):
 
     Publishing raises LoanError (views outlive the block; nothing is published), ReceiverGone,
     PeerDied, CorruptPeer, Closed.
+
+    Where a signal handler raises (Ctrl-C) on the way into the block or out of it, nothing is lent
+    any more when that exception arrives.  On the way out, all of it was published then, or nothing.
     """
 
-    _instead = "copy its data inside the block, as bytes or as an array"
+    _twice = "this loan was used before: ask for a new one"
 
     def __init__(
         self,
@@ -64,22 +147,15 @@ class Loan(Owner):
         size: int,
         tag: int = 0,
         flags: int = 0,
-        wait: Callable[[Loan], None] | None = None,
+        wait: Callable[[Loan], object] | None = None,
     ) -> None:
-        self._endpoint = endpoint
-        self._wait = wait
         self._sender = endpoint.sending()
+        super().__init__(endpoint, self._sender, wait)
         self._frames = isinstance(self._sender, FrameSender)
         self._size = _checked_size(size)  # bytes of a message, or records
         self._tag, self._flags = tag, flags
         self._wake = True
-        self._hold: _Hold | None = None  # while it is open
-        self._done = False
-        self._at: Any = None
-        self._run = 0  # records that are contiguous there
-        self._aside: Any = None  # stands in where the ring wraps around
         self._view: memoryview | None = None
-        self.data: Any = None
         self._check()
 
     def _check(self) -> None:
@@ -110,30 +186,23 @@ class Loan(Owner):
 
     def try_open(self) -> Self | None:
         """Get the memory; None if there is no space for it yet."""
-        if self._hold is not None or self._done:
-            raise LoanError("this loan was used before: ask for a new one")
-        hold = _Hold()
-        lent = self._sender.lend_space(self.units, hold)
-        if lent is None:
-            return None
-        memory, offset, self._run = lent
-        self._at = memory + offset
-        nbytes = self._size * self._endpoint.codec.size
-        if self._frames:
-            offset += HEADER
-        elif self._run < self._size:
-            memory, offset = ffi.new("char[]", nbytes), 0
-            self._aside = memory
-        arrays = self._endpoint.shows_arrays
-        view = self._sender.view(memory, offset, nbytes, arrays=arrays)
-        self._view = view
-        self._hold = hold
-        self.data = self._endpoint.as_records(view)
-        return self
+        endpoint, sender = self._endpoint, self._sender
+        try:
+            lent = sender.lend_space(self.units, self)
+            if lent is None:
+                return None
+            nbytes = self._size * endpoint.codec.size
+            self._view = view = sender.view(*lent, nbytes, arrays=endpoint.shows_arrays)
+            self.data = endpoint.as_records(view)
+            return self
+        except RingError as error:
+            trouble = error.args
+        endpoint.raise_meaning(*trouble, sending=True)
 
     def _check_open(self) -> None:
-        if self._hold is None:
-            raise LoanError("the loan is not open: " + ("it is over" if self._done else "use with"))
+        if not self._sender.lends_to(self):
+            state = "it is over" if self._entered else "use with"
+            raise LoanError(f"the loan is not open: {state}")
 
     @tagged
     def shrink(self, size: int) -> None:
@@ -149,7 +218,7 @@ class Loan(Owner):
     def cancel(self) -> None:
         """Give it back now, without publishing it."""
         self._check_open()
-        self._end(publish=False)
+        persist(partial(self._end, well=False))
 
     @tagged
     def publish(self, *, wake: bool = True) -> None:
@@ -160,73 +229,41 @@ class Loan(Owner):
         """
         self._check_open()
         self._wake = wake
-        self._end(publish=True)
+        persist(partial(self._end, well=True))
 
-    def _end(self, *, publish: bool) -> None:
-        # Held until this function is done with it, however it ends.
-        _held, self._hold, self._done = self._hold, None, True
-        view, self._view, self.data = self._view, None, None
-        commit = self._commit() if publish else None
-        _release(view)
-        del view
+    def _end(self, *, well: bool) -> None:
+        self._let_go()
+        shape: tuple[int, ...] | None = None
+        if well and self._frames:
+            shape = self._size, self._tag, self._flags, self._wake
+        elif well:
+            shape = self._size, self._wake
         try:
-            self._sender.end_loan(commit)
+            self._sender.end_loan(self, shape)
         except RingError as error:
             trouble = error.args
         else:
             return
         self._endpoint.raise_meaning(*trouble, sending=True)
 
-    def _commit(self) -> Callable[[Any], int]:
-        """Return what publishes the memory as it stands now."""
-        size, wake = self._size, self._wake
-        if self._frames:
-            frame = ffi.new("struct ipcq_frame *", [size, self._tag, self._flags, 0, 0, 0])
-            return lambda ring: int(lib.ipcq_frame_commit(ring, frame, wake))
-        if self._aside is None:
-            return lambda ring: int(lib.ipcq_commit(ring, size, wake))
-
-        def commit(ring: Any) -> int:
-            record = self._endpoint.codec.size
-            first = min(size, self._run)
-            start = self._at - (self._sender.capacity - self._run) * record  # of the ring
-            ffi.memmove(self._at, self._aside, first * record)
-            ffi.memmove(start, self._aside + first * record, (size - first) * record)
-            return int(lib.ipcq_commit(ring, size, wake))
-
-        return commit
-
-    @tagged
-    def __enter__(self) -> Self:
-        if self._wait is None:
-            raise TypeError("a loan under Trio needs async with")
-        self._wait(self)
-        return self
-
-    @tagged
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._hold is not None and kind is None:
-            self._end(publish=True)
-        elif self._hold is not None:
-            with contextlib.suppress(LoanError):  # the exception is what its block has to say
-                self._end(publish=False)
+    def _let_go(self) -> None:
+        self.data = None
+        _release(self._view)
 
 
-class Borrowing(Owner):
+class Borrowing(Block):
     """What waits in the incoming ring, to read in place in a with block.
 
     Made by Interface.borrow().  `data` is a list of Message with read-only memoryviews, or, of
     records, one memoryview (or array of shape (n,) for a numpy spec) up to where the ring wraps
     around; empty if nothing came in time.  The Borrowing itself is a sequence of the same.
     Leaving the block takes what it got; an exception, or cancel(), takes nothing.
+
+    Where a signal handler raises (Ctrl-C) on the way into the block or out of it, nothing is lent
+    any more when that exception arrives.  On the way out, all of it was taken then, or nothing.
     """
 
-    _instead = "copy its data inside the block, as bytes or as an array"
+    _twice = "this borrowing is open already"
 
     def __init__(
         self,
@@ -234,44 +271,39 @@ class Borrowing(Owner):
         limit: int | None,
         wait: Callable[[Borrowing], object] | None = None,
     ) -> None:
-        self._endpoint = endpoint
         self._receiver = endpoint.receiving()
+        super().__init__(endpoint, self._receiver, wait)
         self._most, self._bounded = endpoint.most(limit), limit is None
-        self._wait = wait
-        self._hold: _Hold | None = None  # while there is memory in it
-        self._inside = False
         self._views: list[memoryview] = []
-        self.data: Any = endpoint.codec.decode_many(b"", 0)
+        self.data = endpoint.codec.decode_many(b"", 0)
         if isinstance(self.data, list) and not isinstance(self._receiver, FrameReceiver):
             self.data = memoryview(b"")
 
     def try_open(self) -> Self | None:
-        """Get what waits; None if nothing does."""
-        if self._hold is not None:
-            raise LoanError("this borrowing is open already")
-        self._inside = True
-        if self._most == 0:
-            return self
-        receiver, hold = self._receiver, _Hold()
-        lend = partial(receiver.lend_records, self._most, hold, bounded=self._bounded)
+        """Get what waits; None if nothing does.  Raises how the connection ended."""
+        return self._endpoint.or_end(self._lend) if self._most else self
+
+    def _lend(self) -> Self | None:
+        receiver = self._receiver
+        lend = partial(receiver.lend_records, self._most, self, bounded=self._bounded)
         lent = lend()
         for _ in range(MAX_ATTACHED):
             if lent is None or receiver.lacking is None:
                 break
             # Some of what waits was left out, as its descriptors are in the socket still.
             lent = None
-            receiver.end_borrowing(take=False)
+            receiver.end_borrowing(self, take=False)
             came = self._endpoint.read_missing() and receiver.lacking is None
             lent = lend()
             if not came:
                 break
         if lent is None:
             return None
-        self._hold = hold
-        view, arrays = self._receiver.view, self._endpoint.shows_arrays
-        views = [view(p.memory, p.offset, p.size, arrays=arrays).toreadonly() for p in lent]
-        self._views = views
-        if isinstance(self._receiver, FrameReceiver):
+        view, arrays = receiver.view, self._endpoint.shows_arrays
+        self._views = views = [
+            view(each.memory, each.offset, each.size, arrays=arrays).toreadonly() for each in lent
+        ]
+        if isinstance(receiver, FrameReceiver):
             pieces = zip(views, lent, strict=True)
             self.data = [Message(view, piece.tag, piece.flags) for view, piece in pieces]
         else:
@@ -290,45 +322,27 @@ class Borrowing(Owner):
     @tagged
     def cancel(self) -> None:
         """Take nothing, and leave what waits for the next call that receives."""
-        if not self._inside:
+        if not self._entered:
             raise LoanError("the borrowing is not open")
-        if self._hold is not None:
-            self._end(take=False)
-        self._inside = False
+        persist(partial(self._end, well=False))
 
-    def _end(self, *, take: bool) -> None:
-        _held, self._hold, self._inside = self._hold, None, False  # held as in Loan
-        views, self._views, self.data = self._views, [], ()
-        while views:
-            _release(views.pop())
+    def _end(self, *, well: bool) -> None:
         try:
-            self._receiver.end_borrowing(take=take)
+            if self._receiver.lends_to(self):
+                self._let_go()
+                self._receiver.end_borrowing(self, take=well)
+            self._entered = False
         except RingError as error:
             trouble = error.args
         else:
             return
         self._endpoint.raise_meaning(*trouble, sending=False)
 
-    @tagged
-    def __enter__(self) -> Self:
-        if self._wait is None:
-            raise TypeError("a borrowing under Trio needs async with")
-        self._wait(self)
-        return self
-
-    @tagged
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._hold is not None and kind is None:
-            self._end(take=True)
-        elif self._hold is not None:
-            with contextlib.suppress(LoanError):  # the exception is what its block has to say
-                self._end(take=False)
-        self._inside = False
+    def _let_go(self) -> None:
+        self.data = ()
+        views = self._views
+        for view in views:
+            _release(view)
 
 
 def _checked_size(size: int) -> int:

@@ -74,9 +74,9 @@ class End(Owner):
     """One end of a ring of either shape: the core's struct, who may use it now, and its views.
 
     While its memory is lent to the application, the ring is parked, and every other use fails: also
-    by a signal handler, while memory is being lent or taken back.  Where the loan or the borrowing
-    itself is gone, an exception (Ctrl-C) has kept its block from beginning or from ending, and it
-    is given back.
+    by a signal handler, while memory is being lent or taken back.  `_borrower` is who has it; what
+    publishes or takes it clears that in the same call of C, so an end of a block that begins again
+    finds what was done already.  Memory of a borrower that is gone is given back.
     """
 
     _look_call: Any
@@ -115,6 +115,22 @@ class End(Owner):
         if self._parked is not None:  # else a signal handler has done it meanwhile
             self._ring, self._parked = self._parked, None
         return self._ring
+
+    def lends_to(self, borrower: object) -> bool:
+        """Whether this borrower has memory on loan."""
+        reference = self._borrower
+        return reference is not None and reference() is borrower
+
+    def give_back(self, borrower: object) -> None:
+        """Take back what this borrower has, if anything; nobody got to see it.  For persist().
+
+        What a traceback keeps of the views of it does not count.
+        """
+        with self._lock:
+            if self.lends_to(borrower):
+                self._views.forget()
+                self._forget()
+                self._usable()
 
     def _forget(self) -> None:
         """Take lent memory back as if nothing had been done with it, once its views are gone."""

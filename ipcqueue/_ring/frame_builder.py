@@ -263,7 +263,7 @@ class FrameBuilder(_direct.FrameReceiver, ReceiverEnd):  # type: ignore[misc]
 
     def _payload(self, address: int) -> Any:
         """Return a pointer to the payload of a frame, which the ring keeps."""
-        return self._memory + (address - address_of(self._memory))
+        return self._memory + (address - self._base)
 
     def _build_one(
         self,

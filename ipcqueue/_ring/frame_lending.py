@@ -14,7 +14,7 @@ from .arrivals import Built, attachments_of
 from .bounds import Budget
 from .codes import CLOSED, DONE, FORKED, RingError
 from .frame_builder import FrameBuilder
-from .memory import Mapping, address_of, fork_generation
+from .memory import Mapping, fork_generation
 from .outside import find
 from .views import Lent
 
@@ -92,7 +92,7 @@ class FrameLender(FrameBuilder):
         self, ring: Any, segment: Any, limit: int, lending: _Lending, budget: Budget
     ) -> list[Lent] | None:
         lent: list[Lent] = []
-        arrived, base = self._arrived[:], address_of(segment)
+        arrived, base = self._arrived[:], self._base
         lending.to = self._next
         regions = lending.regions = {**self._regions}
         self._wanted = 0
@@ -131,10 +131,12 @@ class FrameLender(FrameBuilder):
     def _forget(self) -> None:
         self._lending = self._borrower = None
 
-    def end_borrowing(self, *, take: bool) -> None:
-        """Take the memory back, and free what was lent if it is to be taken."""
+    def end_borrowing(self, borrower: object, *, take: bool) -> None:
+        """Take the memory back, and free what was lent if it is to be taken; for persist()."""
         code = DONE
         with self._lock:
+            if not self.lends_to(borrower):
+                return
             ring, lending = self._parked, self._lending
             try:
                 if take:

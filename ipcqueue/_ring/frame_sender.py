@@ -294,6 +294,9 @@ class FrameSender(_direct.FrameSender, SenderEnd):  # type: ignore[misc]
                 raise RingError(CLOSED) from None
         return taken
 
+    def _place(self, memory: Any, offset: int, units: int, run: int) -> tuple[Any, int]:  # noqa: ARG002 (as SlotSender)
+        return memory, offset + HEADER
+
     def close(self) -> None:
         """Let go of the socket and of the regions.  A push in progress ends first."""
         super().close()

@@ -158,8 +158,3 @@ whether this memory is still the caller's to write, and the copy, nothing may co
 def address_of(pointer: Any) -> int:
     """Return where a pointer of the core points."""
     return int(ffi.cast("uintptr_t", pointer))
-
-
-def offset_in(memory: Any, at: Any) -> int:
-    """Return where a pointer of the core points, from the beginning of memory."""
-    return int(at - memory)

@@ -9,7 +9,7 @@ from ipcqueue._waiting import lib as waiting
 
 from .codes import DONE, EMPTY
 from .end import End
-from .memory import allocate
+from .memory import address_of, allocate
 from .patience import ADAPTIVE
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ class ReceiverEnd(End):
         self._keeps = not patience.yields
         lib.ipcq_receiver_patience(ring, *patience)
         super().__init__(place, ring, peer)
+        self._base = address_of(peer.at)
         self._decoding: Decoding = []  # replaced as a whole, never changed
 
     def _left_over(self) -> tuple[list[Any], Decoding]:
@@ -157,8 +158,11 @@ class ReceiverEnd(End):
         """
         raise NotImplementedError
 
-    def end_borrowing(self, *, take: bool) -> None:
-        """Take the memory back, and free what was lent if it is to be taken."""
+    def end_borrowing(self, borrower: object, *, take: bool) -> None:
+        """Take the memory back, and free what was lent if it is to be taken.
+
+        For persist(): nothing is left to do once `borrower` has no memory any more.
+        """
         raise NotImplementedError
 
     def look(self) -> bool:

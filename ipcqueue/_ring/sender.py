@@ -10,7 +10,7 @@ from ipcqueue._waiting import lib as waiting
 
 from .codes import AGAIN, CLOSED, DONE, FULL, RingError
 from .end import End
-from .memory import allocate, offset_in
+from .memory import address_of, allocate
 from .patience import ADAPTIVE
 
 if TYPE_CHECKING:
@@ -39,11 +39,14 @@ class SenderEnd(End):
         patience = place.patience or ADAPTIVE
         lib.ipcq_sender_patience(ring, *patience)
         super().__init__(place, ring, own)
+        self._base = address_of(own.at)
 
     if TYPE_CHECKING:  # of the base types in core/python
 
         def offer(self, record: Any) -> Any: ...
         def push(self, *encoded: Any) -> int: ...
+        def reserve(self, ring: Any, units: int) -> int | tuple[int, int]: ...
+        def publish(self, ring: Any, *shape: int) -> int: ...
 
     _encode: Callable[[Any], Any]
 
@@ -115,10 +118,10 @@ class SenderEnd(End):
         """Return the space to wait for when there was none for the rest of the batch."""
         raise NotImplementedError
 
-    def lend_space(self, units: int, borrower: object) -> tuple[Any, int, int] | None:
+    def lend_space(self, units: int, borrower: object) -> tuple[Any, int] | None:
         """Lend the memory of the next `units`; None if it is not there.
 
-        Returns the segment, the offset in it, and how many of the units are contiguous.
+        Return memory, and the offset in it at which what is lent begins.
         Everything else fails until end_loan(), or until `borrower` is gone.
         """
         code, lent, reference = CLOSED, None, weakref.ref(borrower)
@@ -128,9 +131,13 @@ class SenderEnd(End):
             if ring is not None:
                 self._parked, self._ring, self._borrower = ring, None, reference
                 try:
-                    at, run = ffi.new("char **"), ffi.new("uint64_t *")
-                    code = lib.ipcq_reserve(ring, units, at, run)
-                    lent = None if code else (memory, offset_in(memory, at[0]), int(run[0]))
+                    place = self.reserve(ring, units)
+                    if isinstance(place, int):
+                        code = place
+                    else:
+                        at, run = place
+                        code = DONE
+                        lent = self._place(memory, at - self._base, units, run)
                 finally:
                     if lent is None:
                         self._unpark(ring)
@@ -138,23 +145,34 @@ class SenderEnd(End):
             raise RingError(code)
         return lent
 
-    def end_loan(self, commit: Callable[[Any], int] | None) -> None:
-        """Take the memory back, and publish with `commit(ring)` unless that is None.
+    def _place(self, memory: Any, offset: int, units: int, run: int) -> tuple[Any, int]:
+        """Return where to write `units`, of which only `run` may be contiguous in the ring."""
+        raise NotImplementedError
 
-        Raises LoanError, and publishes nothing, while views of it are left.
+    def end_loan(self, borrower: object, shape: tuple[int, ...] | None) -> None:
+        """Take the memory back, and publish it in a `shape` unless that is None.
+
+        That is (units, wake); of frames (size, tag, flags, wake).  Raises LoanError, and publishes
+        nothing, while views of it are left.  For persist(): nothing is left to do once `borrower`
+        has no memory any more.
         """
         code = DONE
         with self._lock:
+            if not self.lends_to(borrower):
+                return
             ring = self._parked
             try:
-                if commit is not None:
+                if shape is not None:
                     self._views.check("nothing was published of this loan")
-                    code = CLOSED if ring is None else commit(ring)
+                    code = CLOSED if ring is None else self._publish_lent(ring, *shape)
             finally:
                 self._forget()
             self._usable()
         if code:
             raise RingError(code)
+
+    def _publish_lent(self, ring: Any, *shape: int) -> int:
+        return self.publish(ring, *shape)
 
     @property
     def enough(self) -> int:

@@ -117,12 +117,14 @@ class SlotReceiver(_direct.SlotReceiver, ReceiverEnd):  # type: ignore[misc]
         at, run = there
         count = min(limit, run)
         self._lent_to, self._lent_data = (start + count) & U64, b""
-        return DONE, [Lent(memory, at - address_of(memory), count * self._size, 0, 0)]
+        return DONE, [Lent(memory, at - self._base, count * self._size, 0, 0)]
 
-    def end_borrowing(self, *, take: bool) -> None:
-        """Take the memory back, and free what was lent if it is to be taken."""
+    def end_borrowing(self, borrower: object, *, take: bool) -> None:
+        """Take the memory back, and free what was lent if it is to be taken; for persist()."""
         code = DONE
         with self._lock:
+            if not self.lends_to(borrower):
+                return
             ring, to, held = self._parked, self._lent_to, len(self._lent_data)
             try:
                 if take:
@@ -140,7 +142,7 @@ class SlotReceiver(_direct.SlotReceiver, ReceiverEnd):  # type: ignore[misc]
         while True:
             turn = self.turn
             if to is None:
-                done = self.commit(turn, raw=self._raw[held:])
+                done = self.commit(turn, lent=ring, raw=self._raw[held:])
             else:
                 done = self.commit(turn, lent=ring, next=to, free=to)
             if done:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from ipcqueue import _direct
+from ipcqueue._core import ffi
 from ipcqueue._errors import BadRecord, Unaccepted
 from ipcqueue._records.messages import tuple_of
 
@@ -78,6 +79,29 @@ class SlotSender(_direct.SlotSender, SenderEnd):  # type: ignore[misc]
         self.shorten(address_of(self._ring), self._size, self._encode, plain)
         arrays: tuple[Any, Any] = codec.arrays or (None, None)
         self.array, self.dtype = arrays
+        self._aside: tuple[Any, Any, int, int] | None = None
+
+    def _place(self, memory: Any, offset: int, units: int, run: int) -> tuple[Any, int]:
+        self._aside = None
+        if run == units:
+            return memory, offset
+        # Where the ring wraps around, other memory stands in, and is copied to both places.
+        aside = ffi.new("char[]", units * self._size)
+        self._aside = aside, memory, offset, run
+        return aside, 0
+
+    def _publish_lent(self, ring: Any, *shape: int) -> int:
+        if self._aside is not None:  # to copy it twice does no harm
+            aside, memory, offset, run = self._aside
+            first = min(shape[0], run)
+            start = offset - (self.capacity - run) * self._size  # of the ring
+            ffi.memmove(memory + offset, aside, first * self._size)
+            rest = (shape[0] - first) * self._size
+            ffi.memmove(memory + start, aside + first * self._size, rest)
+        return self.publish(ring, *shape)
+
+    def _forget(self) -> None:
+        self._aside = self._borrower = None
 
     def offer_encoded(self, encoded: Any) -> Any:
         """Publish a record that is encoded; return it if there is no space."""

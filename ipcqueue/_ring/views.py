@@ -38,6 +38,10 @@ class Views(Owner):
         self._exporters.append(weakref.ref(exporter))
         return memoryview(exporter)[offset:]
 
+    def forget(self) -> None:
+        """Do not ask any more after those made up to now."""
+        self._exporters = []
+
     def left(self) -> int:
         """Return how many views of before still have users."""
         if self._exporters:

@@ -292,7 +292,7 @@ def lend(it, limit, script):
         endpoint.indices()
     take = bool(script.number() & 1)
     try:
-        receiver.end_borrowing(take=take)
+        receiver.end_borrowing(holder, take=take)
     except RingError as error:
         trouble = error.args
     else:

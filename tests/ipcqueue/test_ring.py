@@ -197,7 +197,7 @@ class TestCorruptPeer:
         assert len(ring.receiver.lend_records(4, borrower)) == 1
         ring.poke(ring.at_sender, HEAD, 2)
         assert ring.receiver.indices() == (2, 0)
-        ring.receiver.end_borrowing(take=True)
+        ring.receiver.end_borrowing(borrower, take=True)
         fails_with(CORRUPT, ring.receiver.try_pop_many, 4)
 
     def test_a_tail_that_goes_back_while_space_is_lent_promises_no_more_than_a_ring(self, ring):
@@ -207,7 +207,7 @@ class TestCorruptPeer:
         assert ring.sender.lend_space(4, borrower) is not None
         ring.poke(ring.at_receiver, TAIL, 0)
         assert ring.sender.indices() == (4, 4)  # space once seen stays
-        ring.sender.end_loan(lambda it: lib.ipcq_commit(it, 4, True))
+        ring.sender.end_loan(borrower, (4, True))
         ring.poke(ring.at_receiver, TAIL, 4)
         assert not ring.sender.try_push((9,))
         assert ring.sender.try_push_many(Batch(memoryview(packed(*range(9))), 9), 0) == 0

@@ -11,6 +11,7 @@ import itertools
 import os
 import select
 import struct
+import weakref
 from collections import deque
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
@@ -86,6 +87,12 @@ class Waiting(NamedTuple):
 
 class Mishap(Exception):
     """What the application raises inside a block."""
+
+
+def abandon(block):
+    """Have the memory of a block be nobody's, as when the block is gone without an end."""
+    block._let_go()
+    block._ring_end._borrower = weakref.ref(Mishap())
 
 
 def extent(size):
@@ -530,7 +537,7 @@ class OfSlots(Model):
                 case "raise":
                     raise Mishap
                 case "abandon":
-                    loan._hold = loan._view = loan.data = None
+                    abandon(loan)
                     return
                 case "keep a view":
                     kept = loan.data[:1]
@@ -574,7 +581,7 @@ class OfSlots(Model):
                 case "raise":
                     raise Mishap
                 case "abandon":
-                    borrowing._hold = borrowing._views = borrowing.data = None
+                    abandon(borrowing)
                 case "keep a view":
                     kept = borrowing.data[:1]
         if kept is not None:
@@ -868,7 +875,7 @@ class OfMessages(Model):
                 case "raise":
                     raise Mishap
                 case "abandon":
-                    loan._hold = loan._view = loan.data = None
+                    abandon(loan)
                     return
                 case "keep a view" if size:
                     kept = loan.data[:1]
@@ -908,7 +915,7 @@ class OfMessages(Model):
                 case "raise":
                     raise Mishap
                 case "abandon":
-                    lent._hold = lent._views = lent.data = None
+                    abandon(lent)
                 case "keep a view":
                     kept = lent.data[0].data[:1]
         if kept is not None:

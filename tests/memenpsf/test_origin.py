@@ -32,14 +32,14 @@ VERBS = {
     "ipcqueue/_connection.py": {"Connection"},
     "ipcqueue/_verbs.py": {"Sends", "Receives"},
     "ipcqueue/_queue.py": {"Sender", "Receiver"},
-    "ipcqueue/_link/loans.py": {"Loan", "Borrowing"},
+    "ipcqueue/_link/loans.py": {"Block", "Loan", "Borrowing"},
     "memenpsf/_interface.py": {"Interface"},
     "memenpsf/trio/_interface.py": {"Interface"},
-    "memenpsf/trio/_blocks.py": {"AsyncLoan", "AsyncBorrowing"},
+    "memenpsf/trio/_blocks.py": {"_Block"},
 }
-BLOCKS = {"__enter__", "__exit__", "__aenter__", "__aexit__"}
-# Not verbs: `of` wraps what has no interface yet; `try_open` is for the doors, which are verbs.
-NO_VERBS = {"of", "try_open"}
+BLOCKS = {"__enter__", "_leave", "__aenter__", "__aexit__"}  # __exit__ is _leave, by way of C
+# Not verbs: `of` wraps what has no interface yet; the others are for the doors, which are verbs.
+NO_VERBS = {"of", "begin", "try_open", "undo"}
 
 
 def methods():
@@ -74,14 +74,18 @@ def is_guarded(node):
     if "tagged" in map(ast.unparse, node.decorator_list):
         return True
     body = body_of(node)
-    if not isinstance(body[0], ast.Try):
+    tries = [n for n, each in enumerate(body) if isinstance(each, ast.Try)]
+    if len(tries) != 1:
         return False
-    *trouble, handler = body[0].handlers
-    if [ast.unparse(each.type) for each in trouble] != ["RingError"] * len(body[1:]):
+    before, guarded, after = body[: tries[0]], body[tries[0]], body[tries[0] + 1 :]
+    if any(isinstance(each, ast.Call) for one in before for each in ast.walk(one)):
         return False
-    if any(called(each.value) != "_raise_meaning" for each in body[1:]):
+    *trouble, handler = guarded.handlers
+    if [ast.unparse(each.type) for each in trouble] != ["RingError"] * len(after) or any(
+        called(each.value) != "_raise_meaning" for each in after
+    ):
         return False
-    if ast.unparse(handler.type) != "Exception":
+    if ast.unparse(handler.type) not in {"Exception", "BaseException"}:
         return False
     calls = [called(each) for each in ast.walk(handler) if isinstance(each, ast.Call)]
     raises = any(isinstance(each, ast.Raise) for each in handler.body)

@@ -200,21 +200,22 @@ def test_who_decodes_for_long_keeps_nobody_else_from_receiving():
 
 
 def test_an_interrupt_while_a_block_ends_leaves_nothing_lent(monkeypatch):
-    def interrupted(_):
+    release = ipcqueue._link.loans._release
+
+    def interrupted_once(view):
+        monkeypatch.setattr(ipcqueue._link.loans, "_release", release)
         raise KeyboardInterrupt
 
     with pair() as (one, other):
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(ipcqueue._link.loans, "_release", interrupted)
-            with one.loan(5) as loan:
-                loan.data[:] = b"never"
+        monkeypatch.setattr(ipcqueue._link.loans, "_release", interrupted_once)
+        with pytest.raises(KeyboardInterrupt), one.loan(5) as loan:
+            loan.data[:] = b"whole"
         one.xmit(b"given")  # though there is a `loan` still
         with pytest.raises(memenpsf.LoanError, match="over"):
             loan.publish()
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(ipcqueue._link.loans, "_release", interrupted)
-            with other.borrow() as messages:
-                assert bytes(messages[0].data) == b"given"
+        monkeypatch.setattr(ipcqueue._link.loans, "_release", interrupted_once)
+        with pytest.raises(KeyboardInterrupt), other.borrow(1) as messages:
+            assert bytes(messages[0].data) == b"whole"
         assert other.recv(timeout=0) == b"given"
         assert len(messages) == 0
 

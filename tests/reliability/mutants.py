@@ -36,6 +36,55 @@ class Mutant(NamedTuple):
 
 MUTANTS = [
     Mutant(
+        "a block ends by a method of Python",
+        "ipcqueue/_link/loans.py",
+        "        __exit__ = persistent(_leave)\n",
+        "        __exit__ = _leave\n",
+        "signals/test_blocks.py::test_an_exception_anywhere_leaves_nothing_lent",
+    ),
+    Mutant(
+        "what an interrupted entry has opened stays open",
+        "ipcqueue/_link/loans.py",
+        "            if begun:\n                persist(self.undo)\n",
+        "",
+        "signals/test_blocks.py::test_an_exception_anywhere_leaves_nothing_lent",
+    ),
+    Mutant(
+        "views that a traceback keeps count as handed out",
+        "ipcqueue/_ring/end.py",
+        "                self._views.forget()\n",
+        "",
+        "signals/test_blocks.py::test_an_exception_anywhere_leaves_nothing_lent",
+    ),
+    Mutant(
+        "what is published is still on loan",
+        "ipcqueue/core/python/lending.c",
+        "    PyObject *borrower = self->borrower;\n    self->borrower = NULL;\n",
+        "    PyObject *borrower = NULL;\n",
+        "signals/test_blocks.py::test_an_exception_anywhere_leaves_nothing_lent",
+    ),
+    Mutant(
+        "what is taken is still lent",
+        "ipcqueue/core/python/shelf.c",
+        "    if (values[LENT] != NULL) {\n",
+        "    if (0) {\n",
+        "signals/test_blocks.py::test_an_exception_anywhere_leaves_nothing_lent",
+    ),
+    Mutant(
+        "a Ctrl-C gives way to an error",
+        "ipcqueue/core/python/module.c",
+        "} else if (PyErr_GivenExceptionMatches(type, PyExc_Exception) &&",
+        "} else if (0 && PyErr_GivenExceptionMatches(type, PyExc_Exception) &&",
+        "signals/test_strikes.py::test_a_ctrl_c_is_raised_rather_than_an_error_that_came_first",
+    ),
+    Mutant(
+        "Trio may raise Ctrl-C where a block ends",
+        "memenpsf/trio/_blocks.py",
+        "    @enable_ki_protection\n    def __aexit__(",
+        "    def __aexit__(",
+        "signals/test_blocks_trio.py",
+    ),
+    Mutant(
         "a change of the shelf is made of an older one",
         "ipcqueue/core/python/shelf.c",
         "if (turn != self->turn || (",

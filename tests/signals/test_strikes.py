@@ -11,17 +11,17 @@ import os
 import signal
 import threading
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import pytest
-from ipcqueue._direct import persist
+from ipcqueue._direct import persist, persistent
 
 import fdpass
 import ipcqueue
 import ipcqueue.lowlevel
 import memenpsf
 from memenpsf import Encoded, Interface, Message
-from tests.kit.places import STEP, Interrupt, at_every_pair, at_every_place, interrupt
+from tests.kit.places import STEP, Interrupt, Mishap, at_every_pair, at_every_place, interrupt
 from tests.kit.settling import settle
 
 pytestmark = pytest.mark.deadline(120)  # thousands of runs each, beside others
@@ -328,6 +328,40 @@ def test_what_must_be_done_is_done_whatever_strikes():
     assert persist(len, "abc") == 3
     with pytest.raises(TypeError):
         persist()
+
+
+def test_a_ctrl_c_is_raised_rather_than_an_error_that_came_first():
+    errors = [Mishap("first"), Interrupt("second"), Interrupt("third"), Mishap("fourth")]
+
+    def step():
+        if errors:
+            raise errors.pop(0)
+
+    with pytest.raises(Interrupt, match="second"):
+        persist(step)
+    assert errors == []
+
+
+def test_a_method_that_persists_begins_again_and_takes_what_it_is_given():
+    class Thing:
+        left = 2
+        calls: ClassVar = []
+
+        @persistent
+        def method(self, *arguments):
+            self.calls.append(arguments)
+            if self.left:
+                self.left -= 1
+                raise Mishap(self.left)
+            return "done"
+
+    thing = Thing()
+    with pytest.raises(Mishap, match="1"):
+        thing.method(1, 2)
+    assert thing.calls == [(1, 2)] * 3
+    assert thing.method() == "done"
+    with pytest.raises(TypeError):
+        thing.method(name=1)
 
 
 def test_what_cannot_be_done_ends_with_the_first_error():

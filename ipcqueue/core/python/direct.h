@@ -14,7 +14,7 @@
  * exception of a handler (Ctrl-C) would lose what the call has returned; between a step of a loop and
  * its variable it does not.  Where a record may stand before that, shelf.c says.
  *
- * One extension of several files: sender.c and batches.c, receiver.c, shelf.c, taking.c, prefetch.c
+ * One extension of several files: sender.c, batches.c and lending.c, receiver.c, shelf.c, taking.c, prefetch.c
  * and iteration.c, socket.c, module.c.  What only one of them uses stands there and is static; this
  * header has what several do.  None of it is seen outside the extension (-fvisibility=hidden).
  */
@@ -55,6 +55,7 @@ typedef struct {
     int plain;        /* a record is its bytes: those of other objects encode looks at first */
     PyObject *dtype;  /* slots: that of the arrays which go as they are; None: none do */
     PyObject *array;  /* slots: the type of arrays */
+    PyObject *borrower; /* a weak reference to who has space of it on loan; None: nobody has */
     ipcq_sender *at;
     Py_ssize_t size;  /* slots: of a record; frames: of the largest message for the short way */
 } Sender;
@@ -67,6 +68,11 @@ PyObject *slots_pieces(Sender *self, PyObject *records);
 PyObject *frames_push_all(Sender *self, PyObject *records);
 PyObject *frames_push_run(Sender *self, PyObject *args);
 PyObject *frames_pieces(Sender *self, PyObject *records);
+
+/* lending.c */
+PyObject *reserve(Sender *self, PyObject *const *args, Py_ssize_t n);
+PyObject *slots_publish(Sender *self, PyObject *args);
+PyObject *frames_publish(Sender *self, PyObject *args);
 
 /* -- receiving ----------------------------------------------------------------------------- */
 
@@ -93,6 +99,7 @@ typedef struct {
     unsigned long long dropped; /* frames: how many attachments went to nobody */
     PyObject *suspect; /* slots: records one of which a decoder has left with what is no Exception:
                           Python decides about them; or None */
+    PyObject *borrower; /* a weak reference to who has some of it lent; None: nobody has */
     PyObject *decode; /* unless `plain`: a function from bytes (of a message, and its tag and flags) */
     PyObject *decode_many; /* slots: one to a list of records; None: there is none */
     ipcq_receiver *at;

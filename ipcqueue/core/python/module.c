@@ -6,26 +6,58 @@
 enum { MOST_STRIKES = 100 };
 
 /* Call a function that can be repeated until it has come to its end; then raise the first exception
- * that struck.  Between its calls CPython looks for no signal, as it would in a loop of Python. */
-static PyObject *persist(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t n)
+ * that struck, but rather one that is no Exception (Ctrl-C).  Between its calls CPython looks for no
+ * signal, as it would in a loop of Python. */
+static PyObject *done(PyObject *function, PyObject *const *args, Py_ssize_t n)
 {
     PyObject *result, *type = NULL, *error = NULL, *traceback = NULL;
-    if (n < 1)
-        return PyErr_Format(PyExc_TypeError, "persist() takes a function and its arguments");
     for (int strikes = 0;;) {
-        result = PyObject_Vectorcall(args[0], args + 1, (size_t)(n - 1), NULL);
+        result = PyObject_Vectorcall(function, args, (size_t)n, NULL);
         if (result != NULL || ++strikes == MOST_STRIKES)
             break;
-        if (type == NULL)
+        if (type == NULL) {
             PyErr_Fetch(&type, &error, &traceback);
-        else
+        } else if (PyErr_GivenExceptionMatches(type, PyExc_Exception) &&
+                   !PyErr_ExceptionMatches(PyExc_Exception)) {
+            Py_DECREF(type);
+            Py_XDECREF(error);
+            Py_XDECREF(traceback);
+            PyErr_Fetch(&type, &error, &traceback);
+        } else {
             PyErr_Clear();
+        }
     }
     if (type == NULL)
         return result;
     Py_XDECREF(result);
     PyErr_Restore(type, error, traceback);
     return NULL;
+}
+
+static PyObject *persist(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t n)
+{
+    if (n < 1)
+        return PyErr_Format(PyExc_TypeError, "persist() takes a function and its arguments");
+    return done(args[0], args + 1, n - 1);
+}
+
+/* The body of a method that persistent() has made of a function. */
+static PyObject *persistently(PyObject *function, PyObject *const *args, Py_ssize_t n)
+{
+    return done(function, args, n);
+}
+
+static PyMethodDef method = {
+    "persistently", (PyCFunction)(void (*)(void))persistently, METH_FASTCALL, NULL};
+
+/* A method that CPython calls in C.  For one of Python it looks for signals before the first step, and
+ * an exception would skip all of it: a with statement does not call __exit__ again. */
+static PyObject *persistent(PyObject *Py_UNUSED(module), PyObject *function)
+{
+    PyObject *bare = PyCFunction_New(&method, function);
+    PyObject *bound = bare == NULL ? NULL : PyInstanceMethod_New(bare);
+    Py_XDECREF(bare);
+    return bound;
 }
 
 static PyObject *blank(PyObject *Py_UNUSED(module), PyObject *size)
@@ -41,6 +73,8 @@ static PyMethodDef functions[] = {
      "blank(size): bytes of no known content, for one who fills them before anybody else sees them."},
     {"persist", (PyCFunction)(void (*)(void))persist, METH_FASTCALL,
      "persist(step, *arguments): call it until it has come to its end, whatever strikes meanwhile."},
+    {"persistent", persistent, METH_O,
+     "persistent(function): the same as a method, for a decorator; without names of arguments."},
     {NULL},
 };
 

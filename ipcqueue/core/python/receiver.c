@@ -29,6 +29,7 @@ static int receiver_traverse(Receiver *self, visitproc visit, void *arg)
     Py_VISIT(self->suspect);
     Py_VISIT(self->decode);
     Py_VISIT(self->decode_many);
+    Py_VISIT(self->borrower);
     return 0;
 }
 
@@ -46,6 +47,7 @@ static int receiver_clear(Receiver *self)
     Py_CLEAR(self->suspect);
     Py_CLEAR(self->decode);
     Py_CLEAR(self->decode_many);
+    Py_CLEAR(self->borrower);
     return 0;
 }
 
@@ -123,6 +125,7 @@ static PyObject *frames_see(Receiver *self, PyObject *ring)
     {"_decoding", T_OBJECT_EX, offsetof(Receiver, decoding), 0, NULL},                            \
     {"_raw", T_OBJECT, offsetof(Receiver, raw), 0, NULL},                                         \
     {"_suspect", T_OBJECT, offsetof(Receiver, suspect), 0, NULL},                                 \
+    {"_borrower", T_OBJECT, offsetof(Receiver, borrower), 0, NULL},                               \
     {"_next", T_ULONGLONG, offsetof(Receiver, next), 0, NULL},                                    \
     {"prefetched", T_OBJECT, offsetof(Receiver, prefetched), 0,                                   \
      "Records that a loop has taken ahead of itself; or None."},                                  \

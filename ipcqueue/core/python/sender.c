@@ -8,6 +8,7 @@ static int sender_traverse(Sender *self, visitproc visit, void *arg)
     Py_VISIT(self->encode);
     Py_VISIT(self->dtype);
     Py_VISIT(self->array);
+    Py_VISIT(self->borrower);
     return 0;
 }
 
@@ -17,6 +18,7 @@ static int sender_clear(Sender *self)
     Py_CLEAR(self->encode);
     Py_CLEAR(self->dtype);
     Py_CLEAR(self->array);
+    Py_CLEAR(self->borrower);
     return 0;
 }
 
@@ -222,6 +224,7 @@ static PyObject *frames_offer(Sender *self, PyObject *record)
 
 static PyMemberDef sender_members[] = {
     {"_ring", T_OBJECT, offsetof(Sender, ring), 0, NULL},
+    {"_borrower", T_OBJECT, offsetof(Sender, borrower), 0, NULL},
     {"dtype", T_OBJECT, offsetof(Sender, dtype), 0, "Of the arrays that go as they are; or None."},
     {"array", T_OBJECT, offsetof(Sender, array), 0, "The type of arrays; or None."},
     {NULL},
@@ -241,8 +244,17 @@ static PyMemberDef sender_members[] = {
     {"shorten", (PyCFunction)sender_shorten, METH_VARARGS,                                        \
      "shorten(address, size, encode, plain=False): use the short way to the sender at an address."}
 
+#define RESERVE                                                                                   \
+    {"reserve", (PyCFunction)(void (*)(void))reserve, METH_FASTCALL,                              \
+     "reserve(ring, units): where the next so many go, and how many of them are contiguous; or a " \
+     "code of the core."}
+
 static PyMethodDef slot_sender_methods[] = {
     SHORTEN,
+    RESERVE,
+    {"publish", (PyCFunction)slots_publish, METH_VARARGS,
+     "publish(ring, units, wake): publish so many of the space that is lent, which is lent no more; "
+     "a code of the core."},
     {"offer", (PyCFunction)slots_offer, METH_O,
      "Publish one record: None, or if there is no space what it is encoded to.  Raises BadRecord."},
     {"push", (PyCFunction)slots_push, METH_O,
@@ -255,6 +267,9 @@ static PyMethodDef slot_sender_methods[] = {
 
 static PyMethodDef frame_sender_methods[] = {
     SHORTEN,
+    RESERVE,
+    {"publish", (PyCFunction)frames_publish, METH_VARARGS,
+     "publish(ring, size, tag, flags, wake): the same for the message that is written there."},
     {"offer", (PyCFunction)frames_offer, METH_O,
      "Publish one message; as of slots.  Raises BadRecord, TooLarge."},
     {"push", (PyCFunction)frames_push, METH_VARARGS,

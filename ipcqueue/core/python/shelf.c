@@ -36,7 +36,7 @@ static const struct {
     [ARRIVED] = {"arrived"}, /* so many of `arrived` belong to what is moved */
     [FREE] = {"free"},       /* the ring up to there is the sender's again */
     [RING] = {"ring"},       /* only if it is still in use; */
-    [LENT] = {"lent"},       /* or, for who has it parked */
+    [LENT] = {"lent"},       /* or, for who has it parked: it is lent no more */
     [OWNED] = {"owned"},     /* a list that is then empty: what was in it is on the shelf */
 };
 
@@ -70,7 +70,7 @@ static int is_right(const Receiver *self, int field, PyObject *value)
 
 PyObject *commit(Receiver *self, PyObject *const *args, Py_ssize_t n, PyObject *given)
 {
-    PyObject *values[FIELDS] = {NULL}, *before[OBJECTS + 1];
+    PyObject *values[FIELDS] = {NULL}, *before[OBJECTS + 2];
     unsigned long long numbers[FIELDS], turn;
     Py_ssize_t count = given == NULL ? 0 : PyTuple_GET_SIZE(given), olds = 0;
     if (n != 1)
@@ -111,6 +111,10 @@ PyObject *commit(Receiver *self, PyObject *const *args, Py_ssize_t n, PyObject *
         before[olds++] = self->prefetched_raw;
         self->prefetched_raw = NULL;
         self->place = 0;
+    }
+    if (values[LENT] != NULL) {
+        before[olds++] = self->borrower;
+        self->borrower = NULL;
     }
     for (int i = OBJECTS; i < NUMBERS; i++)
         if (values[i] != NULL)
