@@ -1,4 +1,9 @@
-"""Loans and borrowings, for async with blocks."""
+"""Loans and borrowings, for async with blocks.
+
+Trio raises a Ctrl-C in the main task: at a checkpoint, or between any two bytecodes of code that is
+not protected from it.  A block is left by one protected function that is no coroutine: between the
+call of a coroutine function and its first step a Ctrl-C would leave the block open for good.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +13,7 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 from trio.lowlevel import checkpoint_if_cancelled, enable_ki_protection
 
 from ipcqueue import Borrowing, Loan, QueueError
-from ipcqueue.lowlevel import Owner, plans
+from ipcqueue.lowlevel import Owner, persist, plans
 
 from ._errors import OURS, ours
 
@@ -32,6 +37,17 @@ class Waiting(Protocol):
     async def _opened(self) -> Endpoint: ...
 
 
+class Done:
+    """An awaitable that has come to its end."""
+
+    def __await__(self) -> Generator[None, None, None]:
+        """Yield nothing."""
+        yield from ()
+
+
+_DONE = Done()
+
+
 class _Block(Owner, Generic[BlockT]):
     """A block of ipcqueue for async with: `make` makes it, `plan` is how it is opened."""
 
@@ -52,26 +68,34 @@ class _Block(Owner, Generic[BlockT]):
 
     @enable_ki_protection
     async def __aenter__(self) -> BlockT:
+        begun: BlockT | None = None
         try:
             interface = self._interface
             endpoint = interface._endpoint or await interface._opened()  # noqa: SLF001
             block = self._block = self._block or self._make(endpoint)
             await checkpoint_if_cancelled()
+            block.begin()
+            begun = block
             plan = self._plan(endpoint, block, self._timeout)
             await interface._tasks.drive(plan)  # noqa: SLF001
             return block
-        except Exception as error:
+        except BaseException as error:
+            if begun is not None:
+                persist(begun.undo)
+            if not isinstance(error, Exception):
+                raise
             raise ours(error, self._interface) from error.__cause__
 
     @enable_ki_protection
-    async def __aexit__(
+    def __aexit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
-    ) -> None:
+    ) -> Done:
         try:
             _leave(self._interface, self._block, kind, error, traceback)
+            return _DONE
         except Exception as failure:
             raise ours(failure, self._interface) from failure.__cause__
 

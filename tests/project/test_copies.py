@@ -63,6 +63,7 @@ PLAIN = {
     "memenpsf._candidates.Places": "numbers",
     "memenpsf._seeking._Search": "paths, and errors",
     "memenpsf.Ended": "an error, and records of the application",
+    "memenpsf.trio._blocks.Done": "nothing at all",
 }
 
 
