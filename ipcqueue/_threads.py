@@ -151,12 +151,12 @@ class Threads(Owner):
         return Borrowing(self._endpoint, limit, lambda it: self.open_borrowing(it, timeout))
 
     def open_loan(self, loan: Loan, timeout: Seconds) -> None:
-        """Wait for the space of a loan; raise Full if there was none in time."""
-        drive(plans.open_loan(self._endpoint, loan, timeout))
+        """Wait for the space of a loan that was not there; raise Full if it comes too late."""
+        drive(plans.open_loan(self._endpoint, loan, timeout, tried=True))
 
     def open_borrowing(self, borrowing: Borrowing, timeout: Seconds) -> None:
-        """Wait for something to borrow; leave it empty if nothing came in time."""
-        drive(plans.open_borrowing(self._endpoint, borrowing, timeout))
+        """Wait for something to borrow, as nothing was there; leave it empty if nothing comes."""
+        drive(plans.open_borrowing(self._endpoint, borrowing, timeout, tried=True))
 
     def receive(self, timeout: Seconds) -> Received | None:
         """Take a message with what is attached to it; None if none came in time."""

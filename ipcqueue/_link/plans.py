@@ -191,14 +191,18 @@ def _room(endpoint: Endpoint, seconds: float) -> Generator[Wait, bool, None]:
     endpoint.turn()
 
 
-def _until(attempt: Callable[[], T | None], rounds: Rounds) -> Generator[Wait, bool, T | None]:
-    """Attempt until that gives something; None if it did not in time.
+def _until(
+    attempt: Callable[[], T | None], rounds: Rounds, *, tried: bool = False
+) -> Generator[Wait, bool, T | None]:
+    """Attempt until that gives something; None if it did not in time.  `tried`: once, in vain.
 
     Where the sending end of a ring is attempted, that raises what its trouble means; the receiving
     end is attempted in Endpoint.or_end(), which does the same.
     """
+    result = None
     try:
-        while (result := attempt()) is None:
+        while tried or (result := attempt()) is None:
+            tried = False
             if not (yield from rounds.next()):
                 break
         return result
@@ -274,19 +278,21 @@ def send_message(
 # -- blocks --------------------------------------------------------------------------------------
 
 
-def open_loan(endpoint: Endpoint, loan: Loan, timeout: Seconds) -> Generator[Wait, bool, None]:
+def open_loan(
+    endpoint: Endpoint, loan: Loan, timeout: Seconds, *, tried: bool = False
+) -> Generator[Wait, bool, None]:
     """Wait for the space of a loan; raise Full if there was none in time."""
     rounds = Rounds(endpoint, SPACE, deadline(endpoint, timeout), units=lambda: loan.units)
-    if (yield from _until(loan.try_open, rounds)) is None:
+    if (yield from _until(loan.try_open, rounds, tried=tried)) is None:
         raise Full(f"no space for a loan within {shown_seconds(timeout)}")
 
 
 def open_borrowing(
-    endpoint: Endpoint, borrowing: Borrowing, timeout: Seconds
+    endpoint: Endpoint, borrowing: Borrowing, timeout: Seconds, *, tried: bool = False
 ) -> Generator[Wait, bool, None]:
     """Wait for something to borrow; leave it empty if nothing came in time."""
     rounds = Rounds(endpoint, RECORDS, deadline(endpoint, timeout))
-    yield from _until(lambda: endpoint.or_end(borrowing.try_open), rounds)
+    yield from _until(borrowing.try_open, rounds, tried=tried)
 
 
 # -- connecting ----------------------------------------------------------------------------------
