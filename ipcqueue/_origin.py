@@ -74,7 +74,7 @@ def tag_unless_given(error: BaseException, interface: object) -> None:
 
     Where that takes them from another connection, the end of that one passes through here.
     """
-    if not _comes_from_caller(error.__traceback__):
+    if not leads_outside(error.__traceback__):
         tag_error(error, interface)
 
 
@@ -113,8 +113,11 @@ def tagged(verb: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], 
     return tagging
 
 
-def _comes_from_caller(traceback: TracebackType | None) -> bool:
-    """Whether a traceback, from the verb on, leads out of these packages."""
+def leads_outside(traceback: TracebackType | None) -> bool:
+    """Whether a traceback, from the verb on, leads out of these packages.
+
+    To the code of the caller that makes records; to a signal handler.
+    """
     while traceback is not None:
         name = traceback.tb_frame.f_globals.get("__name__")
         if not isinstance(name, str) or name.partition(".")[0] not in _OURS:

@@ -20,6 +20,7 @@ from ipcqueue import _direct
 from ipcqueue._core import ffi
 from ipcqueue._direct import persist
 from ipcqueue._errors import Unaccepted
+from ipcqueue._origin import leads_outside
 from ipcqueue._records.messages import OUT_AGAIN, OUT_OF_LINE, OUTSIDE, Framed, Message
 
 from .arrivals import (
@@ -201,7 +202,7 @@ class FrameBuilder(_direct.FrameReceiver, ReceiverEnd):  # type: ignore[misc]
                         )
                     ):
                         break
-            except Exception as error:  # noqa: BLE001 (raised unless a signal handler was the cause)
+            except Exception as error:  # noqa: BLE001 (raised below, or by the next call)
                 failure = error
                 # Of a message that did not come to be; not the last of `built`, which may have
                 # none.
@@ -222,8 +223,12 @@ class FrameBuilder(_direct.FrameReceiver, ReceiverEnd):  # type: ignore[misc]
                 to_close=spent,
                 owned=owned,
             )
-            if done and failure is not None and not built:
-                raise failure  # else it will still be there when these are gone
+            # What is wrong with a message will still be so when those before it are gone.  What a
+            # signal handler has raised will not come again: they wait for the next call.
+            if failure is not None and (
+                (done and not built) or leads_outside(failure.__traceback__)
+            ):
+                raise failure
         finally:
             failure = None  # a cycle with this frame, which has the memory of the ring
             if owned:

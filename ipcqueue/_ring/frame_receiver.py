@@ -37,6 +37,8 @@ from .bounds import MOST_AT_ONCE, MOST_BUILT, MOST_BYTES, Budget, looks_after
 from .frame_lending import FrameLender
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .arrivals import Spent
 
 
@@ -124,7 +126,7 @@ class FrameReceiver(FrameLender):
             call.over = True  # one step, see end.py
             failure = None  # a cycle with this frame, which has the memory of the ring
 
-    def _decoded(
+    def _decoded(  # noqa: C901 (one loop, its ways out)
         self, taken: list[Built], budget: Budget | None
     ) -> tuple[list[Any], BaseException | None]:
         """Return the records of messages, or else why the first of them is given up.
@@ -145,9 +147,11 @@ class FrameReceiver(FrameLender):
             except BaseException as error:
                 if self._decode is Message:
                     raise  # a message without a decoder of the application's is never at fault
-                if records and isinstance(error, Exception):
-                    return records, None
                 again = partial(self._decode, data, tag, flags & MAX_FLAGS)
+                if records and isinstance(error, Exception):
+                    if not isinstance(error, MemoryError) and _succeeds(again):
+                        raise  # a signal handler's, perhaps; all wait for the next call
+                    return records, None
                 if not self._gives_up(raw, error, again):
                     raise
                 if records:
@@ -215,3 +219,11 @@ class FrameReceiver(FrameLender):
             close_received(built.fds)
             close_received(built.regions)
         close_received(self._to_close)
+
+
+def _succeeds(call: Callable[[], object]) -> bool:
+    try:
+        call()
+    except Exception:  # noqa: BLE001 (whatever a function of the user)
+        return False
+    return True

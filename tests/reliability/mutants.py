@@ -36,6 +36,27 @@ class Mutant(NamedTuple):
 
 MUTANTS = [
     Mutant(
+        "what a handler raises while a batch is built is forgotten",
+        "ipcqueue/_ring/frame_builder.py",
+        "(done and not built) or leads_outside(failure.__traceback__)",
+        "done and not built",
+        "signals/test_messages.py::test_what_a_handler_raises_is_raised_and_no_message_is_lost",
+    ),
+    Mutant(
+        "what a handler raises while a message is wrapped is forgotten",
+        "ipcqueue/core/python/taking.c",
+        "    if (record == NULL && PyErr_Occurred() && PyErr_ExceptionMatches(PyExc_MemoryError))\n",
+        "    if (record == NULL && PyErr_Occurred() && PyErr_ExceptionMatches(PyExc_Exception))\n",
+        "signals/test_messages.py::test_what_a_handler_raises_is_raised_and_no_message_is_lost",
+    ),
+    Mutant(
+        "what a handler raises while a batch is decoded is forgotten",
+        "ipcqueue/_ring/frame_receiver.py",
+        "if not isinstance(error, MemoryError) and _succeeds(again):",
+        "if False:",
+        "signals/test_messages.py::test_what_a_handler_raises_is_raised_and_no_message_is_lost",
+    ),
+    Mutant(
         "a block ends by a method of Python",
         "ipcqueue/_link/loans.py",
         "        __exit__ = persistent(_leave)\n",
@@ -1093,7 +1114,7 @@ MUTANTS = [
     Mutant(
         "the caller's own exception passes for that of the connection",
         "ipcqueue/_origin.py",
-        "    if not _comes_from_caller(error.__traceback__):",
+        "    if not leads_outside(error.__traceback__):",
         "    if True:",
         "memenpsf/test_origin.py::test_what_makes_the_records_to_send_raises_for_itself",
     ),

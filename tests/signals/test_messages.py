@@ -14,7 +14,7 @@ from tests.kit import places
 from tests.kit.attached import numbers, open_descriptors
 from tests.kit.connected import connection, inode, quick_collector  # noqa: F401 (the fixture)
 from tests.kit.hostile import HEADER, MOST_OUTSIDE
-from tests.kit.places import STEP, Interrupt, interrupt
+from tests.kit.places import STEP, Interrupt, Mishap, interrupt
 
 
 @pytest.fixture(scope="module")
@@ -464,3 +464,45 @@ def test_an_interrupt_and_then_fewer_messages_do_not_give_space_back_twice(monke
         left = [b"2" * 1000, b"3" * 1000, b"0" * 1000, b"1" * 1000, b"4"]
         assert other.recv_vectored() == left
         assert len(set(one.indices())) == 1
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.parametrize("short", [True, False])
+@pytest.mark.parametrize("verb", ["recv_vectored", "recv_message", "borrow"])
+def test_what_a_handler_raises_is_raised_and_no_message_is_lost(files, verb, short):
+    """Also once some messages of a batch are built: they wait for the next call."""
+    undo, made, raised = contextlib.ExitStack(), [], []
+    sent = [b"a", b"b" * 100, b"c" * 6000, b"d"]
+
+    def prepare():
+        raised.clear()
+        made[:] = undo.enter_context(connection(capacity=4096, accept=memenpsf.Accept(fds=1)))
+        one, _ = made
+        for n, record in enumerate(sent):
+            one.xmit(record, timeout=0, fds=[files[n]] if n % 2 == short else None)
+
+    def handler():
+        raised.append(True)
+        raise Mishap
+
+    def run():
+        if verb == "borrow":
+            with made[1].borrow(timeout=0) as messages:
+                return [bytes(message.data) for message in messages]
+        got = getattr(made[1], verb)(timeout=0)
+        if verb == "recv_message":
+            got = unpacked(got)[0]
+        return got if verb == "recv_vectored" else [got]
+
+    def check(result):
+        assert result is None or not raised
+        got = list(result or [])
+        gc.collect()
+        while (record := made[1].recv(timeout=0)) is not None:
+            got.append(record)
+        taken = raised and verb in ("borrow", "recv_message")  # the exception came after its end
+        assert got == sent or (taken and got == sent[len(sent) - len(got) :])
+        undo.close()
+
+    places = at_every_place(prepare, run, handler, check, short, 1 if STEP == 1 else 3)
+    assert places > (3 if short else 20)

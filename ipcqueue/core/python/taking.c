@@ -42,11 +42,12 @@ int is_raised(Receiver *self, PyObject *data, PyObject *function, PyObject *cons
     return raised;
 }
 
-/* What a decoder has made of the record at index `next`, which nobody has taken yet: where it fails,
- * or something came in between, the long way meets the record again.  NULL as below. */
+/* What a decoder has made of the record at index `next`, which nobody has taken yet: where memory is
+ * short, or something came in between, the long way meets the record again.  NULL as below.  What
+ * decodes here is of this package, so any other exception is that of a signal handler. */
 static PyObject *decoded(Receiver *self, PyObject *record, unsigned long long next)
 {
-    if (record == NULL && PyErr_Occurred() && PyErr_ExceptionMatches(PyExc_Exception))
+    if (record == NULL && PyErr_Occurred() && PyErr_ExceptionMatches(PyExc_MemoryError))
         PyErr_Clear();
     if (record != NULL && !still(self, next))
         Py_CLEAR(record);
@@ -136,7 +137,7 @@ PyObject *take(Receiver *self, PyObject *wrap)
         return first_prefetched(self);
     unsigned long long turn = self->turn;
     PyObject *record = wrapped(wrap, Py_NewRef(PyList_GET_ITEM(self->prefetched, self->place)));
-    if (record == NULL && PyErr_ExceptionMatches(PyExc_Exception))
+    if (record == NULL && PyErr_ExceptionMatches(PyExc_MemoryError))
         PyErr_Clear(); /* the long way meets it again */
     if (record != NULL && (self->turn != turn || !in_order(self)))
         Py_CLEAR(record);
