@@ -9,7 +9,7 @@ from unittest import mock
 
 import pytest
 
-from ipcqueue._link import endpoint as _endpoint
+from ipcqueue._link import ends as _ends
 from ipcqueue._ring.end import Place
 from ipcqueue.lowlevel import Terms, open_pair
 from memenpsf import Interface
@@ -21,7 +21,7 @@ def connection(spec=bytes, *, start=0, other=None, **options):
     """Two sides in one process; `other` are options of the second, which are as the first's."""
     both = [options, options | (other or {})]
     terms = [Terms(each.pop("record", spec), BOTH_WAYS, **each) for each in both]
-    with mock.patch.object(_endpoint, "Place", partial(Place, start=start)):
+    with mock.patch.object(_ends, "Place", partial(Place, start=start)):
         endpoints = open_pair(*terms)
     for endpoint in endpoints:
         poke(endpoint, HEAD, struct.pack("=Q", start))

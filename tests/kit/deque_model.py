@@ -48,7 +48,7 @@ from ipcqueue import (
     ReceiverGone,
     TooLarge,
 )
-from ipcqueue._link import endpoint as _endpoint
+from ipcqueue._link import ends as _ends
 from ipcqueue._ring.bounds import MOST_AHEAD
 from ipcqueue._ring.end import Place
 from ipcqueue._ring.frame import MAX_ATTACHED
@@ -121,7 +121,7 @@ class Model(RuleBasedStateMachine):
     def open(self, level, spec, capacity, start, **options):
         """Connect two ends, `one` that sends and `other` that receives."""
         both = [Terms(spec, role, capacity=capacity, **options) for role in ROLES[level]]
-        with mock.patch.object(_endpoint, "Place", partial(Place, start=start)):
+        with mock.patch.object(_ends, "Place", partial(Place, start=start)):
             ends = open_pair(*both)
         for end in ends:
             memory = self.memory(end)

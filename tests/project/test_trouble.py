@@ -25,7 +25,7 @@ ATTEMPTS = {*methods_that_raise(), "attempt"}
 # Functions that attempt something for one that handles RingError, and which one that is.
 FOR_OTHERS = {
     ("ipcqueue/_link/endpoint.py", "attempt"): "or_end",
-    ("ipcqueue/_link/loans.py", "try_open"): "or_end for a Borrowing, _until for a Loan",
+    ("ipcqueue/_link/loans.py", "_lend"): "or_end",
     ("ipcqueue/_verbs.py", "_join"): "xmit, which calls what this keeps",
 }
 HANDLE_IT = {"or_end", "_until"}
