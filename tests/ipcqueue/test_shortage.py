@@ -27,6 +27,7 @@ from ipcqueue._records.spec import codec_for
 from ipcqueue._ring import memory as _memory
 from ipcqueue._ring import segment as _segment
 from tests.kit.attached import open_descriptors
+from tests.kit.connected import quick_collector  # noqa: F401 (a fixture)
 from tests.kit.hostile import HEAD
 from tests.kit.places import Interrupt
 from tests.kit.refusals import refused
@@ -44,50 +45,6 @@ SPECS["large tuples"] = ("<Q2000s", lambda n: (n, (b"%d" % n * 400).ljust(2000, 
 @pytest.fixture(params=SPECS)
 def kind(request):
     return SPECS[request.param]
-
-
-@pytest.fixture
-def short_of_memory():
-    """Call a function again and again, the n-th time without memory for its n-th request.
-
-    short_of_memory(prepare, call, check): call(*prepared) for each prepared = prepare(); then
-    check(result, *prepared), where the result may be MemoryError.  Returns how often it was that.
-    """
-    testcapi = pytest.importorskip("_testcapi")
-    tracer = sys.gettrace()  # that of a coverage tool needs memory itself
-
-    def sweep(prepare, call, check, most=40):
-        failures = 0
-        for nth in range(most):
-            prepared = prepare()
-            gc.disable()  # what it would run is not what is to fail
-            sys.settrace(None)
-            result = None
-            try:
-                testcapi.set_nomemory(nth, nth + 1)
-                result = call(*prepared)
-                testcapi.remove_mem_hooks()
-            except (MemoryError, SystemError):  # where CPython 3.11 forgets to set it
-                testcapi.remove_mem_hooks()
-                result = MemoryError
-                failures += 1
-            finally:
-                testcapi.remove_mem_hooks()
-                sys.settrace(tracer)
-                gc.enable()
-            check(result, *prepared)
-        return failures
-
-    return sweep
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_collector():
-    """Have gc.collect() look only at what these tests make: it is called around each of them."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def pair_of(spec):
