@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, overload
 
 import fdpass
@@ -89,7 +88,7 @@ class Connection(Closable, Generic[T]):
 
     def _join(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
-        endpoint.owner = weakref.ref(self)
+        endpoint.belongs_to(self, type(self).__name__)
         self._threads = Threads(endpoint)
 
     @classmethod
@@ -194,4 +193,4 @@ class Connection(Closable, Generic[T]):
         self._endpoint.close()
 
     def __repr__(self) -> str:
-        return repr(self._endpoint).replace(type(self._endpoint).__name__, type(self).__name__, 1)
+        return repr(self._endpoint)

@@ -1,9 +1,10 @@
 """How a client finds a server, and what the error says if there is none.
 
 Every client searches the places of this user for a bare name in the same order.  If it finds no
-server, the error says where it searched, and which servers are there instead: close matches first.
-Strangers may have chosen the names of files and abstract sockets.  So names are printed escaped, as
-repr() does, and their number and length are limited.
+server, the error says where it searched, and which servers it found there: close matches first.
+All of that stands in brackets before the path that OSError appends.  Strangers may have chosen the
+names of files and abstract sockets.  So names are printed escaped, as repr() does, and their number
+and length are limited.
 """
 
 from __future__ import annotations
@@ -131,7 +132,7 @@ class _Search:
         raise OSError(number, f"{os.strerror(number)}: {self._report()}", str(where)) from None
 
     def _report(self) -> str:
-        lines = ["no server listens there"]
+        lines = []
         if self._address.is_name:
             looked = [
                 str(where) + (f" ({error.strerror})" if isinstance(error, PermissionError) else "")
@@ -140,14 +141,15 @@ class _Search:
             lines.append("searched " + ", ".join(looked))
         with contextlib.suppress(OSError):
             lines += self._neighbours()
-        return "; ".join(lines)
+        # OSError appends the path: "no server listens there: '/the/path'".
+        return "no server listens there" + (f" ({'; '.join(lines)})" if lines else "")
 
     def _neighbours(self) -> list[str]:
-        """Name the servers that are there instead."""
+        """Say which servers listen in the same places."""
         if self._address.is_abstract:
             names = [path for path in _listening()[0] if path.startswith("@")]
             close = _closest(self._address.given, names, only_close=True)
-            return [f"a similar one is {_told(close)}"] if close else []
+            return [f"a server with a similar name: {_told(close)}"] if close else []
         usable = [where for where, error in self._looked if not isinstance(error, PermissionError)]
         wanted = usable[0].path
         assert wanted is not None  # noqa: S101 (for the type checker)
@@ -159,13 +161,14 @@ class _Search:
         known = set(listening)
         live = [file.name for file in files if str(file) in known]
         said = []
+        where = "in this directory" if len(usable) == 1 else "in these directories"
         if live:
-            said.append(f"servers there: {_told(_closest(wanted.name, live), len(live))}")
+            said.append(f"servers {where}: {_told(_closest(wanted.name, live), len(live))}")
         elif whole:
-            said.append("no other servers there")
+            said.append(f"no other server listens {where}")
         elif files:
             names = [file.name for file in files]
-            said.append(f"socket files there: {_told(_closest(wanted.name, names), len(names))}")
+            said.append(f"socket files {where}: {_told(_closest(wanted.name, names), len(names))}")
         if self._address.is_name:
             of_others = _owners_of(self._address.given, listening) - {os.geteuid()}
             if of_others:

@@ -92,7 +92,8 @@ class Endpoint(Owner):
         self.peer: Credentials = agreement.credentials
         self.capacity = own.identity.capacity or peer.identity.capacity
         self.closed = False
-        self.owner: Callable[[], object] = _nobody  # a weak reference: whose errors those here are
+        self.owner: Callable[[], object] = _nobody  # a weak reference; see belongs_to()
+        self._shown_as = type(self).__name__
         self.waiters = Waiters()
         self.rescues = 0
         self.alarms = FalseAlarms()
@@ -117,6 +118,10 @@ class Endpoint(Owner):
             self.ready = self.receiver.ready(False)
             self.ready_messages = self.receiver.ready(False, Received)
         self._released = False
+
+    def belongs_to(self, owner: object, shown_as: str) -> None:
+        """Note the object that the user has: errors are tagged with it, and warnings name it."""
+        self.owner, self._shown_as = weakref.ref(owner), shown_as
 
     def _count_descriptors(self) -> None:
         """Have the lease count what comes and goes with messages, if it does that."""
@@ -665,7 +670,7 @@ class Endpoint(Owner):
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else type(self._end).__name__ if self._end else "open"
-        return f"<{type(self).__name__} {self.name!r} with {self.peer_name!r}: {state}>"
+        return f"<{self._shown_as} {self.name!r} with {self.peer_name!r}: {state}>"
 
 
 # Enough reads of 4096 bytes to empty the largest socket buffer a two-byte message can fill.

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import weakref
 from typing import TYPE_CHECKING, Any, overload
 
 import trio
@@ -162,7 +161,7 @@ class Interface(Owner, trio.abc.Channel[T]):
         return self
 
     def _join(self, endpoint: Endpoint) -> None:
-        endpoint.owner = weakref.ref(self)
+        endpoint.belongs_to(self, "memenpsf.trio.Interface")
         self._tasks.serve(endpoint)
         self._endpoint = endpoint
 
@@ -512,7 +511,9 @@ class Interface(Owner, trio.abc.Channel[T]):
         await checkpoint()
 
     def __repr__(self) -> str:
-        return f"<memenpsf.trio.Interface {self.name!r}: {self._endpoint or 'no handshake yet'}>"
+        if self._endpoint is not None:
+            return repr(self._endpoint)
+        return f"<memenpsf.trio.Interface {self.name!r}: no handshake yet>"
 
 
 def plain_socket(

@@ -975,9 +975,9 @@ class TestForgotten:
         sender.push((1,))
         receiver.pop()
         receiver.pop_many(timeout=0)
-        with pytest.warns(ResourceWarning, match="unclosed <Endpoint"):
+        with pytest.warns(ResourceWarning, match="unclosed <Sender '' with '': open>"):
             del sender
-        with pytest.warns(ResourceWarning, match="unclosed <Endpoint"):
+        with pytest.warns(ResourceWarning, match="unclosed <Receiver '' with '': "):
             del receiver
         assert descriptors() == before
         assert mapped() == mappings

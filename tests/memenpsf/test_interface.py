@@ -220,7 +220,7 @@ def test_another_version_of_the_protocol_is_refused_with_both_shown():
     ("options", "error"),
     [
         ({"role": "master"}, ValueError),
-        ({"role": 0}, ValueError),
+        ({"role": 0}, TypeError),
         ({"capacity": 0}, ValueError),
         ({"capacity": -1}, ValueError),
         ({"capacity": 2.5}, TypeError),
@@ -409,7 +409,7 @@ def test_an_interface_that_is_forgotten_warns_and_its_peer_learns_of_a_death():
     one, other = memenpsf.pair("<Q")
     with other:
         one.xmit((1,))
-        with pytest.warns(ResourceWarning, match="unclosed"):
+        with pytest.warns(ResourceWarning, match="unclosed <Interface '' with '': open>"):
             del one
         assert other.recv() == (1,)
         with pytest.raises(memenpsf.PeerDied):

@@ -437,10 +437,10 @@ def test_the_error_says_where_was_looked_and_which_servers_are_there(roots):
         words = refused("prices")
         for directory in places():
             assert f"{directory}/prices" in words
-        assert "servers there: 'price', " in words
+        assert "servers in these directories: 'price', " in words
         assert "'quotes'" in words
         assert "'weather'" in words
-    assert "no other servers there" in refused("prices")
+    assert "no other server listens in th" in refused("prices")
 
 
 def test_servers_in_both_places_are_named(roots):
@@ -454,11 +454,11 @@ def test_servers_in_both_places_are_named(roots):
 
 def test_a_path_without_a_server_names_its_neighbours(tmp_path):
     with memenpsf.listen(tmp_path / "server", 8):
-        assert "servers there: 'server'" in refused(tmp_path / "sever")
+        assert "servers in this directory: 'server'" in refused(tmp_path / "sever")
         with socket.socket(socket.AF_UNIX) as dead:
             dead.bind(str(tmp_path / "dead"))
         words = refused(tmp_path / "dead", ConnectionRefusedError)
-        assert "servers there: 'server'" in words
+        assert "servers in this directory: 'server'" in words
     assert "no such directory" in refused(tmp_path / "missing" / "s")
 
 
@@ -469,7 +469,7 @@ def test_what_only_looks_like_a_server_is_not_named(tmp_path):
         gone.bind(str(tmp_path / "gone"))
         gone.listen()
         (tmp_path / "gone").unlink()
-        assert "no other servers there" in refused(tmp_path / "s")
+        assert "no other server listens in th" in refused(tmp_path / "s")
 
 
 def test_names_of_strangers_are_escaped_and_few_and_short(roots):
@@ -497,7 +497,7 @@ def test_a_line_feed_in_a_name_makes_up_no_server(roots):
         sock.bind("\0memenpsf\n" + forged)
         sock.listen()
         assert f"{roots}/forged" in _seeking._listening()[0]
-        assert "no other servers there" in refused(roots / "s")
+        assert "no other server listens in th" in refused(roots / "s")
 
 
 @ONLY_ROOT
@@ -533,12 +533,12 @@ def test_among_very_many_sockets_files_are_named_without_a_look_who_listens(
 ):
     monkeypatch.setattr(_seeking, "_MAX_READ", 10)
     monkeypatch.setattr(_seeking, "_MAX_FILES", 2)
-    assert "servers there" not in refused("prices")
+    assert "servers in th" not in refused("prices")
     with contextlib.ExitStack() as stack:
         for n in range(3):
             stack.enter_context(memenpsf.listen(tmp_path / f"s{n}", 8))
         words = refused(tmp_path / "s")
-        assert "socket files there: 's" in words
+        assert "socket files in this directory: 's" in words
         assert "more" not in words
 
 

@@ -286,7 +286,7 @@ ENDS = [
 
 
 @pytest.mark.parametrize("end", ENDS)
-@pytest.mark.filterwarnings("ignore:unclosed <Endpoint:ResourceWarning")
+@pytest.mark.filterwarnings("ignore:unclosed <(Endpoint|Interface):ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_whatever_way_a_connection_ends_its_user_gets_back_what_it_took(path, invented, end):
     options = {"timeout": 0 if end.endswith(("in time", "in vain")) else 5.0}

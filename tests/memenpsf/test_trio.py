@@ -1339,3 +1339,16 @@ async def test_a_loop_that_is_cancelled_in_its_handshake_takes_the_stream():
             call.scope.cancel()
         assert call.cancelled
     assert here.fileno() == -1
+
+
+async def test_one_that_is_forgotten_warns_by_the_name_that_its_user_knows():
+    here, there = socket.socketpair()
+    one, other = Interface(here, "<Q"), Interface(there, "<Q")
+    async with other:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(one.do_handshake)
+            await other.do_handshake()
+        with pytest.warns(ResourceWarning, match="unclosed <memenpsf.trio.Interface '' with '': o"):
+            del one
+        with pytest.raises(memenpsf.PeerDied):
+            await other.recv()

@@ -299,7 +299,7 @@ MUTANTS = [
     Mutant(
         "who waits for a control message looks for it for ever beside a large message",
         "ipcqueue/_link/endpoint.py",
-        "return event is Event.RECORDS and self.receiver is not None",
+        "return event is RECORDS and self.receiver is not None",
         "return self.receiver is not None",
         "conformance/test_large.py::test_under_trio_who_waits_for_something_else_waits_beside_a_piece",
     ),
