@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -20,9 +21,9 @@ def expected():
     return {n: line.rpartition("  # ")[2] for n, line in lines if "  # " in line}
 
 
-def run(command, folder):
+def run(command, folder, **environment):
     # Not in MYPYPATH: the packages must be typed as installed ones are.
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)} | environment
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
@@ -85,3 +86,14 @@ def test_pyright_finds_every_mistake(pyright):
 
 def test_the_program_runs():
     assert run([sys.executable, "-W", "error", PROGRAM], REPOSITORY) == ""
+
+
+def test_an_editable_install_has_types_too(tmp_path):
+    """It is a path, not an import hook, which no type checker can follow; see pyproject.toml."""
+    pytest.importorskip("mypy")
+    if not list(Path(sysconfig.get_path("purelib")).glob("__editable__*memenpsf*")):
+        pytest.skip("this environment has no editable install")
+    (tmp_path / "program.py").write_text("import memenpsf\nreveal_type(memenpsf.pair(8)[0].recv())\n")
+    options = ["--strict", "--no-error-summary", "--cache-dir", str(tmp_path)]
+    said = run([sys.executable, "-m", "mypy", *options, "program.py"], tmp_path, PYTHONPATH="")
+    assert said == 'program.py:2: note: Revealed type is "bytes"\n'
