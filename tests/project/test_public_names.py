@@ -3,18 +3,22 @@
 import inspect
 import os
 import pickle
+import re
 import subprocess
 import sys
 import traceback
 import typing
+from pathlib import Path
 
 import pytest
 
 import fdpass
+import fdpass.trio
 import ipcqueue
 import memenpsf
 import memenpsf.trio
 
+REPOSITORY = Path(__file__).parent.parent.parent
 PACKAGES = (fdpass, ipcqueue, memenpsf, memenpsf.trio)
 
 
@@ -22,6 +26,14 @@ def offered(package):
     """Return the classes and functions that a package offers."""
     things = {name: getattr(package, name) for name in package.__all__}
     return {n: it for n, it in things.items() if inspect.isclass(it) or inspect.isfunction(it)}
+
+
+@pytest.mark.parametrize("package", [*PACKAGES, fdpass.trio])
+def test_every_public_name_is_explained_in_the_docs(package):
+    pages = " ".join(page.read_text() for page in (REPOSITORY / "docs").glob("*.md"))
+    pages = re.sub(r"```.*?```", "", pages, flags=re.DOTALL)  # examples explain nothing
+    words = set(re.findall(r"\w+", " ".join(re.findall(r"`[^`\n]+`", pages))))
+    assert set(package.__all__) - words == set()
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -93,7 +93,9 @@ def test_an_editable_install_has_types_too(tmp_path):
     pytest.importorskip("mypy")
     if not list(Path(sysconfig.get_path("purelib")).glob("__editable__*memenpsf*")):
         pytest.skip("this environment has no editable install")
-    (tmp_path / "program.py").write_text("import memenpsf\nreveal_type(memenpsf.pair(8)[0].recv())\n")
+    (tmp_path / "program.py").write_text(
+        "import memenpsf\nreveal_type(memenpsf.pair(8)[0].recv())\n"
+    )
     options = ["--strict", "--no-error-summary", "--cache-dir", str(tmp_path)]
     said = run([sys.executable, "-m", "mypy", *options, "program.py"], tmp_path, PYTHONPATH="")
     assert said == 'program.py:2: note: Revealed type is "bytes"\n'
