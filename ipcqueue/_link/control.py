@@ -61,7 +61,7 @@ ERROR_OF_REASON: dict[Reason, type[QueueError]] = {
     Reason.LIMIT: LimitRefused,
 }
 
-# What the peer means, and what to do; it knows more, which is in its log or its exception.
+# What the peer's reason means, and what to do.  The peer's log or exception says more.
 _SAID_OF: dict[Reason, str] = {
     Reason.VERSION: "it speaks another version of the protocol: use one release on both sides",
     Reason.RECORD: "it states another record: state the same on both sides",
@@ -117,7 +117,7 @@ def application_message(message: bytes) -> bytes:
 
 
 class Drained(NamedTuple):
-    """What a chunk of control messages said, apart from the doorbells in it."""
+    """What control messages have said; doorbells are left out."""
 
     messages: list[bytes]
     refusal: QueueError | None
@@ -130,7 +130,7 @@ class ControlParser:
         self.rest = rest  # the first half of a message
 
     def feed(self, data: bytes) -> Drained:
-        """Take what was read; raise CorruptPeer for what no peer may send now."""
+        """Take bytes that were read; raise CorruptPeer for a message that is not allowed now."""
         data = self.rest + data
         end = len(data) & ~1
         self.rest = data[end:]

@@ -1,9 +1,9 @@
 """Descriptors on their way to the peer: sent, and not read from its socket yet.
 
-The kernel counts them against the user of the sender (ETOOMANYREFS beyond RLIMIT_NOFILE, unless it
-is privileged): a peer that never reads uses up what its sender may send to others.  So a server
-counts them against the peer.  What the peer says it has taken (tail) proves nothing here.  What the
-kernel says does: SIOCOUTQ, the memory of the messages that were not read.
+The kernel counts them against the user of the sender: beyond RLIMIT_NOFILE an unprivileged sender
+gets ETOOMANYREFS.  So a peer that never reads uses up what its sender may send to others, and a
+server counts them against the peer.  The index up to which the peer claims to have taken (tail)
+proves nothing here.  The kernel knows: SIOCOUTQ is the memory of messages that were not read.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fdpass.lowlevel import Owner
 if TYPE_CHECKING:
     from .lease import Lease
 
-# Of how many messages to remember at least what they carried.
+# The number of messages to remember at least, each with its number of descriptors.
 _REMEMBERED = 64
 
 
@@ -42,18 +42,18 @@ def _memory_of_one() -> int:
 
 
 class Flight(Owner):
-    """What was sent through one socket, and how much of it is on its way.
+    """The descriptors that were sent through one socket, and how many are still on their way.
 
-    admit() and settle() want the lock of the sending end; count() can be called at any time.
+    Call admit() and settle() with the lock of the sending end held; count() at any time.
     """
 
     def __init__(self, sock: socket.socket, lease: Lease) -> None:
         self._sock = sock
         self._lease = lease
-        self._sent: list[int] = []  # descriptors of each message that had any, the last for certain
+        self._sent: list[int] = []  # the number of descriptors of each message that had any
         self._about = False  # whether the last of these is not sent yet
         self.refusals = 0
-        """How often in a row admit() said no."""
+        """How many times in a row admit() has refused."""
 
     def count(self) -> int:
         """Return how many descriptors are on their way, or about to be: this many at most."""
@@ -70,7 +70,7 @@ class Flight(Owner):
         """Say whether `count` descriptors may be sent; if so, settle() follows."""
         if len(self._sent) > _REMEMBERED:
             del self._sent[: max(0, len(self._sent) - self._unread())]
-        # First noted, then judged: what another connection is about to do is seen by both.
+        # Note it first, then ask: so two connections that do this at once see each other's.
         self._sent.append(count)
         self._about = True
         if self._lease.fits(count):
@@ -81,7 +81,7 @@ class Flight(Owner):
         return False
 
     def settle(self, *, sent: bool) -> None:
-        """Note what became of what was admitted."""
+        """Note whether the descriptors that were admitted have been sent."""
         # No bytecode between these can be interrupted.
         if not sent and self._about:
             del self._sent[-1]

@@ -1,4 +1,4 @@
-"""What a connection takes of a quota."""
+"""Lease: the share of a quota that one connection uses."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ if TYPE_CHECKING:
 
 
 class Lease(Owner):
-    """What a connection takes of a limit; who counts makes a subclass."""
+    """The share of one connection; this one counts nothing, a subclass of a listener does."""
 
     counts_descriptors = False
-    """Whether fits() says anything: else the connection does not ask."""
+    """Whether the connection must ask fits() before it takes or sends descriptors."""
 
     def take(self, size: int) -> None:
-        """Count so many more bytes of shared memory; raise LimitRefused if they are too many."""
+        """Count `size` more bytes of shared memory; raise LimitRefused if they are too many."""
 
     def follow(self, held: Callable[[], int]) -> None:
-        """Count what `held` returns, from now on: the descriptors that came or go with messages.
+        """Count from now on the descriptors of messages: `held` returns how many there are.
 
-        It can be called at any time, in any thread.
+        `held` can be called at any time, in any thread.
         """
 
     def fits(self, count: int) -> bool:
-        """Whether there is room for `count` descriptors, which `held` returns among the others.
+        """Whether there is room for `count` descriptors, which `held` counts already.
 
         If not, the connection waits: it leaves them in its socket, or does not send them.
         """
@@ -34,7 +34,7 @@ class Lease(Owner):
         return True
 
     def close(self, *, served: bool = True) -> None:
-        """Give all back: idempotent, from any thread, and from finalizers, so without a lock.
+        """Give all back.  Idempotent; takes no lock, because finalizers call it, too.
 
         `served` is False if no record went over the connection, either way.
         """

@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
 
 class Agreement(NamedTuple):
-    """What a handshake ends with: all that a connection needs.
+    """The result of a handshake: all that a connection needs.
 
-    Its Opening owns it until an Endpoint has been made of it.
+    The Opening owns it until an Endpoint is made of it.
     """
 
     terms: Terms
@@ -52,8 +52,8 @@ class Agreement(NamedTuple):
 class Opening(Owner):
     """A connection in the making, in steps that do not wait.
 
-    Takes the socket: it becomes non-blocking, and is closed when the opening fails.  Takes the
-    lease, too: it is asked before memory is made or mapped, and closed with the connection.
+    Takes the socket, makes it non-blocking, and closes it if the handshake fails.  Takes the lease,
+    too: asks it before memory is made or mapped, and closes it with the connection.
     """
 
     def __init__(self, sock: socket.socket, terms: Terms, lease: Lease | None = None) -> None:
@@ -98,15 +98,14 @@ class Opening(Owner):
 
     @property
     def events(self) -> int:
-        """What the next step waits for: POLLIN, with POLLOUT until HELLO is sent."""
+        """The events to poll for before the next step: POLLIN, and POLLOUT until HELLO is sent."""
         return select.POLLIN if self._said_hello else select.POLLIN | select.POLLOUT
 
     def step(self) -> Agreement | None:
         """Do what can be done now; return the Agreement once both sides have agreed.
 
-        Raises Refused, CorruptPeer, PeerDied, OSError, and HandshakeTimeout from `deadline` on (a
-        monotonic()); then everything is closed, and the peer has been told why as far as it
-        listens.
+        Raises Refused, CorruptPeer, PeerDied, OSError; HandshakeTimeout once monotonic() has
+        reached `deadline`.  Then everything is closed, and the peer is told why if it can be.
         """
         try:
             if not self._said_hello:
@@ -155,7 +154,7 @@ class Opening(Owner):
             except BlockingIOError:
                 return False
             except fdpass.TruncatedDescriptors as error:
-                # There is always room for one, so the shortage is ours.
+                # There is always room for one, so this process is short of descriptors.
                 raise OSError(
                     errno.EMFILE, f"receiving a descriptor: {os.strerror(errno.EMFILE)}"
                 ) from error

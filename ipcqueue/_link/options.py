@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
     from fdpass import Seconds
 
-# How to wait; and the longest time to look before sleeping, in seconds: the socket, through which
-# the end comes, is looked at only then.
+# How to wait; and the longest time to spin before sleeping, in seconds.  Nobody reads the socket
+# while an end spins, and the end of the connection comes through it.
 _STRATEGIES = {"spin": ADAPTIVE, "busy": BUSY, "sleep": Patience(0, False)}
 MOST_SPIN = MOST_SPIN_NS / 1e9
 
-# More bytes than any file has.
+# No file has this many bytes.
 ANY_SIZE = 1 << 62
 
 _LIMITS = Limits()
@@ -101,7 +101,7 @@ class _Spin(NamedTuple):
 
 
 class Spin(_Spin):
-    """A way to wait: look for `seconds` for what is about to come, then sleep; the option `wait`.
+    """A way to wait: spin for `seconds`, then sleep; the option `wait`.
 
     0 to 0.001 seconds, as a number or a datetime.timedelta.  Raises TypeError or ValueError.
     """
@@ -151,14 +151,14 @@ class QueueOptions(PairOptions, total=False):
 
 
 def checked_accept(accept: Accept) -> Limits:
-    """Return the limits that are meant; raise TypeError for what is no Accept."""
+    """Return its limits; raise TypeError for anything but an Accept."""
     if not isinstance(accept, Accept):
         raise TypeError(f"accept is an Accept, such as Accept(fds=1), not {accept!r}")
     return Limits(*accept)
 
 
 def checked_patience(wait: str | Spin) -> Patience:
-    """Return how long to look before sleeping; raise TypeError or ValueError for other words."""
+    """Return how long to spin before sleeping; raise TypeError or ValueError for other words."""
     if isinstance(wait, Spin):
         return Patience(int(wait.seconds * 1e9), False)
     expected = f"one of {tuple(_STRATEGIES)} or Spin(seconds)"

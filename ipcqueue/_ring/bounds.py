@@ -1,11 +1,11 @@
-"""How much one call does at most, so that it neither stops an event loop nor other threads.
+"""How much one call does at most, so that it stops neither an event loop nor other threads.
 
-The peer chooses how large its ring is and what it puts there, so a call without a limit of its
-caller's ends after some milliseconds' work, and the next one goes on from there.  At least one
-record is always received.  Bytes are bounded to MOST_BYTES, for messages outside the ring also
-where the caller has a limit.  The numbers are guesses, from these costs on a virtual machine of
-2024: a message that Python code puts together 17 us, one that C makes 0.2 us, a value of a record
-0.1 us, a copy of 8 MiB 2 to 5 ms.
+The peer chooses how large its ring is and what it puts there.  So a call for which the caller gave
+no limit ends after some milliseconds' work, and the next call goes on from there.  At least one
+record is always received.  Bytes are bounded to MOST_BYTES; of messages outside the ring also where
+the caller gave a limit.  The numbers are guesses, from costs measured on a virtual machine of 2024:
+17 us for a message that Python code puts together, 0.2 us for one that C makes, 0.1 us for a value
+of a record, 2 to 5 ms for a copy of 8 MiB.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from ipcqueue._core import lib
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Records that a loop takes at once, ahead of its body.  A guess: enough to spread what taking costs
-# over, and few to lose where the receiver dies.
+# Records that a loop takes at once, ahead of its body.  A guess: many share the cost of one call,
+# and few are lost if the receiver dies.
 MOST_AHEAD = 64
 
 LARGE: int = lib.IPCQ_LARGE
@@ -30,23 +30,23 @@ MOST_BYTES: int = lib.IPCQ_MOST_BYTES
 MOST_AT_ONCE = 65536
 # Values of records that become lists of tuples; each record counts as one more.
 MOST_VALUES = 65536
-# Messages that Python code puts together, as they have tags or attachments.
+# Messages that Python code puts together, because they have tags or attachments.
 MOST_BUILT = 256
-# Seconds, where nobody knows what a record costs: a function of the application makes it, or it
-# comes with descriptors, or in memory that must be mapped first.
+# Seconds, for records of unknown cost: a function of the application makes them, or they come with
+# descriptors, or in memory that must be mapped first.
 MOST_SECONDS = 0.005
 
-_LOOKS_AT_THE_CLOCK = 16  # messages without descriptors between two of them
+_LOOKS_AT_THE_CLOCK = 16  # messages without descriptors between two looks
 _FIRST_PACE = 64  # records
 
 
 class Budget:
-    """What is left for one call that receives messages."""
+    """How many messages and bytes, and how much time, one receiving call has left."""
 
     __slots__ = ("_bounded", "_bytes", "_count", "_until", "most", "spent")
 
     def __init__(self, *, bounded: bool) -> None:
-        self._bounded = bounded  # by more than the caller's limit
+        self._bounded = bounded  # the caller gave no limit
         self._bytes = MOST_BYTES
         self._count = 0
         self._until = monotonic() + MOST_SECONDS if bounded else math.inf
@@ -68,23 +68,23 @@ class Budget:
 
 
 def looks_after(count: int) -> bool:
-    """Whether to look at the clock after so many messages of an unknown cost.
+    """Whether to look at the clock after `count` messages of unknown cost.
 
-    After 1, 2, 4, 8 and every 16 of them: a look takes longer than the cheapest decoder, and dear
-    ones overrun their time by no more than they took before.
+    That is after 1, 2, 4, 8 and then every 16: a look takes longer than the cheapest decoder, and
+    with an expensive one the call takes at most twice its time.
     """
     return count % _LOOKS_AT_THE_CLOCK == 0 or count & (count - 1) == 0
 
 
 class Pace:
-    """How many records the application's class makes of bytes in MOST_SECONDS, as seen so far."""
+    """How many records the application's class has made in MOST_SECONDS so far."""
 
     def __init__(self, decode_many: Callable[[Any, int], Any]) -> None:
         self._decode_many = decode_many
         self.records = _FIRST_PACE
 
     def __call__(self, data: Any, count: int) -> Any:
-        """Make `count` records of data, and learn from the time that takes."""
+        """Make `count` records of data, and learn from how long that takes."""
         start = monotonic()
         records = self._decode_many(data, count)
         took = monotonic() - start

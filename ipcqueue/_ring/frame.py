@@ -1,4 +1,4 @@
-"""What both ends of a ring of frames know of one."""
+"""The constants of a frame, which both ends of a ring of frames need."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Segments in memory: mapping them, reading and writing what stands in their headers."""
+"""Segments in memory: maps them, reads and writes their headers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Counts(NamedTuple):
 
 
 class Mapping(Owner):
-    """A segment in memory, unmapped when the last one that holds `at` lets go."""
+    """A segment in memory; it is unmapped when the last reference to `at` is gone."""
 
     def __init__(self, at: Any = None, size: int = 0) -> None:
         self.at = at  # None: nothing any more
@@ -87,12 +87,12 @@ class Mapping(Owner):
         lib.ipcq_write_identity(self.at, raw)
 
     def set_closed(self) -> None:
-        """Say the owner's last word."""
+        """Mark this side's own segment as closed: the peer sees a good end."""
         if self.at is not None:
             lib.ipcq_set_closed(self.at)
 
     def is_closed(self) -> bool:
-        """Whether the owner has said it; also once this side has let go."""
+        """Whether its owner has marked it as closed; also True once it is unmapped here."""
         return self.at is None or bool(lib.ipcq_is_closed(self.at))
 
     def counts(self) -> tuple[Counts, Counts] | None:
@@ -113,9 +113,9 @@ def map_segment(fd: int, size: int, *, writable: bool, mirrored: int = 0) -> Map
 
     Its last `mirrored` bytes appear a second time behind its end.
     """
-    # Python's own mapping reserves the addresses, and gives them back.  It does so when the last
-    # reference is gone, and has no finalizer: those run in any order for what the garbage
-    # collector finds together, and a generator among them may close an interface in its own.
+    # A mapping of Python's mmap reserves the addresses, and frees them when its last reference is
+    # gone.  A finalizer would not do: the garbage collector runs those in any order, and one of a
+    # generator may close an interface when the memory of this one is unmapped already.
     try:
         addresses = mmap.mmap(-1, size + mirrored, mmap.MAP_PRIVATE, prot=0)
         mapping = Mapping(ffi.from_buffer(addresses), size)
@@ -148,10 +148,10 @@ class _Memory(Owner, bytearray):
 
 
 copy_memory: Callable[[Any, Any, int], None] = waiting.ipcq_copy
-"""copy_memory(to, from, size): while other Python threads run.
+"""copy_memory(to, from, size): copy while other Python threads run.
 
-It is C, since a signal handler can come at the beginning of a function of Python: between the look
-whether this memory is still the caller's to write, and the copy, nothing may come.
+It is a function of C, because CPython runs signal handlers at the start of a function of Python.
+Between the check whether the caller may still write this memory, and the copy, none may run.
 """
 
 

@@ -1,22 +1,22 @@
 """Messages outside the ring, in memory regions that are used again and again.
 
-A message that does not fit well into the ring stands in a memory region, and its frame says only
-in which, and how many bytes of it.  Making a region costs the kernel ten times what copying the
-message does, so the sender keeps some, numbered, and the receiver keeps them mapped:
+A message that is too large for the ring is copied into a memory region.  Its frame says only which
+region, and how many bytes of it.  Making a region takes ten times as long as copying the message.
+So the sender keeps and numbers its regions, and the receiver keeps them mapped:
 
-    the first message in a region   flag OUT_OF_LINE   its descriptor goes along, as attachments do
-    each later one                  flag OUT_AGAIN     nothing goes along: the number says enough
+    the first message in a region   flag OUT_OF_LINE   the region's descriptor goes along
+    each later one                  flag OUT_AGAIN     only the number of the region goes along
 
 A number that comes with a descriptor stands for the new region from then on.
 
-When may a region be written again?  When the receiver is done with the message, which is when it
-gives the space of the frame back: after it has copied the message, or at the end of a borrowing.
-So nobody needs to say so: a region is free as soon as `tail` is past the frame that used it last.
-A receiver that lies about `tail` gets messages that change while it reads them.
+When may a region be written again?  When the receiver is done with the message.  Then it gives the
+space of the frame back: after copying the message, or at the end of a borrowing.  So `tail` tells:
+a region is free as soon as `tail` is past the last frame that used it.  A receiver that lies about
+`tail` gets messages that change while it reads them.
 
-Only the sender can write a region (F_SEAL_FUTURE_WRITE), and nobody can make it shorter, so all a
-lying sender can do to the receiver is the same: change what is just being copied.  What it can
-have the receiver keep mapped until the connection is closed is bounded by SIZES.
+Only the sender can write a region (F_SEAL_FUTURE_WRITE), and nobody can make it shorter.  So a
+lying sender can do no more than change a message while it is copied.  SIZES bounds the memory that
+the receiver keeps mapped until the connection is closed.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ T = TypeVar("T")
 _PLACE: Final = struct.Struct("=QII")  # struct ipcq_outside
 PLACE_SIZE: Final = _PLACE.size
 
-# The most bytes of the region of each number: 63 MiB for all of them, in each direction.  There
-# are as many as there may be frames with descriptors under way, so that a message of up to 1 MiB
-# waits no sooner than it would with a region of its own; larger ones have the last four.
+# The largest region of each number, in bytes: 63 MiB for all of them, in each direction.  There is
+# one number for each frame with descriptors that may be under way.  So a message of up to 1 MiB
+# waits no longer than it would with a region of its own; larger messages share the last four.
 SIZES: Final = (5 << 18,) * 12 + (12 << 20,) * 4
 ONCE: Final = 0xFFFFFFFF  # the number of a region that will not be used again
 
@@ -54,16 +54,16 @@ _SEALS = fdpass.Seal.SHRINK | fdpass.Seal.GROW | fdpass.Seal.FUTURE_WRITE | fdpa
 
 
 def region_size(size: int) -> int:
-    """Return the bytes of the region for a message of `size`: for a quarter more at most.
+    """Return the bytes of the region for a message of `size` bytes: at most a quarter more.
 
-    So those of similar sizes find one another's.
+    Sizes are rounded up, so that messages of similar sizes can use the same regions.
     """
     step = max(1 << (size - 1).bit_length() >> 3, 1)
     return max(_LEAST, -(-size // step) * step)
 
 
 class Region(Owner):
-    """Memory that only this process writes, and the descriptor to give it with, once."""
+    """Memory that only this process writes, with the descriptor to send once."""
 
     def __init__(self, size: int) -> None:
         """Make `size` bytes; raise OSError if memory is short."""
@@ -116,44 +116,44 @@ class _Slot(Owner):
         return left if left < 1 << 63 else 0
 
     def take(self, user: weakref.ref[object], tail: int) -> bool:
-        """Have it used by nobody else, as long as `user` is there; False if it is in use."""
+        """Reserve it for `user`, as long as that object exists; return False if it is in use."""
         before = self.user
         if before is not None and before() is not None:
             return False
         # One step, see end.py: the look and the store.
         if self.user is not before:
-            return False  # by a signal handler, meanwhile
+            return False  # a signal handler has taken it meanwhile
         self.user = user
-        if self.under_way(tail):  # only now: a handler may have used it, and be done with it
+        if self.under_way(tail):  # asked last: a signal handler may have just sent a message in it
             self.user = None
             return False
         return True
 
 
 class Load(NamedTuple):
-    """The memory that one message has to itself until it is sent or given up."""
+    """The memory that belongs to one message until it is sent or given up."""
 
-    size: int  # bytes of the region to make, if there is none that is large enough
+    size: int  # bytes of the region to make, if the slot has none that is large enough
     number: int
-    slot: _Slot | None  # None: it is for this message only
+    slot: _Slot | None  # None: the region is used for this message only
 
 
 class Outgoing(Owner):
     """The regions of a sender, at most one for each of SIZES.
 
-    take() wants the lock of its end; the rest is for who has taken one.
+    Call take() with the lock of the end held.  A slot that was taken needs no lock.
     """
 
     def __init__(self) -> None:
         self._slots = [_Slot(number) for number in range(len(SIZES))]
 
     def take(self, size: int, user: weakref.ref[object], tail: int) -> Load | int:
-        """Give the message of `size` bytes a region, while `user` is there.
+        """Reserve a region for a message of `size` bytes, as long as `user` exists.
 
-        Where all that are large enough are under way: the index that `tail` must come to before
-        it can have one.
+        If all regions that are large enough are under way, return the index that `tail` must reach
+        before one is free.
         """
-        # Those first that were most likely used last, and are in a cache still.
+        # The first ones were probably used last, and are still in a cache.
         for slot in self._slots:
             if slot.room >= size and slot.take(user, tail):
                 return Load(size, slot.number, slot)
@@ -164,11 +164,11 @@ class Outgoing(Owner):
                 return Load(min(region_size(size), SIZES[slot.number]), slot.number, slot)
         if ways := [way for slot in fitting if (way := slot.under_way(tail))]:
             return (tail + min(ways)) & U64
-        # Too large to be kept, or other threads have them all in hand.
+        # The message is too large for any of them, or other threads have all of them reserved.
         return Load(size, ONCE, None)
 
     def close(self) -> None:
-        """Let go of all but what is being sent: who sends it does so."""
+        """Drop all regions but those that a thread is sending now: that thread drops them."""
         slots, self._slots = self._slots, []
         for slot in slots:
             if (user := slot.user) is None or user() is None:

@@ -1,4 +1,4 @@
-"""How long an end looks for what is about to come, before it sleeps."""
+"""How long an end spins, which is to look again and again, before it sleeps."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from .processors import processors_allowed
 
 
 class Patience(NamedTuple):
-    """How long an end looks for what is about to come before it sleeps."""
+    """How long an end spins before it sleeps."""
 
     nanoseconds: int
-    adaptive: bool  # less while it does not pay
-    yields: bool = False  # lets others run after each look, and keeps no interpreter
+    adaptive: bool  # spins less while spinning does not pay
+    yields: bool = False  # lets other threads and processes run after each look
 
 
 MOST_SPIN_NS: int = lib.IPCQ_MOST_SPIN_NS
 FOR_EVER = 1 << 63  # nanoseconds
 BUSY = Patience(FOR_EVER, False)
-ADAPTIVE = Patience(lib.IPCQ_SPIN_NS, True)  # on a single processor the core does not look
+ADAPTIVE = Patience(lib.IPCQ_SPIN_NS, True)  # on a single processor the core does not spin
 
-FEWEST_PROCESSORS = 2  # that looking needs: one for each side
+FEWEST_PROCESSORS = 2  # for spinning: one for each side
 
 
 def suited(patience: Patience, *, shares: bool) -> Patience:
-    """Return how an end looks whose peer `shares` this interpreter, or which may share a processor.
+    """Return how an end spins whose peer `shares` this interpreter, or may share its processor.
 
-    A peer that is a thread of this process needs the interpreter, and a system that allows this one
-    less than two processors stops it for a while when it looks.  So an adaptive end sleeps at once;
-    one that was told to look goes on doing so, and lets others run after each look.
+    If the peer is a thread of this process, it needs the interpreter.  If this process may use less
+    than two processors, the kernel stops it for a while when it spins.  In both cases an adaptive
+    end sleeps at once; one that was told to spin lets others run after each look.
     """
     if not shares and processors_allowed() >= FEWEST_PROCESSORS:
         return patience
