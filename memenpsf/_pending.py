@@ -3,8 +3,9 @@
 It never waits: it does what can be done now, and returns what to wait for.
 
 The file is long because it holds a client's whole way in order: from the backlog to a handshake,
-and to a connection or a refusal.  _candidates.py decides whose turn it is, _quota.py says what a
-user may have.
+and to a connection or a refusal.  Its parts share one queue of outcomes and one account of clients
+turned away, so cutting it would only add a second class with both.  _candidates.py decides whose
+turn it is, _quota.py says what a user may have.
 """
 
 from __future__ import annotations
@@ -230,8 +231,8 @@ class PendingClients(Owner):
 
     # -- from the backlog to a handshake ---------------------------------------------------------
     #
-    # Clients are taken from the backlog at once, whoever they are: accepting one and reading its
-    # user id costs microseconds, and the next one may be of another user.
+    # All clients are taken from the backlog at once: accepting one and reading its user id takes
+    # microseconds, and the next one may be of another user.
 
     def _let_in(self) -> None:
         """Take clients from the backlog, at most accepts_per_turn of them."""
@@ -399,7 +400,7 @@ class PendingClients(Owner):
                 self.handshakes.remove(opening)
 
     def _came_to_nothing(self, error: Exception | None = None, uid: int | None = None) -> None:
-        """Count a client that did not get in; `uid`, if it had begun a handshake, rests now."""
+        """Count a client that did not get in; if it had begun a handshake, its `uid` rests now."""
         self._refused_or_gone += 1
         if uid is not None:
             self._conduct.offended(uid, monotonic())
@@ -414,8 +415,8 @@ class PendingClients(Owner):
     def cooldown(self) -> float:
         """Return the seconds for which to leave the listener alone; each client counts once.
 
-        A client that gets no handshake costs its maker next to nothing, so there can be any number
-        of them.  The pause keeps them from taking all the time of the interpreter.
+        A client that gets no handshake costs the process that made it next to nothing, so there can
+        be any number of them.  The pause keeps them from taking all the time of the interpreter.
         """
         if self._outcomes or not self._turned_away:
             return 0.0

@@ -1,4 +1,4 @@
-"""Codec: how a record becomes the bytes of a slot, and back; and what all kinds of spec share."""
+"""Codec: how a record becomes the bytes of a slot, and back; and helpers of all kinds of spec."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Codec(NamedTuple):
 AnyCodec: TypeAlias = Codec | MessageCodec
 
 
-# What all kinds of spec share
+# Helpers of all kinds of spec
 
 
 def bad_record(layout: Layout, why: object, record: object) -> BadRecord:

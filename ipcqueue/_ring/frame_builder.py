@@ -1,11 +1,11 @@
-"""What of a ring of frames is copied out of it: messages, with what is attached to them.
+"""FrameBuilder: copies messages, with their attachments, out of a ring of frames.
 
-A message that does not fit well into the ring travels in a memory region, and its frame only says
-in which (outside.py); for who receives there is no difference.
+A message that takes too much of the ring travels in a memory region, and its frame says only in
+which (outside.py).  The receiver sees no difference.
 
-Descriptors go through the socket, in one two-byte message per frame that has any, sent before
-the frame is published.  Both streams are in order, so the n-th of the one belongs to the n-th of
-the other, and when a frame is seen its descriptors are there already.
+Descriptors go through the socket: one two-byte message for each frame that has any, sent before
+the frame is published.  Both streams are in order.  So the n-th of these messages belongs to the
+n-th frame with descriptors, and it is in the socket already when the frame is seen.
 """
 
 from __future__ import annotations
@@ -49,17 +49,19 @@ if TYPE_CHECKING:
 class _Large(Owner):
     """A message above LARGE bytes, which is copied in pieces: in one call, or in several.
 
-    Its frame stands in the ring meanwhile.  It says what it was then; the peer may change it.
+    Its frame stays in the ring meanwhile, where the peer may change it: `frame` is what it was at
+    first.
     """
 
     def __init__(
         self, at: int, frame: tuple[int, ...], memory: Any, size: int, regions: dict[int, Mapping]
     ) -> None:
         self.at, self.frame = at, frame
-        # Of a region, which keeps itself alive; or of the ring, which each attempt looks at first.
+        # It is part of a region, which this reference keeps alive; or of the ring, and then each
+        # attempt checks first that the ring is in use.
         self.memory, self.size = memory, size
         self.regions = regions  # of the peer, from this message on
-        self.data: bytes = _direct.blank(size)  # nobody else has it before it is whole
+        self.data: bytes = _direct.blank(size)  # nobody else sees it before it is complete
         self.to = ffi.from_buffer(self.data)
         self.done = 0  # bytes
 
@@ -82,10 +84,10 @@ class FrameBuilder(_direct.FrameReceiver, ReceiverEnd):  # type: ignore[misc]
         self._plain = codec.spec is bytes  # a record is the bytes of its message
         self._decode = codec.decode
         self._limits = limits
-        self._mappings = Mappings()  # of regions that a registry of the peer's lends
+        self._mappings = Mappings()  # of regions that a registry of the peer lends
         self._next = place.start
         self._raw: list[Built] = []
-        self._arrived = arrived  # who reads the socket appends to it
+        self._arrived = arrived  # the wire appends to it when it reads the socket
         self._regions: dict[int, Mapping] = {}
         self._to_close: list[Spent] = []
         most = min(limits.message, self.capacity)
@@ -97,7 +99,7 @@ class FrameBuilder(_direct.FrameReceiver, ReceiverEnd):  # type: ignore[misc]
 
     @property
     def lacking(self) -> int | None:
-        """Where the message begins whose descriptors are still in the socket; None if none is."""
+        """Where the message begins whose descriptors are still in the socket; else None."""
         position: int = self._next  # first: another thread may go on meanwhile
         return position if self._wanted > len(self._arrived) else None
 
@@ -108,9 +110,9 @@ class FrameBuilder(_direct.FrameReceiver, ReceiverEnd):  # type: ignore[misc]
         return large is not None and large.at == self._next
 
     def _reclaim(self) -> None:
-        """Have `_raw` begin with what nobody holds any more, and end with what was prefetched.
+        """Put back into `_raw` what nobody has received: abandoned decodings, prefetched messages.
 
-        The frames of those are free already, so that they end here is as good as true.
+        Their frames are free already, so `end` may stand for the end of each of them.
         """
         while self._decoding or self.prefetched:
             # One step, see end.py: the turn, and a copy of the rest.
@@ -132,7 +134,7 @@ class FrameBuilder(_direct.FrameReceiver, ReceiverEnd):  # type: ignore[misc]
                 handed=handed - len(older),
             )
         if self._raw and fork_generation() != self._generation:
-            raise RingError(FORKED)  # the parent has the same, and hands it on
+            raise RingError(FORKED)  # the parent has the same messages, and receives them
 
     def _close_spent(self) -> None:
         while True:
@@ -175,7 +177,7 @@ class FrameBuilder(_direct.FrameReceiver, ReceiverEnd):  # type: ignore[misc]
                     carries = fds + in_regions
                     full = carries and carrying >= MAX_ATTACHED
                     if built and (full or (flags & OUT_AGAIN and again >= len(SIZES))):
-                        break  # a peer that keeps the rules has not more of them under way
+                        break  # a peer that keeps the rules has no more of them under way
                     descriptors: list[fdpass.Fd] = []
                     if carries:
                         if used == len(arrived):
@@ -186,7 +188,7 @@ class FrameBuilder(_direct.FrameReceiver, ReceiverEnd):  # type: ignore[misc]
                     one = self._build_one(at, frame, number, descriptors, regions, owned)
                     if one is None:
                         if budget is not None:
-                            budget.spent = True  # by a piece of it
+                            budget.spent = True  # by a piece of a large message
                         break
                     again += is_there(one)
                     # One step, see end.py: what is built, and what was used for it.
@@ -204,8 +206,8 @@ class FrameBuilder(_direct.FrameReceiver, ReceiverEnd):  # type: ignore[misc]
                         break
             except Exception as error:  # noqa: BLE001 (raised below, or by the next call)
                 failure = error
-                # Of a message that did not come to be; not the last of `built`, which may have
-                # none.
+                # The last regions may be those of the message that failed; then no message of
+                # `built` has them.
                 if owned and all(each.regions is not owned[-1] for each in built):
                     persist(close_received, owned[-1])
             large = self._large
@@ -230,13 +232,13 @@ class FrameBuilder(_direct.FrameReceiver, ReceiverEnd):  # type: ignore[misc]
             ):
                 raise failure
         finally:
-            failure = None  # a cycle with this frame, which has the memory of the ring
+            failure = None  # it makes a cycle with this frame, which holds the ring's memory
             if owned:
                 persist(close_regions, owned)
         return done
 
     def _look(self, ring: Any, at: int) -> tuple[Any, ...] | None:
-        """Look at the frame at `at`, see core/python/taking.c; None if there is none."""
+        """Return the frame at `at`, see core/python/taking.c; None if there is none."""
         frame = self.peek(ring, at)
         if type(frame) is tuple:
             return frame
@@ -249,7 +251,7 @@ class FrameBuilder(_direct.FrameReceiver, ReceiverEnd):  # type: ignore[misc]
     def _contents(
         self, flags: int, count: int, announced: int, descriptors: list[fdpass.Fd]
     ) -> Contents:
-        """Check what came beside a frame; raise RingError if this side does not accept it."""
+        """Check the descriptors that came with a frame; raise RingError if not acceptable."""
         if len(descriptors) != announced:
             raise corrupt(f"a message announced {announced} descriptors, {len(descriptors)} came")
         fds, rest, outside = descriptors[:count], descriptors[count:], descriptors[:0]
@@ -267,7 +269,7 @@ class FrameBuilder(_direct.FrameReceiver, ReceiverEnd):  # type: ignore[misc]
         return Contents(fds, regions, outside)
 
     def _payload(self, address: int) -> Any:
-        """Return a pointer to the payload of a frame, which the ring keeps."""
+        """Return a pointer to the payload of a frame; it keeps the memory of the ring alive."""
         return self._memory + (address - self._base)
 
     def _build_one(
@@ -279,7 +281,7 @@ class FrameBuilder(_direct.FrameReceiver, ReceiverEnd):  # type: ignore[misc]
         kept: dict[int, Mapping],
         owned: list[list[fdpass.MemoryRegion]],
     ) -> Built | None:
-        """Copy a message, with what is attached to it; None if that takes another call.
+        """Copy a message with its attachments; None if only a piece of it was copied.
 
         Its regions are in `owned` as soon as they are made.
         """
@@ -309,7 +311,7 @@ class FrameBuilder(_direct.FrameReceiver, ReceiverEnd):  # type: ignore[misc]
             data = bytes(ffi.buffer(memory, length))
         if groups:
             owned.append(regions)
-            for group in groups:  # one by one, as the next may fail
+            for group in groups:  # one by one, because the next may fail
                 region = self._adopt(group, limits.region, shared=limits.shared)
                 regions += [region]
         return Built(end, number, Framed(data, tag, flags), fds, regions)

@@ -1,6 +1,6 @@
 """Messages outside the ring, in memory regions that are used again and again.
 
-A message that is too large for the ring is copied into a memory region.  Its frame says only which
+A message of more bytes than `inline` is copied into a memory region.  Its frame says only which
 region, and how many bytes of it.  Making a region takes ten times as long as copying the message.
 So the sender keeps and numbers its regions, and the receiver keeps them mapped:
 
@@ -195,10 +195,10 @@ class Outside(Owner):
         self._region: Region | None = None
         self._filled = False
         self.until: int | None = None
-        """What `tail` must come to before there is a region for it; None: there is one."""
+        """The index that `tail` must reach before a region is free; None: it has one."""
 
     def take(self, regions: Outgoing, tail: int) -> bool:
-        """Get a region for it; False if it must wait for one."""
+        """Reserve a region; return False if it must wait for one."""
         if self._load is None:
             load = regions.take(self._size, weakref.ref(self), tail)
             if isinstance(load, int):
@@ -209,20 +209,20 @@ class Outside(Owner):
 
     @property
     def again(self) -> bool:
-        """Whether the peer has the region already that it is going to be in."""
+        """Whether the peer already has the region that this message will travel in."""
         region = self._region or self._kept()
         return region is not None and region.sent
 
     def _kept(self) -> Region | None:
-        """Return the region there is for it, if it is large enough."""
+        """Return the region of its slot, if that is large enough."""
         slot = None if self._load is None else self._load.slot
         region = None if slot is None else slot.region
         return region if region is not None and region.size >= self._size else None
 
     def fill(self) -> tuple[bytes, Region]:
-        """Copy it into its region, made now if need be: the payload of its frame, and the region.
+        """Copy it into its region, which is made now if need be.
 
-        Raises OSError if memory is short.
+        Returns the payload of its frame, and the region.  Raises OSError if memory is short.
         """
         if (load := self._load) is None:
             raise ValueError("take() comes before fill()")
@@ -230,7 +230,7 @@ class Outside(Owner):
             region = self._kept()
             if region is None:
                 if load.slot is not None:
-                    _drop(load.slot)  # first, as there is to be memory for one only
+                    _drop(load.slot)  # first: the slot must not have memory for two regions
                 region = Region(load.size)
                 if load.slot is not None:
                     load.slot.region = region
@@ -241,21 +241,21 @@ class Outside(Owner):
         return _PLACE.pack(self._size, load.number, 0), self._region
 
     def put_back(self) -> None:
-        """Let others have the region meanwhile, if nothing was done with it yet."""
+        """Give the reserved region back, unless the message was copied into it already."""
         if self._region is None and (load := self._load) is not None:
             self._load = None
             if load.slot is not None:
                 load.slot.user = None
 
     def close(self) -> None:
-        """Let others use the region once the peer has read it; free what the peer does not know."""
+        """Give the region back; drop one that was never sent to the peer."""
         load, region = self._load, self._region
         slot = None if load is None else load.slot
         if region is not None:
             if slot is not None and not region.sent:
-                slot.region = None  # first: who finds it there must be able to send it
+                slot.region = None  # first: a region in a slot must have a descriptor to send
             region.memfd.close()
-        # Before it is given back, as it may be another's at once.
+        # Before the slot is given back: another message may take it at once.
         self._load = self._region = None
         if slot is not None:
             slot.user = None
@@ -264,10 +264,10 @@ class Outside(Owner):
 def find(
     payload: Any, given: Sequence[fdpass.Fd], kept: dict[int, Mapping], max_message: int
 ) -> tuple[Any, int]:
-    """Return the memory of a message that came, and its size; note in `kept` what is to be kept.
+    """Return the memory of a received message, and its size; note in `kept` a region to keep.
 
-    `given` are the descriptors beside it that are its region's: one, or none if it was given
-    before.  Raises RingError for what cannot be true, OSError if memory is short.
+    `given` holds the descriptor of its region, or nothing if the peer sent that before.  Raises
+    RingError if the peer lies, OSError if memory is short.
     """
     if len(payload) != PLACE_SIZE:
         raise RingError(CORRUPT, "a message outside the ring does not say where it is")
@@ -308,7 +308,7 @@ def _map_one(fd: fdpass.Fd, most: int) -> Mapping:
 
 
 def with_copies(descriptors: Sequence[fdpass.Fd], use: Callable[[list[fdpass.Fd]], T]) -> T:
-    """Give copies of descriptors to what takes them over; raise RingError if it refuses them."""
+    """Return use(copies of the descriptors), which takes them; raise RingError if it refuses."""
     copies = fdpass.Fd.blank(len(descriptors))
     try:
         fdpass.Fd.own(copies, map(os.dup, [fd.fileno() for fd in descriptors]))

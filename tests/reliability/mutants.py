@@ -306,7 +306,7 @@ MUTANTS = [
     Mutant(
         "an attempt copies two pieces",
         "ipcqueue/_ring/frame_builder.py",
-        "budget.spent = True  # by a piece of it",
+        "budget.spent = True  # by a piece of a large message",
         "pass",
         "conformance/test_large.py::test_an_attempt_copies_one_piece",
     ),
@@ -1335,6 +1335,27 @@ MUTANTS = [
         "if type(own) is not type(error) and self._suspect is None:",
         "if False:",
         "signals/test_strikes.py::test_a_handler_is_heard_though_the_record_is_bad_as_well",
+    ),
+    Mutant(
+        "the indices of a closed end freeze",
+        "ipcqueue/_ring/end.py",
+        "            ring = self._withdrawn\n",
+        "            ring = None\n",
+        "conformance/test_ends.py::test_one_that_has_finished_sees_how_much_the_peer_takes[threads]",
+    ),
+    Mutant(
+        "a closed connection keeps the memory of its rings",
+        "ipcqueue/_link/endpoint.py",
+        "                ring.let_go()\n",
+        "                pass\n",
+        "ipcqueue/test_endpoint.py::TestClose::test_everything_is_closed_at_once_and_for_good",
+    ),
+    Mutant(
+        "a capacity that no file can hold is accepted",
+        "ipcqueue/_ring/segment.py",
+        "    if capacity > most:",
+        "    if False:",
+        "conformance/test_arguments.py::test_what_an_option_cannot_be_is_told_before_anything_is_opened[listen-capacity]",
     ),
 ]
 
