@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from ipcqueue._core import ffi, lib
+from ipcqueue._core import lib
 from ipcqueue._waiting import lib as waiting
 
 from .codes import AGAIN, CLOSED, DONE, FULL, RingError
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 
     from .end import Place
     from .memory import Mapping
-
-# Where find_space() has the core say where the space is, which nobody asks.
-_UNUSED = ffi.new("char **"), ffi.new("uint64_t *")
 
 
 class SenderEnd(End):
@@ -45,7 +42,7 @@ class SenderEnd(End):
 
         def offer(self, record: Any) -> Any: ...
         def push(self, *encoded: Any) -> int: ...
-        def reserve(self, ring: Any, units: int) -> int | tuple[int, int]: ...
+        def reserve(self, ring: Any, units: int) -> tuple[int, int, int]: ...
         def publish(self, ring: Any, *shape: int) -> int: ...
 
     _encode: Callable[[Any], Any]
@@ -131,12 +128,8 @@ class SenderEnd(End):
             if ring is not None:
                 self._parked, self._ring, self._borrower = ring, None, reference
                 try:
-                    place = self.reserve(ring, units)
-                    if isinstance(place, int):
-                        code = place
-                    else:
-                        at, run = place
-                        code = DONE
+                    code, at, run = self.reserve(ring, units)
+                    if code == DONE:
                         lent = self._place(memory, at - self._base, units, run)
                 finally:
                     if lent is None:
@@ -182,12 +175,12 @@ class SenderEnd(End):
     def find_space(self, units: int) -> bool:
         """Whether a push of `units` would find space; raise what the push would raise."""
         if not self.has_space(units):
-            return False  # because ipcq_reserve counts it as a push that found none
+            return False  # because reserve() counts it as a push that found none
         ring = self._ring
         if ring is None:
             with self._lock:
                 ring = self._usable()
-        code = CLOSED if ring is None else lib.ipcq_reserve(ring, units, *_UNUSED)
+        code = CLOSED if ring is None else self.reserve(ring, units)[0]
         if code and code != FULL:
             raise RingError(code)
         return not code

@@ -11,14 +11,10 @@ PyObject *reserve(Sender *self, PyObject *const *args, Py_ssize_t n)
     unsigned long long units = PyLong_AsUnsignedLongLong(args[1]);
     if (units == (unsigned long long)-1 && PyErr_Occurred())
         return NULL;
-    if (!usable(args[0], self->known))
-        return PyLong_FromLong(IPCQ_AGAIN);
-    char *at;
-    uint64_t run;
-    int code = ipcq_reserve(self->at, units, &at, &run);
-    return code != IPCQ_DONE ? PyLong_FromLong(code)
-                             : Py_BuildValue("KK", (unsigned long long)(uintptr_t)at,
-                                             (unsigned long long)run);
+    char *at = NULL;
+    uint64_t run = 0;
+    int code = usable(args[0], self->known) ? ipcq_reserve(self->at, units, &at, &run) : IPCQ_AGAIN;
+    return Py_BuildValue("iKK", code, (unsigned long long)(uintptr_t)at, (unsigned long long)run);
 }
 
 static PyObject *published(Sender *self, int code)

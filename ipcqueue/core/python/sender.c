@@ -246,8 +246,8 @@ static PyMemberDef sender_members[] = {
 
 #define RESERVE                                                                                   \
     {"reserve", (PyCFunction)(void (*)(void))reserve, METH_FASTCALL,                              \
-     "reserve(ring, units): where the next so many go, and how many of them are contiguous; or a " \
-     "code of the core."}
+     "reserve(ring, units): a code of the core, the address of the next so many, and how many of " \
+     "them are contiguous."}
 
 static PyMethodDef slot_sender_methods[] = {
     SHORTEN,
