@@ -89,7 +89,7 @@ MUTANTS = [
         "ipcqueue/core/python/shelf.c",
         "    if (values[LENT] != NULL) {\n",
         "    if (0) {\n",
-        "signals/test_blocks.py::test_an_exception_anywhere_leaves_nothing_lent",
+        "signals/test_blocks.py::test_what_is_published_or_taken_is_so_once_wherever_its_end_is_struck",
     ),
     Mutant(
         "a Ctrl-C gives way to an error",

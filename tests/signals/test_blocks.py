@@ -234,6 +234,30 @@ def test_an_exception_anywhere_leaves_nothing_lent(kind, ending):
         assert at_every_place(block, block.run, interrupt, block.check) > 20
 
 
+@pytest.mark.parametrize("kind", [Loaned, LoanedMessage, Held, BorrowedMessages, HeldMessages])
+def test_what_is_published_or_taken_is_so_once_wherever_its_end_is_struck(kind):
+    """The end begins again, once the memory is the peer's or the application's."""
+    with kind("ends") as block:
+        block()
+        ring_end, strikes = block.block._ring_end, [True]
+        forget = ring_end._forget
+
+        def struck():
+            if strikes:
+                strikes.pop()
+                raise Interrupt
+            forget()
+
+        ring_end._forget = struck
+        assert block.run() is None
+        assert block.error is not None
+        assert strikes == []
+        done = block.drained()
+        assert (block.seen or []) + done == [*block.sent]
+        del ring_end._forget
+        block.goes_on()
+
+
 @of_each
 def test_two_exceptions_leave_nothing_lent(kind, ending):
     step, first = 1 if STEP == 1 else 13, CASES.index((kind, ending))
