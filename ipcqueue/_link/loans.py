@@ -89,16 +89,16 @@ class Block(Owner):
     def __enter__(self) -> Self:
         begun = False
         try:
-            self.begin()
-            begun = True
             if self._wait is None:
                 raise TypeError(f"a {type(self).__name__.lower()} under Trio needs async with")
+            self.begin()
+            begun = True
             if self.try_open() is None:
                 self._wait(self)
             return self
         except BaseException as error:
             if begun:
-                persist(self.undo)
+                persist(Block.undo, self)  # a bound method would need memory
             if isinstance(error, Exception):
                 tag_error(error, self._endpoint.owner())
             raise

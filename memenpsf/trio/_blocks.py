@@ -81,7 +81,7 @@ class _Block(Owner, Generic[BlockT]):
             return block
         except BaseException as error:
             if begun is not None:
-                persist(begun.undo)
+                persist(type(begun).undo, begun)  # a bound method would need memory
             if not isinstance(error, Exception):
                 raise
             raise ours(error, self._interface) from error.__cause__
