@@ -61,7 +61,7 @@ static int send_fds(struct ipcq_sender *s, const int *fds, size_t n)
         if (sendmsg(s->bell.socket, &m, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0)
             return IPCQ_DONE;
         /* ETOOMANYREFS: this user has more descriptors in flight than it may open. */
-        if (errno == EAGAIN || errno == EWOULDBLOCK || errno == ETOOMANYREFS)
+        if (errno == EAGAIN || errno == ETOOMANYREFS)
             return IPCQ_STUCK;
         if (errno != EINTR)
             return errno == EPIPE || errno == ECONNRESET ? IPCQ_GONE : IPCQ_ERROR;

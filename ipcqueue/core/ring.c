@@ -280,7 +280,7 @@ int ipcq_is_silent(const ipcq_receiver *r)
     char byte;
     return r->bell.socket >= 0 &&
            recv(r->bell.socket, &byte, sizeof byte, MSG_PEEK | MSG_DONTWAIT) < 0 &&
-           (errno == EAGAIN || errno == EWOULDBLOCK);
+           errno == EAGAIN;
 }
 
 int ipcq_is_forked(const ipcq_receiver *r)

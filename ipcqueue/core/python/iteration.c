@@ -97,9 +97,8 @@ static PyObject *iteration_next(Iteration *self)
     Receiver *receiver = self->receiver;
     if (receiver == NULL)
         return NULL; /* the garbage collector was here: GCOV_EXCL_LINE */
-    PyObject *record;
     if (self->receive == NULL) {
-        record = take(receiver, self->wrap);
+        PyObject *record = take(receiver, self->wrap);
         if (record == NULL && self->patient && !PyErr_Occurred() && look_for_some(receiver))
             record = take(receiver, self->wrap);
         return not_stopped(record);
@@ -111,9 +110,9 @@ static PyObject *iteration_next(Iteration *self)
             return not_stopped(NULL); /* of a signal handler, see is_raised() */
         PyErr_Clear(); /* the slow way meets it again, and says of which connection it is */
     }
-    if (has_prefetched(receiver) && in_order(receiver) && (record = first_prefetched(receiver)) != NULL)
-        return record;
-    record = PyObject_CallNoArgs(self->receive);
+    if (has_prefetched(receiver) && in_order(receiver))
+        return first_prefetched(receiver);
+    PyObject *record = PyObject_CallNoArgs(self->receive);
     if (record == NULL && PyErr_ExceptionMatches(self->end))
         PyErr_Clear();
     return not_stopped(record);

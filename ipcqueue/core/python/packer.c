@@ -82,7 +82,7 @@ static PyObject *packer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     for (Py_ssize_t i = 0; i < self->count; i++)
         used += self->fields[i].width;
     self->padded = used != size;
-    if (self->count == 0 || size < 1) {
+    if (self->count == 0) { /* with fields, it has a size */
         Py_DECREF(self);
         return PyErr_Format(PyExc_ValueError, "a record without fields");
     }
