@@ -25,7 +25,7 @@ test: $(STAMP)
 # minute of two processors; build/test-times.json tells how long each file took.
 SLOW := $(wildcard tests/examples/*.py tests/model/*.py tests/signals/*.py) \
 	tests/conformance/test_serve.py \
-	$(patsubst %,tests/ipcqueue/test_%.py,attachments blocking direct frames loan queue shortage waiting) \
+	$(patsubst %,tests/ipcqueue/test_%.py,attachments blocking direct frames loan queue shelf shortage waiting) \
 	$(patsubst %,tests/memenpsf/test_%.py,listener processes trio) \
 	$(patsubst %,tests/project/test_%.py,benchmarks benchmarks_hostile harness lanes packaging)
 
