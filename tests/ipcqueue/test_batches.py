@@ -417,6 +417,58 @@ def test_what_the_calls_of_c_refuse():
         assert receiver.fetch(call, 1) is None
 
 
+def test_what_is_not_encoded_as_it_should_be_is_left_to_python():
+    one, other = memenpsf.pair(memenpsf.Message)
+    with one, other:
+        push = one._endpoint.sender.push_run
+        good = (b"text", 7, 9)
+        for odd in (
+            b"text",
+            [b"text", 7, 9],
+            (b"text", 7),
+            (b"text", "7", 9),
+            (b"text", 7, "9"),
+            (b"text", 7.0, 9),
+            (b"text", -1, 9),
+            (b"text", 7, -9),
+            (b"text", 1 << 32, 9),
+            (b"text", 1 << 64, 9),
+            (b"text", 7, 256),
+            ("text", 7, 9),
+            (bytearray(b"text"), 7, 9),
+            (bytes(1 << 21), 7, 9),
+        ):
+            assert push([good, odd, good], 0) == 1
+            assert push([odd, good], 0) == 0
+            assert push([odd, good], 1) == 1
+            assert other.recv_vectored(timeout=0) == [memenpsf.Message(*good)] * 2
+    one, other = memenpsf.pair("<Q")
+    with one, other:
+        assert one._endpoint.sender.push_run([bytes(8)], 0) == 0  # records that are not their bytes
+        assert other.recv(timeout=0) is None
+
+
+def test_an_array_whose_items_are_no_records_is_left_to_python():
+    one, other = memenpsf.pair(np.dtype("<u8"))
+    with one, other:
+        sender = one._endpoint.sender
+        sender.array, sender.dtype = np.ndarray, np.dtype("<u4")
+        assert sender.push_all(np.zeros(4, "<u4")) is None
+        assert other.recv(timeout=0) is None
+
+
+def test_records_larger_than_one_call_of_c_may_move_go_one_by_one():
+    size = (8 << 20) + 8
+    one, other = memenpsf.pair(size, capacity=2)
+    data = b"".join(bytes([n]) * size for n in range(3))
+    with one, other:
+        push = one._endpoint.sender.push_packed
+        assert [push(data, n) for n in range(3)] == [1, 1, 0]
+        assert [other.recv(timeout=0)[:1] for _ in range(2)] == [b"\0", b"\1"]
+        assert push(data, 2) == 1
+        assert other.recv(timeout=0) == data[2 * size :]
+
+
 def test_no_more_comes_at_once_than_was_there():
     one, other = memenpsf.pair("<Q", capacity=1 << 14)
     with one, other:

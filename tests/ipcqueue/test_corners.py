@@ -8,6 +8,8 @@ import ctypes
 import dataclasses
 import mmap
 import os
+import socket
+from typing import ClassVar
 
 import pytest
 from ipcqueue._core import lib
@@ -149,6 +151,7 @@ def test_memory_of_many_kinds_is_sent_as_its_bytes(spec):
             array.array("d", data),
             np.frombuffer(data, "u1"),
             np.frombuffer(data, "<u8"),
+            np.frombuffer(data, "<f2"),
             np.frombuffer(data, [("a", "<u4"), ("b", "<f4")]),
             (ctypes.c_ubyte * 8).from_buffer_copy(data),
             ctypes.c_uint64.from_buffer_copy(data),
@@ -213,26 +216,102 @@ class PanicError(BaseException):
     """As of an extension in another language."""
 
 
-@pytest.mark.parametrize("verb", ["recv", "loop"])
-def test_a_panic_on_the_second_look_is_raised(verb):
-    raised = []
+@dataclasses.dataclass
+class Raising:
+    """A record that raises, or does, what it is told to, once each."""
 
-    @dataclasses.dataclass
-    class Bad:
-        number: memenpsf.u64
+    number: memenpsf.u64
+    raised: ClassVar[list] = []
 
-        def __post_init__(self):
-            if raised:
-                raise raised.pop()
+    def __post_init__(self):
+        if self.raised:
+            first = self.raised.pop(0)
+            if isinstance(first, BaseException):
+                raise first
+            first()
 
-    one, other = memenpsf.pair(Bad)
-    record = Bad(5)
+
+RECEIVE = {
+    "recv": lambda other: other.recv().number,
+    "loop": lambda other: next(iter(other)).number,
+    "message": lambda other: other.recv_message().record.number,
+    "vectored": lambda other: other.recv_vectored(1)[0].number,
+}
+
+
+@pytest.mark.parametrize("after", RECEIVE)
+@pytest.mark.parametrize("verb", RECEIVE)
+@pytest.mark.parametrize(
+    ("raised", "right"),
+    [
+        ([ValueError, PanicError], PanicError),
+        ([PanicError], PanicError),
+        # Perhaps of a signal handler, as they do not come again, or not as they were.
+        ([ValueError], ValueError),
+        ([ValueError, KeyError], ValueError),
+    ],
+)
+def test_what_may_be_no_fault_of_a_record_is_raised_and_the_record_stays(
+    raised, right, verb, after
+):
+    one, other = memenpsf.pair(Raising)
     with one, other:
-        one.xmit_many([record, record])
-        raised[:] = [PanicError(), ValueError()]
+        one.xmit_many([Raising(5), Raising(6)])
+        Raising.raised[:] = [error() for error in raised]
+        # Of a batch the first is raised, whatever the second is.
+        with pytest.raises(raised[0] if verb == "vectored" else right):
+            RECEIVE[verb](other)
+        Raising.raised.clear()
+        assert [RECEIVE[after](other), RECEIVE[after](other), other.recv(timeout=0)] == [5, 6, None]
+
+
+@pytest.mark.parametrize("verb", RECEIVE)
+def test_a_shortage_that_is_over_is_nobodys_fault(verb):
+    one, other = memenpsf.pair(Raising)
+    with one, other:
+        one.xmit(Raising(5))
+        Raising.raised[:] = [MemoryError()]
+        with contextlib.suppress(MemoryError):
+            assert RECEIVE[verb](other) == 5
+            one.xmit(Raising(5))
+        assert RECEIVE[verb](other) == 5
+        assert other.recv(timeout=0) is None
+
+
+@pytest.mark.parametrize("verb", RECEIVE)
+@pytest.mark.parametrize("spec", ["records", "messages"])
+def test_a_decoder_may_close_its_end(spec, verb):
+    """The record is returned, or it is gone with the end: the caller learns which."""
+    encoded = memenpsf.Encoded(lambda record: b"text", lambda data: Raising(5))
+    one, other = memenpsf.pair(Raising if spec == "records" else encoded)
+    with one, other:
+        one.xmit_many([Raising(5), Raising(6)])
+        Raising.raised[:] = [other.close]
+        with contextlib.suppress(memenpsf.Closed):
+            assert RECEIVE[verb](other) == 5
+        assert Raising.raised == []
+        with pytest.raises(memenpsf.Closed):
+            RECEIVE[verb](other)
+
+
+@pytest.mark.parametrize("patient", [False, True])
+@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize(("spec", "record"), [(8, bytes(8)), ("<Q", (1,)), (bytes, b"12345678")])
+def test_a_record_whose_message_cannot_be_made_stays(spec, record, ahead, patient):
+    def wrap(record, fds, regions):
+        raise failing[0]
+
+    one, other = memenpsf.pair(spec)
+    with one, other:
+        one.xmit_many([record] * (3 if ahead else 2))
+        if ahead:
+            assert next(iter(other)) == record
+        failing = [ValueError()]
+        assert list(other._receiver.ready(patient, wrap)) == []  # the long way would meet it again
+        failing = [PanicError()]
         with pytest.raises(PanicError):
-            next(iter(other)) if verb == "loop" else other.recv()
-        assert [other.recv().number, other.recv().number] == [5, 5]
+            next(other._receiver.ready(patient, wrap))
+        assert [other.recv(timeout=0) for _ in range(3)] == [record, record, None]
 
 
 # -- ends that are closed, and ends with something ahead ----------------------------------------------
@@ -297,7 +376,8 @@ def test_a_peek_is_at_the_ring_of_this_end():
         one, other = memenpsf.pair(spec)
         with one, other:
             receiver = other._endpoint.receiver
-            for arguments in ((), (None, "x"), (None, 0, 0), (None, -1)):
+            ring = receiver._ring
+            for arguments in ((), (None, "x"), (None, 0, 0), (None, -1), (ring, (1 << 64) - 1)):
                 with contextlib.suppress(TypeError, OverflowError):
                     assert isinstance(receiver.peek(*arguments), int)
             arguments = (None,) if spec == "<Q" else (None, 0)
@@ -313,3 +393,38 @@ def test_what_is_no_buffer_is_not_pushed():
         for wrong in ((), (5, 0, 0), (b"x", "tag", 0)):
             with pytest.raises(TypeError):
                 one._endpoint.sender.push(*wrong)
+
+
+@pytest.mark.parametrize(("spec", "more"), [("<Q", ()), (bytes, (0, 0))])
+def test_what_is_encoded_is_pushed_into_the_ring_that_is_in_use(spec, more):
+    one, other = memenpsf.pair(spec)
+    with one, other:
+        sender, receiver = one._endpoint.sender, other._endpoint.receiver
+        ring = sender._ring
+        sender._ring = None  # as during a loan
+        assert sender.push(bytes(8), *more) == lib.IPCQ_AGAIN
+        sender._ring = object()
+        with pytest.raises(TypeError, match="not the ring"):
+            sender.push(bytes(8), *more)
+        sender._ring = ring
+        with pytest.raises(ValueError, match=r"size|large"):
+            sender.push(bytes(2 << 20), *more)
+        if spec is bytes:
+            receiver.see(object())  # no ring of its own: nothing to know
+        assert other.recv(timeout=0) is None
+        assert sender.push(bytes(8), *more) == lib.IPCQ_DONE
+        assert other.recv(timeout=0) is not None
+
+
+def test_a_function_that_persists_is_needed():
+    with pytest.raises(TypeError, match="function"):
+        direct.persist()
+
+
+def test_half_a_doorbell_is_none():
+    one, other = socket.socketpair()
+    with one, other:
+        got, room = [], bytearray(direct.ROOM)
+        one.send(b"\x01\x00\x01")
+        assert direct.receive(other, 0, True, got, room) is None
+        assert [data for data, *_ in got] == [b"\x01\x00\x01"]

@@ -19,7 +19,7 @@ from ipcqueue._core import ffi, lib
 from ipcqueue import BadRecord, DecodeFailed
 from ipcqueue._ring.codes import CLOSED, CORRUPT, FORKED, GONE, RingError
 from ipcqueue._ring.slot_sender import Batch
-from tests.kit.hostile import ENDED, HEAD, TAIL, WAIT_RECORDS
+from tests.kit.hostile import ENDED, HEAD, TAIL, WAIT_RECORDS, WAIT_SPACE
 from tests.kit.places import Interrupt
 from tests.kit.slots import (
     Bad,
@@ -364,6 +364,37 @@ class TestEnds:
         ring.push_numbers(2)
         assert numbers(drained(ring.receiver)) == [1, 2]
         assert ring.at_receiver.mapping.counts()[1].waits == 0
+
+    def test_a_forked_child_takes_nothing_and_wakes_nobody(self, ring, forked):
+        ring.push_numbers(1)
+        it = ring.receiver._ring
+        lib.ipcq_arm_records(it)
+        lib.ipcq_arm_space(ring.sender._ring, 1)
+
+        def child():
+            into, count = ffi.new("char[8]"), ffi.new("uint64_t *")
+            assert lib.ipcq_pop(it, into, 1, 0, count) == FORKED
+            assert lib.ipcq_take(it, 1) == FORKED
+            lib.ipcq_disarm_records(it)
+            lib.ipcq_disarm_space(ring.sender._ring)
+
+        assert forked(child) == 0
+        for segment, at in ((ring.at_receiver, WAIT_RECORDS), (ring.at_sender, WAIT_SPACE)):
+            assert ffi.cast("uint32_t *", segment.mapping.at + at)[0] & 1  # the parent still sleeps
+        assert numbers(drained(ring.receiver)) == [1]
+
+    def test_records_are_taken_in_their_order_by_those_who_know_where_it_is(self, ring):
+        ring.push_numbers(1, 2, 3)
+        it, into, count = ring.receiver._ring, ffi.new("char[32]"), ffi.new("uint64_t *")
+        assert lib.ipcq_pop(it, into, 1, 0, count) == lib.IPCQ_DONE
+        # Others have taken one since; or one is lent, or was put back.
+        for delivered in (0, 2, LAST):
+            assert lib.ipcq_pop(it, into, 4, delivered, count) == lib.IPCQ_AGAIN
+            assert count[0] == (1 - delivered) % (1 << 64)
+        at, run = ffi.new("char const **"), ffi.new("uint64_t *")
+        assert lib.ipcq_look(it, 0, at, run) == lib.IPCQ_AGAIN
+        assert lib.ipcq_pop(it, into, 4, 1, count) == lib.IPCQ_DONE
+        assert bytes(ffi.buffer(into, 16)) == packed(2, 3)
 
 
 class TestDoorbells:

@@ -10,6 +10,7 @@ import select
 import signal
 import socket
 import struct
+import subprocess
 import sys
 from functools import partial
 
@@ -60,18 +61,27 @@ WAYS = {
     "one": (lambda receiver: next(iter(receiver.ready(False)), None), lambda got: [got]),
     "many": (lambda receiver: next(receiver.many(3), None), lambda got: got),
     "a loop": (lambda receiver: next(receiver.all(lambda: None, KeyError)), lambda got: [got]),
+    "a message": (
+        lambda it: next(it.ready(False, ipcqueue.Received), None),
+        lambda it: [it.record],
+    ),
 }
 
 
+@pytest.mark.parametrize("ahead", [False, True])
 @pytest.mark.parametrize("way", WAYS)
-def test_what_receives_without_memory_loses_nothing(kind, way, short_of_memory):
+def test_what_receives_without_memory_loses_nothing(kind, way, ahead, short_of_memory):
     spec, record = kind
     sent = [record(n) for n in range(11, 16)]
     receive, records = WAYS[way]
 
     def prepare():
         one, other = pair_of(spec)
+        if ahead:
+            one.xmit(record(10))
         one.xmit_many(sent)
+        if ahead:
+            assert next(iter(other)) == record(10)
         receiver = other._endpoint.receiver
         return one, other, receiver, [[] for _ in range(500)]  # so that new lists need memory
 
@@ -81,7 +91,8 @@ def test_what_receives_without_memory_loses_nothing(kind, way, short_of_memory):
             assert got + rest(other) == sent
 
     failures = short_of_memory(prepare, lambda one, other, it, _: receive(it), check)
-    assert failures > 0 or way == "many"  # which is for bytes, or leaves it to Python
+    # "many" is for bytes, or leaves it to Python; what is there already may need none.
+    assert failures > 0 or way == "many" or ahead
 
 
 def long_shortage(first, count, receive, other):
@@ -245,6 +256,44 @@ def test_a_module_for_which_there_is_no_memory_is_not_loaded(short_of_memory):
             400,
         )
         assert failures > 10
+
+
+def test_a_module_that_could_not_be_loaded_can_be_loaded_later():
+    """What it makes once for the whole process as well: so in a process for each allocation."""
+    pytest.importorskip("_testcapi")
+    program = """if True:
+        import _testcapi, bisect, importlib.util, os, sys
+        spec = importlib.util.spec_from_file_location("ipcqueue._direct", sys.argv[1])
+
+        def loaded():
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            receiver = module.SlotReceiver()
+            assert receiver.commit(0, next=5) and receiver._next == 5
+
+        def without(nth):
+            module = importlib.util.module_from_spec(spec)
+            _testcapi.set_nomemory(nth, nth + 1)
+            try:
+                spec.loader.exec_module(module)
+                _testcapi.remove_mem_hooks()
+            except (MemoryError, SystemError):
+                _testcapi.remove_mem_hooks()
+                loaded()
+                return 3
+            return 0
+
+        def status(nth):
+            pid = os.fork()
+            if pid == 0:
+                sys.exit(without(nth))
+            return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+        first = bisect.bisect_left(range(10_000), True, key=lambda nth: status(nth) == 0)
+        assert first > 100
+        assert {status(nth) for nth in range(first - 20, first)} == {3}
+    """
+    subprocess.run([sys.executable, "-c", program, direct.__file__], check=True)
 
 
 def test_loops_for_which_there_is_no_memory_do_not_begin(short_of_memory):
@@ -531,6 +580,17 @@ def test_a_socket_that_cannot_be_looked_at_is_not_quiet():
         look = partial(lib.ipcq_is_silent, ring)
         assert not refused("recvfrom", errno.ENOTCONN, look, receiver.fileno())
         assert not refused("recvfrom", errno.ECONNRESET, look, receiver.fileno())
+        assert lib.ipcq_is_silent(ring)
+        sender.send_ctrl_msg(b"\x80\x01")
+        assert not lib.ipcq_is_silent(ring)
+
+
+def test_processors_that_cannot_be_counted_are_more_than_one():
+    sender, receiver = ipcqueue.pair("<Q", 4)
+    with sender, receiver:
+        ring = receiver._endpoint.receiver._ring
+        lib.ipcq_receiver_patience(ring, 1000, 1, 0)
+        assert not refused("sched_getaffinity", errno.EINVAL, partial(lib.ipcq_yields, ring))
 
 
 def test_a_codec_may_encode_to_anything_that_has_bytes():
@@ -588,7 +648,10 @@ def test_a_decoder_that_leaves_nonsense_and_fails_has_taken_nothing():
         assert rest(other) == [(1,)]
 
 
-@pytest.mark.parametrize("what", ["a tuple", "stash", "hands", "more", "an error", "an interrupt"])
+@pytest.mark.parametrize(
+    "what",
+    ["a tuple", "stash", "hands", "more", "fewer", "ahead", "parks", "an error", "an interrupt"],
+)
 def test_whatever_a_decoder_of_many_does_nothing_is_lost(what):
     one, other = memenpsf.pair("<Q")
     with one, other:
@@ -608,6 +671,12 @@ def test_whatever_a_decoder_of_many_does_nothing_is_lost(what):
                     if not before:
                         before.append(other.recv(timeout=0))
                         before.append(next(loop))
+                case "fewer":
+                    return records[1:]
+                case "ahead":
+                    receiver.prefetched, receiver._prefetched_raw = [(0,)], bytes(8)
+                case "parks":  # as a borrowing does
+                    receiver._ring = None
                 case "an error":
                     raise ValueError
                 case "an interrupt":
@@ -618,9 +687,10 @@ def test_whatever_a_decoder_of_many_does_nothing_is_lost(what):
         receiver.shorten(address, 8, 64, True, False, codec.decode, decode_many)
         sent = [(n,) for n in range(1, 6)]
         one.xmit_many(sent)
-        loop, got = iter(other), []
-        with contextlib.suppress(Interrupt):
+        loop, got, ring = iter(other), [], receiver._ring
+        with contextlib.suppress(Interrupt, ipcqueue.ConcurrentUse, ipcqueue.Closed):
             got.append(next(loop))
+        receiver._ring = ring
         receiver.shorten(address, 8, 64, True, False, codec.decode, codec.decode_many)
         got = [each for each in before + got + rest(other) if each != (0,)]
         assert sorted(got) == sent
@@ -661,16 +731,17 @@ def test_whatever_a_decoder_of_messages_does_nothing_is_lost(what):
         assert before[1:] + got + rest(other) == sent
 
 
-def test_messages_with_a_tag_come_to_who_wants_bytes_without():
+@pytest.mark.parametrize("labels", [((0, 0), (7, 0), (0, 7), (0, 0)), ((0, 0), (0, 7), (7, 0))])
+def test_messages_with_a_tag_come_to_who_wants_bytes_without(labels):
     terms = [
         ipcqueue.lowlevel.Terms(spec, ipcqueue.lowlevel.Role(sends=True, receives=True))
         for spec in (memenpsf.Message, bytes)
     ]
     one, other = map(memenpsf.Interface.of, ipcqueue.lowlevel.open_pair(*terms))
     with one, other:
-        for tag, flags in ((0, 0), (7, 0), (0, 7), (0, 0)):
+        for tag, flags in labels:
             one.xmit(memenpsf.Message(b"text", tag, flags))
-        assert other.recv_vectored(timeout=0) == [b"text"] * 4
+        assert other.recv_vectored(timeout=0) == [b"text"] * len(labels)
 
 
 def test_a_peer_that_takes_back_what_it_has_published_is_corrupt():

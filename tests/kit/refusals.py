@@ -8,8 +8,20 @@ import threading
 import pytest
 
 NUMBERS = {
-    "x86_64": {"sendto": 44, "madvise": 28, "recvfrom": 45, "sendmsg": 46},
-    "aarch64": {"sendto": 206, "madvise": 233, "recvfrom": 207, "sendmsg": 211},
+    "x86_64": {
+        "sendto": 44,
+        "madvise": 28,
+        "recvfrom": 45,
+        "sendmsg": 46,
+        "sched_getaffinity": 204,
+    },
+    "aarch64": {
+        "sendto": 206,
+        "madvise": 233,
+        "recvfrom": 207,
+        "sendmsg": 211,
+        "sched_getaffinity": 123,
+    },
 }
 NO_NEW_PRIVS, SECCOMP, FILTER = 38, 22, 2  # linux/prctl.h, linux/seccomp.h
 LOAD, EQUAL, RETURN = 0x20, 0x15, 0x06  # linux/filter.h

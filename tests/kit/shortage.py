@@ -19,10 +19,10 @@ def short_of_memory():
     def sweep(prepare, call, check, most=40):
         failures = 0
         for nth in range(most):
+            prepared = result = None  # first, as memory of these is used again
             prepared = prepare()
             gc.disable()  # what it would run is not what is to fail
             sys.settrace(None)
-            result = None
             try:
                 testcapi.set_nomemory(nth, nth + 1)
                 result = call(*prepared)
