@@ -372,4 +372,5 @@ class TestClosedAnywhere:
             at_hand.clear()
             assert settled(before)
 
-        assert at_every_place(prepare, call, close, check) >= 1
+        places = at_every_place(prepare, call, close, check)
+        assert places >= (verb != "repr")  # which calls nothing while it is open
