@@ -70,7 +70,7 @@ def main() -> None:
         ("xmit: the ring", lambda: sender.try_push(record), drain),
         ("xmit", lambda: one.xmit(record), drain),
         ("recv: bytes to the record", lambda: receiver._decode(receiver._one), nothing),  # noqa: SLF001
-        ("recv: the ring, the long way", receiver.try_pop, fill),
+        ("recv: the ring, the slow path", receiver.try_pop, fill),
         ("recv", other.recv, fill),
     ]
     print(f"{platform.machine()}, Python {platform.python_version()}, {options.size} bytes")

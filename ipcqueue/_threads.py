@@ -165,7 +165,7 @@ class Threads(Owner):
     def pop(self, timeout: Seconds) -> Any:
         """Take a record; None if none came in time.
 
-        What the short way can do, spinning too, was tried already.
+        What the fast path can do, spinning too, was tried already.
         """
         endpoint = self._endpoint
         receiver = endpoint.receiving()

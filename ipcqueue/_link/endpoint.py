@@ -208,7 +208,7 @@ class Endpoint(Owner):
             return message
         frames = isinstance(receiver, FrameReceiver)
         if frames and not self.wire.attached and receiver.has_records():
-            self.turn()  # who asks so expects descriptors, and an attempt without them costs more
+            self.read_if_free()  # who asks so expects descriptors, and an attempt without them costs more
         return self.or_end(receiver.try_receive)
 
     def or_end(self, attempt: Callable[[], T | None]) -> T | None:
@@ -246,7 +246,7 @@ class Endpoint(Owner):
         """
         left = self.with_socket(self.wire.backlog)
         while self.receiving().lacking is not None:
-            read = self.read_on()
+            read = self.read_more()
             if read is None:
                 return False
             left -= read
@@ -254,12 +254,12 @@ class Endpoint(Owner):
                 break
         return True
 
-    def read_on(self) -> int | None:
+    def read_more(self) -> int | None:
         """Read once from the socket; return how many bytes, None if somebody else is reading.
 
-        As turn(), but also when the connection has ended.
+        As read_if_free(), but also when the connection has ended.
         """
-        return self.waiters.read_if_free(self.service)
+        return self.waiters.read_if_free(self.read_once)
 
     def most(self, limit: int | None) -> int:
         """Return how many records to take at once at most: `limit`, but no more than a ringful.
@@ -425,17 +425,17 @@ class Endpoint(Owner):
             self.raise_end()
         return self.wire.use(use)
 
-    def looked(self) -> None:
+    def note_read(self) -> None:
         """Have the receiving end know that the socket was read just now, and has not ended."""
         if not self.ended and not self.wire.is_behind():
-            self.receiving().looked()
+            self.receiving().note_read()
 
-    def turn(self) -> None:
+    def read_if_free(self) -> None:
         """Read the control messages that wait, unless somebody else is reading."""
         if not self.ended:
-            self.waiters.read_if_free(self.service)
+            self.waiters.read_if_free(self.read_once)
 
-    def service(self) -> int:
+    def read_once(self) -> int:
         """Read once from the socket, as the reader: doorbells, messages, descriptors, the end.
 
         Return how many bytes.
@@ -453,7 +453,7 @@ class Endpoint(Owner):
         else:
             self._note_end(self._who_left() if end is None else end)
 
-    def answered(self, woken: bool) -> None:
+    def note_wakeup(self, woken: bool) -> None:
         """Note what the reader has read when it was woken, or its time was over."""
         self.alarms.wake_ups += woken
         if self.wire.over:
@@ -484,7 +484,7 @@ class Endpoint(Owner):
         For SPACE, `units` says of how much.
         """
         if self.wire.is_behind() and not self.waiters.reading:
-            self.turn()
+            self.read_if_free()
         if self.closed or self._end is not None:
             return False
         if event is RECORDS and self.receiver is not None:
@@ -516,7 +516,7 @@ class Endpoint(Owner):
         with self.waiters.mutex:
             if self.waiters.reading or any(self.waiters.counts):
                 raise ConcurrentUse("arm() while another thread waits on the same connection")
-        self.turn()
+        self.read_if_free()
         events = [MESSAGE] + [RECORDS] * records + [SPACE] * space
         with self.waiters.mutex:
             if all(self.announce(event, self._wanted(event)) for event in events):
@@ -593,7 +593,7 @@ class Endpoint(Owner):
             for _ in range(_TURNS_TO_THE_END):
                 if self.ended:
                     break
-                self.turn()
+                self.read_if_free()
             else:  # not noted: what it has sent is still to be received
                 left = self._left = self._left or self._who_left()
                 raise _seen(left, sending=sending)

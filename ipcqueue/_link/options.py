@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypedDict
 import fdpass
 from fdpass.lowlevel import index_of, seconds_of
 from ipcqueue._records.messages import Limits
-from ipcqueue._ring.patience import ADAPTIVE, BUSY, MOST_SPIN_NS, Patience
+from ipcqueue._ring.patience import ADAPTIVE, BUSY, MAX_SPIN_NS, Patience
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # How to wait; and the longest time to spin before sleeping, in seconds.  Nobody reads the socket
 # while an end spins, and the end of the connection comes through it.
 _STRATEGIES = {"spin": ADAPTIVE, "busy": BUSY, "sleep": Patience(0, False)}
-MOST_SPIN = MOST_SPIN_NS / 1e9
+MAX_SPIN = MAX_SPIN_NS / 1e9
 
 # No file has this many bytes.
 ANY_SIZE = 1 << 62
@@ -109,7 +109,7 @@ class Spin(_Spin):
     __slots__ = ()
 
     def __new__(cls, seconds: Seconds) -> Self:
-        expected = f"from 0 to {MOST_SPIN} seconds"
+        expected = f"from 0 to {MAX_SPIN} seconds"
         try:
             given = None if seconds is None else seconds_of(seconds, "seconds of Spin")
         except TypeError:
@@ -118,7 +118,7 @@ class Spin(_Spin):
             raise ValueError(f"seconds of Spin are {expected}, not {seconds}") from None
         if given is None:
             raise TypeError(f"seconds of Spin are {expected}, not {seconds!r}")
-        if given > MOST_SPIN:
+        if given > MAX_SPIN:
             raise ValueError(f"seconds of Spin are {expected}, not {seconds}")
         return super().__new__(cls, given)
 

@@ -112,7 +112,7 @@ class Rounds:
             yield from _room(endpoint, self._left())
         elif endpoint.busy and self._event is not MESSAGE:
             if not self._look() or self._spun:
-                endpoint.turn()
+                endpoint.read_if_free()
             self._spun = True
         elif self._spun or not self._look():
             self._spun = True
@@ -151,7 +151,7 @@ class Rounds:
                 wait = wait._replace(seconds=self._left())
             woken = yield wait
             if waiter.reads:
-                endpoint.answered(woken)
+                endpoint.note_wakeup(woken)
             if needed and not woken and self._left() > 0 and endpoint.has_come(event, units):
                 endpoint.rescues += 1
         except Closed:
@@ -163,9 +163,9 @@ class Rounds:
 
 def _look_once(endpoint: Endpoint, event: Event) -> None:
     """Read the socket, or the end would never be seen where there was no time to do so."""
-    endpoint.turn()
+    endpoint.read_if_free()
     if event is RECORDS:
-        endpoint.looked()
+        endpoint.note_read()
 
 
 def last_try(endpoint: Endpoint, attempt: Callable[[], T | None], event: Event) -> T | None:
@@ -188,7 +188,7 @@ def _room(endpoint: Endpoint, seconds: float) -> Generator[Wait, bool, None]:
     else:
         events |= select.POLLOUT
     yield Wait(seconds, endpoint.wire, events)
-    endpoint.turn()
+    endpoint.read_if_free()
 
 
 def _until(

@@ -56,7 +56,7 @@ def deadline_of(timeout: Seconds) -> float:
 DEFAULT_RECORDS = 1024
 DEFAULT_BYTES = 1 << 20
 # Large records: no more than these bytes by default, but never fewer than these records.
-MOST_DEFAULT_BYTES, FEWEST_RECORDS = 16 << 20, 4
+MAX_DEFAULT_BYTES, FEWEST_RECORDS = 16 << 20, 4
 
 # By default a message that takes more than a quarter of the ring travels outside of it.
 INLINE_PART = 4
@@ -115,7 +115,7 @@ def check_options(
 
 def default_records(size: int) -> int:
     """Return how many records of this size a ring holds by default: a power of two."""
-    most = max(FEWEST_RECORDS, MOST_DEFAULT_BYTES // size)
+    most = max(FEWEST_RECORDS, MAX_DEFAULT_BYTES // size)
     count = min(most, max(DEFAULT_RECORDS, DEFAULT_BYTES // size))
     return 1 << (count.bit_length() - 1)
 

@@ -2,7 +2,7 @@
 
 The peer chooses how large its ring is and what it puts there.  So a call for which the caller gave
 no limit ends after some milliseconds' work, and the next call goes on from there.  At least one
-record is always received.  Bytes are bounded to MOST_BYTES; of messages outside the ring also where
+record is always received.  Bytes are bounded to MAX_BYTES; of messages outside the ring also where
 the caller gave a limit.  The numbers are guesses, from costs measured on a virtual machine of 2024:
 17 us for a message that Python code puts together, 0.2 us for one that C makes, 0.1 us for a value
 of a record, 2 to 5 ms for a copy of 8 MiB.
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 
 # Records that a loop takes at once, ahead of its body.  A guess: many share the cost of one call,
 # and few are lost if the receiver dies.
-MOST_AHEAD = 64
+MAX_AHEAD = 64
 
 LARGE: int = lib.IPCQ_LARGE
-MOST_BYTES: int = lib.IPCQ_MOST_BYTES
+MAX_BYTES: int = lib.IPCQ_MAX_BYTES
 
 # Records, or messages without tags and attachments, of a call without a limit.
-MOST_AT_ONCE = 65536
+MAX_AT_ONCE = 65536
 # Values of records that become lists of tuples; each record counts as one more.
-MOST_VALUES = 65536
+MAX_VALUES = 65536
 # Messages that Python code puts together, because they have tags or attachments.
-MOST_BUILT = 256
+MAX_BUILT = 256
 # Seconds, for records of unknown cost: a function of the application makes them, or they come with
 # descriptors, or in memory that must be mapped first.
-MOST_SECONDS = 0.005
+MAX_SECONDS = 0.005
 
 _LOOKS_AT_THE_CLOCK = 16  # messages without descriptors between two looks
 _FIRST_PACE = 64  # records
@@ -47,10 +47,10 @@ class Budget:
 
     def __init__(self, *, bounded: bool) -> None:
         self._bounded = bounded  # the caller gave no limit
-        self._bytes = MOST_BYTES
+        self._bytes = MAX_BYTES
         self._count = 0
-        self._until = monotonic() + MOST_SECONDS if bounded else math.inf
-        self.most = MOST_BUILT if bounded else MOST_AT_ONCE << 32  # messages
+        self._until = monotonic() + MAX_SECONDS if bounded else math.inf
+        self.most = MAX_BUILT if bounded else MAX_AT_ONCE << 32  # messages
         self.spent = False
 
     def allows_more(self, size: int, *, outside: bool, slow: bool) -> bool:
@@ -77,7 +77,7 @@ def looks_after(count: int) -> bool:
 
 
 class Pace:
-    """How many records the application's class has made in MOST_SECONDS so far."""
+    """How many records the application's class has made in MAX_SECONDS so far."""
 
     def __init__(self, decode_many: Callable[[Any, int], Any]) -> None:
         self._decode_many = decode_many
@@ -88,8 +88,8 @@ class Pace:
         start = monotonic()
         records = self._decode_many(data, count)
         took = monotonic() - start
-        if took > MOST_SECONDS:
-            self.records = max(1, int(min(count, self.records) * MOST_SECONDS / took))
-        elif count >= self.records and took < MOST_SECONDS / 2:
-            self.records = min(2 * self.records, MOST_VALUES)
+        if took > MAX_SECONDS:
+            self.records = max(1, int(min(count, self.records) * MAX_SECONDS / took))
+        elif count >= self.records and took < MAX_SECONDS / 2:
+            self.records = min(2 * self.records, MAX_VALUES)
         return records

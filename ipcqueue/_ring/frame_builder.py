@@ -32,7 +32,7 @@ from .arrivals import (
     grouped,
     is_there,
 )
-from .bounds import LARGE, MOST_AHEAD, MOST_BYTES, Budget
+from .bounds import LARGE, MAX_AHEAD, MAX_BYTES, Budget
 from .codes import CLOSED, CORRUPT, EMPTY, FORKED, RingError, corrupt
 from .frame import MAX_ATTACHED
 from .memory import Mapping, address_of, copy_memory, fork_generation, is_socket
@@ -91,10 +91,10 @@ class FrameBuilder(_direct.FrameReceiver, ReceiverEnd):  # type: ignore[misc]
         self._regions: dict[int, Mapping] = {}
         self._to_close: list[Spent] = []
         most = min(limits.message, self.capacity)
-        # A function of the application may take long, or receive by itself: not the short way.
+        # A function of the application may take long, or receive by itself: not the fast path.
         decode = self._decode if self._decode is Message else None
-        self.shorten(
-            address_of(self._ring), most, MOST_AHEAD, self._keeps, self._plain, decode, None
+        self.attach_fast(
+            address_of(self._ring), most, MAX_AHEAD, self._keeps, self._plain, decode, None
         )
 
     @property
@@ -106,7 +106,9 @@ class FrameBuilder(_direct.FrameReceiver, ReceiverEnd):  # type: ignore[misc]
     @property
     def unfinished(self) -> bool:
         """Whether the next message is a large one, copied in part."""
-        large = self._large  # the peer may have made it a small one, which was taken the short way
+        large = (
+            self._large
+        )  # the peer may have made it a small one, which was taken by the fast path
         return large is not None and large.at == self._next
 
     def _reclaim(self) -> None:
@@ -319,14 +321,14 @@ class FrameBuilder(_direct.FrameReceiver, ReceiverEnd):  # type: ignore[misc]
     def _copied(self, large: _Large) -> bytes | None:
         """Copy on: to its end, or one piece if others wait for this call; None if more is left.
 
-        Other threads run during each copy.  The lock is held, and the short way leaves large
+        Other threads run during each copy.  The lock is held, and the fast path leaves large
         messages to this one, so nobody else takes it, or closes this end, meanwhile.  A signal
         handler can come between two copies: what it takes is no more to be written.
         """
         self._large = large
         while large.done < large.size:
             to, from_, done, size = large.to, large.memory, large.done, large.size
-            count = min(size - done, MOST_BYTES)
+            count = min(size - done, MAX_BYTES)
             # One step, see end.py: the look and the copy.
             if self._large is not large:
                 return None

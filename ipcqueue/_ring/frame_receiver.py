@@ -33,7 +33,7 @@ from ipcqueue._records.decoding import decode_failed
 from ipcqueue._records.messages import MAX_FLAGS, Message, Received
 
 from .arrivals import Built, attachments_of, close_received
-from .bounds import MOST_AT_ONCE, MOST_BUILT, MOST_BYTES, Budget, looks_after
+from .bounds import MAX_AT_ONCE, MAX_BUILT, MAX_BYTES, Budget, looks_after
 from .frame_lending import FrameLender
 
 if TYPE_CHECKING:
@@ -46,13 +46,13 @@ class FrameReceiver(FrameLender):
     """The receiving end of a ring of frames.
 
     What is there, has no attachments and needs no function of the application, the base type takes
-    in one call of C.  This is the long way.  A message is first copied, then the ring is told that
+    in one call of C.  This is the slow path.  A message is first copied, then the ring is told that
     it is taken, then it is decoded and handed over.  Each step can be repeated.
     """
 
     def most_at_once(self) -> int:
         """Return how many messages to take at most where the caller has no limit."""
-        return MOST_AT_ONCE
+        return MAX_AT_ONCE
 
     def held(self) -> int:
         """Return how many descriptors are here that nobody has been handed yet; from any thread."""
@@ -64,8 +64,8 @@ class FrameReceiver(FrameLender):
         return count + len(self._to_close)
 
     def pop_ready(self, limit: int, *, bounded: bool = False) -> Any:
-        """Take up to `limit` messages the short way; None if that is not to be had."""
-        for records in self.many(limit, MOST_BYTES, MOST_BUILT) if bounded else self.many(limit):
+        """Take up to `limit` messages by by the fast path; None if that is not to be had."""
+        for records in self.many(limit, MAX_BYTES, MAX_BUILT) if bounded else self.many(limit):
             return records
         return None
 

@@ -14,7 +14,7 @@ from ipcqueue._core import ffi, lib
 from ipcqueue._errors import BadRecord, Unaccepted
 from ipcqueue._records.messages import OUT_AGAIN, OUT_OF_LINE, OUTSIDE, Framed, tuple_of
 
-from .bounds import LARGE, MOST_BYTES
+from .bounds import LARGE, MAX_BYTES
 from .codes import CLOSED, DONE, ERROR, FULL, STUCK, RingError
 from .frame import HEADER, MAX_EXTENT, MAX_FDS, extent
 from .memory import U64, Mapping, address_of, copy_memory
@@ -41,7 +41,7 @@ class Admission(Protocol):
         """Note what became of what was admitted."""
 
 
-class Parcel(Owner):
+class FrameParcel(Owner):
     """One message ready to go: its frame, its bytes, and the descriptors beside it.
 
     Borrows the descriptors; has, until close(), a memory region to itself if the message travels
@@ -130,7 +130,7 @@ class FrameSender(_direct.FrameSender, SenderEnd):  # type: ignore[misc]
         """What to ask before descriptors are sent, if they are counted."""
         inside = min(self._inline, self.capacity) // HEADER * HEADER - HEADER
         most = min(inside, limits.message, LARGE)
-        self.shorten(address_of(self._ring), most, None if self._plain else self._encode)
+        self.attach_fast(address_of(self._ring), most, None if self._plain else self._encode)
 
     @property
     def enough(self) -> int:
@@ -145,7 +145,7 @@ class FrameSender(_direct.FrameSender, SenderEnd):  # type: ignore[misc]
         record: Any,
         fds: Iterable[int | fdpass.Fd] | None = None,
         regions: Iterable[fdpass.MemoryRegion] | None = None,
-    ) -> Parcel:
+    ) -> FrameParcel:
         """Encode a message; raise BadRecord, TooLarge or Unaccepted for what cannot be sent."""
         return self.parcel_of(self._encode(record), fds, regions)
 
@@ -154,7 +154,7 @@ class FrameSender(_direct.FrameSender, SenderEnd):  # type: ignore[misc]
         framed: Framed,
         fds: Iterable[int | fdpass.Fd] | None = None,
         regions: Iterable[fdpass.MemoryRegion] | None = None,
-    ) -> Parcel:
+    ) -> FrameParcel:
         """Return the same of a message that is encoded already."""
         size = len(framed.data)
         self._limits.check_size(size)
@@ -171,7 +171,7 @@ class FrameSender(_direct.FrameSender, SenderEnd):  # type: ignore[misc]
                 + f" are {count} descriptors, and one message carries at most {MAX_FDS}"
             )
         elsewhere = Outside(framed.data) if outside else None
-        return Parcel(framed, numbers, of_regions, elsewhere, (fds, regions))
+        return FrameParcel(framed, numbers, of_regions, elsewhere, (fds, regions))
 
     def _checked_fd(self, fd: int | fdpass.Fd) -> int:
         try:
@@ -209,7 +209,7 @@ class FrameSender(_direct.FrameSender, SenderEnd):  # type: ignore[misc]
         """Copy a large message into the ring while other threads run; publish it; return a code.
 
         The ring is parked meanwhile, so that no other call writes there: those of other threads
-        wait for the lock, also the short way, which takes none.  A signal handler of this thread
+        wait for the lock, also the fast path, which takes none.  A signal handler of this thread
         may use this end (the lock is re-entrant, and nothing of the ring is lent): then all begins
         again.
         """
@@ -231,7 +231,7 @@ class FrameSender(_direct.FrameSender, SenderEnd):  # type: ignore[misc]
                         return code
                     to, from_, done = at[0] + HEADER, buffer, 0
                     while done < size:
-                        count = min(size - done, MOST_BYTES)
+                        count = min(size - done, MAX_BYTES)
                         # One step, see end.py: the look and the copy.
                         if self._parked is not ring or self._borrower is not None:
                             break
@@ -268,7 +268,7 @@ class FrameSender(_direct.FrameSender, SenderEnd):  # type: ignore[misc]
                     flight.settle(sent=code == DONE)
         return None if code == STUCK else self._sent(code)
 
-    def _put_outside(self, parcel: Parcel, outside: Outside) -> bool:
+    def _put_outside(self, parcel: FrameParcel, outside: Outside) -> bool:
         """Copy a message into a region; False if there is none, or no space for its frame.
 
         Both are looked at first: copying it in vain would take the longest.
@@ -339,7 +339,7 @@ class FrameSender(_direct.FrameSender, SenderEnd):  # type: ignore[misc]
             raise type(error)(f"record {len(framed)}: {error}") from None
         return FrameBatch([one.data for one in framed], framed)
 
-    def parcel_in(self, batch: Any, start: int) -> Parcel | None:
+    def parcel_in(self, batch: Any, start: int) -> FrameParcel | None:
         """Return message number `start` of a batch as a parcel if it travels outside the ring."""
         if not self._travels_outside(len(batch.data[start])):
             return None

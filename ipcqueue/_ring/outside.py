@@ -31,7 +31,7 @@ from fdpass.lowlevel import Owner
 from ipcqueue._core import ffi
 from ipcqueue._direct import persist
 
-from .bounds import MOST_BYTES
+from .bounds import MAX_BYTES
 from .codes import CORRUPT, RingError
 from .memory import U64, Mapping, copy_memory, map_segment
 
@@ -88,8 +88,8 @@ class Region(Owner):
         Nobody else has this region now, see _Slot.take; and nobody can resize `data`.
         """
         with ffi.from_buffer(data) as buffer:
-            for done in range(0, len(data), MOST_BYTES):  # signal handlers run in between
-                count = min(len(data) - done, MOST_BYTES)
+            for done in range(0, len(data), MAX_BYTES):  # signal handlers run in between
+                count = min(len(data) - done, MAX_BYTES)
                 copy_memory(self._mapping.at + done, buffer + done, count)
 
 

@@ -17,7 +17,7 @@ class Patience(NamedTuple):
     yields: bool = False  # lets other threads and processes run after each look
 
 
-MOST_SPIN_NS: int = lib.IPCQ_MOST_SPIN_NS
+MAX_SPIN_NS: int = lib.IPCQ_MAX_SPIN_NS
 FOR_EVER = 1 << 63  # nanoseconds
 BUSY = Patience(FOR_EVER, False)
 ADAPTIVE = Patience(lib.IPCQ_SPIN_NS, True)  # on a single processor the core does not spin

@@ -34,7 +34,7 @@ class ReceiverEnd(End):
     serves what never waits.  Of it the doors call:
 
     - ready(patient, wrap), all(receive, end) and many(limit, bytes, enough), for loops;
-    - is_empty(), is_quiet() and looked(), has_records().
+    - is_empty(), is_quiet() and note_read(), has_records().
     """
 
     if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class ReceiverEnd(End):
         def all(self, receive: Callable[[], Any], end: type[BaseException]) -> Iterator[Any]: ...
         def is_empty(self) -> bool: ...
         def is_quiet(self) -> bool: ...
-        def looked(self) -> None: ...
+        def note_read(self) -> None: ...
         def has_records(self) -> bool: ...
 
     _look_call = lib.ipcq_receiver_indices
@@ -142,7 +142,7 @@ class ReceiverEnd(End):
         raise NotImplementedError
 
     def pop_ready(self, limit: int, *, bounded: bool = False) -> Any:
-        """Take up to `limit` records the short way; None if that is not to be had."""
+        """Take up to `limit` records by by the fast path; None if that is not to be had."""
         raise NotImplementedError
 
     def holds(self) -> bool:

@@ -13,7 +13,7 @@ from ipcqueue._records.codec import in_place
 from ipcqueue._records.decoding import decode_failed
 from ipcqueue._records.messages import Received
 
-from .bounds import MOST_AHEAD, MOST_AT_ONCE, MOST_BYTES, MOST_VALUES, Pace
+from .bounds import MAX_AHEAD, MAX_AT_ONCE, MAX_BYTES, MAX_VALUES, Pace
 from .codes import AGAIN, CLOSED, DONE, EMPTY, FORKED, RingError
 from .memory import U64, Mapping, address_of, fork_generation
 from .receiver import ReceiverEnd
@@ -32,8 +32,8 @@ class SlotReceiver(_direct.SlotReceiver, ReceiverEnd):  # type: ignore[misc]
     """The receiving end of a ring of slots: records out, without waiting.
 
     What is there, and needs nothing but its bytes or a decoder, the base type takes in one call of
-    C. This class is the long way: for what an interrupted call has left, for records that a decoder
-    refuses, for lending.  What was taken and is not the application's yet is the shelf of
+    C.  This class is the slow path: for what an interrupted call has left, for records that a
+    decoder refuses, for lending.  What was taken and is not the application's yet is the shelf of
     core/python/shelf.c; of records it has
 
         ring ──> _raw ──> _decoding ──> the application's      _raw: bytes of records, side by side
@@ -60,17 +60,19 @@ class SlotReceiver(_direct.SlotReceiver, ReceiverEnd):  # type: ignore[misc]
         if codec.calls_application:
             self._adopt_many = self._pace = Pace(self._adopt_many)
         lists = codec.view is in_place  # of objects or bytes, else arrays
-        values = MOST_VALUES // (1 + _values_of(codec))
-        most = values if lists and not self._plain else MOST_AT_ONCE
-        self._most_at_once = max(1, min(most, MOST_BYTES // self._size))
+        values = MAX_VALUES // (1 + _values_of(codec))
+        most = values if lists and not self._plain else MAX_AT_ONCE
+        self._most_at_once = max(1, min(most, MAX_BYTES // self._size))
         self._next = place.start
         self._raw = b""
         self._lent_to: int | None = None  # None: the first bytes of `_raw` are lent
         self._lent_data = b""
         # Records that become arrays are not decoded one by one for a loop.
         decode = self._decode, codec.decode_many if lists else None
-        ahead = min(self.capacity // 4, MOST_AHEAD)
-        self.shorten(address_of(self._ring), self._size, ahead, self._keeps, self._plain, *decode)
+        ahead = min(self.capacity // 4, MAX_AHEAD)
+        self.attach_fast(
+            address_of(self._ring), self._size, ahead, self._keeps, self._plain, *decode
+        )
 
     def most_at_once(self) -> int:
         """Return how many records to take at most where the caller has no limit."""
@@ -151,7 +153,7 @@ class SlotReceiver(_direct.SlotReceiver, ReceiverEnd):  # type: ignore[misc]
     # -- taking ------------------------------------------------------------------------------------
 
     def pop_ready(self, limit: int, *, bounded: bool = False) -> Any:  # noqa: ARG002 (as frames)
-        """Take up to `limit` records the short way; None if that is not to be had."""
+        """Take up to `limit` records by by the fast path; None if that is not to be had."""
         if not self._plain:
             return self._pop_many(limit, short=True)
         for records in self.many(limit):

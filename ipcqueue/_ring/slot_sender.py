@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .end import Place
 
 
-class Parcel(NamedTuple):
+class SlotParcel(NamedTuple):
     """One record ready to go."""
 
     data: Any
@@ -76,7 +76,7 @@ class SlotSender(_direct.SlotSender, SenderEnd):  # type: ignore[misc]
         self._encode_many = codec.encode_many
         self._size = codec.size
         plain = isinstance(codec.spec, int)  # a record is its bytes
-        self.shorten(address_of(self._ring), self._size, self._encode, plain)
+        self.attach_fast(address_of(self._ring), self._size, self._encode, plain)
         arrays: tuple[Any, Any] = codec.arrays or (None, None)
         self.array, self.dtype = arrays
         self._aside: tuple[Any, Any, int, int] | None = None
@@ -114,7 +114,7 @@ class SlotSender(_direct.SlotSender, SenderEnd):  # type: ignore[misc]
 
     def parcel(
         self, record: Any, fds: Iterable[Any] | None = None, regions: Iterable[Any] | None = None
-    ) -> Parcel:
+    ) -> SlotParcel:
         """Encode a record to push; raise BadRecord if it is none."""
         try:
             attached = tuple_of("fds", fds) or tuple_of("regions", regions)
@@ -125,11 +125,11 @@ class SlotSender(_direct.SlotSender, SenderEnd):  # type: ignore[misc]
                 "descriptors and memory regions go with messages (record=bytes), "
                 "not with records of a fixed size"
             )
-        return Parcel(self._encode(record))
+        return SlotParcel(self._encode(record))
 
-    def parcel_of(self, encoded: Any) -> Parcel:
+    def parcel_of(self, encoded: Any) -> SlotParcel:
         """Return a record that is encoded, to push."""
-        return Parcel(encoded)
+        return SlotParcel(encoded)
 
     def try_send(self, parcel: Any) -> bool:
         """Publish the record; False if there is no space."""

@@ -49,7 +49,7 @@
  * If our doorbell has just woken the peer, the time that waking takes is added.  Otherwise two
  * sides that answer each other, once asleep, would never find out that they need not sleep.
  */
-enum { WAKING_NS = 120000, MOST_PENALTY = 512 };
+enum { WAKING_NS = 120000, MAX_PENALTY = 512 };
 
 /*
  * Spinning needs a processor of its own.  A peer that shares ours cannot publish while we spin, so
@@ -78,7 +78,7 @@ struct patience {
  * from the sender every time, and halves its rate.  In a stream, waiting four microseconds yields
  * dozens of records for one such transfer.  The number that came meanwhile shows whether it is one.
  */
-enum { RUN_AHEAD_NS = 4000, FEW_SLOTS = 64, FEW_BYTES = 4096, WORTH = 10, MOST_SKIPPED = 1024 };
+enum { RUN_AHEAD_NS = 4000, FEW_SLOTS = 64, FEW_BYTES = 4096, WORTH = 10, MAX_SKIPPED = 1024 };
 
 struct stream {
     uint32_t few; /* units: if more are there, do not wait */
@@ -256,7 +256,7 @@ static inline int look_beyond(struct ipcq_receiver *r, uint64_t tail, uint64_t f
         stream->penalty = 0;
     else
         stream->penalty = stream->penalty == 0              ? 1
-                          : stream->penalty < MOST_SKIPPED ? 2 * stream->penalty
+                          : stream->penalty < MAX_SKIPPED ? 2 * stream->penalty
                                                            : stream->penalty;
     stream->skip = stream->penalty;
     return IPCQ_DONE;

@@ -48,7 +48,7 @@ static void withdraw(struct bell *bell, _Atomic uint32_t *shared)
 static void set_patience(struct patience *p, uint64_t nanoseconds, int adaptive, int yields)
 {
     p->yields = yields;
-    p->most = nanoseconds < IPCQ_MOST_SPIN_NS ? nanoseconds : IPCQ_MOST_SPIN_NS;
+    p->most = nanoseconds < IPCQ_MAX_SPIN_NS ? nanoseconds : IPCQ_MAX_SPIN_NS;
     p->adaptive = adaptive;
 }
 
@@ -110,7 +110,7 @@ static void learn(struct patience *p, int came)
     if (!p->adaptive)
         return;
     uint32_t penalty = atomic_load_explicit(&p->penalty, memory_order_relaxed);
-    penalty = came ? 0 : penalty == 0 ? 1 : penalty < MOST_PENALTY ? 2 * penalty : penalty;
+    penalty = came ? 0 : penalty == 0 ? 1 : penalty < MAX_PENALTY ? 2 * penalty : penalty;
     atomic_store_explicit(&p->penalty, penalty, memory_order_relaxed);
     atomic_store_explicit(&p->skip, penalty, memory_order_relaxed);
 }

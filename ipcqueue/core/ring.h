@@ -49,8 +49,8 @@ enum {
     IPCQ_OPCODE_FDS = 17,        /* these descriptors belong to the next frame that has any */
     IPCQ_LARGE = 1048576,        /* bytes: while a larger message is copied, other Python threads
                                     run; the copy takes 0.1 ms, far more than reacquiring the GIL */
-    IPCQ_MOST_BYTES = 8388608,   /* one call, or one piece of a large message, moves: 2 to 5 ms */
-    IPCQ_MOST_SPIN_NS = 1000000, /* after this time a spinning end looks at the socket */
+    IPCQ_MAX_BYTES = 8388608,   /* one call, or one piece of a large message, moves: 2 to 5 ms */
+    IPCQ_MAX_SPIN_NS = 1000000, /* after this time a spinning end looks at the socket */
     IPCQ_SPIN_NS = 30000         /* how long spinning before sleep may pay; see ends.h */
 };
 
@@ -145,7 +145,7 @@ int ipcq_sender_indices(ipcq_sender *s, uint64_t *head, uint64_t *tail);
  * DONE, FULL, GONE, FORKED, CORRUPT. */
 int ipcq_reserve(ipcq_sender *s, uint64_t units, char **at, uint64_t *run);
 
-/* Set how long ipcq_await_* spins before sleeping, at most IPCQ_MOST_SPIN_NS.  `adaptive`: shorter
+/* Set how long ipcq_await_* spins before sleeping, at most IPCQ_MAX_SPIN_NS.  `adaptive`: shorter
  * while it does not pay, and not at all on one processor.  `yields`: call sched_yield() after each
  * look; on one processor that is always done. */
 void ipcq_sender_patience(ipcq_sender *s, uint64_t nanoseconds, int adaptive, int yields);

@@ -20,13 +20,13 @@
 
 /* The bytes of a segment that are loaded for reading: all of an ordinary one, and a few
  * milliseconds' work of a huge one.  The rest is loaded as it is read. */
-enum { MOST_READ_AHEAD = 16 << 20 };
+enum { MAX_READ_AHEAD = 16 << 20 };
 
 /* Load the pages now: otherwise a shortage of memory would be a SIGBUS at some later record. */
 static int populate(void *at, size_t size, int writable)
 {
-    if (!writable && size > MOST_READ_AHEAD)
-        size = MOST_READ_AHEAD;
+    if (!writable && size > MAX_READ_AHEAD)
+        size = MAX_READ_AHEAD;
     if (size > 0 && madvise(at, size, writable ? MADV_POPULATE_WRITE : MADV_POPULATE_READ) < 0)
         return errno == EINVAL ? 0 : -1;
     return 0;

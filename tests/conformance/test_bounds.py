@@ -12,7 +12,7 @@ import memenpsf
 import memenpsf.trio
 from ipcqueue import Encoded, Message, u64
 from ipcqueue._ring import bounds as _bounds
-from ipcqueue._ring.bounds import MOST_AT_ONCE, MOST_BUILT, MOST_BYTES, MOST_VALUES
+from ipcqueue._ring.bounds import MAX_AT_ONCE, MAX_BUILT, MAX_BYTES, MAX_VALUES
 
 TAGGED = Message(b"x", 1)
 RING = 1 << 22
@@ -29,7 +29,7 @@ class Clock:
     def __init__(self, monkeypatch, seconds):
         self.now, self.seconds = 0.0, seconds
         monkeypatch.setattr(_bounds, "monotonic", lambda: self.now)
-        monkeypatch.setattr(_bounds, "MOST_SECONDS", 1.0)
+        monkeypatch.setattr(_bounds, "MAX_SECONDS", 1.0)
 
     def used(self, result):
         self.now += self.seconds
@@ -66,16 +66,16 @@ def pair_with(records, spec, **options):
 class TestByNumber:
     @pytest.mark.parametrize("take", [receive_all, borrow_all])
     def test_messages_that_python_puts_together(self, take):
-        one, other = pair_with([TAGGED] * (MOST_BUILT * 2 + 3), Message, capacity=RING)
+        one, other = pair_with([TAGGED] * (MAX_BUILT * 2 + 3), Message, capacity=RING)
         with one, other:
-            assert sizes(take(other)) == [MOST_BUILT, MOST_BUILT, 3]
+            assert sizes(take(other)) == [MAX_BUILT, MAX_BUILT, 3]
 
     def test_messages_that_c_makes(self):
-        records = [b"%d" % n for n in range(MOST_AT_ONCE + 5)]
+        records = [b"%d" % n for n in range(MAX_AT_ONCE + 5)]
         one, other = pair_with(records, bytes, capacity=RING)
         with one, other:
             batches = receive_all(other)
-            assert sizes(batches) == [MOST_AT_ONCE, 5]
+            assert sizes(batches) == [MAX_AT_ONCE, 5]
             assert list(itertools.chain(*batches)) == records
 
     def test_a_call_does_not_put_together_again_what_c_has_made(self):
@@ -85,7 +85,7 @@ class TestByNumber:
         other.close()
         one, other = memenpsf.pair(bytes, capacity=RING)
         with one, other:
-            plain = [b"x"] * (MOST_BUILT + 1)
+            plain = [b"x"] * (MAX_BUILT + 1)
             one.xmit_many(plain)
             one._endpoint.sender.offer_encoded(_framed(b"y", 1))
             assert receive_all(other) == [plain, [b"y"]]
@@ -100,11 +100,11 @@ class TestByNumber:
     @pytest.mark.parametrize(
         ("spec", "record", "most"),
         [
-            (8, bytes(8), MOST_AT_ONCE),
-            ("<Q", (1,), MOST_VALUES // 2),
-            ("<7I", (1,) * 7, MOST_VALUES // 8),
-            ("<100s", (bytes(100),), MOST_VALUES // 2),
-            (np.dtype("<u8"), np.uint64(1), MOST_AT_ONCE),
+            (8, bytes(8), MAX_AT_ONCE),
+            ("<Q", (1,), MAX_VALUES // 2),
+            ("<7I", (1,) * 7, MAX_VALUES // 8),
+            ("<100s", (bytes(100),), MAX_VALUES // 2),
+            (np.dtype("<u8"), np.uint64(1), MAX_AT_ONCE),
         ],
         ids=["bytes", "one value", "seven", "characters", "array"],
     )
@@ -116,7 +116,7 @@ class TestByNumber:
 
     @pytest.mark.parametrize("spec", [bytes, Message])
     def test_a_limit_is_obeyed(self, spec):
-        count = MOST_BUILT * 3
+        count = MAX_BUILT * 3
         record = b"x" if spec is bytes else TAGGED
         one, other = pair_with([record] * count, spec, capacity=RING)
         with one, other:
@@ -131,11 +131,11 @@ class TestByBytes:
         size = 1 << 20
         one, other = pair_with([bytes(size)] * 12, size, capacity=16)
         with one, other:
-            most = MOST_BYTES // size
+            most = MAX_BYTES // size
             assert sizes(receive_all(other)) == [most, 12 - most]
 
     def test_a_single_record_may_be_larger(self):
-        size = MOST_BYTES + 1
+        size = MAX_BYTES + 1
         one, other = pair_with([bytes(size)] * 2, size, capacity=2)
         with one, other:
             assert sizes(receive_all(other)) == [1, 1]
@@ -144,21 +144,21 @@ class TestByBytes:
     def test_messages_in_the_ring(self, spec):
         size = 1 << 19
         record = bytes(size) if spec is bytes else Message(bytes(size), 1)
-        count = 3 * MOST_BYTES // size - 4
+        count = 3 * MAX_BYTES // size - 4
         one, other = pair_with([record] * count, spec, capacity=1 << 26)
         with one, other:
-            most = MOST_BYTES // size
+            most = MAX_BYTES // size
             assert sizes(receive_all(other)) == [most, most, count - 2 * most]
 
     @pytest.mark.parametrize("limit", [None, 100], ids=["no limit", "a limit"])
     def test_messages_outside_the_ring_also_with_a_limit(self, limit):
-        size = MOST_BYTES // 2 + 1
+        size = MAX_BYTES // 2 + 1
         one, other = pair_with([bytes(size)] * 3, bytes, capacity=1 << 16)
         with one, other:
             assert [len(other.recv_vectored(limit, timeout=0)) for _ in range(2)] == [2, 1]
 
     def test_what_is_borrowed_outside_the_ring(self):
-        size = MOST_BYTES // 2 + 1
+        size = MAX_BYTES // 2 + 1
         one, other = pair_with([bytes(size)] * 3, bytes, capacity=1 << 16)
         with one, other:
             assert sizes(borrow_all(other)) == [2, 1]
@@ -225,14 +225,14 @@ def _framed(data, tag):
 def test_the_same_under_trio():
     async def main():
         one, other = memenpsf.pair(Message, capacity=RING)
-        one.xmit_many([TAGGED] * (MOST_BUILT + 3))
+        one.xmit_many([TAGGED] * (MAX_BUILT + 3))
         ours = memenpsf.trio.Interface._of(other._endpoint, _terms(other), "client")
-        assert len(await ours.recv_vectored()) == MOST_BUILT
+        assert len(await ours.recv_vectored()) == MAX_BUILT
         async with ours.borrow() as borrowed:
             assert len(borrowed) == 3
-        one.xmit_many([TAGGED] * (MOST_BUILT + 3))
+        one.xmit_many([TAGGED] * (MAX_BUILT + 3))
         async with ours.borrow() as borrowed:
-            assert len(borrowed) == MOST_BUILT
+            assert len(borrowed) == MAX_BUILT
         assert len(await ours.recv_vectored(1000)) == 3
         await ours.aclose()
         one.close()

@@ -13,11 +13,11 @@ import memenpsf
 import memenpsf.trio
 from ipcqueue import Message
 from ipcqueue._ring import frame_builder, frame_sender, memory, outside
-from ipcqueue._ring.bounds import LARGE, MOST_BYTES
+from ipcqueue._ring.bounds import LARGE, MAX_BYTES
 from ipcqueue.lowlevel import Role, Terms
 from tests.kit.places import Interrupt, at_every_place, interrupt
 
-SIZE = 2 * MOST_BYTES + 12345  # three pieces
+SIZE = 2 * MAX_BYTES + 12345  # three pieces
 BOTH = Role(sends=True, receives=True)
 INSIDE = {"capacity": 1 << 26, "inline": 1 << 26}
 
@@ -60,7 +60,7 @@ def pair(request):
 
 def test_what_is_large_arrives_whole(pair):
     one, other = pair
-    for size in (LARGE, LARGE + 1, MOST_BYTES, MOST_BYTES + 1, SIZE):
+    for size in (LARGE, LARGE + 1, MAX_BYTES, MAX_BYTES + 1, SIZE):
         sent = content(1, size)
         one.xmit(sent)
         assert other.recv() == sent
@@ -182,7 +182,7 @@ def test_an_interrupt_in_the_middle_loses_and_doubles_nothing(pair, monkeypatch,
 def test_an_interrupt_at_any_place(monkeypatch):
     for module in INSIDE_THE_RING:
         monkeypatch.setattr(module, "LARGE", 1000)
-        monkeypatch.setattr(module, "MOST_BYTES", 1500)
+        monkeypatch.setattr(module, "MAX_BYTES", 1500)
     one, other = memenpsf.pair(Message, capacity=1 << 16, inline=1 << 14)
     with one, other:
         sent = [Message(b"%d" % n * 4000, n) for n in range(3)]
@@ -226,7 +226,7 @@ def test_under_trio_others_run_between_the_pieces(monkeypatch):
             one.xmit(sent[0])
             one.close()
             while not other._endpoint.ended:  # before all is received
-                other._endpoint.turn()
+                other._endpoint.read_if_free()
             with trio.move_on_after(0) as cancelled:
                 await ours.recv()
             assert cancelled.cancelled_caught
@@ -297,9 +297,9 @@ def test_a_batch_is_sent_some_megabytes_at_a_time():
     with one, other:
         sender = one._endpoint.sender
         batch = sender.batch([bytes(1 << 20)] * 20)
-        assert sender.try_push_many(batch, 0) == MOST_BYTES >> 20
+        assert sender.try_push_many(batch, 0) == MAX_BYTES >> 20
         assert one.xmit_many([bytes(1 << 20)] * 20) == 20
-        assert len(other.recv_vectored(100)) == 20 + (MOST_BYTES >> 20)
+        assert len(other.recv_vectored(100)) == 20 + (MAX_BYTES >> 20)
 
 
 @pytest.mark.parametrize("verb", ["xmit", "recv"])

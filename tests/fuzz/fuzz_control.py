@@ -19,11 +19,11 @@ from ipcqueue._records.spec import codec_for
 from ipcqueue._ring import segment as _segment
 from ipcqueue._ring.frame import MAX_ATTACHED
 from ipcqueue.lowlevel import Opening, Role, Terms, advance
-from tests.fuzz.script import MOST_STEPS, ODD_DESCRIPTORS, Script, heard, nothing_stays, send
+from tests.fuzz.script import MAX_STEPS, ODD_DESCRIPTORS, Script, heard, nothing_stays, send
 from tests.kit.hostile import FDS
 from tests.kit.reading import InPython
 
-MOST_BYTES = 4096  # in one input
+MAX_BYTES = 4096  # in one input
 LIKELY = 1, 2, 1, 2, 17, 100, 128, 255, 0, 3
 
 
@@ -68,10 +68,10 @@ class Victim:
         self.endpoint = advance(Opening(ours, terms))
         assert heard(self.sock) == (HELLO, False)
 
-    def turn(self):
+    def read_if_free(self):
         _wire._direct = self.direct
         try:
-            self.endpoint.turn()
+            self.endpoint.read_if_free()
         finally:
             _wire._direct = _direct
 
@@ -101,7 +101,7 @@ def converse(script, terms):
     try:
         victims += [Victim(terms, with_c=True)]
         victims += [Victim(terms, with_c=False)]
-        for _ in range(MOST_STEPS):
+        for _ in range(MAX_STEPS):
             if not script:
                 break
             kind = script.number()
@@ -109,25 +109,25 @@ def converse(script, terms):
             if kind & 128:  # else hardly any byte would be an opcode
                 data = bytes(LIKELY[byte % len(LIKELY)] for byte in data)
             if kind & 8 and script.number() > 240:  # also more than one read takes
-                data *= 1 + script.up_to(MOST_BYTES // len(data) - 1)
+                data *= 1 + script.up_to(MAX_BYTES // len(data) - 1)
             count = script.number() % 8 if kind & 16 else 0
             if kind & 32 and count:
                 data = data[: len(data) & ~1] + bytes((FDS, count))
-            if len(said) + len(data) > 2 * MOST_BYTES:
+            if len(said) + len(data) > 2 * MAX_BYTES:
                 break
             make = script.of(ODD_DESCRIPTORS) if count else None
             for victim in victims:
                 send(victim.sock, data, [make() for _ in range(count)])
             said, any_fds = said + data, any_fds or count > 0
             if kind & 64:
-                [victim.turn() for victim in victims]
+                [victim.read_if_free() for victim in victims]
                 compare(victims)
         for victim in victims:
             victim.sock.shutdown(socket.SHUT_WR)
         for _ in range(4 + len(said)):
             if all(victim.endpoint.ended for victim in victims):
                 break
-            [victim.turn() for victim in victims]
+            [victim.read_if_free() for victim in victims]
             compare(victims)
         messages, _, end, _ = compare(victims)
         assert end is not None, "all was read"

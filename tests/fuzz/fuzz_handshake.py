@@ -16,7 +16,7 @@ from ipcqueue._records.spec import codec_for
 from ipcqueue._ring.identity import Identity
 from ipcqueue.lowlevel import Opening, Role, Terms, advance
 from tests.fuzz.script import (
-    MOST_STEPS,
+    MAX_STEPS,
     ODD_DESCRIPTORS,
     Script,
     heard,
@@ -27,7 +27,7 @@ from tests.fuzz.script import (
 from tests.kit.hostile import ENDED, HEAD, LENT, memory_file
 
 PAGE = 4096
-MOST_SEGMENT = 16 * PAGE
+MAX_SEGMENT = 16 * PAGE
 SPECS = "<Q", 24, bytes, 1, 4096
 ROLES = Role(True, True), Role(True, False), Role(False, True)
 FINE = CorruptPeer, Refused, PeerDied, HandshakeTimeout
@@ -99,7 +99,7 @@ def segment(script, terms):
         case 0:
             seals = script.number() % 32
         case 1:
-            size = script.near(size, PAGE, MOST_SEGMENT) % (2 * MOST_SEGMENT)
+            size = script.near(size, PAGE, MAX_SEGMENT) % (2 * MAX_SEGMENT)
         case 2:
             size += PAGE * script.up_to(3)
         case 3:
@@ -140,7 +140,7 @@ def reflected(sock):
 def use(endpoint, terms, written):
     """The Endpoint is what was agreed, and bears to be used."""
     its = endpoint._peer.identity
-    assert endpoint._peer.memfd.size <= MOST_SEGMENT
+    assert endpoint._peer.memfd.size <= MAX_SEGMENT
     assert PAGE + its.capacity * its.slot_size <= endpoint._peer.memfd.size == its.segment_size
     assert its.capacity & (its.capacity - 1) == 0
     assert bool(its.capacity) == terms.role.receives
@@ -178,7 +178,7 @@ def attempt(script):
         script.of(ROLES),
         capacity=1 << script.up_to(3),
         timeout=None,
-        max_segment=MOST_SEGMENT,
+        max_segment=MAX_SEGMENT,
     )
     ours, sock = socket.socketpair()
     try:
@@ -186,7 +186,7 @@ def attempt(script):
         endpoint, gone = None, False
         said = b""
         try:
-            for _ in range(MOST_STEPS):
+            for _ in range(MAX_STEPS):
                 if not script or endpoint is not None:
                     break
                 match script.number() % 8:

@@ -38,7 +38,7 @@ from ipcqueue._ring import segment as _segment
 from ipcqueue._ring.codes import RingError
 from ipcqueue.lowlevel import Opening, Role, Terms, advance
 from tests.fuzz.script import (
-    MOST_STEPS,
+    MAX_STEPS,
     ODD_DESCRIPTORS,
     Script,
     heard,
@@ -59,7 +59,7 @@ from tests.kit.hostile import (
 
 PAGE = 4096
 CAPACITY = {1: 2 * PAGE, 0: 8}  # by shape
-MOST_MESSAGE = 3000
+MAX_MESSAGE = 3000
 FIXED = Seal.SEAL | Seal.SHRINK | Seal.GROW
 FLAGS = 0, 0, OUT_OF_LINE, OUT_AGAIN, OUT_OF_LINE | OUT_AGAIN
 FINE = CorruptPeer, EndOfStream, PeerDied, ReceiverGone, Refused
@@ -84,7 +84,7 @@ class Victim:
         codec = codec_for(self.spec)
         self.frames = codec.shape == 1
         self.limits = Accept(
-            message=MOST_MESSAGE,
+            message=MAX_MESSAGE,
             fds=how & 1,
             regions=how >> 1 & 3,
             region=4 * PAGE,
@@ -102,7 +102,7 @@ class Victim:
         self.segment = _segment.create(codec, self.capacity, "peer")
         fdpass.send_fds(self.sock, [self.segment.memfd], HELLO)
         self.endpoint = advance(Opening(ours, terms))
-        if how & 32:  # without the short way
+        if how & 32:  # without the fast path
             self.endpoint.ready = self.endpoint.ready_messages = ()
             self.endpoint.receiver.many = lambda *_: ()
             self.endpoint.receiver.fetch = lambda *_: None
@@ -146,13 +146,11 @@ def frame(it, script):
     flags = script.of(FLAGS) | script.number() if kind & 4 else 0
     fds, regions = (script.up_to(2), script.up_to(3)) if kind & 8 else (0, 0)
     if flags & (OUT_OF_LINE | OUT_AGAIN) and kind & 16:
-        payload = struct.pack(
-            "<QII", script.near(PAGE, 100, MOST_MESSAGE), script.near(0, 3) % 5, 0
-        )
+        payload = struct.pack("<QII", script.near(PAGE, 100, MAX_MESSAGE), script.near(0, 3) % 5, 0)
         regions += bool(flags & OUT_OF_LINE)
     size, reserved = len(payload), 0
     if kind & 32:
-        size = script.near(size, it.capacity, MOST_MESSAGE) % (1 << 32)
+        size = script.near(size, it.capacity, MAX_MESSAGE) % (1 << 32)
         reserved = script.number() if kind & 64 else 0
     if kind & 128:
         size = min(size, 255)
@@ -201,10 +199,10 @@ def peer(it, script):
 def check_record(it, record):
     if it.spec is bytes:
         assert type(record) is bytes
-        assert len(record) <= MOST_MESSAGE
+        assert len(record) <= MAX_MESSAGE
     elif it.spec is Message:
         assert type(record) is Message
-        assert len(record.data) <= MOST_MESSAGE
+        assert len(record.data) <= MAX_MESSAGE
         assert 0 <= record.flags <= 255
     elif it.spec == "<Q":
         assert type(record) is tuple
@@ -214,7 +212,7 @@ def check_record(it, record):
         assert len(record) == 24
     else:
         assert type(record) is str
-        assert len(record) <= 2 * MOST_MESSAGE
+        assert len(record) <= 2 * MAX_MESSAGE
 
 
 def check_received(it, received):
@@ -256,7 +254,7 @@ def victim(it, script):
                 if limit == 0:
                     break
         case 7:
-            endpoint.turn()
+            endpoint.read_if_free()
         case 8:
             statistics = endpoint.statistics()
             assert 0 <= statistics.waiting <= it.capacity
@@ -285,7 +283,7 @@ def lend(it, limit, script):
     assert 0 < len(lent) <= it.capacity
     for each in lent:
         view = receiver.view(each.memory, each.offset, each.size)
-        assert len(bytes(view)) <= max(MOST_MESSAGE, it.bytes)
+        assert len(bytes(view)) <= max(MAX_MESSAGE, it.bytes)
         view.release()
     if script.number() & 1:
         peer(it, script)
@@ -306,7 +304,7 @@ def one(data):
     with nothing_stays():
         it = Victim(script)
         try:
-            for _ in range(MOST_STEPS):
+            for _ in range(MAX_STEPS):
                 if not script:
                     break
                 if script.number() & 1:

@@ -45,7 +45,7 @@
         }                                                                                          \
     } while (0)
 
-enum { PAGE = 4096, MOST_STEPS = 400, MOST_PIECES = 3, UNTOUCHED = 0x5a5a5a5a };
+enum { PAGE = 4096, MAX_STEPS = 400, MAX_PIECES = 3, UNTOUCHED = 0x5a5a5a5a };
 
 /* -- the input ---------------------------------------------------------------------------- */
 
@@ -518,9 +518,9 @@ static void push(void)
 
 static void push_pieces(void)
 {
-    struct ipcq_piece pieces[MOST_PIECES];
-    uint64_t count = up_to(MOST_PIECES), done, all = 0;
-    char *data[MOST_PIECES];
+    struct ipcq_piece pieces[MAX_PIECES];
+    uint64_t count = up_to(MAX_PIECES), done, all = 0;
+    char *data[MAX_PIECES];
     for (uint64_t i = 0; i < count; i++) {
         uint64_t n = up_to(arena->frames ? 2 * arena->capacity : arena->capacity + 2);
         data[i] = records(n * arena->size);
@@ -570,9 +570,9 @@ static void push_frame(void)
 
 static void push_frames(void)
 {
-    struct ipcq_piece frames[MOST_PIECES];
-    struct ipcq_label labels[MOST_PIECES];
-    uint64_t count = up_to(MOST_PIECES), done, bytes = 0;
+    struct ipcq_piece frames[MAX_PIECES];
+    struct ipcq_label labels[MAX_PIECES];
+    uint64_t count = up_to(MAX_PIECES), done, bytes = 0;
     for (uint64_t i = 0; i < count; i++) {
         uint64_t size = number(1) > 128 ? number(1) : up_to(arena->capacity);
         frames[i] = (struct ipcq_piece){.size = size};
@@ -727,7 +727,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         ipcq_sender_init(s, own, shown, arena->capacity, arena->size, bell[0], start);
     else
         ipcq_receiver_init(r, own, shown, arena->capacity, arena->size, bell[0], start);
-    for (int i = 0; i < MOST_STEPS && input < input_end; i++) {
+    for (int i = 0; i < MAX_STEPS && input < input_end; i++) {
         unsigned step = (unsigned)number(1) % 16;
         if (step >= 10 && peer_steps(step - 10, sends ? head : tail, next))
             continue;

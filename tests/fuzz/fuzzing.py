@@ -24,7 +24,7 @@ from tests.reliability import campaign  # noqa: E402 (where it is was only just 
 
 PYTHON_TARGETS = "control", "handshake", "image"
 TARGETS = (*PYTHON_TARGETS, "ring")
-MOST_BYTES = 600  # of an input: longer ones only repeat
+MAX_BYTES = 600  # of an input: longer ones only repeat
 HOOKED = ("-include", str(HERE / "hooked_atomics.h"))
 SANITIZED = ("-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
@@ -87,7 +87,7 @@ def keep(target, command, work, corpora):
     subprocess.run(["rm", "-rf", merged], check=True)
     merged.mkdir()
     subprocess.run(
-        [*command, "-set_cover_merge=1", f"-max_len={MOST_BYTES}", merged, *corpora], check=True
+        [*command, "-set_cover_merge=1", f"-max_len={MAX_BYTES}", merged, *corpora], check=True
     )
     lines = sorted(base64.b64encode(path.read_bytes()).decode() for path in merged.iterdir())
     lines.sort(key=len)
@@ -122,7 +122,7 @@ def main():
     before = time.monotonic()
     limits = [
         f"-max_total_time={options.seconds}",
-        f"-max_len={MOST_BYTES}",
+        f"-max_len={MAX_BYTES}",
         "-timeout=20",
         "-len_control=0",
     ]

@@ -18,7 +18,7 @@ from fdpass import Seal
 from tests.kit.hostile import LENT, memory_file
 from tests.kit.settling import settle
 
-MOST_STEPS = 64
+MAX_STEPS = 64
 
 
 class Script:

@@ -289,7 +289,7 @@ def test_closing_closes_what_nobody_has_received(when):
             one.xmit(b"2" * 1_000_000, fds=files)
         if when == "read ahead":
             other._endpoint.receiver.prepare(2)
-            while other._endpoint.read_on():
+            while other._endpoint.read_more():
                 other._endpoint.receiver.prepare(2)
         if when == "in a borrowing":
             with pytest.raises(memenpsf.Closed), other.borrow():
@@ -302,7 +302,7 @@ def test_a_forked_child_closes_its_own_copies_and_nobody_elses(pair, forked):
     with numbers(1) as files:
         one.xmit(b"read", fds=files)
         one.xmit(b"unread", fds=files)
-        other._endpoint.read_on()
+        other._endpoint.read_more()
 
         def child():
             for use in (
@@ -719,7 +719,7 @@ def test_what_needs_a_descriptor_for_a_moment_can_be_received_later(pair, what, 
     one.xmit(b"before")
     with region_of(b"content") as region:
         one.xmit(data, regions=[region] * (what == "region"))
-    other._endpoint.read_on()
+    other._endpoint.read_more()
     got = []
     for _ in range(2):
         with contextlib.suppress(OSError), room_for(room):
@@ -887,7 +887,7 @@ def test_descriptors_under_way_are_gone_with_their_receiver(pair):
             region = registry.alloc(10)
             one.xmit(b"x", regions=[region])
             region.close()
-        other._endpoint.read_on()
+        other._endpoint.read_more()
         assert registry.collect() == 0
         other.close()
         assert registry.collect() == 10
@@ -908,7 +908,7 @@ def test_one_way_ends_carry_attachments_too():
         with pytest.raises(CorruptPeer, match="nobody asked for"):
             for _ in range(3):
                 sender.push(b"z")
-                sender._endpoint.turn()
+                sender._endpoint.read_if_free()
 
 
 def test_a_bad_frame_closes_no_region_of_a_message_before_it():
@@ -921,7 +921,7 @@ def test_a_bad_frame_closes_no_region_of_a_message_before_it():
         one.xmit(b"bad")
         frames = one._endpoint._own.mapping.at + mmap.PAGESIZE  # of which the peer is the owner
         ffi.cast("uint32_t *", frames + third)[0] = 1 << 31
-        other._endpoint.turn()
+        other._endpoint.read_if_free()
         other._endpoint.receiver.prepare(3)
         received = other.recv_message(timeout=0)
         assert received.record == b"with a region"

@@ -615,7 +615,7 @@ class TestFalseAlarms:
             peer.poke(TAIL, 1)
         else:
             peer.say(b"\x80\x01")
-            peer.endpoint.turn()
+            peer.endpoint.read_if_free()
         self.ring(peer, self.MOST, naps)
         assert len(naps) == 1
         self.ring(peer, 1, naps)
@@ -634,7 +634,7 @@ class TestFalseAlarms:
 
     def test_messages_that_nobody_takes_are_nothing_new_in_the_end(self, peer, naps):
         peer.say(b"\x80\x01" * _wire.MAX_UNTAKEN)
-        peer.endpoint.turn()
+        peer.endpoint.read_if_free()
         self.ring(peer, 3 * self.MOST, naps, b"\x80\x01")
         assert len(naps) >= self.MOST
 

@@ -307,7 +307,7 @@ def test_a_record_whose_message_cannot_be_made_stays(spec, record, ahead, patien
         if ahead:
             assert next(iter(other)) == record
         failing = [MemoryError()]
-        assert list(other._receiver.ready(patient, wrap)) == []  # the long way would meet it again
+        assert list(other._receiver.ready(patient, wrap)) == []  # the slow path would meet it again
         for error in (PanicError, ValueError):
             failing = [error()]
             with pytest.raises(error):

@@ -1,4 +1,4 @@
-"""The short way into the core (core/python), and that it and the long way see the same."""
+"""The fast path into the core (core/python), and that it and the slow path see the same."""
 
 import os
 import socket
@@ -221,7 +221,7 @@ def test_a_decoder_of_many_that_fails_or_interferes_loses_nothing():
 
     address = ipcqueue._ring.memory.address_of(receiver._ring)
     with one, other:
-        receiver.shorten(address, 8, 64, True, False, codec.decode, decode_many)
+        receiver.attach_fast(address, 8, 64, True, False, codec.decode, decode_many)
         one.xmit_many([(n,) for n in range(9)])
         loop = iter(other)
         got = [next(loop)]
@@ -268,14 +268,14 @@ def test_a_decoder_that_fails_or_receives_itself_loses_nothing(monkeypatch):
                 raise Interrupt
             return really(data)
 
-        receiver.shorten(
+        receiver.attach_fast(
             ipcqueue._ring.memory.address_of(receiver._ring), 8, 64, True, False, decode, None
         )
         one.xmit_many([(n,) for n in range(1, 5)])
         assert other.recv(timeout=0) == (2,)
         with pytest.raises(Interrupt):
             other.recv(timeout=0)
-        receiver.shorten(
+        receiver.attach_fast(
             ipcqueue._ring.memory.address_of(receiver._ring), 8, 64, True, False, really, None
         )
         assert other.recv(timeout=0) == (3,)
@@ -365,7 +365,7 @@ def test_a_forked_child_gets_nothing_that_its_parent_has_taken_already(ends, for
 
     for verb in [lambda: next(loop), *verbs.values()]:
         assert forked(lambda verb=verb: in_child(verb)) == 0
-    other._endpoint.receiver._reclaim()  # as the long way does first of all
+    other._endpoint.receiver._reclaim()  # as the slow path does first of all
     for verb in verbs.values():
         assert forked(lambda verb=verb: in_child(verb)) == 0
     assert [next(loop) for _ in range(4)] == list(map(record, range(2, 6)))
@@ -396,7 +396,7 @@ def test_a_loop_that_runs_out_of_memory_loses_nothing(name):
             while (after := other.recv(timeout=0)) is not None:
                 got.append(after)
             assert got == sent
-    # Mostly the long way does it again: it is a verb, and says whose its exceptions are.
+    # Mostly the slow path does it again: it is a verb, and says whose its exceptions are.
     assert failures < 30
 
 
@@ -410,12 +410,12 @@ def test_a_decoder_that_deletes_what_waits_and_fails_does_no_harm():
             del receiver._raw
             raise ValueError
 
-        receiver.shorten(
+        receiver.attach_fast(
             ipcqueue._ring.memory.address_of(receiver._ring), 8, 64, True, False, interfere, None
         )
         one.xmit((1,))
         assert decode(bytes(8)) == (0,)
-        assert other.recv(timeout=0) == (1,)  # the long way
+        assert other.recv(timeout=0) == (1,)  # the slow path
 
 
 def test_a_loop_is_not_made_of_what_is_neither_true_nor_false():
@@ -467,7 +467,9 @@ def test_an_exception_of_a_signal_passes_through_the_buffer_of_an_encoder():
     one, other = memenpsf.pair(8)
     with one, other:
         sender = one._endpoint.sender
-        sender.shorten(ipcqueue._ring.memory.address_of(sender._ring), 8, lambda record: Buffer())
+        sender.attach_fast(
+            ipcqueue._ring.memory.address_of(sender._ring), 8, lambda record: Buffer()
+        )
         with pytest.raises(Interrupt):
             sender.offer(bytes(8))
 
@@ -528,7 +530,7 @@ def test_what_a_loop_of_another_thread_takes_ahead_comes_first(ends, verb, step)
     receiver = other._endpoint.receiver
     if not hasattr(receiver, step):
         pytest.skip("a step of slots")
-    receiver.fetch = lambda *_: None  # the long way
+    receiver.fetch = lambda *_: None  # the slow path
     one.xmit_many(map(record, range(1, 200)))
     loop, got = iter(other), []
     between(receiver, step, lambda: got.append(next(loop)))
@@ -563,7 +565,7 @@ def test_what_is_lent_before_a_call_has_it_is_not_taken():
     one, other = memenpsf.pair(8)
     with one, other:
         receiver = other._endpoint.receiver
-        receiver.fetch = lambda *_: None  # the long way
+        receiver.fetch = lambda *_: None  # the slow path
         borrowing = other.borrow(2, timeout=0)
         one.xmit_many([bytes([n]) * 8 for n in range(4)])
         between(receiver, "pull", borrowing.__enter__)
@@ -602,7 +604,7 @@ def test_a_control_message_that_there_is_no_memory_for_comes_later(short_of_memo
         with one, other:
             one.send_ctrl_msg(b"\x80\x01")
             one.send_ctrl_msg(b"\x80\x02")
-            failures += short_of_memory(nth, other._endpoint.turn)
+            failures += short_of_memory(nth, other._endpoint.read_if_free)
             assert [other.recv_ctrl_msg() for _ in range(3)] == [b"\x80\x01", b"\x80\x02", None]
     assert failures > 5
 
@@ -613,7 +615,7 @@ def test_descriptors_that_there_is_no_memory_for_come_later_or_are_closed(short_
         one, other = memenpsf.pair(bytes, accept=memenpsf.Accept(fds=2))
         with one, other, Path(os.devnull).open() as file:
             one.xmit(b"message", fds=[file, file])
-            short_of_memory(nth, other._endpoint.turn)
+            short_of_memory(nth, other._endpoint.read_if_free)
             if nth % 2:
                 received = other.recv_message(timeout=0)
                 assert received.record == b"message"

@@ -187,7 +187,7 @@ class TestMessages:
         first, second = two_way
         first.try_send_message(b"\x80\x01")
         assert second.try_take_message() is None
-        second.turn()
+        second.read_if_free()
         assert second.try_take_message() == b"\x80\x01"
 
     @pytest.mark.parametrize("message", [b"\x7f\x00", b"\x01\x00", b"\x80", b"\x80\x00\x00"])
@@ -222,13 +222,13 @@ class TestMessages:
 
     def test_one_cut_in_two_is_one(self, peer):
         peer.say(b"\x80")
-        peer.endpoint.turn()
+        peer.endpoint.read_if_free()
         assert peer.endpoint.try_take_message() is None
         peer.say(b"\x07\x81")
-        peer.endpoint.turn()
+        peer.endpoint.read_if_free()
         assert peer.endpoint.try_take_message() == b"\x80\x07"
         peer.say(b"\x08")
-        peer.endpoint.turn()
+        peer.endpoint.read_if_free()
         assert peer.endpoint.try_take_message() == b"\x81\x08"
 
     def test_an_exception_anywhere_in_reading_loses_none(self, peer):
@@ -245,7 +245,7 @@ class TestMessages:
             taken = list(iter(endpoint.try_take_message, None))
             assert taken == [b"\x80\x01", b"\x80\x02", b"\x80\x03"]
 
-        assert at_every_place(prepare, endpoint.turn, interrupt, check) > 10
+        assert at_every_place(prepare, endpoint.read_if_free, interrupt, check) > 10
 
     def test_an_exception_anywhere_in_taking_one_loses_none(self, peer):
         endpoint = peer.endpoint
@@ -292,7 +292,7 @@ class TestMessages:
         flooder = threading.Thread(target=self.flood, args=(peer.sock,))
         flooder.start()
         while not peer.endpoint.ended:
-            peer.endpoint.turn()
+            peer.endpoint.read_if_free()
         flooder.join()
         assert len(peer.endpoint.wire.inbox) <= _wire.MAX_INBOX + 2048
         assert type(peer.endpoint._end) is CorruptPeer
@@ -355,13 +355,13 @@ class TestCorruptPeer:
     def test_what_was_published_before_is_not_believed_either(self, peer):
         peer.publish(1, 2)
         peer.say(b"\x00\x00")
-        peer.endpoint.turn()
+        peer.endpoint.read_if_free()
         self.over(peer)
 
     @pytest.mark.parametrize("opcode", [0, 3, 16, 99, 127])
     def test_a_message_without_meaning(self, peer, opcode):
         peer.say(b"\x01\x00" + bytes((opcode, 1)))
-        peer.endpoint.turn()
+        peer.endpoint.read_if_free()
         self.over(peer)
 
     @pytest.mark.parametrize("count", [1, 3])
@@ -393,7 +393,7 @@ class TestCorruptPeer:
             peers.pop().close()
 
         def turn():
-            peers[-1].endpoint.turn()
+            peers[-1].endpoint.read_if_free()
 
         assert at_every_place(prepare, turn, interrupt, check) > 10
 
@@ -422,7 +422,7 @@ class TestCorruptPeer:
             peers[-1].say(b"\x80\x01\x03\x00")
 
         def turn():
-            peers[-1].endpoint.turn()
+            peers[-1].endpoint.read_if_free()
 
         def check(_):
             turns(peers[-1].endpoint)
@@ -571,7 +571,7 @@ class TestPeersEnd:
         assert getattr(endpoint, verb)(*arguments) in ((1,), [(1,)])
         raises_for_good(EndOfStream, endpoint.try_pop)
 
-    def test_the_end_isread_only_once(self, two_way):
+    def test_the_end_is_read_only_once(self, two_way):
         first, second = two_way
         first.close()
         turns(second)
@@ -773,7 +773,7 @@ class TestFinish:
         second.try_push((1,))
         second.try_push((2,))
         second.try_send_message(b"\x80\x01")
-        first.turn()
+        first.read_if_free()
         first.finish()
         raises_for_good(Closed, lambda: first.try_push((9,)))
         raises_for_good(Closed, lambda: first.try_send_message(b"\x80\x00"))
@@ -854,7 +854,7 @@ class TestClose:
             first.try_take_message,
             first.indices,
         )
-        first.turn()
+        first.read_if_free()
         assert first.ended
 
     def test_four_descriptors_come_and_go(self):
@@ -923,7 +923,7 @@ class TestClose:
         monkeypatch.setattr(_wire, "_direct", InPython)  # which reads with a call of its own
         monkeypatch.setattr(socket.socket, "recvmsg", recvmsg)
         with contextlib.suppress(Closed):
-            first.turn()
+            first.read_if_free()
         monkeypatch.undo()
         assert first.closed
         raises_for_good(Closed, first.try_pop)

@@ -30,8 +30,8 @@ from tests.kit.hostile import (
     FDS,
     HEADER,
     LENT,
-    MOST_ATTACHED,
-    MOST_OUTSIDE,
+    MAX_ATTACHED,
+    MAX_OUTSIDE,
     ONCE,
     OUT_AGAIN,
     OUT_OF_LINE,
@@ -249,9 +249,9 @@ def made(monkeypatch):
 def test_a_batch_of_more_large_messages_than_can_be_under_way_waits_without_trying(copied):
     batch = [bytes([n]) * 5000 for n in range(40)]
     with connection(capacity=4096) as (one, other):
-        assert one.xmit_many(batch, timeout=0.05) == MOST_OUTSIDE
-        assert len(copied) == MOST_OUTSIDE  # once each, not once for each try
-        assert other.recv_vectored() == batch[:MOST_OUTSIDE]
+        assert one.xmit_many(batch, timeout=0.05) == MAX_OUTSIDE
+        assert len(copied) == MAX_OUTSIDE  # once each, not once for each try
+        assert other.recv_vectored() == batch[:MAX_OUTSIDE]
         copied.clear()
         sending = threading.Thread(target=one.xmit_many, args=(batch,))
         sending.start()
@@ -271,9 +271,9 @@ def test_a_large_message_is_encoded_once_and_copied_once(copied):
 
 def test_no_more_frames_with_descriptors_are_under_way_than_the_receiver_keeps(files):
     with connection(capacity=1 << 16, accept=memenpsf.Accept(fds=1)) as (one, other):
-        for n in range(MOST_ATTACHED):
+        for n in range(MAX_ATTACHED):
             one.xmit(b"%d" % n, timeout=0, fds=files[n % 8 :][:1])
-        for n in range(MOST_ATTACHED, 100):
+        for n in range(MAX_ATTACHED, 100):
             for _ in range(3):
                 with pytest.raises(Full):
                     one.xmit(b"%d" % n, timeout=0, fds=files[n % 8 :][:1])
@@ -281,7 +281,7 @@ def test_no_more_frames_with_descriptors_are_under_way_than_the_receiver_keeps(f
             messages = [other.recv_message()]
             while messages[-1].record == b"plain":
                 messages.append(other.recv_message())
-            assert messages[-1].record == b"%d" % (n - MOST_ATTACHED)
+            assert messages[-1].record == b"%d" % (n - MAX_ATTACHED)
             messages[-1].close()
             one.xmit(b"%d" % n, timeout=0, fds=files[n % 8 :][:1])
         left = [each for each in received(other) if each[0] != b"plain"]
@@ -293,14 +293,14 @@ def test_what_waits_for_an_attachment_to_be_taken_is_woken_when_it_is(files):
         sent = []
 
         def send():
-            for n in range(3 * MOST_ATTACHED):
+            for n in range(3 * MAX_ATTACHED):
                 one.xmit(b"%d" % n, fds=files[:1])
                 sent.append(n)
 
         sending = threading.Thread(target=send)
         sending.start()
-        for n in range(3 * MOST_ATTACHED):
-            assert len(sent) <= n + MOST_ATTACHED
+        for n in range(3 * MAX_ATTACHED):
+            assert len(sent) <= n + MAX_ATTACHED
             with contextlib.closing(other.recv_message()) as message:
                 assert message.record == b"%d" % n
         sending.join()
@@ -836,10 +836,10 @@ def test_descriptors_without_a_frame_are_kept_to_a_number_and_closed(hostile):
     it = hostile(accept=memenpsf.Accept(fds=1))
     before = open_descriptors()
     ends = it.pipe()
-    for _ in range(MOST_ATTACHED):
+    for _ in range(MAX_ATTACHED):
         it.give(ends[0])
         assert it.victim.recv(timeout=0) is None
-    assert open_descriptors() == before + 2 + MOST_ATTACHED
+    assert open_descriptors() == before + 2 + MAX_ATTACHED
     it.give(ends[0])
     with pytest.raises(CorruptPeer, match="1 descriptors nobody asked for"):
         it.victim.recv(timeout=0)
@@ -879,7 +879,7 @@ def test_a_peer_that_keeps_sending_descriptors_cannot_make_this_side_hold_many(h
         batch = it.victim.recv_vectored(timeout=0)
         assert batch
         got += len(batch)
-    assert most <= before + 2 * MOST_ATTACHED + 2
+    assert most <= before + 2 * MAX_ATTACHED + 2
     assert open_descriptors() == before
 
 
@@ -928,7 +928,7 @@ def test_one_region_named_in_many_frames_does_not_fill_this_sides_memory(hostile
         batch = it.victim.recv_vectored(timeout=0)
         assert set(batch) == {bytes(1 << 16)}
         got.append(len(batch))
-    assert max(got) <= 1 + MOST_OUTSIDE
+    assert max(got) <= 1 + MAX_OUTSIDE
 
 
 def test_a_peer_whose_tail_cannot_be_true_is_found_out_before_memory_is_written(hostile):

@@ -713,7 +713,7 @@ class TestRoles:
             advance(picky)
         if not picky_begins:
             endpoint = advance(content)
-        endpoint.turn()
+        endpoint.read_if_free()
         with pytest.raises(RoleRefused):
             endpoint.try_pop()
         endpoint.close()

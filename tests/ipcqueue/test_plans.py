@@ -48,11 +48,11 @@ class Endpoint:
         self.pieces -= 1
         return event is Event.RECORDS and self.pieces >= 0
 
-    def turn(self):
-        self.note("turn")
+    def read_if_free(self):
+        self.note("read_if_free")
 
-    def looked(self):
-        self.note("looked")
+    def note_read(self):
+        self.note("note_read")
 
     def announce(self, event, units):
         self.note("announce", event, units)
@@ -61,8 +61,8 @@ class Endpoint:
     def withdraw(self, event):
         self.note("withdraw", event)
 
-    def answered(self, woken):
-        self.note("answered", woken)
+    def note_wakeup(self, woken):
+        self.note("note_wakeup", woken)
 
     def should_back_off(self):
         return self.backs_off
@@ -111,7 +111,7 @@ class TestRounds:
         assert driven(rounds(endpoint).next()) == ([READABLE], True)
         assert endpoint.log == [
             ("announce", Event.RECORDS, 1),
-            ("answered", True),
+            ("note_wakeup", True),
             ("withdraw", Event.RECORDS),
         ]
 
@@ -127,8 +127,8 @@ class TestRounds:
         assert wait.follower.acquire(timeout=0)  # it was released, as the reader has read
         with pytest.raises(StopIteration):
             second.send(True)
-        assert ("answered", True) in endpoint.log
-        assert endpoint.log.count(("answered", True)) == 1
+        assert ("note_wakeup", True) in endpoint.log
+        assert endpoint.log.count(("note_wakeup", True)) == 1
 
     def test_where_the_second_look_finds_something_nobody_sleeps(self, endpoint):
         endpoint.needed = False
@@ -158,7 +158,7 @@ class TestRounds:
         it = rounds(endpoint, event)
         for _ in range(3):
             assert driven(it.next()) == ([], True)
-        assert [what for what, *_ in endpoint.log] == ["look", "turn"] * 3
+        assert [what for what, *_ in endpoint.log] == ["look", "read_if_free"] * 3
 
     def test_a_message_is_slept_for_even_if_one_is_busy(self, endpoint):
         endpoint.spins = endpoint.busy = True
@@ -168,7 +168,7 @@ class TestRounds:
     def test_without_time_the_socket_is_read_once_and_tried_once_more(self, endpoint, event):
         it = rounds(endpoint, event, endpoint.now)
         assert driven(it.next()) == ([NOW], True)
-        assert endpoint.log == [("turn",)] + [("looked",)] * (event is Event.RECORDS)
+        assert endpoint.log == [("read_if_free",)] + [("note_read",)] * (event is Event.RECORDS)
         assert driven(it.next()) == ([], False)
 
     def test_a_wait_is_as_long_as_the_time_that_is_left(self, endpoint):
@@ -217,20 +217,20 @@ class TestRounds:
         endpoint.pieces = 2
         it = rounds(endpoint, until=endpoint.now)
         assert [driven(it.next()) for _ in range(4)] == [([NOW], True)] * 3 + [([], False)]
-        assert endpoint.log.count(("turn",)) == 1
+        assert endpoint.log.count(("read_if_free",)) == 1
 
     def test_that_this_side_was_closed_is_for_the_attempt_to_say(self, endpoint):
         def closed(woken):
             raise Closed
 
-        endpoint.answered = closed
+        endpoint.note_wakeup = closed
         assert driven(rounds(endpoint).next()) == ([READABLE], True)
 
     def test_who_is_stuck_waits_for_room_and_reads_meanwhile(self, endpoint):
         both = Wait(math.inf, WIRE, select.POLLIN | select.POLLOUT)
         it = rounds(endpoint, Event.SPACE, stuck=lambda: True)
         assert driven(it.next()) == ([both], True)
-        assert endpoint.log == [("turn",)]
+        assert endpoint.log == [("read_if_free",)]
         endpoint.limit_reached = True
         assert driven(it.next())[0] == [Wait(0.002, WIRE, select.POLLIN)]
         reader = rounds(endpoint).next()

@@ -56,7 +56,7 @@ def rest(other):
     return list(iter(lambda: other.recv(timeout=0), None))
 
 
-# The short ways to receive; what of their result are records.
+# The fast paths to receive; what of their result are records.
 WAYS = {
     "one": (lambda receiver: next(iter(receiver.ready(False)), None), lambda got: [got]),
     "many": (lambda receiver: next(receiver.many(3), None), lambda got: got),
@@ -349,8 +349,8 @@ def test_calls_with_the_wrong_arguments_are_errors():
         sender, receiver = one._endpoint.sender, other._endpoint.receiver
         packer = _packer.Packer((("c", 0, 1),), 1, None)
         for call, arguments in (
-            (sender.shorten, ("none",)),
-            (receiver.shorten, ("none",)),
+            (sender.attach_fast, ("none",)),
+            (receiver.attach_fast, ("none",)),
             (sender.push_run, ()),
             (sender.push_packed, (8, 8)),
             (receiver.fetch, (1,)),
@@ -386,7 +386,7 @@ def test_calls_with_the_wrong_arguments_are_errors():
 
 
 class SlotSender(direct.SlotSender):
-    """Notes what the short way leaves to Python."""
+    """Notes what the fast path leaves to Python."""
 
     def offer_slowly(self, record):
         self.slowly = record
@@ -403,21 +403,21 @@ class FrameSender(direct.FrameSender):
 
 def test_what_is_encoded_to_something_odd_goes_the_long_way():
     sender = SlotSender()
-    sender.shorten(0, 8, lambda record: record)
+    sender.attach_fast(0, 8, lambda record: record)
     released = memoryview(bytes(8))
     released.release()
     for odd in (8, "text", released, bytearray(7), bytearray(8), b"1234567"):
         sender.offer(odd)
         assert sender.slowly is odd
-    sender.shorten(8, 8, {}.__getitem__)  # what is at that address goes with no ring
+    sender.attach_fast(8, 8, {}.__getitem__)  # what is at that address goes with no ring
     with pytest.raises(KeyError):
         sender.offer(bytes(8))
-    sender.shorten(8, 8, None)
+    sender.attach_fast(8, 8, None)
     sender.offer(record := bytes(8))
     assert sender.slowly is record
 
     sender = FrameSender()
-    sender.shorten(0, 8, lambda record: record)
+    sender.attach_fast(0, 8, lambda record: record)
     for odd in (
         8,
         (b"", 0),
@@ -597,7 +597,7 @@ def test_a_codec_may_encode_to_anything_that_has_bytes():
     one, other = memenpsf.pair(8)
     with one, other:
         sender = one._endpoint.sender
-        sender.shorten(_memory.address_of(sender._ring), 8, bytearray)
+        sender.attach_fast(_memory.address_of(sender._ring), 8, bytearray)
         assert sender.try_push(b"12345678")
         assert rest(other) == [b"12345678"]
 
@@ -641,7 +641,7 @@ def test_a_decoder_that_leaves_nonsense_and_fails_has_taken_nothing():
             raise ZeroDivisionError
 
         address = _memory.address_of(receiver._ring)
-        receiver.shorten(address, 8, 64, True, False, decode, None)
+        receiver.attach_fast(address, 8, 64, True, False, decode, None)
         one.xmit((1,))
         assert list(receiver.ready(False)) == []
         receiver._raw = b""
@@ -684,14 +684,14 @@ def test_whatever_a_decoder_of_many_does_nothing_is_lost(what):
             return records
 
         address = _memory.address_of(receiver._ring)
-        receiver.shorten(address, 8, 64, True, False, codec.decode, decode_many)
+        receiver.attach_fast(address, 8, 64, True, False, codec.decode, decode_many)
         sent = [(n,) for n in range(1, 6)]
         one.xmit_many(sent)
         loop, got, ring = iter(other), [], receiver._ring
         with contextlib.suppress(Interrupt, ipcqueue.ConcurrentUse, ipcqueue.Closed):
             got.append(next(loop))
         receiver._ring = ring
-        receiver.shorten(address, 8, 64, True, False, codec.decode, codec.decode_many)
+        receiver.attach_fast(address, 8, 64, True, False, codec.decode, codec.decode_many)
         got = [each for each in before + got + rest(other) if each != (0,)]
         assert sorted(got) == sent
 
@@ -720,7 +720,7 @@ def test_whatever_a_decoder_of_messages_does_nothing_is_lost(what):
             return memenpsf.Message(*message)
 
         address = _memory.address_of(receiver._ring)
-        receiver.shorten(address, 4096, 64, True, False, decode, None)
+        receiver.attach_fast(address, 4096, 64, True, False, decode, None)
         sent = [memenpsf.Message(b"%d" % n, n) for n in range(1, 6)]
         one.xmit_many(sent)
         got = []

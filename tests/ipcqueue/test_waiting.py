@@ -324,18 +324,18 @@ class TestAsking:
             receiver = other._endpoint.receiver
             monkeypatch.setattr(other._threads, "pop", asked.append)
             for _ in range(10_000):
-                receiver.looked()
+                receiver.note_read()
                 assert other.recv(timeout=0) is None
             assert len(asked) < 10_000  # or this machine takes 1 ms for a call, each time
             monkeypatch.undo()
             one.xmit(bytes(8))
-            receiver.looked()
+            receiver.note_read()
             assert other.recv(timeout=0) == bytes(8)
 
     def test_the_end_is_seen_at_once(self):
         with connection() as (one, other):
             other.recv(timeout=0)
-            other._endpoint.looked()
+            other._endpoint.note_read()
             one.close()
             with pytest.raises(memenpsf.EndOfStream):
                 while other.recv(timeout=0) is None:
@@ -344,13 +344,13 @@ class TestAsking:
     def test_what_came_through_the_socket_is_seen_at_once(self):
         with connection() as (one, other):
             other.recv(timeout=0)
-            other._endpoint.looked()
+            other._endpoint.note_read()
             one._endpoint.wire.sock.send(b"\x07\x00")  # means nothing
             with pytest.raises(memenpsf.CorruptPeer):
                 other.recv(timeout=0)
         with connection() as (one, other):
             other.recv(timeout=0)
-            other._endpoint.looked()
+            other._endpoint.note_read()
             one._endpoint.wire.sock.shutdown(2)  # as when it dies
             with pytest.raises(memenpsf.PeerDied):
                 other.recv(timeout=0)
@@ -358,7 +358,7 @@ class TestAsking:
     def test_what_is_wrong_is_seen_at_once(self):
         with connection() as (one, other):
             other.recv(timeout=0)
-            other._endpoint.looked()
+            other._endpoint.note_read()
             at = ffi.cast("char *", one._endpoint._own.mapping.at) + 1024
             ffi.cast("uint64_t *", at)[0] = 1 << 40  # head
             with pytest.raises(memenpsf.CorruptPeer):
@@ -367,8 +367,8 @@ class TestAsking:
     def test_a_connection_that_has_ended_is_never_quiet(self):
         with connection() as (one, other):
             one._endpoint.wire.sock.shutdown(2)
-            other._endpoint.turn()
-            other._endpoint.looked()
+            other._endpoint.read_if_free()
+            other._endpoint.note_read()
             for _ in range(3):
                 with pytest.raises(memenpsf.PeerDied):
                     other.recv(timeout=0)

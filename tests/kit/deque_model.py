@@ -49,7 +49,7 @@ from ipcqueue import (
     TooLarge,
 )
 from ipcqueue._link import ends as _ends
-from ipcqueue._ring.bounds import MOST_AHEAD
+from ipcqueue._ring.bounds import MAX_AHEAD
 from ipcqueue._ring.end import Place
 from ipcqueue._ring.frame import MAX_ATTACHED
 from ipcqueue.lowlevel import Role, Terms, open_pair
@@ -264,7 +264,7 @@ class Model(RuleBasedStateMachine):
         if armed and taken:
             assert readable(self.one), "no doorbell"
             for side in self.sides:
-                side._endpoint.turn()
+                side._endpoint.read_if_free()
 
     @precondition(lambda self: self.connected)
     @rule()
@@ -487,7 +487,7 @@ class OfSlots(Model):
                 assert self.seen(record) == self.seen(self.take(1)[0].value)
                 if not (count := count - 1):
                     break
-        self.in_process = max(self.in_process, min(MOST_AHEAD, self.capacity))
+        self.in_process = max(self.in_process, min(MAX_AHEAD, self.capacity))
 
     @precondition(lambda self: self.opened and not self.other_closed)
     @rule(count=st.integers(1, 9))

@@ -28,8 +28,8 @@ ONCE = 0xFFFFFFFF  # the number of a region that is not used again
 HEADER = 16  # bytes of a frame before its payload, and what frames are rounded to
 FRAME = struct.Struct("=IIHHHH")  # size, tag, flags, descriptors, regions, nothing
 PLACE = struct.Struct("=QII")  # size, number of the region, nothing
-MOST_ATTACHED = 16  # frames with descriptors under way
-MOST_OUTSIDE = 16  # messages outside the ring under way
+MAX_ATTACHED = 16  # frames with descriptors under way
+MAX_OUTSIDE = 16  # messages outside the ring under way
 F_ADD_SEALS = 1033  # linux/fcntl.h
 BOTH_WAYS = Role(sends=True, receives=True)
 LENT = fdpass.Seal.SHRINK | fdpass.Seal.GROW | fdpass.Seal.FUTURE_WRITE | fdpass.Seal.SEAL

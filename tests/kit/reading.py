@@ -2,7 +2,7 @@
 
 import socket
 
-MOST_BYTES = 4096  # in one read
+MAX_BYTES = 4096  # in one read
 
 
 class InPython:
@@ -10,7 +10,7 @@ class InPython:
 
     @staticmethod
     def receive(sock, flags, whole, into, room, most=-1, wary=False):
-        size, space = MOST_BYTES, MOST_BYTES
+        size, space = MAX_BYTES, MAX_BYTES
         if most >= 0:
             space = min(space, socket.CMSG_SPACE((most + 1) * 4))
         if wary:

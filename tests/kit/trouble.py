@@ -23,7 +23,7 @@ OF_C = {
     "offer": {*re.findall(r'slowly\(.*"(\w+)"', (RING.parent / "core/python/sender.c").read_text())}
 }
 # They call what may raise it, but never so.
-NEVER = {"pop_ready": "by its short way alone, which leaves all trouble to try_pop_many"}
+NEVER = {"pop_ready": "by its fast path alone, which leaves all trouble to try_pop_many"}
 
 
 def called(node):

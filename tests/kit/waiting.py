@@ -98,7 +98,7 @@ def descriptors():
 def turns(endpoint):
     """Have an endpoint read all that waits for it."""
     for _ in range(10):
-        endpoint.turn()
+        endpoint.read_if_free()
 
 
 def settled(before):

@@ -159,20 +159,20 @@ def test_one_thread_that_overtakes_another_does_not_make_the_peer_corrupt(monkey
     with pair(accept=memenpsf.Accept(fds=1)) as (one, other), Path(os.devnull).open() as file:
         one.xmit(b"first", fds=[file])
         endpoint = other._endpoint
-        turn, read_on = endpoint.turn, endpoint.read_on
+        turn, read_more = endpoint.read_if_free, endpoint.read_more
 
         def overtaken():
             # Between another thread's look at the ring and its look at the socket.
-            monkeypatch.setattr(endpoint, "turn", turn)
-            monkeypatch.setattr(endpoint, "read_on", read_on)
+            monkeypatch.setattr(endpoint, "read_if_free", turn)
+            monkeypatch.setattr(endpoint, "read_more", read_more)
             with contextlib.closing(other.recv_message(timeout=0)) as message:
                 assert message.record == b"first"
-            read = read_on()
+            read = read_more()
             one.xmit(b"second", fds=[file])
             return read
 
-        monkeypatch.setattr(endpoint, "turn", lambda: None)
-        monkeypatch.setattr(endpoint, "read_on", overtaken)
+        monkeypatch.setattr(endpoint, "read_if_free", lambda: None)
+        monkeypatch.setattr(endpoint, "read_more", overtaken)
         with contextlib.closing(other.recv_message(timeout=0)) as message:
             assert message.record == b"second"
 

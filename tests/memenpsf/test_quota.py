@@ -852,7 +852,7 @@ def test_what_a_user_has_no_room_for_stays_in_its_socket_and_comes_later(counted
     for n in range(5):
         client.xmit(bytes([n]), fds=[null] * 4)
     for _ in range(5):
-        server._endpoint.turn()
+        server._endpoint.read_if_free()
     assert held(server) == 4
     for n in range(5):
         message = server.recv_message(timeout=0)
@@ -867,7 +867,7 @@ def test_a_message_whose_descriptors_wait_is_no_broken_promise(counted, null):
     server = counted(limit=15)
     (one, his), (two, hers), (other, theirs) = (server.connect(uid) for uid in (7, 7, 8))
     his.xmit(b"1", fds=[null] * 4)
-    one._endpoint.turn()
+    one._endpoint.read_if_free()
     hers.xmit(b"2", fds=[null] * 4)
     theirs.xmit(b"3", fds=[null] * 4)
     verbs = (two.recv, two.recv_message, two.recv_vectored)
@@ -897,7 +897,7 @@ def test_what_is_moved_while_it_is_counted_counts(counted, null):
             return super().__iter__()
 
     client.xmit(b"1", fds=[null] * 4)
-    endpoint.turn()
+    endpoint.read_if_free()
     endpoint.wire._incoming = 2
     endpoint.receiver._decoding = Moving()
     assert held(server) == 6
@@ -909,7 +909,7 @@ def test_a_borrowing_lends_what_is_there_once_more_and_not_for_ever(counted, nul
     server = counted(limit=15)
     (one, his), (two, hers) = server.connect(7), server.connect(7)
     his.xmit(b"1", fds=[null] * 4)
-    one._endpoint.turn()
+    one._endpoint.read_if_free()
     hers.xmit(b"plain")
     hers.xmit(b"2", fds=[null] * 4)
     receiver, times = two._endpoint.receiver, []
@@ -933,10 +933,10 @@ def test_who_waits_for_room_looks_ever_less_often_and_not_at_the_end(counted, nu
     endpoint = server._endpoint
     for _ in range(2):
         fdpass.send_fds(client._endpoint.wire.sock, [null] * 4, bytes((17, 4)))
-    endpoint.turn()
+    endpoint.read_if_free()
     lengths = []
     for _ in range(8):
-        endpoint.turn()
+        endpoint.read_if_free()
         assert endpoint.should_back_off()
         lengths.append(endpoint.back_off_length() / endpoint.alarms.BACK_OFF)
     assert lengths == [1, 2, 4, 8, 16, 16, 16, 16]
@@ -966,8 +966,8 @@ def test_what_its_peer_has_not_read_keeps_a_sender_waiting(counted, null):
     assert waits[0] == 1
     assert waits == sorted(waits)
     assert waits[-1] == 64
-    his._endpoint.turn()
-    his._endpoint.turn()  # read from the socket, and not taken
+    his._endpoint.read_if_free()
+    his._endpoint.read_if_free()  # read from the socket, and not taken
     assert held(one) == 0
     one.xmit(b"y", timeout=0, fds=[null] * 3)
     assert one._endpoint.retry_after() == one._endpoint.RETRY_AFTER
@@ -1014,7 +1014,7 @@ async def test_a_task_waits_for_room_and_goes_on(path, null):
         (his, one), (hers, two) = pairs
         async with his, one, hers, two:
             await his.xmit(b"1", fds=[null] * 4)
-            one._endpoint.turn()
+            one._endpoint.read_if_free()
             await hers.xmit(b"2", fds=[null] * 4)
             assert await two.recv(timeout=0) is None
             async with trio.open_nursery() as nursery:

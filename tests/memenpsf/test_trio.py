@@ -715,8 +715,8 @@ async def cried_wolf(interface, peer):
     """Have the peer ring so often with nothing new that the next wait begins with a nap."""
     for _ in range(alarms.MAX_FALSE_ALARMS):
         peer._endpoint.wire.sock.send(b"\x01\x00")
-        interface._endpoint.service()
-        interface._endpoint.answered(True)
+        interface._endpoint.read_once()
+        interface._endpoint.note_wakeup(True)
 
 
 async def test_who_rings_and_rings_with_nothing_new_is_left_waiting(autojump_clock):

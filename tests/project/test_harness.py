@@ -81,7 +81,7 @@ import memenpsf
 from ipcqueue._ring.memory import address_of
 one, other = memenpsf.pair(64)
 sender = one._endpoint.sender
-sender.shorten(address_of(sender._ring), 2, None)
+sender.attach_fast(address_of(sender._ring), 2, None)
 sender.offer(bytes([7]) * 2)
 """
 

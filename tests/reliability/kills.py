@@ -33,7 +33,7 @@ from tests.reliability.victims import (
     send,
 )
 
-MOST_LIFE = 0.008  # seconds from when a victim is ready
+MAX_LIFE = 0.008  # seconds from when a victim is ready
 LATE = 0.3  # of the survivors receive only when their victim is dead
 
 
@@ -99,7 +99,7 @@ class Moment:
 def wait_for(moment, interface):
     """Let the victim die, and see the end, before anything is received."""
     while not moment.at:
-        time.sleep(MOST_LIFE)
+        time.sleep(MAX_LIFE)
     with contextlib.suppress(memenpsf.PeerDied):
         interface.recv_ctrl_msg(LONG)
 
@@ -139,14 +139,14 @@ def survive(sock, work, numbers, pid, *, sends, by_trio):
         )
         async with interface:
             await interface.do_handshake()
-            moment = Moment(pid, numbers.random() ** 2 * MOST_LIFE)
+            moment = Moment(pid, numbers.random() ** 2 * MAX_LIFE)
             await (receive_by_trio if sends else send_by_trio)(interface, work, own, numbers)
 
     try:
         if by_trio:
             trio.run(with_trio)
         with memenpsf.Interface(sock, work.record, **work.options) as interface:
-            moment = Moment(pid, numbers.random() ** 2 * MOST_LIFE)
+            moment = Moment(pid, numbers.random() ** 2 * MAX_LIFE)
             late = sends and numbers.random() < LATE
             if late:
                 wait_for(moment, interface)

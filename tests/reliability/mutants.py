@@ -173,8 +173,8 @@ MUTANTS = [
     Mutant(
         "what must be done is tried once",
         "ipcqueue/core/python/module.c",
-        "enum { MOST_STRIKES = 100 };",
-        "enum { MOST_STRIKES = 1 };",
+        "enum { MAX_STRIKES = 100 };",
+        "enum { MAX_STRIKES = 1 };",
         "signals/test_strikes.py::test_what_must_be_done_is_done_whatever_strikes",
     ),
     Mutant(
@@ -262,7 +262,7 @@ MUTANTS = [
         "ipcqueue/test_frames.py::test_a_peer_that_takes_back_what_is_being_taken_is_corrupt_for_ever",
     ),
     Mutant(
-        "a large message goes the short way, which another thread takes beside its copy",
+        "a large message goes by the fast path, which another thread takes beside its copy",
         "ipcqueue/core/python/direct.h",
         "frame->size <= IPCQ_LARGE; /* else",
         "1; /* else",
@@ -320,15 +320,15 @@ MUTANTS = [
     Mutant(
         "a batch is sent in one step",
         "ipcqueue/core/python/batches.c",
-        "while (at < end && moved < IPCQ_MOST_BYTES) {",
+        "while (at < end && moved < IPCQ_MAX_BYTES) {",
         "while ((void)moved, at < end) {",
         "conformance/test_large.py::test_a_batch_is_sent_some_megabytes_at_a_time",
     ),
     Mutant(
         "a call without a limit puts together all messages there are",
         "ipcqueue/_ring/bounds.py",
-        "self.most = MOST_BUILT if bounded else MOST_AT_ONCE << 32",
-        "self.most = MOST_AT_ONCE << 32",
+        "self.most = MAX_BUILT if bounded else MAX_AT_ONCE << 32",
+        "self.most = MAX_AT_ONCE << 32",
         "conformance/test_bounds.py::TestByNumber::test_messages_that_python_puts_together",
     ),
     Mutant(
@@ -341,7 +341,7 @@ MUTANTS = [
     Mutant(
         "bytes of records are not counted",
         "ipcqueue/_ring/slot_receiver.py",
-        "max(1, min(most, MOST_BYTES // self._size))",
+        "max(1, min(most, MAX_BYTES // self._size))",
         "most",
         "conformance/test_bounds.py::TestByBytes::test_records",
     ),
@@ -369,7 +369,7 @@ MUTANTS = [
     Mutant(
         "C makes all messages there are",
         "ipcqueue/_ring/frame_receiver.py",
-        "self.many(limit, MOST_BYTES, MOST_BUILT) if bounded else self.many(limit)",
+        "self.many(limit, MAX_BYTES, MAX_BUILT) if bounded else self.many(limit)",
         "self.many(limit)",
         "conformance/test_bounds.py::TestByBytes::test_messages_in_the_ring",
     ),
@@ -1121,8 +1121,8 @@ MUTANTS = [
     Mutant(
         "a shortage in a loop in C comes out of no verb",
         "ipcqueue/core/python/iteration.c",
-        "        PyErr_Clear(); /* the slow way meets it again, and says",
-        "        return NULL; /* the slow way meets it again, and says",
+        "        PyErr_Clear(); /* the slow path meets it again, and says",
+        "        return NULL; /* the slow path meets it again, and says",
         "memenpsf/test_origin.py::test_so_does_a_loop_that_looks_for_more_where_memory_is_short",
     ),
     Mutant(

@@ -27,11 +27,11 @@
 
 #include "layout.h"
 
-enum { PAGE = 4096, GUARD = 16 * PAGE, MOST_RECORDS = 40 };
+enum { PAGE = 4096, GUARD = 16 * PAGE, MAX_RECORDS = 40 };
 
 /* Of one call, on the clock of its thread.  Far more than any needs under sanitizers; a loop that
  * follows the attacker takes as long as the attacker likes. */
-static const uint64_t MOST_NS = 1000000000;
+static const uint64_t MAX_NS = 1000000000;
 
 static const char *doing = "nothing";
 static unsigned long long seed;
@@ -335,7 +335,7 @@ static void sent(struct victim *v, int result, uint64_t units)
 
 static void send_one(struct victim *v)
 {
-    uint64_t n = below(v->numbers, MOST_RECORDS), done = 0, capacity = v->shape->capacity;
+    uint64_t n = below(v->numbers, MAX_RECORDS), done = 0, capacity = v->shape->capacity;
     size_t size = v->shape->slot_size;
     int frames = v->shape->frames;
     char *at;
@@ -374,7 +374,7 @@ static void send_one(struct victim *v)
     }
     case 1: { /* from where they are */
         doing = "push_pieces";
-        struct ipcq_piece pieces[MOST_RECORDS];
+        struct ipcq_piece pieces[MAX_RECORDS];
         uint64_t sum = 0;
         char *all = room_for(100 * size);
         memset(all, 0x5a, 100 * size);
@@ -468,7 +468,7 @@ static void look_at_slots(struct victim *v)
 
 static void pop_slots(struct victim *v)
 {
-    uint64_t max = below(v->numbers, 2) ? 1 : below(v->numbers, MOST_RECORDS), count;
+    uint64_t max = below(v->numbers, 2) ? 1 : below(v->numbers, MAX_RECORDS), count;
     char *into = room_for(max * v->shape->slot_size + 1);
     doing = "pop";
     int result = result_of(ipcq_pop(v->receiver, into, max, v->tail, &count));
@@ -609,7 +609,7 @@ static void one_call(struct victim *v)
     uint64_t took = cpu_ns() - before;
     if (took > longest)
         longest = took;
-    check(took < MOST_NS, "a call that works for the peer");
+    check(took < MAX_NS, "a call that works for the peer");
 }
 
 static void attack_one(const struct shape *shape, uint64_t mutations, uint64_t numbers, int alone)

@@ -152,7 +152,7 @@ class Ways:
                 mine.xmit(b"x", regions=[region])
                 mine.xmit(b"y", regions=[region])
             for _ in range(self._rng.randrange(3)):
-                accepted._endpoint.turn()  # reads what goes with one of them
+                accepted._endpoint.read_if_free()  # reads what goes with one of them
             if self._rng.random() < 0.5:
                 got = await self.door.receive(accepted)
                 for each in got.regions:

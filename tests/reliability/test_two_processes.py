@@ -124,7 +124,7 @@ async def _ask(side, trips, size, chance):
     """As traffic.ask(); Trio has no clock behind its sleep, so a lost wake-up would be for ever."""
     done = 0
     while done < trips:
-        n = min(chance.randrange(1, traffic.MOST_UNDER_WAY + 1), trips - done)
+        n = min(chance.randrange(1, traffic.MAX_UNDER_WAY + 1), trips - done)
         for number in range(done, done + n):
             await side.xmit(traffic.made(number, size, chance))
             traffic.pause(chance)

@@ -116,13 +116,13 @@ def receive_all(side, chance):
 
 # -- round trips -------------------------------------------------------------------------------
 
-MOST_UNDER_WAY = 3  # where either ring holds one: with more both sides would wait for ever
+MAX_UNDER_WAY = 3  # where either ring holds one: with more both sides would wait for ever
 
 
 def ask(side, trips, size, chance):
     done = 0
     while done < trips:
-        n = min(chance.randrange(1, MOST_UNDER_WAY + 1), trips - done)
+        n = min(chance.randrange(1, MAX_UNDER_WAY + 1), trips - done)
         for number in range(done, done + n):
             side.xmit(made(number, size, chance))
             pause(chance)

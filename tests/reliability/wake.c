@@ -9,7 +9,7 @@
  */
 #include "two_ends.h"
 
-enum { RECORD = 8, MESSAGE = 4080, MOST_UNDER_WAY = 3 };
+enum { RECORD = 8, MESSAGE = 4080, MAX_UNDER_WAY = 3 };
 
 static struct ring ring;
 static uint64_t trips, processors[2];
@@ -72,7 +72,7 @@ static void ask(struct end *end)
 {
     stay_on(processors[0]);
     for (uint64_t done = 0; done < trips;) {
-        uint64_t n = 1 + below(&end->random, MOST_UNDER_WAY);
+        uint64_t n = 1 + below(&end->random, MAX_UNDER_WAY);
         if (n > trips - done)
             n = trips - done;
         for (uint64_t i = 0; i < n; i++, dawdle(end))

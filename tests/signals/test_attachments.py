@@ -34,7 +34,7 @@ def test_an_exception_anywhere_in_reading_the_socket_loses_no_descriptor(what):
         else:
             for _ in range(16):
                 it.give(it.sock)
-                it.victim._endpoint.read_on()
+                it.victim._endpoint.read_more()
             it.give(*it.pipe())
 
     def check(_):
@@ -51,7 +51,7 @@ def test_an_exception_anywhere_in_reading_the_socket_loses_no_descriptor(what):
         assert open_descriptors() == before
 
     assert (
-        at_every_place(prepare, lambda: made[0].victim._endpoint.read_on(), interrupt, check)  # noqa: PLW0108 (another each time)
+        at_every_place(prepare, lambda: made[0].victim._endpoint.read_more(), interrupt, check)  # noqa: PLW0108 (another each time)
         > 10
     )
 
@@ -64,7 +64,7 @@ def test_what_was_read_and_not_digested_is_closed_with_the_connection():
         it.give(*it.pipe())
         places = Places(nth, interrupt, ["/fdpass/"])
         with contextlib.suppress(BaseException):
-            places.run(it.victim._endpoint.read_on)
+            places.run(it.victim._endpoint.read_more)
         it.close()
         assert open_descriptors() == before
         if not places.arrived:

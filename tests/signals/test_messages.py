@@ -13,7 +13,7 @@ from memenpsf import Interface
 from tests.kit import places
 from tests.kit.attached import numbers, open_descriptors
 from tests.kit.connected import connection, inode, quick_collector  # noqa: F401 (the fixture)
-from tests.kit.hostile import HEADER, MOST_OUTSIDE
+from tests.kit.hostile import HEADER, MAX_OUTSIDE
 from tests.kit.places import STEP, Interrupt, Mishap, interrupt
 
 
@@ -110,7 +110,7 @@ class Prepared:
         if self.held:
             receiver.prepare(self.held)
             while receiver.lacking is not None:
-                self.other._endpoint.read_on()
+                self.other._endpoint.read_more()
                 receiver.prepare(self.held)
 
     def left(self):
@@ -122,8 +122,8 @@ class Prepared:
     def check_space(self):
         """What was taken is free, and there is space for all of the ring; outside of it, too."""
         round_trip(self.one, self.other, b"")
-        large = [bytes([n]) * 5000 for n in range(MOST_OUTSIDE)]
-        assert self.one.xmit_many(large, timeout=0) == MOST_OUTSIDE
+        large = [bytes([n]) * 5000 for n in range(MAX_OUTSIDE)]
+        assert self.one.xmit_many(large, timeout=0) == MAX_OUTSIDE
         assert self.other.recv_vectored(timeout=0) == large
         assert len(set(self.one.indices())) == 1
 
@@ -185,7 +185,7 @@ def test_an_exception_anywhere_in_receiving_neither_loses_nor_doubles(files, how
         return call(prepared.other._endpoint)
 
     step = STEP if touched > 1 else 1
-    # The short way is short: recv of what waits is a single step of a loop.
+    # The fast path is short: recv of what waits is a single step of a loop.
     least = 0 if how in ("recv", "recv_message") and first == 0 else 6
     assert at_every_place(prepared, receive, interrupt, check, first + held, step) >= least
 
@@ -455,7 +455,7 @@ def test_an_interrupt_and_then_fewer_messages_do_not_give_space_back_twice(monke
         one.xmit_many([b"1" * 1000, b"2" * 1000, b"3" * 1000])
         receiver = other._endpoint.receiver
         with monkeypatch.context() as patch, pytest.raises(Interrupt):
-            patch.setattr(receiver, "many", lambda *_: ())  # the long way
+            patch.setattr(receiver, "many", lambda *_: ())  # the slow path
             patch.setattr(receiver, "_decoded", lambda *_: interrupt())
             other.recv_vectored(timeout=0)
         for n in range(2):  # into the space that is free

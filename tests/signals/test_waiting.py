@@ -221,7 +221,7 @@ class TestHandOverAnywhere:
 
     CALLS: ClassVar = {
         "after a sleep": lambda side: side.pop(0.001),
-        "without a sleep": lambda side: side.endpoint.turn(),
+        "without a sleep": lambda side: side.endpoint.read_if_free(),
     }
 
     def leave(self, in_thread, monkeypatch, how, read, action, then):
@@ -301,7 +301,7 @@ class TestClosedAnywhere:
         "push_many": lambda side: side.push_many([(9,)], 0.001),
         "take_message": lambda side: side.take_message(0.001),
         "send_message": lambda side: side.send_message(b"\xff\xff", 0.001),
-        "turn": lambda side: side.endpoint.turn(),
+        "turn": lambda side: side.endpoint.read_if_free(),
         "arm": lambda side: side.endpoint.arm(records=True, space=True),
         "indices": lambda side: side.endpoint.indices(),
         "statistics": lambda side: side.endpoint.statistics(),

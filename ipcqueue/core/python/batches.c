@@ -110,7 +110,7 @@ static Py_ssize_t push_items(Sender *self, int frames, PyObject *records, Py_ssi
     Py_ssize_t moved = 0;
     if (!usable(self->ring, self->known) || !(self->plain || frames))
         return 0;
-    while (at < end && moved < IPCQ_MOST_BYTES) {
+    while (at < end && moved < IPCQ_MAX_BYTES) {
         uint64_t done, count =
             labelled ? labelled_pieces_from(self, items + at, end - at, pieces, labels, &moved)
             : frames ? pieces_from(self, 1, items + at, end - at, pieces, &moved)
@@ -129,8 +129,8 @@ static Py_ssize_t push_items(Sender *self, int frames, PyObject *records, Py_ssi
 static Py_ssize_t push_memory(Sender *self, const char *memory, Py_ssize_t start, Py_ssize_t end)
 {
     Py_ssize_t at = start, most = self->size < PIECE ? PIECE / self->size : 1;
-    if (end - start > IPCQ_MOST_BYTES / self->size)
-        end = start + (self->size < IPCQ_MOST_BYTES ? IPCQ_MOST_BYTES / self->size : 1);
+    if (end - start > IPCQ_MAX_BYTES / self->size)
+        end = start + (self->size < IPCQ_MAX_BYTES ? IPCQ_MAX_BYTES / self->size : 1);
     while (at < end && usable(self->ring, self->known)) {
         uint64_t done;
         struct ipcq_piece piece = {.at = memory + at * self->size,

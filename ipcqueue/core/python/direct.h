@@ -1,6 +1,6 @@
 #pragma once
 /*
- * The short way into the core for CPython: one call in C for what can be done at once.
+ * The fast path into the core for CPython: one call in C for what can be done at once.
  *
  * Base types for the ends in _ring/.  They have a part of their state, so that
  * both ways see the same, and do nothing themselves but the simplest case; whatever else comes up
@@ -57,7 +57,7 @@ typedef struct {
     PyObject *array;  /* slots: the type of arrays */
     PyObject *borrower; /* a weak reference to who has space of it on loan; None: nobody has */
     ipcq_sender *at;
-    Py_ssize_t size;  /* slots: of a record; frames: of the largest message for the short way */
+    Py_ssize_t size;  /* slots: of a record; frames: of the largest message for the fast path */
 } Sender;
 
 /* batches.c */

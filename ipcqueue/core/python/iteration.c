@@ -11,7 +11,7 @@ enum { AHEAD_BYTES = 16384 };
 typedef struct {
     PyObject_HEAD
     Receiver *receiver;
-    PyObject *receive; /* the slow way, a function that waits for a record; NULL: there is none */
+    PyObject *receive; /* the slow path, a function that waits for a record; NULL: there is none */
     PyObject *end;     /* the exception that ends the loop */
     PyObject *wrap;    /* what makes messages of records; NULL: nothing does */
     int patient;
@@ -108,7 +108,7 @@ static PyObject *iteration_next(Iteration *self)
     if (!has_prefetched(receiver) && prefetch(receiver, receiver->most, &bytes) < 0) {
         if (!PyErr_ExceptionMatches(PyExc_MemoryError))
             return not_stopped(NULL); /* of a signal handler, see is_raised() */
-        PyErr_Clear(); /* the slow way meets it again, and says of which connection it is */
+        PyErr_Clear(); /* the slow path meets it again, and says of which connection it is */
     }
     if (has_prefetched(receiver) && in_order(receiver))
         return first_prefetched(receiver);

@@ -3,7 +3,7 @@
 
 /* Exceptions of signal handlers that may strike, one after the other, in what must be done; a step
  * that fails so often fails for a reason of its own. */
-enum { MOST_STRIKES = 100 };
+enum { MAX_STRIKES = 100 };
 
 /* Call a function that can be repeated until it has come to its end; then raise the first exception
  * that struck, but rather one that is no Exception (Ctrl-C).  Between its calls CPython looks for no
@@ -13,7 +13,7 @@ static PyObject *done(PyObject *function, PyObject *const *args, Py_ssize_t n)
     PyObject *result, *type = NULL, *error = NULL, *traceback = NULL;
     for (int strikes = 0;;) {
         result = PyObject_Vectorcall(function, args, (size_t)n, NULL);
-        if (result != NULL || ++strikes == MOST_STRIKES)
+        if (result != NULL || ++strikes == MAX_STRIKES)
             break;
         if (type == NULL) {
             PyErr_Fetch(&type, &error, &traceback);
@@ -149,7 +149,7 @@ static PyModuleDef_Slot module_slots[] = {
 PyModuleDef definition = {
     .m_base = PyModuleDef_HEAD_INIT,
     .m_name = "ipcqueue._direct",
-    .m_doc = "The short way into the core; see core/python/direct.h.",
+    .m_doc = "The fast path into the core; see core/python/direct.h.",
     .m_size = sizeof(struct state),
     .m_methods = functions,
     .m_slots = module_slots,

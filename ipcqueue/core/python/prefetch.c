@@ -21,7 +21,7 @@ static Py_ssize_t gather(Receiver *self, Py_ssize_t most, Py_ssize_t *bytes, PyO
         int appended = data == NULL ? -1 : PyList_Append(list, data);
         Py_XDECREF(data);
         if (appended < 0) {
-            PyErr_Clear(); /* the slow way meets it again, if it is the first */
+            PyErr_Clear(); /* the slow path meets it again, if it is the first */
             break;
         }
         n++;
@@ -102,7 +102,7 @@ Py_ssize_t prefetch(Receiver *self, Py_ssize_t most, Py_ssize_t *bytes)
     PyObject *records = number == NULL ? NULL : PyObject_Vectorcall(decode_many, args, 2, NULL);
     Py_ssize_t n = 0;
     if (records == NULL && number == NULL) {
-        PyErr_Clear(); /* GCOV_EXCL_LINE: numbers up to 64 need no memory; the slow way takes them */
+        PyErr_Clear(); /* GCOV_EXCL_LINE: numbers up to 64 need no memory; the slow path takes them */
     } else if (records == NULL) {
         if (is_raised(self, data, decode_many, args, 2))
             n = -1;
@@ -228,7 +228,7 @@ static Py_ssize_t count_of(Receiver *self, Py_ssize_t limit, int *code)
     return there < (uint64_t)limit ? (Py_ssize_t)there : limit;
 }
 
-/* The long way: records to the end of `raw`, which may have some. */
+/* The slow path: records to the end of `raw`, which may have some. */
 PyObject *pull(Receiver *self, PyObject *limit)
 {
     Py_ssize_t most = PyLong_AsSsize_t(limit);
@@ -257,7 +257,7 @@ PyObject *pull(Receiver *self, PyObject *limit)
     return PyLong_FromLong(IPCQ_DONE);
 }
 
-/* The short way: records from the ring to a call, where nothing else is on the shelf.  No more than was
+/* The fast path: records from the ring to a call, where nothing else is on the shelf.  No more than was
  * there in the beginning. */
 PyObject *slots_fetch(Receiver *self, PyObject *const *args, Py_ssize_t n)
 {

@@ -60,11 +60,11 @@ static void receiver_dealloc(Receiver *self)
     Py_DECREF(type);
 }
 
-static PyObject *shorten(Receiver *self, PyObject *args, int frames)
+static PyObject *attach_fast(Receiver *self, PyObject *args, int frames)
 {
     PyObject *decode, *decode_many;
     unsigned long long at;
-    if (!PyArg_ParseTuple(args, "KnnppOO:shorten", &at, &self->size, &self->most, &self->keeps,
+    if (!PyArg_ParseTuple(args, "KnnppOO:attach_fast", &at, &self->size, &self->most, &self->keeps,
                           &self->plain, &decode, &decode_many))
         return NULL;
     self->at = (ipcq_receiver *)(uintptr_t)at;
@@ -75,17 +75,17 @@ static PyObject *shorten(Receiver *self, PyObject *args, int frames)
     Py_RETURN_NONE;
 }
 
-static PyObject *slots_shorten(Receiver *self, PyObject *args)
+static PyObject *slots_attach_fast(Receiver *self, PyObject *args)
 {
-    return shorten(self, args, 0);
+    return attach_fast(self, args, 0);
 }
 
-static PyObject *frames_shorten(Receiver *self, PyObject *args)
+static PyObject *frames_attach_fast(Receiver *self, PyObject *args)
 {
-    return shorten(self, args, 1);
+    return attach_fast(self, args, 1);
 }
 
-static PyObject *looked(Receiver *self, PyObject *Py_UNUSED(ignored))
+static PyObject *note_read(Receiver *self, PyObject *Py_UNUSED(ignored))
 {
     self->looked = now_ns();
     Py_RETURN_NONE;
@@ -164,7 +164,7 @@ static PyMemberDef frame_receiver_members[] = {
      "many records, and about so many bytes; of less than is there only if they are `enough`."},  \
     {"has_records", (PyCFunction)has_records, METH_NOARGS,                                        \
      "Tell whether records wait in the ring; also for what else there is no need to wait for."},  \
-    {"looked", (PyCFunction)looked, METH_NOARGS, "Note that the socket was just looked at."},     \
+    {"note_read", (PyCFunction)note_read, METH_NOARGS, "Note that the socket was just read."},        \
     {"is_empty", (PyCFunction)is_empty, METH_NOARGS,                                              \
      "Tell whether nothing waits, and nothing is wrong as far as the ring says."},                \
     {"is_quiet", (PyCFunction)is_quiet, METH_NOARGS,                                              \
@@ -176,12 +176,12 @@ static PyMemberDef frame_receiver_members[] = {
      "all(receive, end): for a loop, records until receive(), called for those that are not as "  \
      "simple, raises `end`.  Takes some ahead."}
 
-#define SHORTEN_TOO(function)                                                                     \
-    {"shorten", (PyCFunction)function, METH_VARARGS,                                              \
-     "shorten(address, size, most, keeps, plain, decode, decode_many): use the short way."}
+#define ATTACH_FAST(function)                                                                     \
+    {"attach_fast", (PyCFunction)function, METH_VARARGS,                                          \
+     "attach_fast(address, size, most, keeps, plain, decode, decode_many): use the fast path."}
 
 static PyMethodDef slot_receiver_methods[] = {
-    SHORTEN_TOO(slots_shorten),
+    ATTACH_FAST(slots_attach_fast),
     {"fetch", (PyCFunction)(void (*)(void))slots_fetch, METH_FASTCALL,
      "fetch(call, limit): have a call decode up to so many records, raw: return them as a bytearray; None "
      "if that is not simple."},
@@ -195,7 +195,7 @@ static PyMethodDef slot_receiver_methods[] = {
 };
 
 static PyMethodDef frame_receiver_methods[] = {
-    SHORTEN_TOO(frames_shorten),
+    ATTACH_FAST(frames_attach_fast),
     {"peek", (PyCFunction)(void (*)(void))frames_peek, METH_FASTCALL,
      "peek(ring, at): the frame there: (size, tag, flags, fds, regions, address of the payload, where the "
      "next begins, how many bytes are there from that on, the payload if that is all); a code of the "

@@ -31,12 +31,12 @@ static void sender_dealloc(Sender *self)
     Py_DECREF(type);
 }
 
-static PyObject *sender_shorten(Sender *self, PyObject *args)
+static PyObject *sender_attach_fast(Sender *self, PyObject *args)
 {
     PyObject *encode;
     unsigned long long at;
     int plain = 0;
-    if (!PyArg_ParseTuple(args, "KnO|p:shorten", &at, &self->size, &encode, &plain))
+    if (!PyArg_ParseTuple(args, "KnO|p:attach_fast", &at, &self->size, &encode, &plain))
         return NULL;
     self->plain = plain || encode == Py_None;
     self->at = (ipcq_sender *)(uintptr_t)at;
@@ -125,7 +125,7 @@ static int push_slot(const Sender *self, PyObject *data)
             result = ipcq_push(self->at, view.buf);
         PyBuffer_Release(&view);
     } else if (PyErr_ExceptionMatches(PyExc_Exception)) {
-        PyErr_Clear(); /* the slow way meets it again */
+        PyErr_Clear(); /* the slow path meets it again */
     }
     return result;
 }
@@ -145,7 +145,7 @@ static PyObject *slots_offer(Sender *self, PyObject *record)
     return offered(self, data, result);
 }
 
-/* The slow way comes back with what it has encoded: a code of the core, AGAIN where the ring is not in
+/* The slow path comes back with what it has encoded: a code of the core, AGAIN where the ring is not in
  * use; then it finds out why. */
 static PyObject *pushed(const Sender *self, int result)
 {
@@ -240,9 +240,9 @@ static PyMemberDef sender_members[] = {
     {"pieces", (PyCFunction)shape##_pieces, METH_O,                                               \
      "Return a tuple of the records if all can go as they are; else None."}
 
-#define SHORTEN                                                                                   \
-    {"shorten", (PyCFunction)sender_shorten, METH_VARARGS,                                        \
-     "shorten(address, size, encode, plain=False): use the short way to the sender at an address."}
+#define ATTACH_FAST                                                                               \
+    {"attach_fast", (PyCFunction)sender_attach_fast, METH_VARARGS,                                \
+     "attach_fast(address, size, encode, plain=False): use the fast path to this sender."}
 
 #define RESERVE                                                                                   \
     {"reserve", (PyCFunction)(void (*)(void))reserve, METH_FASTCALL,                              \
@@ -250,7 +250,7 @@ static PyMemberDef sender_members[] = {
      "them are contiguous."}
 
 static PyMethodDef slot_sender_methods[] = {
-    SHORTEN,
+    ATTACH_FAST,
     RESERVE,
     {"publish", (PyCFunction)slots_publish, METH_VARARGS,
      "publish(ring, units, wake): publish so many of the space that is lent, which is lent no more; "
@@ -266,7 +266,7 @@ static PyMethodDef slot_sender_methods[] = {
 };
 
 static PyMethodDef frame_sender_methods[] = {
-    SHORTEN,
+    ATTACH_FAST,
     RESERVE,
     {"publish", (PyCFunction)frames_publish, METH_VARARGS,
      "publish(ring, size, tag, flags, wake): the same for the message that is written there."},

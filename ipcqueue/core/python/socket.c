@@ -10,7 +10,7 @@
 #define SCM_PIDFD 4
 #endif
 
-enum { MOST_BYTES = 4096, MOST_CONTROL = 4096 };
+enum { MAX_BYTES = 4096, MAX_CONTROL = 4096 };
 
 /* What recvmsg() gave, in a bytearray of its caller's: there it waits when memory is too short for
  * Python to have it, descriptors and all. */
@@ -18,8 +18,8 @@ struct room {
     ssize_t bytes; /* 0: it is empty */
     size_t control_bytes;
     int flags;
-    char data[MOST_BYTES];
-    alignas(struct cmsghdr) char control[MOST_CONTROL];
+    char data[MAX_BYTES];
+    alignas(struct cmsghdr) char control[MAX_CONTROL];
 };
 
 static struct room *room_of(PyObject *object)

@@ -10,8 +10,8 @@ static int still(const Receiver *self, unsigned long long next)
 
 /* Whether what a decoder has raised is to be raised as it is: no Exception; or one that does not come
  * again when it is called once more, or not of the same type, so perhaps that of a signal handler and
- * not the record's fault.  Then `data` is suspect: the long way decodes it next time, and knows when
- * to give it up.  Else the exception is forgotten: the long way meets it again. */
+ * not the record's fault.  Then `data` is suspect: the slow path decodes it next time, and knows when
+ * to give it up.  Else the exception is forgotten: the slow path meets it again. */
 int is_raised(Receiver *self, PyObject *data, PyObject *function, PyObject *const *args, size_t n)
 {
     int raised = 1;
@@ -43,7 +43,7 @@ int is_raised(Receiver *self, PyObject *data, PyObject *function, PyObject *cons
 }
 
 /* What a decoder has made of the record at index `next`, which nobody has taken yet: where memory is
- * short, or something came in between, the long way meets the record again.  NULL as below.  What
+ * short, or something came in between, the slow path meets the record again.  NULL as below.  What
  * decodes here is of this package, so any other exception is that of a signal handler. */
 static PyObject *decoded(Receiver *self, PyObject *record, unsigned long long next)
 {
@@ -138,7 +138,7 @@ PyObject *take(Receiver *self, PyObject *wrap)
     unsigned long long turn = self->turn;
     PyObject *record = wrapped(wrap, Py_NewRef(PyList_GET_ITEM(self->prefetched, self->place)));
     if (record == NULL && PyErr_ExceptionMatches(PyExc_MemoryError))
-        PyErr_Clear(); /* the long way meets it again */
+        PyErr_Clear(); /* the slow path meets it again */
     if (record != NULL && (self->turn != turn || !in_order(self)))
         Py_CLEAR(record);
     if (record != NULL)

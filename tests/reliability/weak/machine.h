@@ -5,7 +5,7 @@
 
 #include "layout.h"
 
-enum { SIDES = 2, MOST_RING = 512, SOCKET = 100 }; /* descriptors SOCKET + 0 and SOCKET + 1 */
+enum { SIDES = 2, MAX_RING = 512, SOCKET = 100 }; /* descriptors SOCKET + 0 and SOCKET + 1 */
 
 struct machine {
     uint64_t capacity; /* bytes of either ring */

@@ -41,7 +41,7 @@
 #include <ucontext.h>
 
 enum { HEAD, TAIL, WAIT_RECORDS, WAIT_SPACE, CLOSED, KINDS, PLACES = SIDES * KINDS };
-enum { MOST_VALUES = 512, MOST_POINTS = 20000, MOST_CHOICES = 60000, CELL = 8, STACK = 1 << 17 };
+enum { MAX_VALUES = 512, MAX_POINTS = 20000, MAX_CHOICES = 60000, CELL = 8, STACK = 1 << 17 };
 
 static const char *const kinds[KINDS] = {"head", "tail", "wait_records", "wait_space", "closed"};
 static const size_t offsets[KINDS] = {
@@ -88,10 +88,10 @@ static void (*program)(int side);
 static struct side sides[SIDES];
 static int current;
 static bool killed;
-static struct value values[PLACES][MOST_VALUES];
+static struct value values[PLACES][MAX_VALUES];
 static unsigned count[PLACES];
 static struct view fences;
-static struct cell cells[SIDES][MOST_RING / CELL];
+static struct cell cells[SIDES][MAX_RING / CELL];
 static uint64_t ring_hash;
 static unsigned points;
 static time_t seconds;
@@ -200,7 +200,7 @@ static struct choice {
     unsigned char taken, of;
     uint64_t state; /* 0: none to remember */
     double schedules;
-} choices[MOST_CHOICES];
+} choices[MAX_CHOICES];
 static unsigned depth, known; /* choices of this run; and of those, given from the outside */
 
 static struct {
@@ -261,7 +261,7 @@ static unsigned choose(unsigned of, bool between_sides)
 {
     if (of < 2)
         return 0;
-    if (depth == MOST_CHOICES)
+    if (depth == MAX_CHOICES)
         sim_fail("more choices than expected");
     struct choice *choice = &choices[depth];
     if (depth >= known) {
@@ -328,7 +328,7 @@ static const char digits[] = "0123456789abcdefghijklmnopqrstuvwxyz";
 void sim_replay(const char *text)
 {
     mode = REPLAY;
-    for (known = 0; text[known] != '\0' && known < MOST_CHOICES; known++) {
+    for (known = 0; text[known] != '\0' && known < MAX_CHOICES; known++) {
         const char *digit = strchr(digits, text[known]);
         choices[known] =
             (struct choice){.taken = digit == NULL ? 0 : (unsigned char)(digit - digits)};
@@ -337,7 +337,7 @@ void sim_replay(const char *text)
 
 const char *sim_choices(void)
 {
-    static char text[MOST_CHOICES + 1];
+    static char text[MAX_CHOICES + 1];
     for (unsigned i = 0; i < depth; i++)
         text[i] = digits[choices[i].taken < 36 ? choices[i].taken : 35];
     text[depth] = '\0';
@@ -422,7 +422,7 @@ static void pick(void)
 static struct side *point(void)
 {
     sim_points++;
-    if (++points > MOST_POINTS)
+    if (++points > MAX_POINTS)
         sim_fail("goes on without end");
     pick();
     struct side *me = &sides[current];
@@ -462,7 +462,7 @@ static int segment_of(const volatile void *at, size_t *offset)
 {
     for (int i = 0; i < SIDES; i++) {
         size_t distance = (size_t)((const char *)at - (const char *)sim_segment[i]);
-        if (distance < IPCQ_HEADER_SIZE + 2 * MOST_RING) {
+        if (distance < IPCQ_HEADER_SIZE + 2 * MAX_RING) {
             *offset = distance;
             return i;
         }
@@ -580,7 +580,7 @@ uint64_t sim_load(const volatile void *at, size_t size, memory_order order)
 static void add_value(int place, uint64_t value, const struct view *carries)
 {
     unsigned n = count[place]++;
-    if (n == MOST_VALUES)
+    if (n == MAX_VALUES)
         sim_fail("more stores than expected");
     struct value *last = &values[place][n];
     *last = (struct value){.value = value, .carries = *carries};

@@ -32,7 +32,7 @@ struct scenario {
     uint64_t spins;    /* nanoseconds */
 };
 
-enum { SLOT_SIZE = 16, WORDS = SLOT_SIZE / 8, MOST_BATCH = 8, LOOKS = 3 };
+enum { SLOT_SIZE = 16, WORDS = SLOT_SIZE / 8, MAX_BATCH = 8, LOOKS = 3 };
 #define FAR .index = UINT64_MAX - 1, .epoch = UINT32_MAX - 1
 
 static const struct scenario scenarios[] = {
@@ -253,8 +253,8 @@ static int send_some(struct end *end, uint64_t *done)
 {
     uint64_t left = scenario->records - end->sent;
     uint64_t n = left < scenario->batch ? left : scenario->batch;
-    char bytes[MOST_BATCH * 64], *at = bytes;
-    struct ipcq_frame frames[MOST_BATCH];
+    char bytes[MAX_BATCH * 64], *at = bytes;
+    struct ipcq_frame frames[MAX_BATCH];
     if (n <= 1) {
         *done = 1;
         if (n == 0)
@@ -274,8 +274,8 @@ static int send_some(struct end *end, uint64_t *done)
         struct ipcq_piece all = {.at = bytes, .size = n};
         return ipcq_push_pieces(&end->sender, &all, 1, done);
     }
-    struct ipcq_piece pieces[MOST_BATCH];
-    struct ipcq_label labels[MOST_BATCH];
+    struct ipcq_piece pieces[MAX_BATCH];
+    struct ipcq_label labels[MAX_BATCH];
     at = bytes;
     for (uint64_t i = 0; i < n; i++) {
         pieces[i] = (struct ipcq_piece){.at = at, .size = frames[i].size};
@@ -355,7 +355,7 @@ static int take_in_place(struct end *end)
 
 static int pop(struct end *end)
 {
-    char bytes[MOST_BATCH * SLOT_SIZE];
+    char bytes[MAX_BATCH * SLOT_SIZE];
     uint64_t n, most = scenario->batch;
     int result = ipcq_pop(&end->receiver, bytes, most, end->next, &n);
     for (uint64_t i = 0; i < n; i++)
