@@ -476,7 +476,7 @@ def test_options_that_mean_nothing_are_refused_at_once(options, error, says):
         ({"fds": True}, TypeError, "fds of Accept is a number"),
         ({"regions": -1}, ValueError, "regions of Accept is from 0 to 253"),
         ({"regions": 1.5}, TypeError, "regions of Accept is a number"),
-        ({"region": -1}, ValueError, "region of Accept is from 0"),
+        ({"region": -1}, ValueError, "region of Accept is from 1"),
         ({"region": "1 GiB"}, TypeError, "region of Accept is a number"),
         ({"shared": 1}, TypeError, "shared of Accept is True or False, not 1"),
         ({"sockets": None}, TypeError, "sockets of Accept is True or False, not None"),
