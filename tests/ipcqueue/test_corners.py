@@ -422,6 +422,37 @@ def test_a_function_that_persists_is_needed():
         direct.persist()
 
 
+def test_a_method_that_persists_is_made_with_memory_or_not_at_all(short_of_memory):
+    def check(made):
+        assert made is MemoryError or made.__get__([1, 2])() == 2
+
+    assert short_of_memory(list, lambda: direct.persistent(len), check, 10) > 1
+
+
+@pytest.mark.parametrize(("spec", "message"), [("<Q", (1,)), (bytes, (8, 0, 0))])
+def test_space_is_lent_of_the_ring_that_is_in_use(spec, message):
+    one, other = memenpsf.pair(spec)
+    with one, other:
+        sender = one._endpoint.sender
+        for wrong in ((), (sender._ring,), (sender._ring, "x"), (sender._ring, -1)):
+            with pytest.raises((TypeError, OverflowError)):
+                sender.reserve(*wrong)
+        for wrong in ((), (sender._ring, "x", True), (sender._ring, *message)):
+            with pytest.raises(TypeError):
+                sender.publish(*wrong)
+        assert sender.reserve(sender._ring, (1 << 64) - 1)[0] == lib.IPCQ_FULL
+        assert sender.reserve(sender._ring, 1)[0] == lib.IPCQ_DONE
+        sender._borrower = borrower = object()
+        for ring in (None, object()):  # no address, and nothing is published
+            assert sender.reserve(ring, 1) == (lib.IPCQ_AGAIN, 0, 0)
+            assert sender.publish(ring, *message, True) == lib.IPCQ_AGAIN
+        assert sender._borrower is borrower
+        assert other.recv(timeout=0) is None
+        assert sender.publish(sender._ring, *message, True) == lib.IPCQ_DONE
+        assert sender._borrower is None
+        assert other.recv(timeout=0) is not None
+
+
 def test_half_a_doorbell_is_none():
     one, other = socket.socketpair()
     with one, other:
