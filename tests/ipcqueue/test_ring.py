@@ -395,6 +395,7 @@ class TestEnds:
         assert lib.ipcq_look(it, 0, at, run) == lib.IPCQ_AGAIN
         assert lib.ipcq_pop(it, into, 4, 1, count) == lib.IPCQ_DONE
         assert bytes(ffi.buffer(into, 16)) == packed(2, 3)
+        assert lib.ipcq_pop(it, into, 4, 3, count) == lib.IPCQ_EMPTY
 
 
 class TestDoorbells:

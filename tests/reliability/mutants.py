@@ -120,6 +120,35 @@ MUTANTS = [
         "ipcqueue/test_direct.py",
     ),
     Mutant(
+        "what is taken ahead replaces what the collector has taken ahead",
+        "ipcqueue/core/python/prefetch.c",
+        "    if (has_prefetched(self) || !in_order(self)) {\n        Py_DECREF(list);",
+        "    if (0) {\n        Py_DECREF(list);",
+        "ipcqueue/test_shelf.py::test_a_short_way_looks_again_when_the_collector_was_there[8-ahead-all]",
+    ),
+    Mutant(
+        "a call overtakes what the collector has left",
+        "ipcqueue/core/python/prefetch.c",
+        "    if (has_prefetched(self) || !in_order(self) ||\n        ipcq_seen(",
+        "    if (ipcq_seen(",
+        "ipcqueue/test_shelf.py::test_a_short_way_looks_again_when_the_collector_was_there[8-leave-fetch]",
+    ),
+    Mutant(
+        "a message that the collector has taken is taken once more",
+        "ipcqueue/core/python/taking.c",
+        "if (record != NULL && (self->turn != turn || !in_order(self)))",
+        "if (turn == 0)",
+        "ipcqueue/test_shelf.py::test_a_short_way_looks_again_when_the_collector_was_there"
+        "[bytes-take one-ready, of those ahead]",
+    ),
+    Mutant(
+        "a change of the shelf is made in part",
+        "ipcqueue/core/python/shelf.c",
+        "        } else if (!is_right(self, field, value)) {",
+        "        } else if (0 && !is_right(self, field, value)) {",
+        "ipcqueue/test_shelf.py::test_a_change_that_is_wrong_in_one_place_is_made_in_none",
+    ),
+    Mutant(
         "Trio hears no cause",
         "memenpsf/trio/_interface.py",
         "            return default if record is None else record\n        except Exception as error:\n"
