@@ -37,6 +37,16 @@ MESSAGES = Layout(
     1, (), bytes.fromhex("1f52da9aef07f8a89c9f8fdf137e4493"), "messages of any length"
 )
 
+# Bytes of a message that a repr() shows.
+_SHOWN = 48
+
+
+def shortened(value: object) -> str:
+    """Return repr(value); of more than _SHOWN bytes the first of them, and how many there are."""
+    if not isinstance(value, bytes | bytearray) or len(value) <= _SHOWN:
+        return repr(value)
+    return f"<{len(value)} bytes: {bytes(value[:_SHOWN])!r}...>"
+
 
 class Message(NamedTuple):
     """A message: its bytes, and the tag and flags that its frame carries."""
@@ -45,6 +55,10 @@ class Message(NamedTuple):
     tag: int = 0  # 0 to 2**32 - 1
     flags: int = 0  # 0 to 255
 
+    def __repr__(self) -> str:
+        """Show the first bytes only of a long one."""
+        return f"Message(data={shortened(self.data)}, tag={self.tag}, flags={self.flags})"
+
 
 class Received(NamedTuple, Generic[T]):
     """A message with its attachments; the receiver owns these and closes them."""
@@ -52,6 +66,10 @@ class Received(NamedTuple, Generic[T]):
     record: T
     fds: list[Fd]
     regions: list[MemoryRegion]
+
+    def __repr__(self) -> str:
+        """Show the first bytes only of a long record."""
+        return f"Received(record={shortened(self.record)}, fds={self.fds}, regions={self.regions})"
 
     def __reduce_ex__(self, protocol: SupportsIndex, /) -> str | tuple[Any, ...]:
         """Refuse to be copied with attachments; without any, it is a value like any other."""

@@ -791,3 +791,17 @@ def test_any_number_of_threads_may_send_and_receive_messages_of_all_sizes():
             for who in range(threads):
                 order = [message[1:3] for message in into if message[0] == who]
                 assert order == sorted(order)
+
+
+@pytest.mark.parametrize("make", [bytes, bytearray])
+def test_what_a_long_message_shows_is_short(make):
+    long, short = make(b"x" * 5_000_000), make(b"short")
+    for record in (long, ipcqueue.Message(long, 1, 2)):
+        received = ipcqueue.Received(record, [], [])
+        for it in (received, record) if isinstance(record, tuple) else (received,):
+            assert len(repr(it)) < 200
+            assert "5000000 bytes: b'xxx" in repr(it)
+    assert repr(ipcqueue.Message(short, 1, 2)) == f"Message(data={short!r}, tag=1, flags=2)"
+    assert (
+        repr(ipcqueue.Received(short, [], [])) == f"Received(record={short!r}, fds=[], regions=[])"
+    )
