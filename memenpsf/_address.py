@@ -97,6 +97,12 @@ def resolve(address: str | os.PathLike[str]) -> Address:
         raise TypeError(f"an address is a str or a path, not {address!r}")
     if "\0" in given or given in {"", "@", ".", ".."}:
         raise ValueError(f"an address is a name, a path, or @name, not {given!r}")
+    scheme, is_url, _ = given.partition("://")
+    if is_url and scheme.isalnum() and isinstance(address, str):
+        raise ValueError(
+            f"an address is a name, a path, or @name, all on this machine, not a URL: {given!r} "
+            "(./ before it makes it a path)"
+        )
     try:
         os.fsencode(given)
     except UnicodeEncodeError:

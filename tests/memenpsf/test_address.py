@@ -120,6 +120,15 @@ def test_what_is_no_address_is_a_value_error(address):
             use(address)
 
 
+@pytest.mark.parametrize("address", ["tcp://localhost:5555", "ipc:///tmp/prices", "unix://x"])
+def test_an_url_is_told_from_a_path(address, runtime):
+    for use in (resolve, lambda a: memenpsf.listen(a, 8), lambda a: memenpsf.connect(a, 8)):
+        with pytest.raises(ValueError, match="not a URL"):
+            use(address)
+    assert resolve(f"./{address}").path is not None
+    assert resolve(Path(address)).path is not None
+
+
 @pytest.mark.parametrize("address", [None, 7, b"prices", ("prices",)])
 def test_what_is_no_text_is_a_type_error(address):
     for use in (resolve, lambda a: memenpsf.listen(a, 8), lambda a: memenpsf.connect(a, 8)):
