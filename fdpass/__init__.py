@@ -43,6 +43,7 @@ from ._socket import (
     send_fds,
 )
 from ._untrusted import close_untrusted, drop_socket
+from ._version import VERSION as _VERSION
 
 if typing.TYPE_CHECKING:
     from ._registry import MemoryRegistry, RegistryStatistics, Returned
@@ -59,6 +60,8 @@ else:
     def __dir__() -> list[str]:
         return sorted({*globals(), *__all__})
 
+
+__version__ = _VERSION
 
 __all__ = [
     "MAX_FDS",

@@ -10,7 +10,13 @@ _threads (waiting), _queue (the product).  What only doors are built of is in lo
 fdpass, and nothing above.
 """
 
-from . import _interpreter  # noqa: F401 (first of all: it refuses where nothing here would hold)
+# First of all: these refuse where nothing here would work.
+from ._foundation import VERSION as _VERSION
+
+# isort: split
+from . import _interpreter  # noqa: F401
+
+# isort: split
 from ._errors import (
     BadRecord,
     Closed,
@@ -44,6 +50,8 @@ from ._origin import interface_of
 from ._queue import Receiver, Sender, pair
 from ._records.classes import char, f32, f64, i8, i16, i32, i64, u8, u16, u32, u64
 from ._records.messages import Encoded, Message, Received
+
+__version__ = _VERSION
 
 __all__ = [
     "Accept",

@@ -13,6 +13,10 @@ and fdpass (descriptors); imports neither Trio nor numpy.
 
 import typing
 
+# First of all: it refuses where nothing here would work.
+from ._foundation import VERSION as _VERSION
+
+# isort: split
 from ipcqueue import (
     Accept,
     BadRecord,
@@ -90,6 +94,8 @@ else:
     def __dir__() -> list[str]:
         return sorted({*globals(), *__all__})
 
+
+__version__ = _VERSION
 
 __all__ = [  # noqa: RUF022 (classes and functions first)
     "Interface", "connect", "listen", "Listener", "pair", "run", "Ended", "serve",

@@ -1,0 +1,3 @@
+"""The version of all three packages, which are one distribution."""
+
+VERSION = "0.1.0"
