@@ -86,6 +86,10 @@ class Block(Owner):
         """End the block: `well`, or as if nothing had happened."""
         raise NotImplementedError
 
+    def __repr__(self) -> str:
+        state = "open" if self._ring_end.lends_to(self) else "not open"
+        return f"<{type(self).__name__} of {self._endpoint!r}: {state}>"
+
     def __enter__(self) -> Self:
         begun = False
         try:

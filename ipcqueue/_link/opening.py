@@ -114,7 +114,8 @@ class Opening(Owner):
                 if monotonic() >= self.deadline:
                     raise HandshakeTimeout(
                         "the peer did not introduce itself within "
-                        f"{shown_seconds(self.terms.timeout)}"
+                        f"{shown_seconds(self.terms.timeout)}: it is there, but busy or stopped, "
+                        "or it accepts nobody now; both ends in one thread are made by pair()"
                     )
                 return None
             pass_pidfd(self.sock, on=self._passed_pidfd)

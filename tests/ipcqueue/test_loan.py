@@ -102,6 +102,18 @@ def test_publish_publishes_at_once_and_leaving_does_nothing_more(any_pair):
     assert everything(other) == said[:1]
 
 
+def test_a_block_shows_whose_it_is_and_whether_it_is_open(pair):
+    one, other = pair
+    loan, borrowing = one.loan(8), other.borrow(timeout=0)
+    assert repr(loan) == f"<Loan of {one!r}: not open>"
+    with loan, borrowing:
+        assert repr(loan) == f"<Loan of {one!r}: open>"
+    assert repr(loan) == f"<Loan of {one!r}: not open>"
+    with borrowing:
+        assert repr(borrowing) == f"<Borrowing of {other!r}: open>"
+    assert repr(borrowing) == f"<Borrowing of {other!r}: not open>"
+
+
 def test_cancel_gives_it_back_at_once(any_pair):
     one, other, said = any_pair
     with one.loan(3) as loan:
