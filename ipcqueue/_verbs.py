@@ -72,7 +72,9 @@ class Sends(Connection[T]):
         try:
             if fds is not None or regions is not None:
                 self._threads.push(record, timeout, fds, regions)
-            elif (left := self._offer(record)) is not None:
+                return
+            offer = self._offer  # self._offer(record) would look for a method first, in vain
+            if (left := offer(record)) is not None:
                 self._threads.push_left(left, timeout)
         except RingError as error:  # of _offer, which is not the endpoint's
             trouble = error.args

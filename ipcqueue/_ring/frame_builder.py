@@ -174,7 +174,7 @@ class FrameBuilder(_direct.FrameReceiver, ReceiverEnd):  # type: ignore[misc]
         self.see(ring)
         try:
             try:
-                while len(built) < limit and (frame := self._look(ring, at)) is not None:
+                while len(built) < limit and (frame := self._look(ring, at, copy=True)) is not None:
                     _, _, flags, fds, in_regions, _, end, left, _ = frame
                     carries = fds + in_regions
                     full = carries and carrying >= MAX_ATTACHED
@@ -239,9 +239,9 @@ class FrameBuilder(_direct.FrameReceiver, ReceiverEnd):  # type: ignore[misc]
                 persist(close_regions, owned)
         return done
 
-    def _look(self, ring: Any, at: int) -> tuple[Any, ...] | None:
+    def _look(self, ring: Any, at: int, *, copy: bool) -> tuple[Any, ...] | None:
         """Return the frame at `at`, see core/python/taking.c; None if there is none."""
-        frame = self.peek(ring, at)
+        frame = self.peek(ring, at, copy)
         if type(frame) is tuple:
             return frame
         if frame == EMPTY:

@@ -97,7 +97,10 @@ class FrameLender(FrameBuilder):
         regions = lending.regions = {**self._regions}
         self._wanted = 0
         try:
-            while len(lent) < limit and (frame := self._look(ring, lending.to)) is not None:
+            while len(lent) < limit:
+                frame = self._look(ring, lending.to, copy=False)
+                if frame is None:
+                    break
                 size, tag, flags, fds, others, address, end, _, _ = frame
                 memory, offset, carries = segment, address - base, fds + others
                 if carries and lending.arrived == len(arrived):

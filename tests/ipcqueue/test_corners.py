@@ -378,10 +378,16 @@ def test_a_peek_is_at_the_ring_of_this_end():
         with one, other:
             receiver = other._endpoint.receiver
             ring = receiver._ring
-            for arguments in ((), (None, "x"), (None, 0, 0), (None, -1), (ring, (1 << 64) - 1)):
+            for arguments in (
+                (),
+                (None, "x", True),
+                (None, 0, 0, 0),
+                (None, -1, True),
+                (ring, (1 << 64) - 1, True),
+            ):
                 with contextlib.suppress(TypeError, OverflowError):
                     assert isinstance(receiver.peek(*arguments), int)
-            arguments = (None,) if spec == "<Q" else (None, 0)
+            arguments = (None,) if spec == "<Q" else (None, 0, True)
             assert isinstance(receiver.peek(*arguments), int)  # not in use: no memory of it
 
 

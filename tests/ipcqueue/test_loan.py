@@ -5,6 +5,7 @@ import gc
 import os
 import select
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -112,6 +113,20 @@ def test_a_block_shows_whose_it_is_and_whether_it_is_open(pair):
     with borrowing:
         assert repr(borrowing) == f"<Borrowing of {other!r}: open>"
     assert repr(borrowing) == f"<Borrowing of {other!r}: not open>"
+
+
+@pytest.mark.parametrize("size", [1000, 1 << 20])
+def test_what_is_borrowed_is_not_copied(size):
+    with connection(capacity=1 << 22, inline=1 << 22) as (one, other):
+        one.xmit_many([bytes(size)] * 3)
+        tracemalloc.start()
+        try:
+            with other.borrow(3) as messages:
+                assert [len(message.data) for message in messages] == [size] * 3
+            _, most = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert most < max(size, 20_000)
 
 
 def test_cancel_gives_it_back_at_once(any_pair):

@@ -36,6 +36,13 @@ class Mutant(NamedTuple):
 
 MUTANTS = [
     Mutant(
+        "what is lent is copied first",
+        "ipcqueue/_ring/frame_lending.py",
+        "self._look(ring, lending.to, copy=False)",
+        "self._look(ring, lending.to, copy=True)",
+        "ipcqueue/test_loan.py::test_what_is_borrowed_is_not_copied",
+    ),
+    Mutant(
         "what a handler raises while a batch is built is forgotten",
         "ipcqueue/_ring/frame_builder.py",
         "(done and not built) or leads_outside(failure.__traceback__)",

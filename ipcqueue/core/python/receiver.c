@@ -197,9 +197,9 @@ static PyMethodDef slot_receiver_methods[] = {
 static PyMethodDef frame_receiver_methods[] = {
     ATTACH_FAST(frames_attach_fast),
     {"peek", (PyCFunction)(void (*)(void))frames_peek, METH_FASTCALL,
-     "peek(ring, at): the frame there: (size, tag, flags, fds, regions, address of the payload, where the "
-     "next begins, how many bytes are there from that on, the payload if that is all); a code of the "
-     "core if there is none."},
+     "peek(ring, at, copy): the frame there: (size, tag, flags, fds, regions, address of the payload, where "
+     "the next begins, how many bytes are there from that on, a copy of the payload if that is all and is "
+     "wanted); a code of the core if there is none."},
     {"see", (PyCFunction)frames_see, METH_O, "see(ring): know of all that is there now."},
     RECEIVER_METHODS,
     {NULL},

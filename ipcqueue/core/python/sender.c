@@ -132,7 +132,13 @@ static int push_slot(const Sender *self, PyObject *data)
 
 static PyObject *slots_offer(Sender *self, PyObject *record)
 {
-    if (self->plain && (PyBytes_CheckExact(record) || is_plain(record))) {
+    if (self->plain && PyBytes_CheckExact(record)) {
+        int result = IPCQ_AGAIN;
+        if (PyBytes_GET_SIZE(record) == self->size && usable(self->ring, self->known))
+            result = ipcq_push(self->at, PyBytes_AS_STRING(record));
+        return offered_as_it_is(self, record, result);
+    }
+    if (self->plain && is_plain(record)) {
         int result = push_slot(self, record);
         return PyErr_Occurred() ? NULL : offered_as_it_is(self, record, result);
     }
@@ -140,8 +146,8 @@ static PyObject *slots_offer(Sender *self, PyObject *record)
         return slowly(self, "offer_slowly", record);
     PyObject *data = call(self->encode, record);
     int result = data == NULL ? IPCQ_AGAIN : push_slot(self, data);
-    if (data != NULL && PyErr_Occurred())
-        Py_CLEAR(data); /* of a buffer in Python, CPython 3.12 and later: GCOV_EXCL_LINE */
+    if (data != NULL && result == IPCQ_AGAIN && PyErr_Occurred())
+        Py_CLEAR(data);
     return offered(self, data, result);
 }
 

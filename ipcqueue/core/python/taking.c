@@ -160,11 +160,11 @@ PyObject *slots_peek(Receiver *self, PyObject *ring)
 }
 
 /* The frame at any index.  The peer may change its payload at any time, so where nothing else belongs to
- * the message it is copied at once. */
+ * the message it is copied at once, unless it is to be read in place. */
 PyObject *frames_peek(Receiver *self, PyObject *const *args, Py_ssize_t n)
 {
-    if (n != 2)
-        return PyErr_Format(PyExc_TypeError, "peek() takes a ring and an index");
+    if (n != 3)
+        return PyErr_Format(PyExc_TypeError, "peek() takes a ring, an index, and whether to copy");
     unsigned long long at = PyLong_AsUnsignedLongLong(args[1]);
     if (at == (unsigned long long)-1 && PyErr_Occurred())
         return NULL;
@@ -175,8 +175,8 @@ PyObject *frames_peek(Receiver *self, PyObject *const *args, Py_ssize_t n)
     int code = ipcq_frame_look(self->at, at, (uint64_t)self->size, &frame, &payload);
     if (code != IPCQ_DONE)
         return PyLong_FromLong(code);
-    int simple = frame.fds + frame.regions == 0 && !(frame.flags & IPCQ_OUTSIDE) &&
-                 frame.size <= IPCQ_LARGE;
+    int simple = args[2] == Py_True && frame.fds + frame.regions == 0 &&
+                 !(frame.flags & IPCQ_OUTSIDE) && frame.size <= IPCQ_LARGE;
     uint64_t end = at + ipcq_frame_extent(frame.size);
     PyObject *data = !simple ? Py_NewRef(Py_None)
                              : PyBytes_FromStringAndSize(payload, (Py_ssize_t)frame.size);
