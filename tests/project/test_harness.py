@@ -95,4 +95,4 @@ def test_misuse_of_memory_ends_a_program_that_a_test_starts():
     )
     assert process.returncode != 0
     assert "AddressSanitizer: heap-buffer-overflow" in process.stderr
-    assert "push_slot" in process.stderr
+    assert "slots_offer" in process.stderr
