@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import socket
 import threading
@@ -19,6 +20,7 @@ import fdpass.lowlevel
 import ipcqueue
 import memenpsf
 from fdpass import _memfd
+from tests.kit.hostile import extent
 from tests.reliability import fault_cases
 from tests.reliability.fault_cases import FAILED, Beside, Flow
 
@@ -89,14 +91,14 @@ def records(shape):
 
 
 def counter(one, shape, batch):
-    """Return a function that says how many records were sent."""
-    extents = {"messages": 16}
+    """Return a function that says how many records of a batch were sent since its first call."""
+    sizes = [extent(len(record)) if shape == "messages" else 1 for record in batch]
+    heads = []
 
     def count():
-        head = one.indices()[0]
-        if shape not in extents:
-            return head
-        return head // 16
+        heads.append(one.indices()[0])
+        sent = heads[-1] - heads[0]
+        return sum(end <= sent for end in itertools.accumulate(sizes))
 
     return count
 
@@ -127,10 +129,11 @@ def idle_sender(case):
             time.sleep(0.06)
             there.send(record(1), one.xmit, record(1), timeout=0)
             time.sleep(0.06)
+            batch = [record(2)] * 2
             there.send_many(
-                [record(2)] * 2,
-                lambda one=one, record=record: one.xmit_many([record(2)] * 2, timeout=0),
-                *[counter(one, "messages" if spec is bytes else "", None)] * 2,
+                batch,
+                lambda one=one, batch=batch: one.xmit_many(batch, timeout=0),
+                *[counter(one, "messages" if spec is bytes else "", batch)] * 2,
             )
             there.check()
             end(case, one, other)
