@@ -24,8 +24,8 @@ test: $(STAMP)
 # Before each commit: what is wrong at first sight, and those tests that together take less than a
 # minute of two processors; build/test-times.json tells how long each file took.
 SLOW := $(wildcard tests/examples/*.py tests/model/*.py tests/signals/*.py) \
-	tests/conformance/test_serve.py \
-	$(patsubst %,tests/ipcqueue/test_%.py,attachments blocking direct frames loan queue shelf shortage waiting) \
+	$(patsubst %,tests/conformance/test_%.py,large listeners serve trouble) \
+	$(patsubst %,tests/ipcqueue/test_%.py,attachments blocking deque direct frames loan queue shelf shortage waiting) \
 	$(patsubst %,tests/memenpsf/test_%.py,listener processes trio) \
 	$(patsubst %,tests/project/test_%.py,benchmarks benchmarks_hostile harness lanes packaging)
 
