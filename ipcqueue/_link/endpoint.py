@@ -208,7 +208,8 @@ class Endpoint(Owner):
             return message
         frames = isinstance(receiver, FrameReceiver)
         if frames and not self.wire.attached and receiver.has_records():
-            self.read_if_free()  # who asks so expects descriptors, and an attempt without them costs more
+            # Who asks so expects descriptors, and an attempt without them costs more.
+            self.read_if_free()
         return self.or_end(receiver.try_receive)
 
     def or_end(self, attempt: Callable[[], T | None]) -> T | None:

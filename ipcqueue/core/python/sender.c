@@ -112,17 +112,22 @@ static PyObject *offered_as_it_is(Sender *self, PyObject *record, int result)
     return slowly(self, result == IPCQ_FULL ? "encoded" : "offer_slowly", record);
 }
 
+/* Publish memory if it has the size of a record. */
+static inline int push_memory_of(const Sender *self, const char *memory, Py_ssize_t size)
+{
+    return size == self->size && usable(self->ring, self->known) ? ipcq_push(self->at, memory)
+                                                                 : IPCQ_AGAIN;
+}
+
 /* Publish `data` if it has the size of a record. */
 static int push_slot(const Sender *self, PyObject *data)
 {
     Py_buffer view;
     int result = IPCQ_AGAIN;
     if (PyBytes_CheckExact(data)) {
-        if (PyBytes_GET_SIZE(data) == self->size && usable(self->ring, self->known))
-            result = ipcq_push(self->at, PyBytes_AS_STRING(data));
+        result = push_memory_of(self, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data));
     } else if (PyObject_GetBuffer(data, &view, PyBUF_SIMPLE) == 0) {
-        if (view.len == self->size && usable(self->ring, self->known))
-            result = ipcq_push(self->at, view.buf);
+        result = push_memory_of(self, view.buf, view.len);
         PyBuffer_Release(&view);
     } else if (PyErr_ExceptionMatches(PyExc_Exception)) {
         PyErr_Clear(); /* the slow path meets it again */
@@ -132,10 +137,8 @@ static int push_slot(const Sender *self, PyObject *data)
 
 static PyObject *slots_offer(Sender *self, PyObject *record)
 {
-    if (self->plain && PyBytes_CheckExact(record)) {
-        int result = IPCQ_AGAIN;
-        if (PyBytes_GET_SIZE(record) == self->size && usable(self->ring, self->known))
-            result = ipcq_push(self->at, PyBytes_AS_STRING(record));
+    if (self->plain && PyBytes_CheckExact(record)) { /* by itself, as it is the shortest */
+        int result = push_memory_of(self, PyBytes_AS_STRING(record), PyBytes_GET_SIZE(record));
         return offered_as_it_is(self, record, result);
     }
     if (self->plain && is_plain(record)) {
@@ -165,9 +168,7 @@ static PyObject *slots_push(Sender *self, PyObject *data)
     Py_buffer view;
     if (PyObject_GetBuffer(data, &view, PyBUF_SIMPLE) < 0)
         return NULL;
-    int result = IPCQ_AGAIN, fits = view.len == self->size;
-    if (fits && usable(self->ring, self->known))
-        result = ipcq_push(self->at, view.buf);
+    int fits = view.len == self->size, result = push_memory_of(self, view.buf, view.len);
     PyBuffer_Release(&view);
     return fits ? pushed(self, result) : PyErr_Format(PyExc_ValueError, "not of a record's size");
 }
