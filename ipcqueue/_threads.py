@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from fdpass.lowlevel import Owner
 
-from ._direct import persist
+from ._direct import persist, resume
 from ._errors import Closed
 from ._link import plans
 from ._link.endpoint import advance
@@ -49,16 +49,16 @@ def drive(plan: Generator[Wait, bool, T], wait: Callable[[Wait], bool] | None = 
     again while it closes.
     """
     wait = wait or wait_for
+    result: list[Any] = [None]
     try:
-        awaited = next(plan)
-        while True:
-            awaited = plan.send(wait(awaited))
-    except StopIteration as end:
-        result: T = end.value
-        return result
+        awaited = resume(plan, None, result)
+        while awaited is not None:
+            awaited = resume(plan, wait(awaited), result)
     except BaseException:
         persist(plan.close)
         raise
+    ended: T = result[0]
+    return ended
 
 
 def wait_for(wait: Wait) -> bool:

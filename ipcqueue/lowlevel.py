@@ -16,7 +16,7 @@ from fdpass import (
 from fdpass.lowlevel import Closable, Owner, monotonic, seconds_of, shown_seconds
 
 from ._connection import Connection
-from ._direct import persist
+from ._direct import persist, resume
 from ._link import plans
 from ._link.endpoint import Endpoint, advance
 from ._link.handshake import Role
@@ -71,6 +71,7 @@ __all__ = [
     "persist",
     "plans",
     "refuse",
+    "resume",
     "seconds_of",
     "shown_seconds",
     "tag_error",

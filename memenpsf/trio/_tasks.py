@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import select
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 from trio.lowlevel import cancel_shielded_checkpoint, checkpoint, wait_readable, wait_writable
 
 import ipcqueue
-from ipcqueue.lowlevel import NOW, Event, Owner, persist, plans
+from ipcqueue.lowlevel import NOW, Event, Owner, persist, plans, resume
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
@@ -53,19 +53,19 @@ class Tasks(Owner):
         One that can be cancelled, if it waits; then the plan is closed first.
         """
         waited = False
+        result: list[Any] = [None]
         try:
-            awaited = next(plan)
-            waited = True
-            while True:
-                awaited = plan.send(await self.wait_for(awaited))
-        except StopIteration as end:
-            result: T = end.value
+            awaited = resume(plan, None, result)
+            while awaited is not None:
+                waited = True
+                awaited = resume(plan, await self.wait_for(awaited), result)
         except BaseException:
             persist(plan.close)
             raise
         if not waited:
             await cancel_shielded_checkpoint()
-        return result
+        ended: T = result[0]
+        return ended
 
     async def take(
         self, endpoint: Endpoint, attempt: Callable[[], T | None], event: Event, timeout: Seconds

@@ -428,6 +428,29 @@ def test_a_function_that_persists_is_needed():
         direct.persist()
 
 
+def test_only_a_generator_is_resumed_with_a_place_for_its_result():
+    def plan():
+        answer = yield "asked"
+        return answer
+
+    for wrong in (
+        (),
+        (plan(), None),
+        (iter([1]), None, [None]),
+        (plan(), None, []),
+        (plan(), 0, ()),
+    ):
+        with pytest.raises(TypeError, match="a generator, an answer, and a list"):
+            direct.resume(*wrong)
+    one, result = plan(), [None]
+    assert direct.resume(one, None, result) == "asked"
+    assert direct.resume(one, 5, result) is None
+    assert result == [5]
+    broken = (1 // 0 for _ in "x")
+    with pytest.raises(ZeroDivisionError):
+        direct.resume(broken, None, result)
+
+
 def test_a_method_that_persists_is_made_with_memory_or_not_at_all(short_of_memory):
     def check(made):
         assert made is MemoryError or made.__get__([1, 2])() == 2

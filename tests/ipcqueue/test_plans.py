@@ -6,10 +6,13 @@ And the door of threads, with exceptions of signal handlers at every place.
 import contextlib
 import math
 import select
+import types
 
 import pytest
 
+import memenpsf.trio
 from ipcqueue import Closed, Full, _threads
+from ipcqueue import _direct as direct
 from ipcqueue._link import plans
 from ipcqueue._link.plans import Rounds
 from ipcqueue._link.waiters import NOW, Event, Wait, Waiters
@@ -104,6 +107,39 @@ def driven(plan, *answers):
 
 def rounds(endpoint, event=Event.RECORDS, until=math.inf, **options):
     return Rounds(endpoint, event, until, **options)
+
+
+@pytest.mark.parametrize("door", ["threads", "trio"])
+def test_what_is_published_is_said_to_be_also_without_memory(door, short_of_memory):
+    """The end of a plan needs no memory, or xmit() would raise for a record that is on its way."""
+
+    def plan(log):
+        yield NOW
+        log[0] = True
+        return log
+
+    def by_threads(log):
+        return _threads.drive(plan(log), lambda _: True)
+
+    class Tasks(memenpsf.trio._tasks.Tasks):
+        async def wait_for(self, wait):
+            return True
+
+    tasks = Tasks()
+
+    @types.coroutine
+    def by_tasks(log):
+        yield from tasks.drive(plan(log))
+
+    def driven_by_tasks(log):
+        return log if direct.resume(by_tasks(log), None, [None]) is None else None
+
+    call = by_threads if door == "threads" else driven_by_tasks
+
+    def check(result, log):
+        assert result is (log if log[0] else MemoryError)
+
+    assert short_of_memory(lambda: ([False],), call, check) > 1
 
 
 class TestRounds:

@@ -64,6 +64,22 @@ MUTANTS = [
         "signals/test_messages.py::test_what_a_handler_raises_is_raised_and_no_message_is_lost",
     ),
     Mutant(
+        "a plan of a thread ends by an exception, which needs memory",
+        "ipcqueue/_threads.py",
+        "            awaited = resume(plan, wait(awaited), result)\n",
+        "            awaited = plan.send(wait(awaited))\n    except StopIteration as end:\n"
+        "        result = [end.value]\n",
+        "ipcqueue/test_plans.py::test_what_is_published_is_said_to_be_also_without_memory",
+    ),
+    Mutant(
+        "a plan of a task ends by an exception, which needs memory",
+        "memenpsf/trio/_tasks.py",
+        "                awaited = resume(plan, await self.wait_for(awaited), result)\n",
+        "                awaited = plan.send(await self.wait_for(awaited))\n"
+        "        except StopIteration as end:\n            result = [end.value]\n",
+        "ipcqueue/test_plans.py::test_what_is_published_is_said_to_be_also_without_memory",
+    ),
+    Mutant(
         "a block ends by a method of Python",
         "ipcqueue/_link/loans.py",
         "        __exit__ = persistent(_leave)\n",
