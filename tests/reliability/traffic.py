@@ -11,7 +11,15 @@ import threading
 import time
 import zlib
 
+from ipcqueue._core import ffi
+
 from ipcqueue import EndOfStream
+from tests.kit.hostile import WAIT_RECORDS, WAIT_SPACE
+
+# Seconds that a sleeper waits at once, instead of 1 (ipcqueue._threads.SLICE).  A peer that the
+# kernel stops between a record and its doorbell, just when those are over, looks as one that has
+# lost a wake-up: rare, but not on a busy machine after a million of sleeps.
+SLICE = 20.0
 
 LEAST = 12  # bytes: a number of 8, and a CRC
 NOISE = random.Random("noise").randbytes(1 << 17)
@@ -118,6 +126,22 @@ def receive_all(side, chance):
 
 MAX_UNDER_WAY = 3  # where either ring holds one: with more both sides would wait for ever
 
+# Every HOLD-th record is answered only when the asking side has announced that it sleeps.  So it
+# announces that once for each of them, on any number of processors, whatever else runs there.  It
+# has sent the next such record only after it took an answer to a later record than the last one,
+# as at most MAX_UNDER_WAY are under way; before that it withdrew the announcement that was seen.
+HOLD = 32
+assert HOLD > MAX_UNDER_WAY
+
+
+def await_sleep(side):
+    """Return once the peer has announced that it sleeps: for records or for space."""
+    at = ffi.cast("uint32_t *", ffi.cast("char *", side._endpoint._peer.mapping.at) + WAIT_RECORDS)
+    assert WAIT_SPACE == WAIT_RECORDS + 4
+    while not (at[0] | at[1]) & 1:  # bounded by the deadline of the test
+        time.sleep(0)  # other threads
+        os.sched_yield()  # other processes
+
 
 def ask(side, trips, size, chance):
     done = 0
@@ -132,11 +156,14 @@ def ask(side, trips, size, chance):
         done += n
 
 
-def answer(side, trips, chance):
+def answer(side, trips, hold, chance):
+    """Send each record back; with `hold`, every HOLD-th one to a side that sleeps."""
     for number in range(trips):
         data = side.recv()
         check(number, data)
         pause(chance)
+        if hold and number % HOLD == 0:
+            await_sleep(side)
         side.xmit(data)
 
 
@@ -155,7 +182,7 @@ def ask_by_threads(side, trips, size, chance):
             data = side.recv()
             check(int.from_bytes(data[:8], "little"), data)
             back.append(data[:8])
-            if len(back) % 64 == 0:  # each rescue takes a second: it would take for ever
+            if len(back) % 64 == 0:  # each rescue takes so long that all would take for ever
                 assert side.statistics().rescues == 0, side.statistics()
             pause(own)
 
@@ -163,12 +190,20 @@ def ask_by_threads(side, trips, size, chance):
     assert sorted(int.from_bytes(each, "little") for each in back) == list(range(trips))
 
 
-def answer_by_threads(side, trips, chance):
+def answer_by_threads(side, trips, hold, chance):
+    """As answer(), by three threads.
+
+    While one of them holds an answer back, a thread of the other side is about to receive it, and
+    sleeps when all others have been received.
+    """
     turns, lock = iter(range(trips)), threading.Lock()
 
     def echo(own):
-        while _next(turns, lock) is not None:
-            side.xmit(side.recv())
+        while (turn := _next(turns, lock)) is not None:
+            data = side.recv()
+            if hold and turn % HOLD == 0:
+                await_sleep(side)
+            side.xmit(data)
             pause(own)
 
     _at_once(side, chance, echo, echo, echo)
