@@ -102,7 +102,8 @@ class Memfd(Fd):
         Without these seals anyone who holds the file can punch holes into it at any time. That
         zeroes the bytes, and reading them allocates memory at the reader's charge.
 
-        Raises WrongType, WrongSeals, WrongSize, NotReserved, all MemfdRefused; ClosedFd.
+        Raises WrongType, WrongSeals, WrongSize, NotReserved, all MemfdRefused; ClosedFd. Raises
+        OSError if a system call fails for a reason that is not in the file, such as ENOMEM.
         """
         if not isinstance(fd, Fd):
             fd = Fd(fd)
@@ -144,7 +145,8 @@ class Memfd(Fd):
     def keep_pages(self) -> None:
         """Make an adopted file keep its memory for ever, if its seals allow; see adopt().
 
-        Does nothing the second time, or for a file made here.  Raises NotReserved; ClosedFd.
+        Does nothing the second time, or for a file made here.  Raises NotReserved, or WrongType if
+        that is forbidden here; ClosedFd; OSError as adopt() does.
         """
         number = self.fileno()
         if self._may_lose_pages:

@@ -55,7 +55,8 @@ def can_be_proven(seals: int) -> bool:
 def check_pages(number: int, size: int, seals: int) -> None:
     """Raise NotReserved if a memory file of `size` bytes lacks pages.  The time is constant.
 
-    Raises WrongType if the kernel or a security module forbids the question.
+    Raises WrongType if the kernel or a security module forbids the question, and OSError if it
+    fails for a reason of this process or machine.
     """
     if can_be_proven(seals):
         if not _lock_is_soon_free():
@@ -64,16 +65,17 @@ def check_pages(number: int, size: int, seals: int) -> None:
             try:
                 os.ftruncate(number, size)
             except OSError as error:
-                wanted = "a file that may be truncated to the size it has"
-                raise WrongType(wanted, f"one that may not ({error.strerror})") from error
+                _refuse_if_forbidden(error, "a file that may be truncated to the size it has")
+                raise
     _check_blocks(number, size)
 
 
 def keep_pages(number: int, size: int, seals: int) -> None:
     """Make a file that passed check_pages() keep its pages for ever: 28 ms for 1 GiB.
 
-    Raises NotReserved if it has lost pages meanwhile.  To make the caller pay for pages, a
-    stranger has to drop exactly the pages of the next fallocate(), within 0.1 ms before it.
+    Raises NotReserved if it has lost pages meanwhile, otherwise what check_pages() does.  To make
+    the caller pay for pages, a stranger has to drop exactly the pages of the next fallocate(),
+    within 0.1 ms before it.
     """
     if not can_be_proven(seals):
         return
@@ -86,8 +88,18 @@ def keep_pages(number: int, size: int, seals: int) -> None:
         try:
             os.posix_fallocate(number, start, min(_AT_ONCE, size - start))
         except OSError as error:
-            # If no page were missing, none would be allocated, and the call could not fail.
-            raise NotReserved(_whole_pages(size), f"less ({error.strerror})") from error
+            _refuse_if_forbidden(error, "a file that may be reserved as a whole")
+            # If pages were dropped after the check, they are missing still: a call that fails takes
+            # back what it has allocated.  Otherwise the stranger has no part in it: the kernel was
+            # short of memory to read swapped pages back, for instance.
+            _check_blocks(number, size)
+            raise
+
+
+def _refuse_if_forbidden(error: OSError, wanted: str) -> None:
+    """Raise WrongType if the file cannot be used here, whoever asks and however often."""
+    if error.errno in (errno.EPERM, errno.EACCES):
+        raise WrongType(wanted, f"one that may not ({error.strerror})") from error
 
 
 def _whole_pages(size: int) -> int:

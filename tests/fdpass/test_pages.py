@@ -10,6 +10,7 @@ import select
 import struct
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -177,15 +178,40 @@ def test_a_descriptor_for_reading_only_cannot_be_asked_and_is_refused(adopt, sea
             adopt(Fd(number), seals)
 
 
-def test_a_security_module_that_forbids_to_ask_is_a_refusal(monkeypatch):
+def failing(code):
+    _pages._lock_is_soon_free()  # it asks only once, and not of a stranger's file
+
+    def fail(*_):
+        raise OSError(code, os.strerror(code))
+
+    return fail
+
+
+asking = pytest.mark.parametrize("call", ["ftruncate", "posix_fallocate"])
+
+
+@asking
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM])
+def test_a_security_module_that_forbids_to_ask_is_a_refusal(monkeypatch, call, code):
     memfd = made_by_anybody()
-
-    def forbidden(*_):
-        raise PermissionError(errno.EACCES, "Permission denied")
-
-    monkeypatch.setattr(os, "ftruncate", forbidden)
-    with pytest.raises(fdpass.WrongType, match=r"size it has.*Permission denied"):
+    monkeypatch.setattr(os, call, failing(code))
+    with pytest.raises(fdpass.WrongType, match=rf"a file that may be .*{os.strerror(code)}"):
         as_memfd(memfd, LENT)
+
+
+@asking
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOMEM, errno.ENOSPC, errno.EFBIG, errno.EINTR])
+def test_what_fails_here_is_not_the_fault_of_who_made_the_file(monkeypatch, call, code):
+    with made_by(reserved) as fd:
+        with (
+            monkeypatch.context() as broken,
+            pytest.raises(OSError, match=os.strerror(code)) as caught,
+        ):
+            broken.setattr(os, call, failing(code))
+            as_memfd(copy_of(fd), LENT)
+        assert caught.value.errno == code
+        assert not isinstance(caught.value, fdpass.FdPassError)
+        as_memfd(fd, LENT).close()  # it is as good as before
 
 
 def made_by_anybody():
@@ -265,13 +291,27 @@ def test_a_region_that_was_mapped_loses_no_page(seals):
         assert blocks(fd) == SIZE
 
 
-def test_pages_lost_while_they_are_being_kept_are_a_refusal(monkeypatch):
-    def short(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.ENOMEM])
+def test_pages_lost_while_they_are_being_kept_are_a_refusal(monkeypatch, code):
+    with made_by(reserved) as fd:
+        real, lost = os.fstat, []
 
-    monkeypatch.setattr(os, "posix_fallocate", short)
-    with made_by(reserved) as fd, pytest.raises(NotReserved, match="No space left"):
-        as_memfd(copy_of(fd), LENT)
+        def drops_them_first(*_):
+            lost.append(PAGE)
+            raise OSError(code, os.strerror(code))
+
+        def with_less(number):
+            status = real(number)
+            return (
+                SimpleNamespace(st_blocks=status.st_blocks - sum(lost) // 512) if lost else status
+            )
+
+        monkeypatch.setattr(os, "posix_fallocate", drops_them_first)
+        monkeypatch.setattr(os, "fstat", with_less)
+        with pytest.raises(NotReserved) as caught:
+            as_memfd(copy_of(fd), LENT)
+        monkeypatch.undo()
+        assert (caught.value.expected, caught.value.received) == (SIZE, SIZE - PAGE)
 
 
 def test_what_was_kept_and_what_was_made_here_is_not_asked_again(monkeypatch):

@@ -1,6 +1,7 @@
 """Messages outside the ring: their memory is used again, by one at a time, and is bounded."""
 
 import contextlib
+import errno
 import gc
 import itertools
 import os
@@ -105,6 +106,29 @@ def test_memory_is_made_and_given_once_and_then_used_again(made, verb):
         assert len(made) == 1
         assert mapped() == before + 2
     assert mapped() == before
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("code", [errno.ENOMEM, errno.EIO])
+@pytest.mark.parametrize("call", ["ftruncate", "posix_fallocate"])
+def test_what_fails_here_is_not_blamed_on_the_peer_and_its_message_is_kept(
+    monkeypatch, verb, code, call
+):
+    def fail(*_):
+        raise OSError(code, os.strerror(code))
+
+    with connection() as (one, other):
+        one.xmit(text(1))
+        with (
+            monkeypatch.context() as broken,
+            pytest.raises(OSError, match=os.strerror(code)) as caught,
+        ):
+            broken.setattr(os, call, fail)
+            take_one(other, verb)
+        assert caught.value.errno == code
+        assert take_one(other, verb) == text(1)
+        one.xmit(text(2))
+        assert take_one(other, verb) == text(2)
 
 
 def test_messages_of_similar_sizes_share_their_memory(made):
