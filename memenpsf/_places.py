@@ -102,8 +102,8 @@ _AMBIGUOUS = (
 def open_place(directory: Path, *, make: bool) -> int:
     """Open one of the directories and return the descriptor; with `make`, make it first.
 
-    Raises FileNotFoundError if it does not exist, PermissionError if it is not this user's, or
-    would have to be made in a directory of another user.
+    Raises FileNotFoundError if it does not exist, PermissionError if it is not this user's (EPERM),
+    would have to be made in a directory of another user (EPERM), or may not be opened (EACCES).
     """
     if make:
         with contextlib.suppress(FileExistsError):
@@ -116,7 +116,10 @@ def open_place(directory: Path, *, make: bool) -> int:
         if error.errno not in (errno.ENOTDIR, errno.ELOOP, errno.EACCES):
             raise
         status = _status(directory)
-        why = (status and _fault(status)) or "it is not a directory of ours"
+        fault = status and _fault(status)
+        if fault is None and error.errno == errno.EACCES:
+            raise  # it is ours as far as we know: nobody else is to blame
+        why = fault or "it is not a directory of ours"
         raise PermissionError(errno.EPERM, why, str(directory)) from None
     try:
         if (fault := _fault(os.fstat(fd))) is not None:

@@ -211,6 +211,22 @@ def test_a_symbolic_link_is_refused_even_to_a_directory_of_ours(runtime, tmp_pat
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
+def test_that_a_directory_of_ours_may_not_be_opened_is_said_as_it_is(runtime, monkeypatch):
+    private_directory()
+    real = os.open
+
+    def forbidden(path, *arguments, **named):
+        if str(path).endswith("/memenpsf"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return real(path, *arguments, **named)
+
+    monkeypatch.setattr(os, "open", forbidden)
+    for use in (memenpsf.listen, memenpsf.connect):
+        with pytest.raises(PermissionError, match="Permission denied") as caught:
+            use("prices", 8)
+        assert caught.value.errno == errno.EACCES
+
+
 def test_a_file_in_the_place_of_the_directory_is_refused(runtime):
     (runtime / "memenpsf").write_text("mine")
     with pytest.raises(PermissionError, match="not a directory of ours"):
