@@ -73,7 +73,7 @@ ERRORS = {
     "open": ("EINTR", "EACCES", "ENOENT", "ELOOP", "EIO", *_SHORTAGE),
     "pipe2": _SHORTAGE,
     "poll": ("EINTR", "ENOMEM", "SHORT"),
-    "posix_fallocate": ("EINTR", "ENOSPC", "ENOMEM", "EFBIG", "EOPNOTSUPP"),
+    "posix_fallocate": ("EINTR", "ENOSPC", "ENOMEM", "EFBIG", "EOPNOTSUPP", "EACCES"),
     "pthread_create": ("EAGAIN",),
     "readlink": ("EACCES", "ENOENT", "ENOMEM"),
     "recv": ("EINTR", "EAGAIN", "ENOMEM", "ECONNRESET"),
@@ -159,8 +159,11 @@ class CallFails(Fault):
         self.library, self.name, self.function = library, case, function
         how = SHORT if self.how == "SHORT" else getattr(errno, self.how)
         self.what = library.names.index(function), int(call), how
-        # What a descriptor is, fcntl() says: where it does not, it is none that was expected.
-        self.distrusts = function == "fcntl"
+        # What a descriptor is, fcntl() says: where it does not, it is none that was expected.  Nor
+        # is a memory file that this process is forbidden to ask, or to make keep its pages.
+        self.distrusts = function == "fcntl" or (
+            function in ("ftruncate", "posix_fallocate") and self.how in ("EPERM", "EACCES")
+        )
 
     def begin(self):
         self.library.plan(*self.what)
@@ -178,7 +181,9 @@ class CallFails(Fault):
         if isinstance(error, (*ENDS, fdpass.Disconnected)):
             return self.is_one_of(GONE)
         if isinstance(error, ipcqueue.CorruptPeer):
-            return self.distrusts
+            # Where the peer seems to be gone when it is greeted, why is read from the socket.  One
+            # that lives then misses the greeting, and hears what comes next instead.
+            return self.distrusts or (self.function == "sendmsg" and self.is_one_of(GONE))
         if isinstance(error, ipcqueue.QueueError | fdpass.FdPassError):
             return not isinstance(error, ipcqueue.DescriptorsLost)
         if isinstance(error, TimeoutError) and error.errno is None:
@@ -196,6 +201,10 @@ class CallFails(Fault):
             ("connect", "EINTR"): (errno.EADDRINUSE,),
             ("madvise", "EFAULT"): (errno.ENOMEM,),  # so it says where a touch would be SIGBUS
             ("flock", "EWOULDBLOCK"): (errno.ETIMEDOUT,),
+            ("open", "ELOOP"): (errno.EPERM,),  # a link in the place of a directory of ours
+            # The file of a dead server, said to be gone, is there all the same.
+            ("open", "ENOENT"): (errno.EADDRINUSE,),
+            ("unlink", "ENOENT"): (errno.EADDRINUSE,),
         }
         return {self.what[2], *made.get((self.function, self.how), ())}
 

@@ -848,8 +848,11 @@ async def trio_traffic(case, one, other):
             await trio.sleep(0.001)
             await send(b"5")
             if flow.sent[-1:] != [b"5"]:
-                await one.xmit(b"5")
-                flow.sent.append(b"5")
+                try:
+                    await one.xmit(b"5")
+                    flow.sent.append(b"5")
+                except ipcqueue.Refused:  # and the sleeper has seen the end, too
+                    case.expect(case.fault.distrusts, "the peer was refused")
         sent = await case.do_async(one.send_ctrl_msg, b"\x80\x01") is not FAILED
         message = await case.do_async(other.recv_ctrl_msg, timeout=0)
         if message in (None, FAILED):
@@ -864,7 +867,10 @@ async def trio_traffic(case, one, other):
             flow.got.append(closing(received))
     except (ipcqueue.EndOfStream, ipcqueue.PeerDied, ipcqueue.DescriptorsLost):
         pass
-    lost = any(isinstance(error, ipcqueue.DescriptorsLost) for error in case.told)
+    except ipcqueue.CorruptPeer as error:
+        case.expect(case.fault.distrusts, f"cannot be drained: {error!r}")
+    ends = ipcqueue.DescriptorsLost, ipcqueue.CorruptPeer
+    lost = any(isinstance(error, ends) for error in case.told)
     case.expect(
         flow.got == (flow.sent[: len(flow.got)] if lost else flow.sent),
         f"sent {fault_cases._brief(flow.sent)}, received {fault_cases._brief(flow.got)}",
