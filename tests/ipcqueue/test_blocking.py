@@ -32,6 +32,7 @@ from ipcqueue._ring import patience as _patience
 from ipcqueue._threads import Threads
 from ipcqueue.lowlevel import Event, Opening, Role, Terms, open_pair
 from tests.kit.hostile import HEAD, TAIL, Peer
+from tests.kit.sleeping import await_sleep
 from tests.kit.slots import push_packed
 from tests.kit.waiting import (  # noqa: F401 (the fixture)
     Side,
@@ -165,15 +166,19 @@ class TestTimeouts:
 
     def test_sleeping_is_announced_only_as_long_as_it_lasts(self, sides):
         first, second = sides
+        clock = itertools.count()  # so that there is time to sleep, however busy this machine is
+        first.endpoint.clock = lambda: next(clock) / 10_000
         assert first.pop(0.001) is None
+        slept = first.endpoint.statistics().waits
+        assert slept > 0
         second.push((1,), None)
         assert second.endpoint.statistics().doorbells == 0
         first.fill()
         with pytest.raises(Full):
             first.push((9,), 0.001)
+        assert first.endpoint.statistics().waits > slept
         second.pop(None)
         assert second.endpoint.statistics().doorbells == 0
-        assert first.endpoint.statistics().waits > 0
 
     def test_what_comes_while_looking_is_not_slept_for(self, make_sides, monkeypatch):
         monkeypatch.setitem(_options._STRATEGIES, "spin", _patience.BUSY)
@@ -699,7 +704,7 @@ class TestRescues:
         total = 20_000
         if where == "threads":
             first, second = make_sides(1)
-            echoing = in_thread(echo, second, total)
+            echoing = in_thread(echo, second.threads, total)
         else:
             ours, theirs = socket.socketpair()
             with theirs:
@@ -717,12 +722,20 @@ class TestRescues:
             theirs_rescues = int(child.stdout.readline())
             first.close()
         assert (mine.sent, mine.received, mine.rescues, theirs_rescues) == (total, total, 0, 0)
-        assert mine.waits > 0
+        # One record is under way, so each announcement that the echo has seen is another one.
+        assert mine.waits >= total // HOLD
+
+
+HOLD = 64
+"""Every so many records the echo waits until the other side sleeps."""
 
 
 def echo(side, total):
-    for _ in range(total):
-        side.push(side.pop(None), None)
+    for n in range(total):
+        record = side.pop(None)
+        if n % HOLD == 0:
+            await_sleep(side._endpoint)
+        side.push(record, None)
 
 
 ECHO = """
@@ -731,12 +744,13 @@ from ipcqueue.lowlevel import Opening, Role, Terms
 from ipcqueue._link import options as _options
 from ipcqueue._ring import patience as _patience
 from ipcqueue import _threads
+from tests.ipcqueue.test_blocking import echo
 _options._STRATEGIES["spin"] = _patience.Patience(0, False)
+_threads.SLICE = 20.0  # see tests/conftest.py
 terms = Terms("<Q", Role(sends=True, receives=True), capacity=1)
 endpoint = _threads.open_endpoint(Opening(socket.socket(fileno=int(sys.argv[1])), terms))
 side = _threads.Threads(endpoint)
-for _ in range(int(sys.argv[2])):
-    side.push(side.pop(None), None)
+echo(side, int(sys.argv[2]))
 print(endpoint.statistics().rescues, flush=True)
 try:
     side.pop(None)

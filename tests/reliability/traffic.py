@@ -11,10 +11,8 @@ import threading
 import time
 import zlib
 
-from ipcqueue._core import ffi
-
 from ipcqueue import EndOfStream
-from tests.kit.hostile import WAIT_RECORDS, WAIT_SPACE
+from tests.kit.sleeping import await_sleep
 
 # Seconds that a sleeper waits at once, instead of 1 (ipcqueue._threads.SLICE).  A peer that the
 # kernel stops between a record and its doorbell, just when those are over, looks as one that has
@@ -134,15 +132,6 @@ HOLD = 32
 assert HOLD > MAX_UNDER_WAY
 
 
-def await_sleep(side):
-    """Return once the peer has announced that it sleeps: for records or for space."""
-    at = ffi.cast("uint32_t *", ffi.cast("char *", side._endpoint._peer.mapping.at) + WAIT_RECORDS)
-    assert WAIT_SPACE == WAIT_RECORDS + 4
-    while not (at[0] | at[1]) & 1:  # bounded by the deadline of the test
-        time.sleep(0)  # other threads
-        os.sched_yield()  # other processes
-
-
 def ask(side, trips, size, chance):
     done = 0
     while done < trips:
@@ -163,7 +152,7 @@ def answer(side, trips, hold, chance):
         check(number, data)
         pause(chance)
         if hold and number % HOLD == 0:
-            await_sleep(side)
+            await_sleep(side._endpoint)
         side.xmit(data)
 
 
@@ -202,7 +191,7 @@ def answer_by_threads(side, trips, hold, chance):
         while (turn := _next(turns, lock)) is not None:
             data = side.recv()
             if hold and turn % HOLD == 0:
-                await_sleep(side)
+                await_sleep(side._endpoint)
             side.xmit(data)
             pause(own)
 
