@@ -206,6 +206,8 @@ static void send_all(struct end *end)
     uint64_t sent = 0;
     room = malloc(ROOM);
     must(room != NULL, "malloc");
+    if (count > 0)
+        await_asleep(end); /* for the first record */
     while (sent < count) {
         uint64_t n = least(1 + below(&end->random, BATCH), count - sent);
         uint64_t done = send_some(end, sent, n);
@@ -276,6 +278,11 @@ static void receive_all(struct end *end)
     char *into = malloc((size_t)BATCH * ring.unit);
     must(into != NULL, "malloc");
     uint64_t taken = 0, from = ring.start;
+    if (count > 0) {
+        while (spin(end, 0, 0) != IPCQ_DONE)
+            wait_for(end, 0);
+        await_asleep(end); /* for space, or at the end until all has been taken */
+    }
     while (taken < count) {
         uint64_t n = ring.frames ? take_frames(end, taken, &from) : take_slots(end, taken, into);
         taken += n;

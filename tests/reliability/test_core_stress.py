@@ -82,9 +82,8 @@ def test_every_record_between_two_processes_comes_once_and_in_order(
     compiled, shape, capacity, size, count
 ):
     said = _stream(compiled("stream"), shape, capacity, size, count)
-    if campaign.TIMES >= 1:
-        assert re.search("first: slept [1-9]", said)
-        assert re.search("second: slept [1-9]", said)
+    assert re.search("first: slept [1-9]", said)
+    assert re.search("second: slept [1-9]", said)
 
 
 @pytest.mark.parametrize(
@@ -110,9 +109,9 @@ def test_the_core_loses_no_wake_up(compiled, shape, one, trips):
     said = _wake(compiled("wake"), shape, trips, one=one)
     counts = re.findall(r"slept (\d+) times, sent (\d+) doorbells, read (\d+)", said)
     slept, sent, read = zip(*[map(int, side) for side in counts], strict=True)
-    assert min(slept) > campaign.amount(trips) // 20
-    if campaign.TIMES >= 1:
-        assert sum(sent) > sum(read) + 50  # the socket was full at times, and some were dropped
+    # Not by chance: see HOLD and CROWD in wake.c.  A batch has three records at most.
+    assert min(slept) >= campaign.amount(trips) // 3 // 40
+    assert sum(sent) >= sum(read) + campaign.amount(trips) // 3 // 80  # these were dropped
 
 
 @pytest.mark.parametrize("mutant", [NO_FENCE, NO_RECHECK], ids=["no fence", "no second look"])

@@ -94,6 +94,13 @@ struct ring {
     uint64_t start; /* the index to begin with */
 };
 
+/* What each side knows of the other that the segments do not say. */
+struct known {
+    _Atomic uint64_t asleep[2]; /* threads of each side that have announced their sleep, and poll() */
+    _Atomic uint64_t crowded;   /* wake.c: one more than the record whose answer gets no doorbell */
+    _Atomic uint64_t blind;     /* wake.c: the side that asks waits for that one without its socket */
+};
+
 struct end {
     ipcq_sender *sender;
     ipcq_receiver *receiver;
@@ -104,6 +111,9 @@ struct end {
     uint64_t hurry; /* so many times more it announces that it sleeps, and then does not */
     uint64_t files; /* descriptors that came, and belong to no message yet */
     uint64_t sleeps, bells;
+    uint64_t fillers; /* sent beside the doorbells, to fill the socket of the other side */
+    struct known *known;
+    int which;
 };
 
 struct connection {
@@ -112,6 +122,7 @@ struct connection {
     int sockets[2];
     uint64_t random;
     struct end ends[2];
+    struct known *known;
 };
 
 static size_t segment_size(const struct ring *ring)
@@ -137,6 +148,9 @@ static char *map_ring(const struct ring *ring, int file, int writable)
 static void open_connection(struct connection *c, const struct ring *ring, uint64_t seed)
 {
     *c = (struct connection){.ring = *ring, .random = mixed(seed)};
+    c->known = mmap(NULL, sizeof *c->known, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1,
+                    0);
+    must(c->known != MAP_FAILED, "mmap");
     must(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, c->sockets) == 0, "socketpair");
     for (int i = 0; i < 2; i++) {
         int least = 0; /* the kernel makes of it what it must be: room for a few doorbells */
@@ -161,6 +175,8 @@ static void open_end(struct connection *c, int which, char *own, char *peer)
                         .receiver = malloc(ipcq_receiver_size()),
                         .socket = c->sockets[which],
                         .memory = {own, peer},
+                        .known = c->known,
+                        .which = which,
                         .random = mixed(c->random + (uint64_t)which)};
     must(end->sender && end->receiver, "malloc");
     ipcq_sender_init(end->sender, own, peer, ring->capacity, ring->unit, end->socket, ring->start);
@@ -176,7 +192,9 @@ static void close_end(struct connection *c, int which)
     ipcq_sending_counts(c->ends[which].memory[0], &sending);
     ipcq_receiving_counts(c->ends[which].memory[0], &receiving);
     printf("%s: slept %lu times, sent %lu doorbells, read %lu\n", which ? "second" : "first",
-           c->ends[which].sleeps, sending.doorbells + receiving.doorbells, c->ends[which].bells);
+           c->ends[which].sleeps,
+           sending.doorbells + receiving.doorbells + c->ends[which].fillers,
+           c->ends[which].bells);
     free(c->ends[which].sender);
     free(c->ends[which].receiver);
     must(close(c->sockets[which]) == 0, "close");
@@ -264,8 +282,10 @@ static void sleep_until(struct end *end, uint64_t units, int milliseconds)
         struct pollfd p = {.fd = end->socket, .events = POLLIN};
         dawdle(end);
         end->sleeps++;
-        if (poll(&p, 1, milliseconds) == 0 && milliseconds == NET_MS &&
-            spin(end, units, 0) == IPCQ_DONE)
+        atomic_fetch_add(&end->known->asleep[end->which], 1);
+        int woken = poll(&p, 1, milliseconds);
+        atomic_fetch_sub(&end->known->asleep[end->which], 1);
+        if (woken == 0 && milliseconds == NET_MS && spin(end, units, 0) == IPCQ_DONE)
             fail("a wake-up was lost: there is %s, and nothing came through the socket",
                  units ? "space" : "a record");
         if (below(&end->random, 2)) { /* as one door does, and as another */
@@ -276,6 +296,14 @@ static void sleep_until(struct end *end, uint64_t units, int milliseconds)
         drain(end);
     }
     disarm(end, units);
+}
+
+/* Return once the other side sleeps: what is published then needs a doorbell, on any number of
+ * processors, and whatever else they do. */
+static void await_asleep(const struct end *end)
+{
+    while (atomic_load(&end->known->asleep[!end->which]) == 0)
+        sched_yield();
 }
 
 /* Announce that it sleeps, and do not: then the doorbell may come later.  Some of them fill the
@@ -410,6 +438,7 @@ static void run_both(struct connection *c, const char *how, side *first, side *s
         as_threads(c, sides, how[0] == 'b');
     else
         fail("how: processes, threads or beside, not %s", how);
+    must(munmap(c->known, sizeof *c->known) == 0, "munmap");
 }
 
 static uint64_t number(const char *text)

@@ -11,6 +11,15 @@
 
 enum { RECORD = 8, MESSAGE = 4080, MAX_UNDER_WAY = 3 };
 
+/* Each side sends one in HOLD of its answers, or of its batches, only when the other one sleeps: how
+ * often it would do so by itself is up to the kernel.  Between two of them that other side has taken
+ * records, so each time it sleeps anew. */
+enum { HOLD = 32 };
+
+/* In one batch in CROWD the side that asks announces that it sleeps, but waits without reading its
+ * socket, which the other side fills: so the doorbell of the answer finds no room, and is dropped. */
+enum { CROWD = 64 };
+
 static struct ring ring;
 static uint64_t trips, processors[2];
 
@@ -58,6 +67,28 @@ static void take_one(struct end *end, uint64_t number)
         fail("pop says %d, and %lu at record %lu", result, found, number);
 }
 
+/* Wait for an answer that comes only when `blind` is set. */
+static void wait_blindly(struct end *end)
+{
+    if (arm(end, 0) != IPCQ_EMPTY)
+        fail("the answer came before it was waited for");
+    atomic_store(&end->known->blind, 1);
+    while (spin(end, 0, 0) != IPCQ_DONE)
+        sched_yield();
+    atomic_store(&end->known->blind, 0);
+    disarm(end, 0);
+}
+
+static void fill_socket(struct end *end)
+{
+    const char message[2] = {IPCQ_OPCODE_WRITE, 0};
+    while (atomic_load(&end->known->blind) == 0)
+        sched_yield();
+    while (send(end->socket, message, sizeof message, MSG_DONTWAIT | MSG_NOSIGNAL) > 0)
+        end->fillers++;
+    must(errno == EAGAIN, "send");
+}
+
 static void stay_on(uint64_t processor)
 {
     cpu_set_t set;
@@ -71,12 +102,21 @@ static void stay_on(uint64_t processor)
 static void ask(struct end *end)
 {
     stay_on(processors[0]);
-    for (uint64_t done = 0; done < trips;) {
+    for (uint64_t done = 0, batch = 0; done < trips; batch++) {
         uint64_t n = 1 + below(&end->random, MAX_UNDER_WAY);
+        int crowded = batch % CROWD == 1;
+        if (crowded) {
+            n = 1;
+            atomic_store(&end->known->crowded, done + 1);
+        }
         if (n > trips - done)
             n = trips - done;
+        if (batch % HOLD == 0)
+            await_asleep(end);
         for (uint64_t i = 0; i < n; i++, dawdle(end))
             send_one(end, done + i);
+        if (crowded)
+            wait_blindly(end);
         for (uint64_t i = 0; i < n; i++, dawdle(end))
             take_one(end, done + i);
         done += n;
@@ -89,6 +129,10 @@ static void answer(struct end *end)
     for (uint64_t done = 0; done < trips; done++) {
         take_one(end, done);
         dawdle(end);
+        if (atomic_load(&end->known->crowded) == done + 1)
+            fill_socket(end);
+        else if (done % HOLD == 0)
+            await_asleep(end);
         send_one(end, done);
     }
     /* Whoever leaves first must not look dead to a peer that is still taking. */
