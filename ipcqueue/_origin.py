@@ -12,14 +12,28 @@ from __future__ import annotations
 
 import functools
 import weakref
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
+    from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
-P = ParamSpec("P")
-T = TypeVar("T")
+    class HasOwner(Protocol):
+        """One side of a connection, which knows whose it is."""
+
+        def owner(self) -> Any:
+            """Return the connection as the application has it, or None."""
+
+    class HasEndpoint(Protocol):
+        """A connection, or what is open on one: a loan, a borrowing."""
+
+        @property
+        def _endpoint(self) -> HasOwner: ...
+
+    P = ParamSpec("P")
+    T = TypeVar("T")
+    S = TypeVar("S", bound=HasEndpoint)
 
 _KEY = "_ipcqueue_interface"
 
@@ -76,23 +90,6 @@ def tag_unless_given(error: BaseException, interface: object) -> None:
     """
     if not leads_outside(error.__traceback__):
         tag_error(error, interface)
-
-
-class HasOwner(Protocol):
-    """One side of a connection, which knows whose it is."""
-
-    def owner(self) -> Any:
-        """Return the connection as the application has it, or None."""
-
-
-class HasEndpoint(Protocol):
-    """A connection, or what is open on one: a loan, a borrowing."""
-
-    @property
-    def _endpoint(self) -> HasOwner: ...
-
-
-S = TypeVar("S", bound=HasEndpoint)
 
 
 def tagged(verb: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], T]:

@@ -8,61 +8,56 @@ nobody states it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    # Of type checkers, which bring it along.
-    from typing import TypeAlias
+    from typing import Protocol, TypeAlias
 
+    # Of type checkers, which bring it along.
     from typing_extensions import Buffer as AnyBuffer
     from typing_extensions import TypeVar
 
+    class NumpyScalar(Protocol):
+        """A scalar of numpy, which is not imported here; many are received as an array."""
+
+        @property
+        def dtype(self) -> Any:
+            """Its type."""
+
+        @property
+        def itemsize(self) -> int:
+            """Its size in bytes."""
+
+    class NumpyArray(Protocol):
+        """An array of numpy; before Python 3.12 it does not tell checkers that it is a buffer."""
+
+        @property
+        def __array_interface__(self) -> Any:
+            """What numpy tells other libraries of its memory."""
+
+    class NumpyDtype(Protocol):
+        """A numpy.dtype, told by what nothing else has."""
+
+        @property
+        def itemsize(self) -> int:
+            """Its size in bytes."""
+
+        @property
+        def alignment(self) -> int:
+            """Its alignment in bytes."""
+
+        @property
+        def isbuiltin(self) -> int:
+            """Whether numpy has made it."""
+
     Buffer: TypeAlias = "AnyBuffer | NumpyArray"
     T = TypeVar("T", default=Any)
+    N = TypeVar("N", bound=NumpyScalar)
+    D = TypeVar("D")  # what recv(default=...) gives instead of a record
 else:
     from typing import TypeVar
 
-    T = TypeVar("T")
-    Buffer = object
-
-
-class NumpyScalar(Protocol):
-    """A scalar of numpy, which is not imported here; many are received as an array."""
-
-    @property
-    def dtype(self) -> Any:
-        """Its type."""
-
-    @property
-    def itemsize(self) -> int:
-        """Its size in bytes."""
-
-
-class NumpyArray(Protocol):
-    """An array of numpy; before Python 3.12 it does not tell checkers that it is a buffer."""
-
-    @property
-    def __array_interface__(self) -> Any:
-        """What numpy tells other libraries of its memory."""
-
-
-class NumpyDtype(Protocol):
-    """A numpy.dtype, told by what nothing else has."""
-
-    @property
-    def itemsize(self) -> int:
-        """Its size in bytes."""
-
-    @property
-    def alignment(self) -> int:
-        """Its alignment in bytes."""
-
-    @property
-    def isbuiltin(self) -> int:
-        """Whether numpy has made it."""
-
-
-N = TypeVar("N", bound=NumpyScalar)
-D = TypeVar("D")  # what recv(default=...) gives instead of a record
+    T = TypeVar("T")  # for Generic; the others stand in annotations alone, which nobody evaluates
+    Buffer = D = N = NumpyArray = NumpyDtype = NumpyScalar = object
 
 __all__ = ["Buffer", "D", "N", "NumpyArray", "NumpyDtype", "NumpyScalar", "T"]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from ipcqueue import Options
 from ipcqueue.lowlevel import Role, Terms, check_options
 
 from ._quota import INSTEAD
@@ -13,36 +12,36 @@ from ._quota import INSTEAD
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable
+    from typing import Literal
 
+    from ipcqueue import Options
     from ipcqueue.lowlevel import Seconds
 
     from ._address import Address
     from ._quota import Quota
 
+    class ConnectOptions(Options, total=False):
+        """The options of connect() beside its timeout."""
+
+        name: str
+        capacity: int | None
+        role: Literal["client", "server"]
+
+    class InterfaceOptions(ConnectOptions, total=False):
+        """All options of an Interface, and so of connect()."""
+
+        timeout: Seconds
+
+    class ListenOptions(InterfaceOptions, total=False):
+        """The options of listen() and serve()."""
+
+        mode: int | None
+        group: int | str | None
+        quota: Quota
+
+
 BOTH_WAYS = Role(sends=True, receives=True)
 ROLES = ("client", "server")
-
-
-class ConnectOptions(Options, total=False):
-    """The options of connect() beside its timeout, for type checkers."""
-
-    name: str
-    capacity: int | None
-    role: Literal["client", "server"]
-
-
-class InterfaceOptions(ConnectOptions, total=False):
-    """All options of an Interface, and so of connect(), for type checkers."""
-
-    timeout: Seconds
-
-
-class ListenOptions(InterfaceOptions, total=False):
-    """The options of listen() and serve(), for type checkers."""
-
-    mode: int | None
-    group: int | str | None
-    quota: Quota
 
 
 # Options of listen() beside those of Terms, and where else each goes.

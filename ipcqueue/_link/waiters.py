@@ -19,15 +19,23 @@ import contextlib
 import enum
 import math
 import threading
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from fdpass.lowlevel import Owner, renewed_after_fork
 from ipcqueue._direct import persist
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import Protocol
 
     from .wire import Wire
+
+    class Follower(Protocol):
+        """What a follower sleeps on: a lock that is held; or what a door has instead."""
+
+        def release(self) -> None:
+            """Wake who sleeps on it."""
+
 
 T = TypeVar("T")
 
@@ -63,13 +71,6 @@ class Wait(NamedTuple):
 
 # Not to wait; but a door of tasks lets others run.
 NOW = Wait(0.0)
-
-
-class Follower(Protocol):
-    """What a follower sleeps on: a lock that is held; or what a door has instead."""
-
-    def release(self) -> None:
-        """Wake who sleeps on it."""
 
 
 def held_lock() -> Follower:

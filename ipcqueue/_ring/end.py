@@ -35,7 +35,7 @@ Each of these is marked "one step"; none of them may have a call between its par
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fdpass.lowlevel import Owner, renewed_after_fork
 from ipcqueue._core import ffi
@@ -47,16 +47,16 @@ from .views import Views
 
 if TYPE_CHECKING:
     import weakref
+    from typing import Protocol
 
     from .memory import Mapping
     from .patience import Patience
 
+    class HasFileno(Protocol):
+        """What has a descriptor: the process behind a socket."""
 
-class HasFileno(Protocol):
-    """What has a descriptor: the process behind a socket."""
-
-    def fileno(self) -> int:
-        """Return it."""
+        def fileno(self) -> int:
+            """Return it."""
 
 
 class Place(NamedTuple):

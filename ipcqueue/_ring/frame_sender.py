@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import os
 import stat
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import fdpass
 from fdpass.lowlevel import Owner
@@ -23,22 +23,23 @@ from .sender import BatchSending, SenderEnd
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from typing import Protocol
 
     from ipcqueue._records.messages import Limits, MessageCodec
 
     from .end import Place
 
+    class Admission(Protocol):
+        """Who says whether descriptors may be sent now: those on their way are counted."""
+
+        def admit(self, count: int) -> bool:
+            """Say whether `count` of them may be sent; if so, settle() follows."""
+
+        def settle(self, *, sent: bool) -> None:
+            """Note what became of what was admitted."""
+
+
 _send, _commit = lib.ipcq_frame_send, lib.ipcq_frame_commit
-
-
-class Admission(Protocol):
-    """Who says whether descriptors may be sent now: those on their way are counted."""
-
-    def admit(self, count: int) -> bool:
-        """Say whether `count` of them may be sent; if so, settle() follows."""
-
-    def settle(self, *, sent: bool) -> None:
-        """Note what became of what was admitted."""
 
 
 class FrameParcel(Owner):
