@@ -14,7 +14,7 @@ and made to stay (Memfd.keep_pages()).
 import os
 import sys
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Final
 
 from ._clock import monotonic
 from ._memfd import Mapped, Memfd
@@ -22,10 +22,11 @@ from ._numbers import Seconds, index_of, seconds_of
 from ._owner import Owner
 
 
-class _Kept(NamedTuple):
-    device_and_inode: tuple[int, int]
-    mapping: Mapped
-    since: float
+class _Kept(Owner):
+    def __init__(self, device_and_inode: tuple[int, int], mapping: Mapped, since: float) -> None:
+        self.device_and_inode = device_and_inode
+        self.mapping = mapping
+        self.since = since
 
 
 class Mappings(Owner):

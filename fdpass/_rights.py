@@ -10,7 +10,7 @@ import errno
 import socket
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 from ._errors import (
     ClosedFd,
@@ -180,17 +180,20 @@ class Outgoing:
         raise error
 
 
-class Incoming(NamedTuple):
+class Incoming:
     """The expected message; it has no state, and judges the results of recvmsg() so far.
 
     With a tag, the bytes must be the tag and exactly `fds` descriptors must come with it. Without
     a tag, the message is one recvmsg() of up to `size` bytes and up to `fds` descriptors.
     """
 
-    size: int
-    fds: int
-    tag: bytes | None = None
-    stream: bool = True
+    def __init__(
+        self, size: int, fds: int, tag: bytes | None = None, *, stream: bool = True
+    ) -> None:
+        self.size = size
+        self.fds = fds
+        self.tag = tag
+        self.stream = stream
 
     def missing(self, messages: Sequence[Message]) -> int:
         """Return how many bytes to ask for next, 0 if it is complete; raise if it is wrong."""

@@ -7,7 +7,6 @@ them, and may end in the middle of one.
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import NamedTuple
 
 from fdpass.lowlevel import exported
 from ipcqueue._errors import (
@@ -116,21 +115,18 @@ def application_message(message: bytes) -> bytes:
     return message
 
 
-class Drained(NamedTuple):
-    """What control messages have said; doorbells are left out."""
-
-    messages: list[bytes]
-    refusal: QueueError | None
-
-
 class ControlParser:
     """Cuts a stream of bytes into control messages, once the handshake is over."""
 
     def __init__(self, rest: bytes = b"") -> None:
         self.rest = rest  # the first half of a message
 
-    def feed(self, data: bytes) -> Drained:
-        """Take bytes that were read; raise CorruptPeer for a message that is not allowed now."""
+    def feed(self, data: bytes) -> tuple[list[bytes], QueueError | None]:
+        """Take bytes that were read; raise CorruptPeer for a message that is not allowed now.
+
+        Returns the messages for the application, and what an ERR stands for if one came.
+        Doorbells are left out.
+        """
         data = self.rest + data
         end = len(data) & ~1
         self.rest = data[end:]
@@ -140,7 +136,7 @@ class ControlParser:
             if opcode >= FIRST_APPLICATION_OPCODE:
                 messages.append(data[at : at + 2])
             elif opcode == Opcode.ERR:
-                return Drained(messages, refusal(data[at + 1]))
+                return messages, refusal(data[at + 1])
             elif opcode not in (Opcode.WRITE, Opcode.READ, Opcode.FDS):
                 raise CorruptPeer(f"the peer sent opcode {opcode}, which means nothing here")
-        return Drained(messages, None)
+        return messages, None

@@ -10,7 +10,7 @@ import errno
 import os
 import select
 import socket
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import fdpass
 from fdpass.lowlevel import Owner, monotonic, pass_pidfd, recv_fds_and_pidfd, shown_seconds
@@ -34,19 +34,30 @@ if TYPE_CHECKING:
     from .terms import Terms
 
 
-class Agreement(NamedTuple):
+class Agreement(Owner):
     """The result of a handshake: all that a connection needs.
 
-    The Opening owns it until an Endpoint is made of it.
+    The Opening owns it until an Endpoint is made of it.  The credentials are the peer's, and so is
+    the process, if the kernel tells.
     """
 
-    terms: Terms
-    credentials: Credentials  # of the peer
-    sock: socket.socket
-    process: Process | None  # the peer's, if the kernel tells
-    own: Segment
-    peer: Segment
-    lease: Lease
+    def __init__(
+        self,
+        terms: Terms,
+        credentials: Credentials,
+        sock: socket.socket,
+        process: Process | None,
+        own: Segment,
+        peer: Segment,
+        lease: Lease,
+    ) -> None:
+        self.terms = terms
+        self.credentials = credentials
+        self.sock = sock
+        self.process = process
+        self.own = own
+        self.peer = peer
+        self.lease = lease
 
 
 class Opening(Owner):

@@ -1,7 +1,5 @@
 """What one side of a connection counts."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 

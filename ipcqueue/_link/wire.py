@@ -353,17 +353,17 @@ class Wire(Owner):
             self._unread.clear()
             return
         parser = ControlParser(self._parser.rest)
-        drained = parser.feed(data)
-        if drained.refusal is not None:
-            self.end = self.end or drained.refusal
+        messages, refusal = parser.feed(data)
+        if refusal is not None:
+            self.end = self.end or refusal
         with self._lock:
             # No bytecode between these can be interrupted; and the first, which does not copy what
             # is there, adds all or (no memory) nothing.
-            self.inbox += drained.messages
+            self.inbox += messages
             self._parser = parser
             del self._unread[0]
         if len(self.inbox) <= MAX_UNTAKEN:
-            self.messages += len(drained.messages)
+            self.messages += len(messages)
         if len(self.inbox) > MAX_INBOX:
             raise CorruptPeer(f"the peer sent over {MAX_INBOX} messages that nobody took")
 

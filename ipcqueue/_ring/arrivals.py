@@ -14,14 +14,6 @@ if TYPE_CHECKING:
 Spent: TypeAlias = fdpass.Fd | fdpass.MemoryRegion
 
 
-class Contents(NamedTuple):
-    """What came beside a frame: checked, and lent."""
-
-    fds: list[fdpass.Fd]
-    regions: list[list[fdpass.Fd]]  # the descriptors of each
-    outside: list[fdpass.Fd]  # that of the region in which the message travels, if it came along
-
-
 class Built(NamedTuple):
     """A message that is copied but not handed on yet; owns what is attached to it."""
 

@@ -35,7 +35,7 @@ Each of these is marked "one step"; none of them may have a call between its par
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from fdpass.lowlevel import Owner, renewed_after_fork
 from ipcqueue._core import ffi
@@ -43,6 +43,7 @@ from ipcqueue._errors import ConcurrentUse, ForkedUse
 
 from .codes import DONE, FORKED, RingError
 from .memory import fork_generation
+from .patience import ADAPTIVE
 from .views import Views
 
 if TYPE_CHECKING:
@@ -59,15 +60,28 @@ if TYPE_CHECKING:
             """Return it."""
 
 
-class Place(NamedTuple):
-    """Where a ring is, and what it counts in."""
+class Place:
+    """Where a ring is, and what it counts in: `capacity` units of `unit` bytes.
 
-    capacity: int  # units
-    unit: int  # bytes of one
-    bell: int  # the socket to ring the peer's doorbell on
-    start: int = 0  # the index to begin with
-    patience: Patience | None = None  # None: as is best
-    process: HasFileno | None = None  # of the peer
+    `bell` is the socket to ring the peer's doorbell on, `start` the index to begin with, `process`
+    that of the peer.
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        unit: int,
+        bell: int,
+        start: int = 0,
+        patience: Patience = ADAPTIVE,
+        process: HasFileno | None = None,
+    ) -> None:
+        self.capacity = capacity
+        self.unit = unit
+        self.bell = bell
+        self.start = start
+        self.patience = patience
+        self.process = process
 
 
 class End(Owner):

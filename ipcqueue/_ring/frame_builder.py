@@ -25,7 +25,6 @@ from ipcqueue._records.messages import OUT_AGAIN, OUT_OF_LINE, OUTSIDE, Framed, 
 
 from .arrivals import (
     Built,
-    Contents,
     carries_more,
     close_received,
     close_regions,
@@ -252,8 +251,12 @@ class FrameBuilder(_direct.FrameReceiver, ReceiverEnd):  # type: ignore[misc]
 
     def _contents(
         self, flags: int, count: int, announced: int, descriptors: list[fdpass.Fd]
-    ) -> Contents:
-        """Check the descriptors that came with a frame; raise RingError if not acceptable."""
+    ) -> tuple[list[fdpass.Fd], list[list[fdpass.Fd]], list[fdpass.Fd]]:
+        """Check the descriptors that came with a frame; raise RingError if not acceptable.
+
+        Returns those for the application, those of each region, and that of the region in which
+        the message travels, if it came along.
+        """
         if len(descriptors) != announced:
             raise corrupt(f"a message announced {announced} descriptors, {len(descriptors)} came")
         fds, rest, outside = descriptors[:count], descriptors[count:], descriptors[:0]
@@ -268,7 +271,7 @@ class FrameBuilder(_direct.FrameReceiver, ReceiverEnd):  # type: ignore[misc]
             raise corrupt(f"the peer sent {error}") from None
         if not self._limits.sockets and any(is_socket(fd.fileno()) for fd in fds):
             raise corrupt("the peer sent a socket, and this side accepts none")
-        return Contents(fds, regions, outside)
+        return fds, regions, outside
 
     def _payload(self, address: int) -> Any:
         """Return a pointer to the payload of a frame; it keeps the memory of the ring alive."""

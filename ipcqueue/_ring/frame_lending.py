@@ -108,23 +108,21 @@ class FrameLender(FrameBuilder):
                     break
                 if carries or flags & OUTSIDE:
                     descriptors = arrived[lending.arrived] if carries else []
-                    contents = self._contents(flags, fds, carries, descriptors)
+                    given, groups, outside = self._contents(flags, fds, carries, descriptors)
                     if flags & OUTSIDE:
                         payload = ffi.buffer(self._payload(address), size)
-                        memory, size = find(
-                            payload, contents.outside, regions, self._limits.message
-                        )
+                        memory, size = find(payload, outside, regions, self._limits.message)
                         offset = 0
                     lending.arrived += bool(descriptors)
-                    lending.dropped += len(contents.fds) + len(contents.regions)
+                    lending.dropped += len(given) + len(groups)
                     lending.spent += descriptors
                 lent.append(Lent(memory, offset, size, tag, flags & MAX_FLAGS))
                 lending.to = end
                 lending.messages += 1
                 # Nothing is copied, so bytes count only where they had to be mapped.
-                outside = bool(flags & OUTSIDE)
-                cost = size if outside else 0
-                if not budget.allows_more(cost, outside=outside, slow=bool(carries)):
+                mapped = bool(flags & OUTSIDE)
+                cost = size if mapped else 0
+                if not budget.allows_more(cost, outside=mapped, slow=bool(carries)):
                     break
         except (RingError, OSError):
             if not lent:

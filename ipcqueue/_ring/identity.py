@@ -1,7 +1,5 @@
 """What a segment says about itself, once; drawn in core/layout.h."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 # Those of core/ring.h, for who reads a segment without the core: tests/project/test_constants.py.

@@ -24,7 +24,7 @@ from __future__ import annotations
 import os
 import struct
 import weakref
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import fdpass
 from fdpass.lowlevel import Owner
@@ -130,12 +130,15 @@ class _Slot(Owner):
         return True
 
 
-class Load(NamedTuple):
+class Load(Owner):
     """The memory that belongs to one message until it is sent or given up."""
 
-    size: int  # bytes of the region to make, if the slot has none that is large enough
-    number: int
-    slot: _Slot | None  # None: the region is used for this message only
+    def __init__(self, size: int, number: int, slot: _Slot | None) -> None:
+        self.size = size
+        """Bytes of the region to make, if the slot has none that is large enough."""
+        self.number = number
+        self.slot = slot
+        """None: the region is used for this message only."""
 
 
 class Outgoing(Owner):

@@ -1,7 +1,5 @@
 """How long an end spins, which is to look again and again, before it sleeps."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from ipcqueue._core import lib

@@ -10,7 +10,6 @@ from ipcqueue._waiting import lib as waiting
 from .codes import DONE, EMPTY
 from .end import End
 from .memory import address_of, allocate
-from .patience import ADAPTIVE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -58,9 +57,8 @@ class ReceiverEnd(End):
         lib.ipcq_receiver_init(
             ring, own.at, peer.at, place.capacity, place.unit, place.bell, place.start
         )
-        patience = place.patience or ADAPTIVE
-        self._keeps = not patience.yields
-        lib.ipcq_receiver_patience(ring, *patience)
+        self._keeps = not place.patience.yields
+        lib.ipcq_receiver_patience(ring, *place.patience)
         super().__init__(place, ring, peer)
         self._base = address_of(peer.at)
         self._decoding: Decoding = []  # replaced as a whole, never changed

@@ -11,7 +11,6 @@ from ipcqueue._waiting import lib as waiting
 from .codes import AGAIN, CLOSED, DONE, FULL, RingError
 from .end import End
 from .memory import address_of, allocate
-from .patience import ADAPTIVE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -33,8 +32,7 @@ class SenderEnd(End):
         )
         if place.process is not None:
             lib.ipcq_sender_watch(ring, place.process.fileno())
-        patience = place.patience or ADAPTIVE
-        lib.ipcq_sender_patience(ring, *patience)
+        lib.ipcq_sender_patience(ring, *place.patience)
         super().__init__(place, ring, own)
         self._base = address_of(own.at)
 

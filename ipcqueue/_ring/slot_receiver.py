@@ -112,14 +112,14 @@ class SlotReceiver(_direct.SlotReceiver, ReceiverEnd):  # type: ignore[misc]
         if self._raw:
             data = self._raw[: limit * self._size]
             self._lent_to, self._lent_data = None, data
-            return DONE, [Lent(ffi.from_buffer(data), 0, len(data), 0, 0)]
+            return DONE, [Lent(ffi.from_buffer(data), 0, len(data))]
         start, there = self._next, self.peek(ring)
         if type(there) is int:
             return there, None
         at, run = there
         count = min(limit, run)
         self._lent_to, self._lent_data = (start + count) & U64, b""
-        return DONE, [Lent(memory, at - self._base, count * self._size, 0, 0)]
+        return DONE, [Lent(memory, at - self._base, count * self._size)]
 
     def end_borrowing(self, borrower: object, *, take: bool) -> None:
         """Take the memory back, and free what was lent if it is to be taken; for persist()."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from ipcqueue import _direct
 from ipcqueue._core import ffi
@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from .end import Place
 
 
-class SlotParcel(NamedTuple):
+class SlotParcel:
     """One record ready to go."""
 
-    data: Any
+    def __init__(self, data: Any) -> None:
+        self.data = data
 
     def __enter__(self) -> Self:
         return self

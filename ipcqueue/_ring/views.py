@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import weakref
-from typing import Any, NamedTuple
+from typing import Any
 
 from fdpass.lowlevel import Owner
 from ipcqueue._core import ffi
 from ipcqueue._errors import LoanError
 
 
-class Lent(NamedTuple):
-    """A piece of the incoming ring, in place."""
+class Lent(Owner):
+    """A piece of the incoming ring, in place.
 
-    memory: Any  # owned or borrowed by cffi, and kept alive by views of it
-    offset: int
-    size: int  # bytes
-    tag: int
-    flags: int
+    `memory` is owned or borrowed by cffi, and kept alive by views of it; `size` is in bytes.
+    """
+
+    __slots__ = ("flags", "memory", "offset", "size", "tag")
+
+    def __init__(self, memory: Any, offset: int, size: int, tag: int = 0, flags: int = 0) -> None:
+        self.memory = memory
+        self.offset = offset
+        self.size = size
+        self.tag = tag
+        self.flags = flags
 
 
 class Views(Owner):

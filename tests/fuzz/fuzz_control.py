@@ -46,12 +46,12 @@ def parsed(data, script):
     while data:
         size = 1 + script.up_to(8) if script else len(data)
         try:
-            drained = parser.feed(data[:size])
+            more, refusal = parser.feed(data[:size])
         except CorruptPeer:
             return messages, CorruptPeer
-        messages += drained.messages
-        if drained.refusal is not None:
-            return messages, repr(drained.refusal)
+        messages += more
+        if refusal is not None:
+            return messages, repr(refusal)
         data = data[size:]
     return messages, None
 

@@ -23,7 +23,6 @@ from ipcqueue._errors import (
 from ipcqueue._link.control import (
     HELLO,
     ControlParser,
-    Drained,
     Opcode,
     Reason,
     application_message,
@@ -60,14 +59,14 @@ def test_the_numbers_on_the_wire_are_those_of_the_design():
 
 class TestParser:
     def test_nothing_gives_nothing(self):
-        assert ControlParser().feed(b"") == Drained([], None)
+        assert ControlParser().feed(b"") == ([], None)
 
     def test_doorbells_say_nothing_whatever_their_argument(self):
-        assert ControlParser().feed(DOORBELLS) == Drained([], None)
+        assert ControlParser().feed(DOORBELLS) == ([], None)
 
     def test_one_read_may_bring_many_messages_in_order_between_doorbells(self):
         read = b"\x80\x00" + DOORBELLS + b"\xff\x01" + b"\x01\x02" + b"\x80\x00"
-        assert ControlParser().feed(read) == Drained([b"\x80\x00", b"\xff\x01", b"\x80\x00"], None)
+        assert ControlParser().feed(read) == ([b"\x80\x00", b"\xff\x01", b"\x80\x00"], None)
 
     @pytest.mark.parametrize("step", [1, 2, 3, 5, 7])
     def test_it_does_not_matter_where_the_stream_is_cut(self, step):
@@ -75,17 +74,17 @@ class TestParser:
         stream = b"\x01\x81".join(sent)  # arguments that look like opcodes
         parser, got = ControlParser(), []
         for at in range(0, len(stream), step):
-            drained = parser.feed(stream[at : at + step])
-            assert drained.refusal is None
-            got += drained.messages
+            messages, error = parser.feed(stream[at : at + step])
+            assert error is None
+            got += messages
         assert got == sent
 
     def test_half_a_message_waits_for_its_other_half(self):
         parser = ControlParser()
-        assert parser.feed(b"\x85").messages == []
-        assert parser.feed(b"").messages == []
-        assert parser.feed(b"\x03\x86").messages == [b"\x85\x03"]
-        assert parser.feed(b"\x04").messages == [b"\x86\x04"]
+        assert parser.feed(b"\x85") == ([], None)
+        assert parser.feed(b"") == ([], None)
+        assert parser.feed(b"\x03\x86") == ([b"\x85\x03"], None)
+        assert parser.feed(b"\x04") == ([b"\x86\x04"], None)
 
     def test_every_opcode_without_meaning_is_a_corrupt_peer(self):
         for opcode in set(range(128)) - {1, 2, 17, 100}:
@@ -107,8 +106,8 @@ class TestParser:
 
     def test_err_cut_in_two_is_err(self):
         parser = ControlParser()
-        assert parser.feed(b"\x80\x01\x64") == Drained([b"\x80\x01"], None)
-        assert type(parser.feed(b"\x03").refusal) is RecordRefused
+        assert parser.feed(b"\x80\x01\x64") == ([b"\x80\x01"], None)
+        assert type(parser.feed(b"\x03")[1]) is RecordRefused
 
 
 class TestErr:
@@ -187,4 +186,4 @@ class TestApplicationMessage:
                 sendable = application_message(message)
             except ValueError:
                 continue
-            assert ControlParser().feed(sendable).messages == [message]
+            assert ControlParser().feed(sendable) == ([message], None)

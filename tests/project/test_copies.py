@@ -41,6 +41,7 @@ REPOSITORY = Path(__file__).parent.parent.parent
 # since a copy would have to copy that.
 PLAIN = {
     "fdpass._region.Exporter": "a name for two types",
+    "fdpass._rights.Incoming": "numbers and bytes",
     "fdpass._rights.Outgoing": "borrows its descriptors until they are sent",
     "ipcqueue._ring.bounds.Budget": "numbers",
     "ipcqueue._ring.bounds.Pace": "numbers, and a function of the application",
@@ -56,9 +57,11 @@ PLAIN = {
     "ipcqueue._link.terms.Terms": "what the application asks for",
     "ipcqueue._link.waiters.Waiter": "what one thread waits for; borrows the lock it sleeps on",
     "ipcqueue._ring.sender.BatchSending": "holds an end of a ring",
+    "ipcqueue._ring.end.Place": "numbers; borrows what has the descriptors",
     "ipcqueue._ring.sender.Sending": "holds an end of a ring",
     "ipcqueue._ring.slot_sender.Batch": "records of the application",
     "ipcqueue._ring.slot_sender.Pieces": "records of the application",
+    "ipcqueue._ring.slot_sender.SlotParcel": "a record of the application",
     "memenpsf._candidates.Conduct": "numbers",
     "memenpsf._candidates.Places": "numbers",
     "memenpsf._seeking._Search": "paths, and errors",
