@@ -17,11 +17,6 @@ from typing import Any
 
 from ._errors import Unsendable
 
-# Codes in a PEP 3118 format, after the field names are removed: objects (O), pointers to data and
-# to functions (P, &, X), and the strings of ctypes (z, Z; but Zd is a complex number).
-_FIELD_NAME = re.compile(":[^:]*:")
-_POINTER = re.compile("[OP&Xz]|Z(?![fdg])")
-
 # These types can hold no pointers. Checked first, because most objects that are sent are of them.
 _PLAIN: frozenset[type] = frozenset(
     {bytes, bytearray, array.array, mmap.mmap, int, float, bool, tuple, list}
@@ -51,8 +46,8 @@ def check_sendable(thing: object) -> None:
     if type(thing) is memoryview:
         form = thing.format
         if len(form) > 1 or form in "OPXz&":
-            form = _FIELD_NAME.sub("", form)
-            if _POINTER.search(form):
+            field_name, pointer = _patterns()
+            if pointer.search(field_name.sub("", form)):
                 raise Unsendable(_POINTERS)
         thing = thing.obj
     kind: Any = type(thing)
@@ -61,6 +56,16 @@ def check_sendable(thing: object) -> None:
     judge = _judge_of(kind)
     if judge is not None:
         judge(thing)
+
+
+@functools.cache
+def _patterns() -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """Return the patterns of field names in PEP 3118 formats, and of pointers in what is left.
+
+    Pointers are objects (O), pointers to data and to functions (P, &, X), and the strings of ctypes
+    (z, Z; but Zd is a complex number).  Compiled at first use: few programs send such memory.
+    """
+    return re.compile(":[^:]*:"), re.compile("[OP&Xz]|Z(?![fdg])")
 
 
 @functools.lru_cache(maxsize=256)

@@ -1,13 +1,9 @@
 """Quota: what the clients of a listener may have, as the caller states it."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from collections.abc import Iterable
+from typing import Any, NamedTuple, Self
 
 from ipcqueue.lowlevel import checked_number
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 # The number of handshakes under way at once, of all users and of one user; further clients wait in
 # their user's queue.  Both are guesses.  They limit clients that connect and send nothing: each

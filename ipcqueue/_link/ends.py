@@ -37,10 +37,9 @@ def ends_of(agreement: Agreement, wire: Wire) -> tuple[SenderEnd | None, Receive
     """
     terms = agreement.terms
     patience = suited(terms.patience, shares=agreement.credentials.pid == os.getpid())
-    sends, receives = terms.role
     return (
-        _sending_end(agreement, wire, patience) if sends else None,
-        _receiving_end(agreement, wire, patience) if receives else None,
+        _sending_end(agreement, wire, patience) if terms.role.sends else None,
+        _receiving_end(agreement, wire, patience) if terms.role.receives else None,
     )
 
 

@@ -7,7 +7,7 @@ segment's identity, which `check` compares with this side's own.
 from __future__ import annotations
 
 import mmap
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ipcqueue._errors import CorruptPeer, RecordRefused, RoleRefused, VersionRefused
 from ipcqueue._ring.identity import HEADER_SIZE, MAGIC
@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 MAX_NAME_BYTES = 64
 
 
-class Role(NamedTuple):
+class Role:
     """Which of the two one-way queues of a connection this side has."""
 
-    sends: bool
-    receives: bool
+    def __init__(self, sends: bool, receives: bool) -> None:
+        self.sends = sends
+        self.receives = receives
 
     def __str__(self) -> str:
         both = "sends and receives"

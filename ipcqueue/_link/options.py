@@ -1,18 +1,13 @@
 """The options of a connection, as the caller states them: checked where they are made."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypedDict
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple, Self, TypedDict
 
 import fdpass
+from fdpass import Seconds
 from fdpass.lowlevel import index_of, seconds_of
 from ipcqueue._records.messages import Limits
 from ipcqueue._ring.patience import ADAPTIVE, BUSY, MAX_SPIN_NS, Patience
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from fdpass import Seconds
 
 # How to wait; and the longest time to spin before sleeping, in seconds.  Nobody reads the socket
 # while an end spins, and the end of the connection comes through it.

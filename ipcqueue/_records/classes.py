@@ -40,7 +40,7 @@ i32 = Annotated[int, "i"]
 i64 = Annotated[int, "q"]
 f32 = Annotated[float, "f"]
 f64 = Annotated[float, "d"]
-_FIELD_CODE = re.compile(r"[bBhHiIlLqQefdc?]|[1-9][0-9]*s|s")
+_FIELD_CODE = r"[bBhHiIlLqQefdc?]|[1-9][0-9]*s|s"  # re compiles it at first use
 _FIELD_TYPES: dict[str, type] = {
     **dict.fromkeys("bBhHiIlLqQ", int),
     **dict.fromkeys("efd", float),
@@ -83,7 +83,7 @@ def _field_code(cls: type, name: str, hint: Any) -> str:
         advice = next((text for kind, text in _ADVICE if hint is kind), otherwise)
         raise TypeError(f"{where} has no code: annotate it as {advice}")
     code = texts[0]
-    if not _FIELD_CODE.fullmatch(code):
+    if not re.fullmatch(_FIELD_CODE, code):
         raise TypeError(
             f"{where} has the code {reprlib.repr(code)}: a field has one of"
             ' bBhHiIlLqQ, e f d, ?, c, or text such as "8s"'

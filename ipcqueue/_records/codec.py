@@ -1,21 +1,16 @@
 """Codec: how a record becomes the bytes of a slot, and back; and helpers of all kinds of spec."""
 
-from __future__ import annotations
-
 import reprlib
 import sys
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, TypeAlias
 
 from fdpass.lowlevel import check_sendable
 from ipcqueue import _packer  # type: ignore[attr-defined]
 from ipcqueue._errors import BadRecord
 
+from .layout import Layout
 from .messages import MessageCodec
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-    from .layout import Layout
 
 BytesLike = bytes | bytearray | memoryview
 

@@ -19,15 +19,11 @@ the plural.  So a program in any language can compute it.  A layout lists runs, 
 sixteen million characters are one run.
 """
 
-from __future__ import annotations
-
 import re
 import struct
 import sys
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 MAX_RECORD = 16 * 1024 * 1024
 """Largest record, in bytes."""
@@ -39,7 +35,7 @@ MAX_DESCRIPTION = 400
 """Largest description, in bytes; the segment header holds it for error messages."""
 
 _NATIVE = "<" if sys.byteorder == "little" else ">"
-_STRUCT_ITEM = re.compile(r"\s*(\d*)([a-zA-Z?])")
+_STRUCT_ITEM = r"\s*(\d*)([a-zA-Z?])"  # re compiles it at first use
 _STRUCT_KINDS = {
     **dict.fromkeys("BHILQN", "u"),
     **dict.fromkeys("bhilqn", "i"),
@@ -182,7 +178,7 @@ def bytes_layout(size: int) -> Layout:
 
 def struct_items(form: str) -> Iterator[tuple[str, int]]:
     """Yield (code, repeat count) for each item of a struct format, which must be valid."""
-    for number, code in _STRUCT_ITEM.findall(form.lstrip("@=<>!")):
+    for number, code in re.findall(_STRUCT_ITEM, form.lstrip("@=<>!")):
         yield code, int(number) if number else 1
 
 

@@ -4,21 +4,15 @@ The counterpart of Codec for the ring of frames.  A frame carries bytes, a tag a
 differ in how much of that the user sees.
 """
 
-from __future__ import annotations
+from collections.abc import Callable, Iterable
+from typing import Any, Final, Generic, NamedTuple, Self, SupportsIndex
 
-from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, Self, SupportsIndex
-
-from fdpass import Unsendable
+from fdpass import Fd, MemoryRegion, Unsendable
 from fdpass.lowlevel import cannot_copy, exported, index_of
 from ipcqueue._errors import BadRecord, TooLarge, Unaccepted
 from ipcqueue._types import T
 
 from .layout import Layout
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-    from fdpass import Fd, MemoryRegion
 
 _NOT_WHOLE: Final = (
     "take its .record, which is a value; its regions and descriptors go to another process as "

@@ -49,6 +49,7 @@ PLAIN = {
     "ipcqueue._link.control.ControlParser": "bytes that came",
     "ipcqueue._ring.frame_sender.FrameBatch": "messages of the application",
     "ipcqueue._link.handshake.Greeting": "bytes that came",
+    "ipcqueue._link.handshake.Role": "which ends there are",
     "ipcqueue._link.loans._Hold": "nothing but there or not",
     "ipcqueue._records.messages.MessageCodec": "two functions of the application",
     "ipcqueue._origin._Tag": "a weak reference",
