@@ -2,21 +2,23 @@
 
 import os
 import weakref
-from typing import Protocol
+from typing import TYPE_CHECKING
 
+if TYPE_CHECKING:
+    from typing import Protocol
 
-class HasLocks(Protocol):
-    """What renewed_after_fork() takes."""
+    class HasLocks(Protocol):
+        """What renewed_after_fork() takes."""
 
-    def renew_locks(self) -> None:
-        """Replace the locks with new ones; called in a forked child, which has one thread."""
+        def renew_locks(self) -> None:
+            """Replace the locks with new ones; called in a forked child, which has one thread."""
 
 
 _forks = 0
 _known: "weakref.WeakSet[HasLocks]" = weakref.WeakSet()
 
 
-def renewed_after_fork(thing: HasLocks) -> None:
+def renewed_after_fork(thing: "HasLocks") -> None:
     """Have every forked child call thing.renew_locks(), as long as `thing` exists."""
     _known.add(thing)
 

@@ -21,12 +21,19 @@ from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
 from itertools import chain
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from . import _interpreter
 from ._clock import monotonic
 from ._fd import Fd
 from ._owner import Owner
+
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    class _HasOptions(Protocol):
+        def setsockopt(self, level: int, option: int, value: int, /) -> None: ...
+
 
 PATIENCE = 0.005
 """Seconds that a caller waits. Closing the 253 files of one message takes a twentieth of it."""
@@ -52,11 +59,7 @@ _threads: "set[weakref.ref[_Place]]" = set()  # may contain threads that have di
 _last_late = -IMPATIENCE  # the monotonic()
 
 
-class _HasOptions(Protocol):
-    def setsockopt(self, level: int, option: int, value: int, /) -> None: ...
-
-
-def keep_in_line(sock: _HasOptions) -> None:
+def keep_in_line(sock: "_HasOptions") -> None:
     """Have out-of-band data (MSG_OOB) of the peer arrive in order, like other data.
 
     Otherwise the kernel would skip it, and close the descriptors that came with it.

@@ -22,7 +22,7 @@ import sys
 import warnings
 import weakref
 from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 from fdpass.lowlevel import Owner, index_of, monotonic
 from ipcqueue._direct import persist
@@ -41,8 +41,6 @@ from ipcqueue._records.messages import MessageCodec, Received
 from ipcqueue._ring.bounds import Budget
 from ipcqueue._ring.codes import CORRUPT, GONE, RingError, corrupt
 from ipcqueue._ring.frame import MAX_ATTACHED
-from ipcqueue._ring.frame_receiver import FrameReceiver
-from ipcqueue._ring.frame_sender import FrameSender
 from ipcqueue._ring.memory import fork_generation
 from ipcqueue._ring.patience import BUSY
 from ipcqueue._ring.segment import limits_of
@@ -60,6 +58,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from fdpass import Credentials
+    from ipcqueue._ring.frame_receiver import FrameReceiver
+    from ipcqueue._ring.frame_sender import FrameSender
     from ipcqueue._ring.receiver import ReceiverEnd
     from ipcqueue._ring.sender import SenderEnd
 
@@ -128,8 +128,9 @@ class Endpoint(Owner):
         self._flight: Flight | None = None
         if not self._lease.counts_descriptors:
             return
-        if isinstance(self.sender, FrameSender):
-            self._flight = self.sender.flight = Flight(self.wire.sock, self._lease)
+        if self.sender is not None and isinstance(self.codec, MessageCodec):
+            sender = cast("FrameSender", self.sender)
+            self._flight = sender.flight = Flight(self.wire.sock, self._lease)
         this = weakref.ref(self)
         self._lease.follow(lambda: 0 if (it := this()) is None else it.held_descriptors())
 
@@ -140,8 +141,8 @@ class Endpoint(Owner):
         """
         receiver, flight = self.receiver, self._flight
         count = self.wire.held()  # first: see FrameReceiver.held
-        if isinstance(receiver, FrameReceiver):
-            count += receiver.held()
+        if receiver is not None and isinstance(self.codec, MessageCodec):
+            count += cast("FrameReceiver", receiver).held()
         return count + (0 if flight is None else flight.count())
 
     def fileno(self) -> int:
@@ -206,7 +207,7 @@ class Endpoint(Owner):
         receiver = self.receiving()
         for message in self.ready_messages:  # to which nothing is attached
             return message
-        frames = isinstance(receiver, FrameReceiver)
+        frames = isinstance(self.codec, MessageCodec)
         if frames and not self.wire.attached and receiver.has_records():
             # Who asks so expects descriptors, and an attempt without them costs more.
             self.read_if_free()

@@ -1,4 +1,7 @@
-"""The ends of the rings that an Agreement calls for: of which shape, and with which limits."""
+"""The ends of the rings that an Agreement calls for: of which shape, and with which limits.
+
+Terms has loaded the modules of the shape that is imported here.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,8 @@ from typing import TYPE_CHECKING
 
 from ipcqueue._records.messages import MessageCodec
 from ipcqueue._ring.end import Place
-from ipcqueue._ring.frame_receiver import FrameReceiver
-from ipcqueue._ring.frame_sender import FrameSender
 from ipcqueue._ring.patience import suited
 from ipcqueue._ring.segment import limits_of
-from ipcqueue._ring.slot_receiver import SlotReceiver
-from ipcqueue._ring.slot_sender import SlotSender
 
 if TYPE_CHECKING:
     from ipcqueue._ring.patience import Patience
@@ -48,8 +47,12 @@ def _sending_end(agreement: Agreement, wire: Wire, patience: Patience) -> Sender
     codec, size = terms.codec, own.identity.capacity
     place = Place(size, codec.size, wire.fileno(), patience=patience, process=wire.process)
     if isinstance(codec, MessageCodec):
+        from ipcqueue._ring.frame_sender import FrameSender  # noqa: PLC0415
+
         limits = limits_of(peer.identity)
         return FrameSender(own.mapping, peer.mapping, place, codec, limits, terms.inline)
+    from ipcqueue._ring.slot_sender import SlotSender  # noqa: PLC0415
+
     return SlotSender(own.mapping, peer.mapping, place, codec)
 
 
@@ -58,5 +61,9 @@ def _receiving_end(agreement: Agreement, wire: Wire, patience: Patience) -> Rece
     codec, size, both = terms.codec, peer.identity.capacity, (own.mapping, peer.mapping)
     place = Place(size, codec.size, wire.fileno(), patience=patience)
     if isinstance(codec, MessageCodec):
+        from ipcqueue._ring.frame_receiver import FrameReceiver  # noqa: PLC0415
+
         return FrameReceiver(*both, place, codec, terms.limits, wire.attached)
+    from ipcqueue._ring.slot_receiver import SlotReceiver  # noqa: PLC0415
+
     return SlotReceiver(*both, place, codec)

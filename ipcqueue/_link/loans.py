@@ -20,11 +20,9 @@ from fdpass.lowlevel import Owner, index_of
 from ipcqueue._direct import persist, persistent
 from ipcqueue._errors import BadRecord, LoanError, TooLarge
 from ipcqueue._origin import tag_error, tagged
-from ipcqueue._records.messages import MAX_FLAGS, MAX_TAG, Message, checked_tag
+from ipcqueue._records.messages import MAX_FLAGS, MAX_TAG, Message, MessageCodec, checked_tag
 from ipcqueue._ring.codes import RingError
 from ipcqueue._ring.frame import HEADER, MAX_ATTACHED, MAX_EXTENT, extent
-from ipcqueue._ring.frame_receiver import FrameReceiver
-from ipcqueue._ring.frame_sender import FrameSender
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -155,7 +153,7 @@ class Loan(Block):
     ) -> None:
         self._sender = endpoint.sending()
         super().__init__(endpoint, self._sender, wait)
-        self._frames = isinstance(self._sender, FrameSender)
+        self._frames = isinstance(endpoint.codec, MessageCodec)
         self._size = _checked_size(size)  # bytes of a message, or records
         self._tag, self._flags = tag, flags
         self._wake = True
@@ -280,7 +278,7 @@ class Borrowing(Block):
         self._most, self._bounded = endpoint.most(limit), limit is None
         self._views: list[memoryview] = []
         self.data = endpoint.codec.decode_many(b"", 0)
-        if isinstance(self.data, list) and not isinstance(self._receiver, FrameReceiver):
+        if isinstance(self.data, list) and not isinstance(endpoint.codec, MessageCodec):
             self.data = memoryview(b"")
 
     def try_open(self) -> Self | None:
@@ -307,7 +305,7 @@ class Borrowing(Block):
         self._views = views = [
             view(each.memory, each.offset, each.size, arrays=arrays).toreadonly() for each in lent
         ]
-        if isinstance(receiver, FrameReceiver):
+        if isinstance(self._endpoint.codec, MessageCodec):
             pieces = zip(views, lent, strict=True)
             self.data = [Message(view, piece.tag, piece.flags) for view, piece in pieces]
         else:

@@ -120,6 +120,17 @@ def default_records(size: int) -> int:
     return 1 << (count.bit_length() - 1)
 
 
+def _load_ends(*, frames: bool) -> None:
+    """Load the ends of one shape of ring: few programs need both, and each takes a millisecond.
+
+    Here, before anything is opened: to read a module takes a descriptor, and may fail.
+    """
+    if frames:
+        from ipcqueue._ring import frame_receiver, frame_sender  # noqa: F401, PLC0415
+    else:
+        from ipcqueue._ring import slot_receiver, slot_sender  # noqa: F401, PLC0415
+
+
 class Terms:
     """All that this side wants of a connection, checked; for any number of connections."""
 
@@ -146,6 +157,7 @@ class Terms:
         self.codec: AnyCodec = codec_for(record)
         self.role = role
         frames = self.codec.shape == FRAMES
+        _load_ends(frames=frames)
         if capacity is None:
             capacity = DEFAULT_BYTES if frames else default_records(self.codec.size)
         least = mmap.PAGESIZE if frames else 1

@@ -34,7 +34,6 @@ from typing import TYPE_CHECKING, Any
 
 from fdpass.lowlevel import index_of
 
-from .arrays import numpy_codec
 from .classes import ctypes_codec, dataclass_codec, namedtuple_codec
 from .codec import Codec
 from .messages import Encoded, Message, MessageCodec
@@ -82,6 +81,8 @@ def _make_codec(spec: Any, _scalar: Any) -> Codec:
     codec = _class_codec(spec) if isinstance(spec, type) else None
     # If numpy is not imported, the spec cannot be one of its types.
     if codec is None and (numpy := sys.modules.get("numpy")):
+        from .arrays import numpy_codec  # noqa: PLC0415 (for programs that use numpy alone)
+
         # Scalar types missing from this table, such as numpy.floating, are abstract.
         if isinstance(spec, type) and spec in numpy.sctypeDict.values():
             return numpy_codec(numpy, spec, numpy.dtype(spec))

@@ -1,15 +1,11 @@
 """What comes beside a frame: descriptors and regions, checked and grouped."""
 
-from __future__ import annotations
-
 import fcntl
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from collections.abc import Iterable
+from typing import NamedTuple, TypeAlias
 
 import fdpass
 from ipcqueue._records.messages import OUT_AGAIN, OUT_OF_LINE, Framed
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 Spent: TypeAlias = fdpass.Fd | fdpass.MemoryRegion
 

@@ -1,20 +1,16 @@
 """Segments in memory: maps them, reads and writes their headers."""
 
-from __future__ import annotations
-
 import errno
 import mmap
 import os
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from fdpass.lowlevel import Owner
 from ipcqueue._core import ffi, lib
 from ipcqueue._waiting import lib as waiting
 
 from .identity import MAGIC, Identity
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 U64 = (1 << 64) - 1  # indices are u64, also where they wrap
 

@@ -270,8 +270,63 @@ def test_importing_a_package_loads_nothing_it_does_not_need(package):
 
 @pytest.mark.parametrize("package", BELOW)
 def test_importing_a_package_loads_nothing_that_is_slow_to_import(package):
-    slow = {"dataclasses", "hashlib", "inspect", "logging", "pathlib", "pickle", "queue"}
+    slow = {
+        *("dataclasses", "datetime", "decimal", "hashlib", "inspect", "json", "logging", "pathlib"),
+        *("pickle", "queue", "random", "secrets", "shutil", "signal", "ssl", "string", "tempfile"),
+        *("tokenize", "traceback", "uuid"),
+    }
     assert slow & loaded_by(f"import {package}") == set()
+
+
+FRAMES = {"ipcqueue._ring.frame_sender", "ipcqueue._ring.frame_receiver", "ipcqueue._ring.outside"}
+SLOTS = {"ipcqueue._ring.slot_sender", "ipcqueue._ring.slot_receiver"}
+
+
+@pytest.mark.parametrize(
+    ("statement", "expected"),
+    [("pass", set()), ("memenpsf.pair(8)", SLOTS), ("memenpsf.pair(bytes)", FRAMES)],
+)
+def test_the_ends_of_a_ring_are_loaded_by_the_first_terms_of_their_shape(statement, expected):
+    loaded = loaded_by(f"import memenpsf; {statement}")
+    assert loaded & (FRAMES | SLOTS) == expected
+    assert "ipcqueue._records.arrays" not in loaded
+
+
+# Where annotations are text, a NamedTuple or TypedDict compiles each of them when it is made.
+COMPILES_ANNOTATIONS = {"ipcqueue/_link/waiters.py": "its Wait names Wire, which imports it"}
+
+
+def test_importing_compiles_no_annotations():
+    loaded = loaded_by("import memenpsf")
+    found = set()
+    for module in MODULES:
+        if str(Path(module).with_suffix("")).replace("/", ".") not in loaded:
+            continue
+        body = parsed(module).body
+        bases = {
+            getattr(base, "id", None)
+            for node in body
+            if isinstance(node, ast.ClassDef)
+            for base in node.bases
+        }
+        text = any(
+            isinstance(node, ast.ImportFrom) and node.module == "__future__" for node in body
+        )
+        if text and bases & {"NamedTuple", "TypedDict"}:
+            found.add(module)
+    assert found == {*COMPILES_ANNOTATIONS}
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("ipcqueue/")])
+def test_what_only_type_checkers_read_is_not_made_at_run_time(module):
+    """A Protocol takes longer to make than any other class."""
+    made = [
+        node.name
+        for node in parsed(module).body
+        if isinstance(node, ast.ClassDef)
+        and "Protocol" in {getattr(b, "id", 0) for b in node.bases}
+    ]
+    assert made == []
 
 
 @pytest.mark.parametrize(
