@@ -114,7 +114,11 @@ def check_size(size: int, what: str) -> None:
 
 
 def _layout(size: int, runs: Sequence[Run]) -> Layout:
-    from hashlib import blake2b  # noqa: PLC0415 (slow to import; messages do without)
+    # Here, because messages do without.  hashlib has the same function, and loads OpenSSL: 3 ms.
+    try:
+        from _blake2 import blake2b  # noqa: PLC0415
+    except ImportError:  # of a Python that is built without
+        from hashlib import blake2b  # noqa: PLC0415
 
     text = f"{size} bytes:" + "".join(f" {run}" for run in runs)
     digest = blake2b(text.encode("ascii"), digest_size=16).digest()

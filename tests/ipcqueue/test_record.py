@@ -27,7 +27,7 @@ from ipcqueue._records import spec as _spec
 from ipcqueue._records import structs as _structs
 from ipcqueue._records.classes import char, f32, f64, i8, i16, i32, i64, u8, u16, u32, u64
 from ipcqueue._records.codec import Codec, encoder_of_many
-from ipcqueue._records.layout import MAX_RECORD, MAX_RUNS
+from ipcqueue._records.layout import MAX_RECORD, MAX_RUNS, bytes_layout
 from ipcqueue._records.spec import codec_for
 
 
@@ -349,6 +349,13 @@ def test_the_fingerprint_is_the_hash_of_the_text():
     text = layout.description.encode("ascii")
     assert layout.fingerprint == hashlib.blake2b(text, digest_size=16).digest()
     assert len(layout.fingerprint) == 16
+
+
+def test_the_fingerprint_is_the_same_where_python_has_blake2_in_openssl_alone(monkeypatch):
+    monkeypatch.setitem(sys.modules, "_blake2", None)
+    layout = bytes_layout(24)
+    assert layout == codec_for(24).layout
+    assert layout.fingerprint == hashlib.blake2b(b"24 bytes: 0:char[24]", digest_size=16).digest()
 
 
 def test_a_long_description_is_cut_and_the_fingerprint_is_not():

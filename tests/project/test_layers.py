@@ -278,6 +278,12 @@ def test_importing_a_package_loads_nothing_that_is_slow_to_import(package):
     assert slow & loaded_by(f"import {package}") == set()
 
 
+@pytest.mark.parametrize("spec", ["bytes", "24", "'<QdI'"])
+def test_the_first_record_loads_nothing_that_is_slow_to_import(spec):
+    loaded = loaded_by(f"import memenpsf; memenpsf.pair({spec})")
+    assert {"hashlib", "dataclasses", "inspect", "logging", "pickle"} & loaded == set()
+
+
 FRAMES = {"ipcqueue._ring.frame_sender", "ipcqueue._ring.frame_receiver", "ipcqueue._ring.outside"}
 SLOTS = {"ipcqueue._ring.slot_sender", "ipcqueue._ring.slot_receiver"}
 
