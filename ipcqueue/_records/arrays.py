@@ -112,9 +112,10 @@ def _numpy_encode_many(
         if records.dtype != dtype.base or records.shape[1:] != dtype.shape:
             return convert_many(records)
         if not records.flags.c_contiguous:
-            # Not with numpy's own copies: they skip padding, so old memory there would be sent.
+            # Not with numpy's own copies: before numpy 2.5 they skip padding, so old memory there
+            # would be sent.
             packed = np.zeros(records.shape, records.dtype)
-            packed[...] = records
+            _copy_fields(packed, records)
             records = packed
         return memoryview(records.reshape(-1).view(np.uint8)), len(records)
 
@@ -146,7 +147,7 @@ def _numpy_fill(np: Any, out: Any, value: Any) -> None:
     if isinstance(value, np.void | np.ndarray) and value.dtype == out.dtype:
         if value.shape != out.shape:
             raise ValueError(f"an array of shape {value.shape} where {out.shape} is expected")
-        out[...] = value
+        _copy_fields(out, value)
         return
     keys: Any = range(len(out)) if out.ndim else names
     if not isinstance(value, (tuple, list) if out.ndim else tuple):
@@ -155,6 +156,16 @@ def _numpy_fill(np: Any, out: Any, value: Any) -> None:
         raise ValueError(f"{len(value)} items where {len(keys)} are expected")
     for key, item in zip(keys, value, strict=True):
         _numpy_fill(np, out[key, ...] if out.ndim else out[key], item)
+
+
+def _copy_fields(out: Any, given: Any) -> None:
+    """Assign what has the same dtype, without its padding, which numpy copies from 2.5 on."""
+    names = out.dtype.names
+    if names is None:
+        out[...] = given
+        return
+    for name in names:
+        _copy_fields(out[name], given[name])
 
 
 def _numpy_assign(np: Any, out: Any, value: Any) -> None:

@@ -859,7 +859,9 @@ def test_numpy_converts_what_loses_nothing():
     assert codec_for(np.float32).encode(float("inf")) == np.float32("inf").tobytes()
     assert codec_for(np.dtype("V4")).encode(b"a\0b\0") == b"a\0b\0"
     assert codec_for(np.dtype("M8[ns]")).encode(np.datetime64(1, "s")) == struct.pack("q", 10**9)
-    assert codec_for(np.dtype("M8[ns]")).encode(np.datetime64("NaT")) == struct.pack("q", -(2**63))
+    assert codec_for(np.dtype("M8[ns]")).encode(np.datetime64("NaT", "s")) == struct.pack(
+        "q", -(2**63)
+    )
     assert codec_for(np.dtype("c8")).encode(1.5) == struct.pack("ff", 1.5, 0)
 
 
