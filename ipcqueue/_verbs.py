@@ -138,6 +138,11 @@ class Sends(Connection[T]):
         return self._endpoint.indices()
 
 
+# A zero of these types is no time.  Zeros of other types are converted first: numpy's timedelta64,
+# for one, is not to be compared with numbers.
+_NUMBERS = frozenset((int, float))
+
+
 class Receives(Connection[T]):
     """A connection that takes records."""
 
@@ -167,7 +172,7 @@ class Receives(Connection[T]):
         try:
             for record in self._ready if timeout is None or timeout else self._endpoint.ready:
                 return record
-            if timeout == 0 and self._receiver.is_quiet():
+            if not timeout and type(timeout) in _NUMBERS and self._receiver.is_quiet():
                 return default
             record = self._threads.pop(timeout)
             return default if record is None else record
