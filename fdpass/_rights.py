@@ -84,7 +84,7 @@ def unpack(ancillary: Ancillary) -> tuple[list[int], list[int]]:
         if level == socket.SOL_SOCKET and kind in (socket.SCM_RIGHTS, _SCM_PIDFD):
             whole = len(payload) - len(payload) % _INT  # a cut list may end inside a number
             numbers = array("i", payload[:whole])
-            (sent if kind == socket.SCM_RIGHTS else stray).extend(n for n in numbers if n >= 0)
+            (sent if kind == socket.SCM_RIGHTS else stray).extend([n for n in numbers if n >= 0])
     return sent, stray
 
 

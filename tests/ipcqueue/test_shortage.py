@@ -56,11 +56,15 @@ def rest(other):
     return list(iter(lambda: other.recv(timeout=0), None))
 
 
+def nothing():
+    """Made here: CPython 3.12 and 3.13 crash later if there is no memory for a function."""
+
+
 # The fast paths to receive; what of their result are records.
 WAYS = {
     "one": (lambda receiver: next(iter(receiver.ready(False)), None), lambda got: [got]),
     "many": (lambda receiver: next(receiver.many(3), None), lambda got: got),
-    "a loop": (lambda receiver: next(receiver.all(lambda: None, KeyError)), lambda got: [got]),
+    "a loop": (lambda receiver: next(receiver.all(nothing, KeyError)), lambda got: [got]),
     "a message": (
         lambda it: next(it.ready(False, ipcqueue.Received), None),
         lambda it: [it.record],
@@ -291,7 +295,8 @@ def test_a_module_that_could_not_be_loaded_can_be_loaded_later():
 
         first = bisect.bisect_left(range(10_000), True, key=lambda nth: status(nth) == 0)
         assert first > 100
-        assert {status(nth) for nth in range(first - 20, first)} == {3}
+        # One allocation more or less of this program moves the end.
+        assert {status(nth) for nth in range(first - 20, first - 1)} == {3}
     """
     subprocess.run([sys.executable, "-c", program, direct.__file__], check=True)
 
