@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import errno
 import inspect
@@ -1088,4 +1087,4 @@ def test_ctrl_c_as_a_thread_starts_waits_for_its_handler(pool, tmp_path, monkeyp
 def test_the_policy_knows_no_event_loop():
     """A door for another loop uses it as it is."""
     assert not {"trio", "asyncio"} & set(vars(_policy))
-    assert asyncio.iscoroutinefunction(async_function)
+    assert inspect.iscoroutinefunction(async_function)

@@ -23,6 +23,7 @@ class Union(ctypes.Union):
 
 class Packed(ctypes.Structure):
     _pack_ = 1
+    _layout_ = "ms"
     _fields_ = [("byte", ctypes.c_uint8), ("pointer", ctypes.c_void_p)]
 
 
