@@ -803,6 +803,8 @@ class Death(Places):
     def run(self, call):
         # In a frame of its own: that of a caller may have the tracer of coverage.py from before the
         # fork, which has stopped, and would stop this one at the caller's next line.
+        # CPython 3.12 asks at settrace() whether any frame wants its opcodes traced.
+        sys._getframe().f_trace_opcodes = True
         sys.settrace(self)
         call()
 
