@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, overload
 import fdpass
 from fdpass.lowlevel import Closable
 
+from . import _guesses
 from ._direct import persist
 from ._link.opening import Opening
 from ._link.terms import Terms, check_options, checked_socket
@@ -194,3 +195,10 @@ class Connection(Closable, Generic[T]):
 
     def __repr__(self) -> str:
         return repr(self._endpoint)
+
+    def __dir__(self) -> list[str]:
+        return _guesses.listed(self, super().__dir__())
+
+
+_guesses.guess(Connection, _guesses.ANY)
+_guesses.guess(Connection, {"use `timeout` of each call; or arm(), and poll fileno()": ("poll",)})

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import socket
+from itertools import chain
 from typing import TYPE_CHECKING, Any, overload
 
 from ._errors import HandshakeTimeout
+from ._guesses import RECEIVES, SENDS, guess
 from ._link.endpoint import advance
 from ._link.handshake import Role
 from ._link.opening import Opening
@@ -155,6 +157,14 @@ class Receiver(Receives[T]):
         Bytes of the ring with messages of any length; see Sender.indices.  Raises Closed.
         """
         return self._endpoint.indices()
+
+
+_SENDS = ("xmit", "xmit_many", "push", "push_many", "loan", "await_space", *chain(*SENDS.values()))
+_RECEIVES = (
+    "recv", "recv_vectored", "recv_message", "pop", "pop_many", "borrow", *chain(*RECEIVES.values()),
+)  # fmt: skip
+guess(Sender, {"it only sends; its peer, a Receiver, receives": _RECEIVES})
+guess(Receiver, {"it only receives; its peer, a Sender, sends": _SENDS})
 
 
 @overload

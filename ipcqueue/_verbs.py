@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, overload
 
 from ._connection import Connection
 from ._errors import EndOfStream
+from ._guesses import RECEIVES, SENDS, check_many, guess
 from ._origin import tag_error, tag_unless_given, tagged
 from ._ring.codes import RingError
 from ._types import T
@@ -104,6 +105,7 @@ class Sends(Connection[T]):
         try:
             return self._threads.push_many(records, timeout)
         except Exception as error:
+            check_many(records, error)
             tag_unless_given(error, self)
             raise
 
@@ -230,3 +232,12 @@ class Receives(Connection[T]):
         a loop that is left early has not seen, the next call gets.  recv() takes one at a time.
         """
         return self._receiver.all(self.recv, EndOfStream)  # type: ignore[no-any-return]
+
+
+guess(Sends, SENDS)
+guess(Receives, RECEIVES)
+
+# What CPython raises for a wrong number of arguments names the verb, not a class of this file.
+for _name, _verb in {**vars(Sends), **vars(Receives)}.items():
+    if hasattr(_verb, "__qualname__") and not _name.startswith("_"):
+        _verb.__qualname__ = getattr(_verb, "__wrapped__", _verb).__qualname__ = _name

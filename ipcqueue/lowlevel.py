@@ -17,6 +17,7 @@ from fdpass.lowlevel import Closable, Owner, monotonic, seconds_of, shown_second
 
 from ._connection import Connection
 from ._direct import persist, resume
+from ._guesses import GUESSED, check_many, guess, listed
 from ._link import plans
 from ._link.endpoint import Endpoint, advance
 from ._link.handshake import Role
@@ -32,6 +33,7 @@ from ._types import Buffer, D, N, NumpyDtype, T
 from ._verbs import Receives, Sends
 
 __all__ = [
+    "GUESSED",
     "NOW",
     "Buffer",
     "Closable",
@@ -57,13 +59,16 @@ __all__ = [
     "Terms",
     "Wait",
     "advance",
+    "check_many",
     "check_options",
     "checked_number",
     "checked_socket",
     "deadline_of",
     "drive",
     "drop_socket",
+    "guess",
     "is_ambiguous_uid",
+    "listed",
     "monotonic",
     "open_endpoint",
     "open_pair",

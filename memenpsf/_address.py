@@ -258,7 +258,12 @@ def _bind_file(address: Address, sock: socket.socket, wanted: Permissions) -> tu
     assert path is not None  # noqa: S101 (for the type checker)
     with contextlib.suppress(OSError):  # not every kernel can; _permit() checks the mode below
         os.fchmod(sock.fileno(), wanted.mode)  # bind() makes the file with it, less the umask
-    named(address, sock.bind, str(path))
+    try:
+        named(address, sock.bind, str(path))
+    except FileNotFoundError as error:
+        there = path.parent.is_dir()  # as /proc is
+        why = "no file can be made in this directory" if there else no_directory(address)
+        raise FileNotFoundError(errno.ENOENT, f"{error.strerror}: {why}", str(path)) from None
     # From here to listen() nobody can connect, whatever the mode.
     inode = None
     try:
@@ -383,6 +388,12 @@ def named(address: Address, call: Callable[[str], object], sockaddr: str) -> Non
         if error.errno is None:
             raise
         raise OSError(error.errno, os.strerror(error.errno), str(address)) from error
+
+
+def no_directory(address: Address) -> str:
+    """Say that a path leads into a directory that is not there."""
+    relative = not Path(address.given).is_absolute()
+    return "there is no such directory" + ("; what has a slash is a path" if relative else "")
 
 
 def _inode(status: os.stat_result) -> tuple[int, int]:

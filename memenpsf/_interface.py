@@ -10,16 +10,22 @@ from ipcqueue.lowlevel import (
     Sends,
     T,
     Terms,
-    checked_socket,
     deadline_of,
     drive,
     drop_socket,
+    guess,
     open_endpoint,
     open_pair,
     tagged,
 )
 
-from ._options import BOTH_WAYS, check_interface_options, checked_role, prepare_to_connect
+from ._options import (
+    BOTH_WAYS,
+    check_interface_options,
+    checked_role,
+    checked_stream,
+    prepare_to_connect,
+)
 
 if TYPE_CHECKING:
     import os
@@ -93,7 +99,7 @@ class Interface(Sends[T], Receives[T]):
 
         Takes the socket, also when this fails.
         """
-        checked_socket(stream)
+        checked_stream(stream)
         try:
             self.role = checked_role(role)
             check_interface_options(type(self).__name__, options, ("role",))
@@ -122,6 +128,19 @@ class Interface(Sends[T], Receives[T]):
         the same connection.
         """
         return self._endpoint.arm(records=records, space=space)
+
+
+guess(
+    Interface,
+    {
+        "use xmit()": ("push",),
+        "use xmit_many()": ("push_many",),
+        "use recv()": ("pop",),
+        "use recv_vectored()": ("pop_many",),
+        "listen() returns what accepts": ("accept",),
+        "use close()": ("aclose",),
+    },
+)
 
 
 @overload

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from ipcqueue.lowlevel import Owner
+from ipcqueue.lowlevel import Owner, guess, listed
 
 from ._pending import PendingClients
 
@@ -31,3 +31,19 @@ class AnyListener(Owner):
     def __repr__(self) -> str:
         state = "closed" if self._pending.closed else "open"
         return f"<{self._shown_as} {self.address}: {state}>"
+
+    def __dir__(self) -> list[str]:
+        return listed(self, super().__dir__())
+
+
+guess(
+    AnyListener,
+    {
+        "use accept(), or a loop over the listener": ("get", "next_client", "connections"),
+        "accept() returns the Interface that has it": ("xmit", "recv", "send", "receive", "peer"),
+        "use serve()": ("serve", "serve_forever", "run"),
+        "use a thread that accepts, or memenpsf.trio": ("fileno", "poll", "settimeout"),
+        "its attribute is `address`": ("name", "path", "getsockname"),
+        "use close(), or aclose() under Trio": ("shutdown", "stop", "disconnect"),
+    },
+)

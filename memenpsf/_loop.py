@@ -21,10 +21,10 @@ from ipcqueue import (
     Unaccepted,
     interface_of,
 )
-from ipcqueue.lowlevel import Owner, checked_socket, drop_socket
+from ipcqueue.lowlevel import Owner, drop_socket
 
 from ._interface import Interface
-from ._options import check_interface_options
+from ._options import check_interface_options, checked_stream
 
 if TYPE_CHECKING:
     import socket
@@ -115,7 +115,7 @@ def run(
     not be decoded.
     """
     role: Literal["client", "server"] = "client" if typ == 0 else "server"
-    checked_socket(stream)
+    checked_stream(stream)
     try:
         check_loop_options(options)
     except TypeError:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from ipcqueue.lowlevel import Role, Terms, check_options
+from ipcqueue.lowlevel import Role, Terms, check_options, checked_socket
 
 from ._quota import INSTEAD
 
 if TYPE_CHECKING:
     import os
+    import socket
     from collections.abc import Iterable
     from typing import Literal
 
@@ -53,6 +54,15 @@ _ELSEWHERE = {
     "role": "Interface(), connect() or listen()",
     "on_error": "serve()",
 }
+
+
+def checked_stream(stream: socket.socket) -> socket.socket:
+    """Return the socket; raise TypeError for anything else, and say what takes an address."""
+    if isinstance(stream, str) or hasattr(stream, "__fspath__"):
+        raise TypeError(
+            f"expected a connected AF_UNIX socket, got {stream!r}: connect() takes an address"
+        )
+    return checked_socket(stream)
 
 
 def checked_role(role: str) -> str:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, NoReturn
 from ipcqueue import HandshakeTimeout
 from ipcqueue.lowlevel import Wait, deadline_of, monotonic, shown_seconds
 
-from ._address import STARTING, just_bound, named
+from ._address import STARTING, just_bound, named, no_directory
 from ._places import RUNTIME, TEMPORARY, delays, open_place, places
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ class _Search:
         wanted = usable[0].path
         assert wanted is not None  # noqa: S101 (for the type checker)
         if not self._address.is_name and not wanted.parent.is_dir():
-            return ["there is no such directory"]
+            return [no_directory(self._address)]
         files = [file for where in usable if where.path for file in _sockets(where.path.parent)]
         # This takes time if there are many sockets, so do it only if it can tell something.
         listening, whole = _listening() if files or self._address.is_name else ([], True)

@@ -6,6 +6,7 @@ them, and may end in the middle of one.
 
 from __future__ import annotations
 
+import os
 from enum import IntEnum
 
 from fdpass.lowlevel import exported
@@ -66,7 +67,8 @@ _SAID_OF: dict[Reason, str] = {
     Reason.RECORD: "it states another record: state the same on both sides",
     Reason.SEALS: "our memory is not sealed as it demands",
     Reason.SIZE: "our ring is larger than its max_segment: state a smaller capacity, or raise that",
-    Reason.CREDENTIALS: "it does not admit this user: add the user id to its allow_uids",
+    Reason.CREDENTIALS: "it does not admit this user: the server's option allow_uids must name uid "
+    "{uid}",
     Reason.ROLE: "these ends do not belong together, such as two senders",
     Reason.LIMIT: "this user has all it may have there, or the peer is short of memory or "
     "descriptors: close connections, or raise the limits of its listener",
@@ -91,7 +93,8 @@ def refusal(argument: int) -> QueueError:
         return Refused(f"the peer refused the connection, for a reason unknown here ({argument})")
     if reason is Reason.PROTOCOL:
         return Refused("the peer refused the connection: it says that we broke the protocol")
-    return ERROR_OF_REASON[reason](f"the peer refused the connection: {_SAID_OF[reason]}")
+    said = _SAID_OF[reason].format(uid=os.geteuid())
+    return ERROR_OF_REASON[reason](f"the peer refused the connection: {said}")
 
 
 def err(error: QueueError | OSError) -> bytes:

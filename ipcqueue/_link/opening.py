@@ -85,7 +85,7 @@ class Opening(Owner):
             if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
                 raise ValueError(f"expected an AF_UNIX SOCK_STREAM socket, got {sock!r}")
             sock.setblocking(False)
-            self.peer = fdpass.peer_credentials(sock)
+            self.peer = _peer_of(sock)
             admitted = terms.allow_uids
             if admitted is not None and self.peer.uid not in admitted:
                 raise CredentialsRefused(
@@ -209,6 +209,17 @@ class Opening(Owner):
             if held is not None:
                 held.close()
         self.lease.close()
+
+
+def _peer_of(sock: socket.socket) -> Credentials:
+    try:
+        return fdpass.peer_credentials(sock)
+    except OSError as error:
+        if error.errno != errno.ENOTCONN:
+            raise
+        raise OSError(
+            errno.ENOTCONN, f"expected a connected AF_UNIX socket, got one that is not: {sock!r}"
+        ) from None
 
 
 def refuse(sock: socket.socket, error: BaseException | None) -> None:

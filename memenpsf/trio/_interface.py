@@ -22,6 +22,7 @@ from trio.lowlevel import (
 
 from ipcqueue import QueueError
 from ipcqueue.lowlevel import (
+    GUESSED,
     Connection,
     Event,
     Opening,
@@ -29,14 +30,22 @@ from ipcqueue.lowlevel import (
     T,
     Terms,
     advance,
-    checked_socket,
+    check_many,
     deadline_of,
     drop_socket,
+    guess,
+    listed,
     plans,
     seconds_of,
 )
 
-from .._options import BOTH_WAYS, check_interface_options, checked_role, prepare_to_connect
+from .._options import (
+    BOTH_WAYS,
+    check_interface_options,
+    checked_role,
+    checked_stream,
+    prepare_to_connect,
+)
 from .._seeking import connecting
 from ._blocks import AsyncBorrowing, AsyncLoan
 from ._errors import Closed, Full, ours
@@ -326,6 +335,7 @@ class Interface(Owner, trio.abc.Channel[T]):
             await checkpoint_if_cancelled()
             return await self._tasks.drive(plans.push_many(endpoint, records, timeout))
         except Exception as error:
+            check_many(records, error)
             raise ours(error, self, given=True) from error.__cause__
 
     @enable_ki_protection
@@ -515,6 +525,13 @@ class Interface(Owner, trio.abc.Channel[T]):
             return repr(self._endpoint)
         return f"<memenpsf.trio.Interface {self.name!r}: no handshake yet>"
 
+    def __dir__(self) -> list[str]:
+        return listed(self, super().__dir__())
+
+
+guess(Interface, GUESSED)
+guess(Interface, {"xmit() and recv() wait themselves": ("poll", "fileno", "arm")})
+
 
 def plain_socket(
     stream: Stream,
@@ -524,7 +541,7 @@ def plain_socket(
         stream = stream.socket
     if isinstance(stream, trio.socket.SocketType):
         return socket.socket(fileno=stream.detach())
-    return checked_socket(stream)
+    return checked_stream(stream)
 
 
 @overload

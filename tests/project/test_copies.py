@@ -43,6 +43,7 @@ PLAIN = {
     "fdpass._region.Exporter": "a name for two types",
     "fdpass._rights.Incoming": "numbers and bytes",
     "fdpass._rights.Outgoing": "borrows its descriptors until they are sent",
+    "ipcqueue._guesses.Guess": "a name and advice, of a class",
     "ipcqueue._ring.bounds.Budget": "numbers",
     "ipcqueue._ring.bounds.Pace": "numbers, and a function of the application",
     "ipcqueue._link.alarms.FalseAlarms": "numbers",

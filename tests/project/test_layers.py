@@ -210,6 +210,7 @@ FLOORS = [
         "_packer",
         "_interpreter",
         "_errors",
+        "_guesses",
         "_origin",
         "_types",
     ),
