@@ -313,7 +313,8 @@ class MemoryRegion(Closing):
 
     def __repr__(self) -> str:
         state = " closed" if self.closed else ""
-        return f"<MemoryRegion {self._mode} {self.size} bytes{state}>"
+        what = f"{self._mode} {self.size} bytes" if hasattr(self, "_mode") else "half made"
+        return f"<MemoryRegion {what}{state}>"
 
 
 class Token(Fd):

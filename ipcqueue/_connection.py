@@ -194,7 +194,8 @@ class Connection(Closable, Generic[T]):
         self._endpoint.close()
 
     def __repr__(self) -> str:
-        return repr(self._endpoint)
+        endpoint: Any = vars(self).get("_endpoint")
+        return f"<{type(self).__name__}: half made>" if endpoint is None else repr(endpoint)
 
     def __dir__(self) -> list[str]:
         return _guesses.listed(self, super().__dir__())

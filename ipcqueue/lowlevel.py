@@ -24,6 +24,7 @@ from ._link.handshake import Role
 from ._link.lease import Lease
 from ._link.opening import Opening, refuse
 from ._link.options import PairOptions, QueueOptions, checked_number
+from ._link.shown import printable, shown_peer, shown_record
 from ._link.terms import Terms, check_options, checked_socket, deadline_of
 from ._link.waiters import NOW, Event, Wait
 from ._origin import tag_error, tag_unless_given, tagged
@@ -75,9 +76,12 @@ __all__ = [
     "peer_credentials",
     "persist",
     "plans",
+    "printable",
     "refuse",
     "resume",
     "seconds_of",
+    "shown_peer",
+    "shown_record",
     "shown_seconds",
     "tag_error",
     "tag_unless_given",

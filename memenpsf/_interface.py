@@ -184,8 +184,11 @@ def connect(
 
     deadline = deadline_of(timeout)
     where, terms, role = prepare_to_connect(address, record, timeout, options)
-    opening = Opening(drive(connecting(where, timeout)), terms)
+    found = drive(connecting(where, timeout))
+    opening = Opening(found.sock, terms)
     opening.deadline = deadline
+    opening.address = str(found.address)
+    opening.who = f"the server at {opening.address}"
     interface: Interface[Any] = Interface.of(open_endpoint(opening))
     interface.role = role
     return interface

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+import sys
+import warnings
+from typing import Any, ClassVar
 
-from ipcqueue.lowlevel import Owner, guess, listed
+from ipcqueue.lowlevel import Owner, guess, listed, printable, shown_record
 
 from ._pending import PendingClients
 
@@ -29,8 +31,24 @@ class AnyListener(Owner):
         return self._pending.refused
 
     def __repr__(self) -> str:
-        state = "closed" if self._pending.closed else "open"
-        return f"<{self._shown_as} {self.address}: {state}>"
+        try:
+            pending = self._pending
+            state = "closed" if pending.closed else "open"
+            record = shown_record(pending.terms.codec)
+            refused = f", {pending.refused} refused" if pending.refused else ""
+            return f"<{self._shown_as} {printable(self.address)}: {state}, {record}{refused}>"
+        except Exception:  # noqa: BLE001 (half made; or no memory)
+            return f"<{self._shown_as}: half made>"
+
+    def __del__(self, warn: Any = warnings.warn, finalizing: Any = sys.is_finalizing) -> None:
+        pending = getattr(self, "_pending", None)  # None: half made
+        if pending is None or pending.closed or finalizing():
+            return
+        try:
+            if pending.bound.ours:
+                warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
+        finally:
+            pending.close()
 
     def __dir__(self) -> list[str]:
         return listed(self, super().__dir__())

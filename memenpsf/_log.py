@@ -8,7 +8,7 @@ import math
 import threading
 
 from ipcqueue import QueueError
-from ipcqueue.lowlevel import Owner, monotonic
+from ipcqueue.lowlevel import Owner, monotonic, printable
 
 logger = logging.getLogger("memenpsf")
 
@@ -27,7 +27,7 @@ def one_line(error: BaseException) -> str:
     text = text or type(error).__name__
     if len(text) > _MAX_CHARACTERS:
         text = text[:_MAX_CHARACTERS] + "…"
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return printable(text)
 
 
 class LimitedLog(Owner):

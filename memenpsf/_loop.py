@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import reprlib
 import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -60,6 +61,10 @@ class Ended:
 
     cause: Exception
     unsent: list[Any] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        unsent = reprlib.repr(getattr(self, "unsent", None))  # None: half made
+        return f"Ended(cause={getattr(self, 'cause', None)!r}, unsent={unsent})"
 
 
 # Seconds after which the sending thread looks whether the peer has ended.  It cannot be woken: a

@@ -351,6 +351,8 @@ class PendingClients(Owner):
             self._came_to_nothing(error, candidate.share.uid)
         else:
             opening.deadline = candidate.deadline
+            opening.address = str(self.bound.address)
+            opening.who = "the client"
             self.handshakes.append(opening)
 
     def _count(self, uid: int) -> int:

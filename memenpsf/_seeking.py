@@ -17,7 +17,7 @@ import socket
 import stat
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from ipcqueue import HandshakeTimeout
 from ipcqueue.lowlevel import Wait, deadline_of, monotonic, shown_seconds
@@ -42,7 +42,14 @@ _MAX_NAMED = 5
 _LONGEST = 40  # characters of a name
 
 
-def connecting(address: Address, timeout: Seconds) -> Generator[Wait, bool, socket.socket]:
+class Found(NamedTuple):
+    """A connected socket, and where its server listens."""
+
+    sock: socket.socket
+    address: Address
+
+
+def connecting(address: Address, timeout: Seconds) -> Generator[Wait, bool, Found]:
     """Connect to a server: a plan.
 
     Raises OSError at once if there is no server, HandshakeTimeout if its backlog stays full.  A
@@ -59,13 +66,14 @@ def connecting(address: Address, timeout: Seconds) -> Generator[Wait, bool, sock
             search = _Search(address)
             if search.connect(sock):
                 undo.pop_all()
-                return sock
+                return Found(sock, search.address)
             now = monotonic()
             if not search.found and not (search.may_be_starting and now < min(patience, deadline)):
                 search.give_up()
             if now >= deadline:
                 raise HandshakeTimeout(
-                    f"{address}: the server had no room within {shown_seconds(timeout)}"
+                    f"{search.address}: the server had no room within {shown_seconds(timeout)}: "
+                    "it is there, but it accepts nobody now, or too slowly"
                 )
             yield Wait(min(next(pauses), deadline - now))
 
@@ -87,6 +95,7 @@ class _Search:
 
     def __init__(self, address: Address) -> None:
         self._address = address
+        self.address = address  # where the server was found
         self._looked: list[tuple[Address, OSError]] = []
         self.found = False  # whether there is a server, but its backlog is full now
         self.may_be_starting = False
@@ -104,6 +113,7 @@ class _Search:
                         self.may_be_starting |= just_bound(candidate.path.stat())
             else:
                 self.found = not connected
+                self.address = candidate
                 return connected
         return False
 

@@ -49,6 +49,7 @@ from .alarms import FalseAlarms, doubled
 from .control import application_message, err
 from .ends import accepted_fds, ends_of
 from .flight import Flight
+from .shown import shown
 from .statistics import Statistics
 from .waiters import MESSAGE, RECORDS, SPACE, Wait, Waiters
 from .wire import Wire, hang_up, has_room, tell
@@ -90,6 +91,7 @@ class Endpoint(Owner):
         self.name = terms.name
         self.peer_name = peer.identity.name
         self.peer: Credentials = agreement.credentials
+        self.address = agreement.address
         self.capacity = own.identity.capacity or peer.identity.capacity
         self.closed = False
         self.owner: Callable[[], object] = _nobody  # a weak reference; see belongs_to()
@@ -546,6 +548,11 @@ class Endpoint(Owner):
     # -- the end ---------------------------------------------------------------------------------
 
     @property
+    def end(self) -> QueueError | None:
+        """How the connection ended; None as long as it has not."""
+        return self._end
+
+    @property
     def ended(self) -> bool:
         """Whether nothing more will come through the socket."""
         return self.closed or self._end is not None
@@ -671,8 +678,7 @@ class Endpoint(Owner):
             self._release()
 
     def __repr__(self) -> str:
-        state = "closed" if self.closed else type(self._end).__name__ if self._end else "open"
-        return f"<{self._shown_as} {self.name!r} with {self.peer_name!r}: {state}>"
+        return shown(self, getattr(self, "_shown_as", type(self).__name__))
 
 
 # Enough reads of 4096 bytes to empty the largest socket buffer a two-byte message can fill.

@@ -85,8 +85,16 @@ class Block(Owner):
         raise NotImplementedError
 
     def __repr__(self) -> str:
-        state = "open" if self._ring_end.lends_to(self) else "not open"
-        return f"<{type(self).__name__} of {self._endpoint!r}: {state}>"
+        kind = type(self).__name__
+        try:
+            state = "open" if self._ring_end.lends_to(self) else "not open"
+            return f"<{kind} of {self._shown_size()}{self._endpoint!r}: {state}>"
+        except Exception:  # noqa: BLE001 (half made; or no memory)
+            return f"<{kind}: half made>"
+
+    def _shown_size(self) -> str:
+        """Say how much it has, for repr()."""
+        raise NotImplementedError
 
     def __enter__(self) -> Self:
         begun = False
@@ -180,6 +188,9 @@ class Loan(Block):
             )
         elif self._tag or self._flags:
             raise BadRecord("tag and flags go with messages (record=bytes), not with records")
+
+    def _shown_size(self) -> str:
+        return f"{self._size} {'bytes' if self._frames else 'records'} of "
 
     @property
     def units(self) -> int:
@@ -311,6 +322,13 @@ class Borrowing(Block):
         else:
             self.data = self._endpoint.as_records(views[0])
         return self
+
+    def _shown_size(self) -> str:
+        if not self._receiver.lends_to(self):
+            return ""
+        if isinstance(self._receiver, FrameReceiver):
+            return f"{len(self._views)} messages of "
+        return f"{sum(v.nbytes for v in self._views[:]) // self._endpoint.codec.size} records of "
 
     def __len__(self) -> int:
         return len(self.data)

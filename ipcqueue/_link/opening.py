@@ -38,7 +38,7 @@ class Agreement(Owner):
     """The result of a handshake: all that a connection needs.
 
     The Opening owns it until an Endpoint is made of it.  The credentials are the peer's, and so is
-    the process, if the kernel tells.
+    the process, if the kernel tells; the address is the server's, as far as it is known.
     """
 
     def __init__(
@@ -50,6 +50,7 @@ class Agreement(Owner):
         own: Segment,
         peer: Segment,
         lease: Lease,
+        address: str,
     ) -> None:
         self.terms = terms
         self.credentials = credentials
@@ -58,6 +59,7 @@ class Agreement(Owner):
         self.own = own
         self.peer = peer
         self.lease = lease
+        self.address = address
 
 
 class Opening(Owner):
@@ -79,6 +81,8 @@ class Opening(Owner):
         self._sender: fdpass.Fd | None = None  # of the peer's HELLO: a pidfd
         self._passed_pidfd = False
         self.process: Process | None = None
+        self.address = ""
+        self.who = "the peer"  # as errors call it
         self.begun = monotonic()
         self.deadline = deadline_of(terms.timeout)
         try:
@@ -108,6 +112,11 @@ class Opening(Owner):
         return self.sock.fileno()
 
     @property
+    def ours(self) -> bool:
+        """Whether this process made it, and not the process that this one was forked from."""
+        return self._generation == fork_generation()
+
+    @property
     def events(self) -> int:
         """The events to poll for before the next step: POLLIN, and POLLOUT until HELLO is sent."""
         return select.POLLIN if self._said_hello else select.POLLIN | select.POLLOUT
@@ -124,7 +133,7 @@ class Opening(Owner):
             if not self._hear_hello():
                 if monotonic() >= self.deadline:
                     raise HandshakeTimeout(
-                        "the peer did not introduce itself within "
+                        f"{self.who} did not introduce itself within "
                         f"{shown_seconds(self.terms.timeout)}: it is there, but busy or stopped, "
                         "or it accepts nobody now; both ends in one thread are made by pair()"
                     )
@@ -142,6 +151,7 @@ class Opening(Owner):
                 self._segments[0],
                 segment,
                 self.lease,
+                self.address,
             )
         except BaseException as error:
             persist(self.abandon, error)
@@ -200,7 +210,7 @@ class Opening(Owner):
 
         In a forked child it only closes the child's copies of the descriptors.
         """
-        if self._generation == fork_generation():
+        if self.ours:
             refuse(self.sock, error)
         else:
             self.sock.close()

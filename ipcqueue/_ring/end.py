@@ -171,15 +171,22 @@ class End(Owner):
 
     def _note_indices(self) -> int:
         """Note the indices as they are, unless the memory is gone; return the core's result."""
+        code, self._last_indices = self._read_indices()
+        return code
+
+    def _read_indices(self) -> tuple[int, tuple[int, int]]:
         ring = self._parked if self._ring is None else self._ring
         if ring is None:
             ring = self._withdrawn
         if ring is None:
-            return DONE
+            return DONE, self._last_indices
         head, tail = ffi.new("uint64_t *"), ffi.new("uint64_t *")
         code = int(self._look_call(ring, head, tail))
-        self._last_indices = int(head[0]), int(tail[0])
-        return code
+        return code, (int(head[0]), int(tail[0]))
+
+    def glance(self) -> tuple[int, int]:
+        """Return (head, tail) without the lock, whatever is wrong with them: to be shown only."""
+        return self._read_indices()[1]
 
     def _withdraw(self) -> Any:
         """Take the ring out of use, and return it; its indices can be read until let_go()."""

@@ -66,6 +66,14 @@ class _Block(Owner, Generic[BlockT]):
         # At once if that is possible, so that a mistake is raised where it is made.
         self._block: BlockT | None = make(endpoint) if endpoint else None
 
+    def __repr__(self) -> str:
+        kind = f"memenpsf.trio.{type(self).__name__}"
+        try:
+            block = self._block
+            return f"<{kind} of {self._interface!r}: not open>" if block is None else repr(block)
+        except Exception:
+            return f"<{kind}: half made>"
+
     @enable_ki_protection
     async def __aenter__(self) -> BlockT:
         begun: BlockT | None = None

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import sys
+import warnings
 from typing import TYPE_CHECKING, Any, overload
 
 import trio
@@ -37,6 +39,8 @@ from ipcqueue.lowlevel import (
     listed,
     plans,
     seconds_of,
+    shown_peer,
+    shown_record,
 )
 
 from .._options import (
@@ -71,6 +75,7 @@ if TYPE_CHECKING:
     )
 
     from .._options import ConnectOptions, InterfaceOptions
+    from .._seeking import Found
 
     Stream: TypeAlias = trio.SocketStream | trio.socket.SocketType | socket.socket
 
@@ -151,12 +156,14 @@ class Interface(Owner, trio.abc.Channel[T]):
         self._tasks = Tasks()
 
     @classmethod
-    def _over(cls, sock: socket.socket, terms: Terms, role: str, deadline: float) -> Interface[T]:
+    def _over(cls, found: Found, terms: Terms, role: str, deadline: float) -> Interface[T]:
         """Take a connected socket; the handshake ends at `deadline`, a monotonic()."""
         self = cls.__new__(cls)
         self.role = role
-        self._opening = Opening(sock, terms)
-        self._opening.deadline = deadline
+        self._opening = opening = Opening(found.sock, terms)
+        opening.deadline = deadline
+        opening.address = str(found.address)
+        opening.who = f"the server at {opening.address}"
         self._set_up(terms, self._opening.peer)
         return self
 
@@ -521,9 +528,30 @@ class Interface(Owner, trio.abc.Channel[T]):
         await checkpoint()
 
     def __repr__(self) -> str:
-        if self._endpoint is not None:
-            return repr(self._endpoint)
-        return f"<memenpsf.trio.Interface {self.name!r}: no handshake yet>"
+        kind = "memenpsf.trio.Interface"
+        try:
+            endpoint, opening = self._endpoint, self._opening
+            if endpoint is not None:
+                return repr(endpoint)
+            terms, failure = self._terms, self._failure
+            who = f"{kind} {terms.name!r}" if terms.name else kind
+            peer = shown_peer("", self._peer.pid, "" if opening is None else opening.address)
+            state = "closed" if opening is None else "no handshake yet"
+            state = state if failure is None else type(failure).__name__
+            return f"<{who} with {peer}: {state}, {shown_record(terms.codec)}>"
+        except Exception:
+            return f"<{kind}: half made>"
+
+    def __del__(self, warn: Any = warnings.warn, finalizing: Any = sys.is_finalizing) -> None:
+        # Before the handshake only: afterwards the endpoint warns.  Half made, it has no _endpoint.
+        opening = getattr(self, "_opening", None)
+        if opening is None or getattr(self, "_endpoint", self) is not None or finalizing():
+            return
+        try:
+            if opening.ours and self._failure is None:
+                warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
+        finally:
+            opening.abandon()
 
     def __dir__(self) -> list[str]:
         return listed(self, super().__dir__())
@@ -578,8 +606,9 @@ async def connect(
     where, terms, role = prepare_to_connect(address, record, timeout, options)
     await checkpoint()
     with contextlib.ExitStack() as undo:
-        sock = undo.enter_context(await Tasks().drive(connecting(where, timeout)))
-        interface: Interface[Any] = Interface._over(sock, terms, role, deadline)  # noqa: SLF001 (one module)
+        found = await Tasks().drive(connecting(where, timeout))
+        undo.enter_context(found.sock)
+        interface: Interface[Any] = Interface._over(found, terms, role, deadline)  # noqa: SLF001 (one module)
         undo.callback(interface.close)
         await interface.do_handshake()
         undo.pop_all()

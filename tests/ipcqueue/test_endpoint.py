@@ -951,12 +951,16 @@ class TestClose:
 
     def test_its_state_can_be_read(self, two_way, peer):
         first, second = two_way
-        assert repr(first) == "<Endpoint '' with '': open>"
+        me = f"pid {os.getpid()}"
+        fd, other = first.fileno(), second.fileno()
+        assert repr(first) == f"<Endpoint fd {fd} with {me}: open, '<Q', out 0/4, in 0/4>"
         first.close()
-        assert repr(first) == "<Endpoint '' with '': closed>"
+        assert repr(first) == f"<Endpoint with {me}: closed, '<Q'>"
         turns(second)
-        assert repr(second) == "<Endpoint '' with '': EndOfStream>"
-        assert repr(peer.endpoint) == "<Endpoint '' with 'peer': open>"
+        assert (
+            repr(second) == f"<Endpoint fd {other} with {me}: EndOfStream, '<Q', out 0/4, in 0/4>"
+        )
+        assert f" with 'peer' ({me}): open, " in repr(peer.endpoint)
 
 
 class TestForgotten:
@@ -975,9 +979,9 @@ class TestForgotten:
         sender.push((1,))
         receiver.pop()
         receiver.pop_many(timeout=0)
-        with pytest.warns(ResourceWarning, match="unclosed <Sender '' with '': open>"):
+        with pytest.warns(ResourceWarning, match="unclosed <Sender fd .*: open, "):
             del sender
-        with pytest.warns(ResourceWarning, match="unclosed <Receiver '' with '': "):
+        with pytest.warns(ResourceWarning, match="unclosed <Receiver fd .*: "):
             del receiver
         assert descriptors() == before
         assert mapped() == mappings

@@ -106,12 +106,12 @@ def test_publish_publishes_at_once_and_leaving_does_nothing_more(any_pair):
 def test_a_block_shows_whose_it_is_and_whether_it_is_open(pair):
     one, other = pair
     loan, borrowing = one.loan(8), other.borrow(timeout=0)
-    assert repr(loan) == f"<Loan of {one!r}: not open>"
+    assert repr(loan) == f"<Loan of 8 bytes of {one!r}: not open>"
     with loan, borrowing:
-        assert repr(loan) == f"<Loan of {one!r}: open>"
-    assert repr(loan) == f"<Loan of {one!r}: not open>"
+        assert repr(loan) == f"<Loan of 8 bytes of {one!r}: open>"
+    assert repr(loan) == f"<Loan of 8 bytes of {one!r}: not open>"
     with borrowing:
-        assert repr(borrowing) == f"<Borrowing of {other!r}: open>"
+        assert repr(borrowing) == f"<Borrowing of 1 messages of {other!r}: open>"
     assert repr(borrowing) == f"<Borrowing of {other!r}: not open>"
 
 

@@ -123,9 +123,9 @@ def test_what_a_listener_is_told_holds_for_every_client(path):
 def test_a_listener_says_where_it_is(path):
     with memenpsf.listen(path, 8) as listener:
         assert listener.address == str(path)
-        assert repr(listener) == f"<Listener {path}: open>"
+        assert repr(listener) == f"<Listener {path}: open, 8 bytes>"
     assert listener.address == str(path)
-    assert repr(listener) == f"<Listener {path}: closed>"
+    assert repr(listener) == f"<Listener {path}: closed, 8 bytes>"
 
 
 @pytest.mark.parametrize(

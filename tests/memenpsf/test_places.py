@@ -64,7 +64,7 @@ def in_tmp(roots):
 
 
 def finds(name):
-    with drive(connecting(resolve(name), 0)):
+    with drive(connecting(resolve(name), 0)).sock:
         return True
 
 

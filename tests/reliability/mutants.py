@@ -1249,7 +1249,7 @@ MUTANTS = [
     ),
     Mutant(
         "what a client makes an exception say goes over several lines",
-        "memenpsf/_log.py",
+        "ipcqueue/_link/shown.py",
         'return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)',
         "return text",
         "conformance/test_serve.py::test_what_a_client_makes_an_exception_say_stays_on_one_short_line",
