@@ -185,8 +185,7 @@ def _numpy_assign(np: Any, out: Any, value: Any) -> None:
         raise TypeError(f"{given.dtype} where {out.dtype} is expected")
     if given.shape != out.shape:
         raise ValueError(f"shape {given.shape} where {out.shape} is expected")
-    if want in "SV":
-        _check_lengths(given, out.dtype)
+    (_check_unit if want in "Mm" else _check_lengths)(np, given, out.dtype)
     with np.errstate(over="raise"):  # a float too large for its field
         out[...] = given
     if want in "iub":
@@ -252,7 +251,17 @@ def _plain_array(np: Any, records: Any, layout: Layout) -> Any:
     return np.asarray(records)
 
 
-def _check_lengths(given: Any, dtype: Any) -> None:
+def _check_unit(np: Any, given: Any, dtype: Any) -> None:
+    """Raise TypeError for times without a unit, which numpy would take to be in that of dtype."""
+    if np.datetime_data(given.dtype)[0] == "generic" and not np.isnat(given).all():
+        name = given.dtype.type.__name__
+        raise TypeError(f"a {name} without a unit where {dtype} is expected: state its unit")
+
+
+def _check_lengths(np: Any, given: Any, dtype: Any) -> None:  # noqa: ARG001 (as _check_unit)
+    """Raise ValueError for texts that numpy would cut; numbers have no length."""
+    if dtype.kind not in "SV":
+        return
     lengths = map(len, given.flat) if given.dtype.kind == "O" else (given.dtype.itemsize,)
     for length in lengths:
         if length > dtype.itemsize or (dtype.kind == "V" and length < dtype.itemsize):

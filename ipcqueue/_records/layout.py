@@ -9,7 +9,9 @@ Rules that decide whether two spellings are the same layout:
 
 - Names and nesting do not count.  Nor does padding, except in the total size.
 - Neighbours of one kind merge: "4I", "IIII" and an array of four c_uint32 are one run.
-- The kinds are u and i (integers), f (floats; a complex is two), bool, and char (opaque bytes).
+- The kinds are u and i (integers), f (floats; a complex is two), bool, and char (opaque bytes);
+  and datetime and timedelta (moments and durations), whose unit is stated: `datetime64(25us)`.
+- A unit is the largest of which its count is whole: 1000 ms are `s`, 1500 ms are `1500ms`.
 - Text is char: "24s", c_char * 24, numpy S24 and V24, and the int spec 24 are the same.
 - Numbers of one byte are not text: "24B" is u8[24], and differs from "24s".
 - Only items of more than one byte have a byte order; big-endian is marked, little-endian is not.
@@ -62,11 +64,29 @@ _CTYPES_REFUSED = {
     "g": "a long double, which differs between machines",
     "u": "a wide character, which differs between machines",
 }
-_NUMPY_KINDS = {"u": "u", "i": "i", "f": "f", "c": "f", "b": "bool", "S": "char", "V": "char"}
+_NUMPY_KINDS = {
+    **{kind: kind for kind in "uif"},
+    **dict.fromkeys("SV", "char"),
+    "c": "f",
+    "b": "bool",
+    "M": "datetime",
+    "m": "timedelta",
+}
 _NUMPY_REFUSED = {
     "O": "holds Python objects, which are pointers into this process",
     "U": "is text of four bytes a character: encode it, and use S",
     "T": "holds strings of any length, which are pointers into this process",
+}
+# How many of a unit are one of the next.  A month has no fixed number of weeks.
+_TIME_UNITS = {
+    **dict.fromkeys(("as", "fs", "ps", "ns", "us", "ms"), 1000),
+    "s": 60,
+    "m": 60,
+    "h": 24,
+    "D": 7,
+    "W": 0,
+    "M": 12,
+    "Y": 0,
 }
 _NUMPY_USERDEF = 256  # NPY_USERDEF in ndarraytypes.h: from here on, types of other packages
 
@@ -78,6 +98,7 @@ class Run(NamedTuple):
     kind: str
     itemsize: int
     order: str
+    unit: str  # of times: what one more means, such as "25us"
     items: int
 
     @property
@@ -87,9 +108,10 @@ class Run(NamedTuple):
 
     def __str__(self) -> str:
         bits = "" if self.kind in {"char", "bool"} else str(self.itemsize * 8)
+        unit = f"({self.unit})" if self.unit else ""
         order = "be" if self.order == ">" else ""
         count = "" if self.items == 1 else f"[{self.items}]"
-        return f"{self.offset}:{self.kind}{bits}{order}{count}"
+        return f"{self.offset}:{self.kind}{bits}{unit}{order}{count}"
 
 
 class Layout(NamedTuple):
@@ -127,10 +149,10 @@ def _layout(size: int, runs: Sequence[Run]) -> Layout:
     return Layout(size, tuple(runs), digest, text)
 
 
-def _item(kind: str, itemsize: int, order: str, count: int = 1) -> list[Run]:
+def _item(kind: str, itemsize: int, order: str, count: int = 1, unit: str = "") -> list[Run]:
     if itemsize == 1:
         order = ""
-    return [Run(0, kind, itemsize, order, count)] if count else []
+    return [Run(0, kind, itemsize, order, unit, count)] if count else []
 
 
 def _merge(runs: Iterable[Run]) -> list[Run]:
@@ -141,7 +163,7 @@ def _merge(runs: Iterable[Run]) -> list[Run]:
             last = merged[-1]
             if run.offset < last.end:
                 raise TypeError(f"fields overlap at byte {run.offset}: {last} and {run}")
-            if run.offset == last.end and run[1:4] == last[1:4]:
+            if run.offset == last.end and run[1:5] == last[1:5]:
                 merged[-1] = last._replace(items=last.items + run.items)
                 continue
         merged.append(run)
@@ -287,8 +309,6 @@ def _numpy_runs(dtype: Any, where: str) -> list[Run]:
     kind, size = dtype.kind, dtype.itemsize
     if kind in _NUMPY_REFUSED:
         raise TypeError(f"{where} {_NUMPY_REFUSED[kind]}")
-    if kind in "mM":
-        kind = "i"
     wide = size > {"f": 8, "c": 16}.get(kind, size)  # long doubles differ between machines
     if kind not in _NUMPY_KINDS or wide or dtype.num >= _NUMPY_USERDEF:
         raise TypeError(f"{where} is of type {dtype}, which has no portable layout")
@@ -297,4 +317,17 @@ def _numpy_runs(dtype: Any, where: str) -> list[Run]:
         return _item("char", 1, "", size)
     if kind == "c":
         return _item("f", size // 2, order, 2)
-    return _item(_NUMPY_KINDS[kind], size, order)
+    unit = _time_unit(dtype, where) if kind in "mM" else ""
+    return _item(_NUMPY_KINDS[kind], size, order, unit=unit)
+
+
+def _time_unit(dtype: Any, where: str) -> str:
+    """Return what a number of a datetime64 or timedelta64 counts; TypeError if nobody says."""
+    unit, count = sys.modules["numpy"].datetime_data(dtype)
+    if unit not in _TIME_UNITS:
+        name = dtype.type.__name__
+        raise TypeError(f"{where} is a {name} without a unit: state one, such as {name}[ns]")
+    names = list(_TIME_UNITS)
+    while (more := _TIME_UNITS[unit]) and count % more == 0:
+        unit, count = names[names.index(unit) + 1], count // more
+    return unit if count == 1 else f"{count}{unit}"

@@ -274,6 +274,17 @@ def test_random_numpy_dtypes_agree_with_struct_and_ctypes_big_endian():
 # Layouts
 
 
+SAME_UNITS = [
+    ("1000as", "fs"),
+    ("1000ns", "us"),
+    ("3600s", "h"),
+    ("48h", "2D"),
+    ("168h", "W"),
+    ("12M", "Y"),
+    ("1000000us", "s"),
+]
+
+
 @pytest.mark.parametrize(
     "specs",
     [
@@ -295,7 +306,9 @@ def test_random_numpy_dtypes_agree_with_struct_and_ctypes_big_endian():
         (">Q4Bi", "!Q4Bi", Big),
         ("<BQ", Packed, np.dtype("u1,<u8")),
         (">4B", "<4B", "=4B", "4B"),
-        ("q", "n", np.dtype("M8[s]"), np.dtype("m8[ns]"), np.int64, ctypes.c_int64 * 1),
+        ("q", "n", np.int64, ctypes.c_int64 * 1),
+        (np.dtype("M8[s]"), np.dtype("M8[1000ms]"), np.dtype([("t", "M8[s]", 1)])),
+        *((np.dtype(f"m8[{many}]"), np.dtype(f"m8[{one}]")) for many, one in SAME_UNITS),
         ("?", np.dtype("b1"), ctypes.c_bool * 1),
         ("e", np.float16),
         (1, "c", "s", "1s", np.dtype("S1")),
@@ -306,6 +319,22 @@ def test_random_numpy_dtypes_agree_with_struct_and_ctypes_big_endian():
 def test_spellings_of_one_layout_have_one_fingerprint(specs):
     assert same(*specs)
     assert len({codec_for(spec).layout for spec in specs}) == 1
+
+
+OTHER_TIMES = [
+    (np.dtype(one), np.dtype(two))
+    for one, two in [
+        ("M8[s]", "M8[ns]"),
+        ("M8[25s]", "M8[s]"),
+        ("m8[ms]", "m8[us]"),
+        ("M8[ns]", "m8[ns]"),
+        ("M8[ns]", "i8"),
+        ("M8[ns]", ">M8[ns]"),
+        ("M8[M]", "M8[4W]"),
+        ("M8[1500ms]", "M8[s]"),
+        ([("a", "M8[s]"), ("b", "M8[ms]")], [("a", "M8[ms]"), ("b", "M8[s]")]),
+    ]
+]
 
 
 @pytest.mark.parametrize(
@@ -330,7 +359,9 @@ def test_spellings_of_one_layout_have_one_fingerprint(specs):
         ("2sx2s", "4sx"),
         (Plain, Packed),
         (np.dtype("c8"), np.dtype("c16")),
+        *(OTHER_TIMES),
     ],
+    ids=label,
 )
 def test_different_layouts_have_different_fingerprints(one, two):
     assert not same(one, two)
@@ -341,6 +372,9 @@ def test_the_description_shows_each_run():
     assert codec_for(Big).layout.description == "16 bytes: 0:u64be 8:u8[4] 12:i32be"
     assert codec_for("=3s?eb").layout.description == "7 bytes: 0:char[3] 3:bool 4:f16 6:i8"
     assert codec_for("8x").layout.description == "8 bytes:"
+    times = np.dtype([("at", ">M8[ns]"), ("took", "m8[25us]", 2), ("years", "m8[24M]")])
+    want = "32 bytes: 0:datetime64(ns)be 8:timedelta64(25us)[2] 24:timedelta64(2Y)"
+    assert codec_for(times).layout.description == want
     assert codec_for(1).layout.description == "1 bytes: 0:char"
 
 
@@ -508,6 +542,8 @@ def test_ctypes_fields_without_portable_meaning_are_named(spec, what):
         ("g", "portable"),
         ("G", "portable"),
         (("O", (2,)), "Python objects"),
+        ("M8", r"without a unit: state one, such as datetime64\[ns\]"),
+        (">m8", r"without a unit: state one, such as timedelta64\[ns\]"),
     ],
     ids=label,
 )
@@ -772,6 +808,8 @@ def test_a_bad_record_is_a_queue_error_and_the_usual_python_errors():
         (np.dtype("M8[s]"), np.datetime64(1, "ms")),
         (np.dtype("M8[ns]"), np.datetime64("3000-01-01", "s")),
         (np.dtype("M8[s]"), 5),
+        (np.dtype("m8[ms]"), np.timedelta64(5)),
+        (np.dtype("m8[ms]"), np.array(5, "m8")),
         (np.dtype("m8[s]"), np.datetime64(1, "s")),
         (np.dtype(("u1", (3,))), 1),
         (np.dtype(("u1", (3,))), [1, 2]),
@@ -863,6 +901,21 @@ def test_numpy_converts_what_loses_nothing():
         "q", -(2**63)
     )
     assert codec_for(np.dtype("c8")).encode(1.5) == struct.pack("ff", 1.5, 0)
+
+
+def test_a_time_is_converted_to_another_unit_if_nothing_is_lost():
+    moment, span = codec_for(np.dtype("M8[us]")), codec_for(np.dtype("m8[25us]"))
+    assert moment.decode(moment.encode(np.datetime64("2024-05-01", "D"))) == np.datetime64(
+        "2024-05-01T00:00:00.000000"
+    )
+    assert span.decode(span.encode(np.timedelta64(1, "ms"))) == np.timedelta64(40, "25us")
+    with pytest.raises(BadRecord, match=r"a value does not fit timedelta64\[25us\]"):
+        span.encode(np.timedelta64(30, "us"))
+    with pytest.raises(BadRecord, match=r"a timedelta64 without a unit where timedelta64\[25us\]"):
+        span.encode(np.timedelta64(40))
+    for codec in (moment, span):  # "not a time" has no unit, and needs none
+        kind = type(codec.decode(bytes(8)))
+        assert np.isnat(codec.decode(codec.encode(kind("NaT"))))
 
 
 def test_numpy_results_are_owned_and_writable():

@@ -1437,6 +1437,34 @@ MUTANTS = [
         "    if False:",
         "conformance/test_arguments.py::test_what_an_option_cannot_be_is_told_before_anything_is_opened[listen-capacity]",
     ),
+    Mutant(
+        "the unit of a time is not told",
+        "ipcqueue/_records/layout.py",
+        'unit = _time_unit(dtype, where) if kind in "mM" else ""',
+        'unit = ""',
+        "conformance/test_layouts.py::test_times_of_another_unit_are_refused",
+    ),
+    Mutant(
+        "times of several units are one run",
+        "ipcqueue/_records/layout.py",
+        "run[1:5] == last[1:5]",
+        "run[1:4] == last[1:4]",
+        "ipcqueue/test_record.py::test_different_layouts_have_different_fingerprints",
+    ),
+    Mutant(
+        "a unit is told as it is spelt",
+        "ipcqueue/_records/layout.py",
+        "    while (more := _TIME_UNITS[unit]) and count % more == 0:\n",
+        "    while (more := _TIME_UNITS[unit]) and count % more == 0 and not more:\n",
+        "conformance/test_layouts.py::test_times_of_one_unit_meet_however_it_is_spelt",
+    ),
+    Mutant(
+        "a time without a unit counts in that of its field",
+        "ipcqueue/_records/arrays.py",
+        'np.datetime_data(given.dtype)[0] == "generic"',
+        'np.datetime_data(given.dtype)[0] == "?"',
+        "ipcqueue/test_record.py::test_a_time_is_converted_to_another_unit_if_nothing_is_lost",
+    ),
 ]
 
 
