@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from typing import TYPE_CHECKING, Any
 
 from fdpass import Unsendable
@@ -11,12 +12,14 @@ from ipcqueue._errors import BadRecord
 from .codec import (
     MASKED,
     NUMBERS_AND_TEXTS,
+    TRUTH,
     Codec,
     are_plain,
     bad_record,
     check_values,
     encoder_of_many,
     loaded,
+    normaliser_of,
     window_of,
 )
 from .layout import Layout, numpy_layout
@@ -44,18 +47,30 @@ def numpy_codec(np: Any, spec: Any, dtype: Any) -> Codec:
     # A scalar with fields is a view of its buffer, so it needs a buffer of its own; a bytearray
     # makes it writable, too.  numpy copies numbers by itself.
     buffer: Any = bytearray if dtype.kind == "V" else memoryview
+    normalise = normaliser_of(layout)
 
     def decode(view: BytesLike) -> Any:
         return array((), dtype, buffer(view))[()]
 
+    def decode_truths(view: BytesLike) -> Any:
+        return adopt_many(bytearray(view), 1)[0]
+
     def decode_many(data: BytesLike, count: int) -> Any:
-        return array((count,), dtype, bytearray(window_of(data, size * count)))
+        return adopt_many(bytearray(window_of(data, size * count)), count)
 
     def adopt_many(data: bytearray, count: int) -> Any:
+        if normalise is not None:
+            normalise(data)
         return array((count,), dtype, data)
 
     def view(memory: memoryview) -> Any:
-        return np.frombuffer(memory, dtype)
+        if normalise is None or not memory.readonly:
+            return np.frombuffer(memory, dtype)
+        # Of the peer, which may write them at any time: numpy trusts that bools are 0 or 1, and
+        # that they stay what they are while it uses them as an index.
+        records = decode_many(memory, memory.nbytes // size)
+        records.flags.writeable = False
+        return records
 
     encode_many = _numpy_encode_many(np, dtype, layout, encode)
     arrays = None if dtype.shape else (array, dtype)  # an array of arrays has another dtype
@@ -65,7 +80,7 @@ def numpy_codec(np: Any, spec: Any, dtype: Any) -> Codec:
         size,
         encode,
         encode_many,
-        decode,
+        decode if normalise is None else decode_truths,
         decode_many,
         view,
         adopt_many,
@@ -134,28 +149,35 @@ def _numpy_encode_many(
     return encode_many
 
 
-def _numpy_fill(np: Any, out: Any, value: Any) -> None:
+def _numpy_fill(np: Any, out: Any, value: Any, field: str = "") -> None:
     """Assign one record, field by field; raise if numpy would cut, wrap or broadcast a value.
 
-    Raises Unsendable, a TypeError, for masked values and for pointers.
+    Raises TypeError, which names the field, ValueError or ArithmeticError; Unsendable, a TypeError,
+    for masked values and for pointers.
     """
+    where = f"field {field!r}: " if field else ""
     names = out.dtype.names
     if names is None:
-        _numpy_assign(np, out, value)
+        try:
+            _numpy_assign(np, out, value)
+        except (TypeError, ValueError, ArithmeticError) as error:
+            raise TypeError(f"{where}{error}") from None
         return
     check_sendable(value)
     if isinstance(value, np.void | np.ndarray) and value.dtype == out.dtype:
         if value.shape != out.shape:
-            raise ValueError(f"an array of shape {value.shape} where {out.shape} is expected")
+            raise ValueError(f"{where}shape {value.shape} where {out.shape} is expected")
         _copy_fields(out, value)
         return
     keys: Any = range(len(out)) if out.ndim else names
     if not isinstance(value, (tuple, list) if out.ndim else tuple):
-        raise TypeError(f"{type(value).__name__} where a tuple of {len(keys)} items is expected")
+        kind = type(value).__name__
+        raise TypeError(f"{where}{kind} where a tuple of {len(keys)} items is expected")
     if len(value) != len(keys):
-        raise ValueError(f"{len(value)} items where {len(keys)} are expected")
+        raise ValueError(f"{where}{len(value)} items where {len(keys)} are expected")
     for key, item in zip(keys, value, strict=True):
-        _numpy_fill(np, out[key, ...] if out.ndim else out[key], item)
+        inner = f"{field}[{key}]" if out.ndim else f"{field}.{key}" if field else key
+        _numpy_fill(np, out[key, ...] if out.ndim else out[key], item, inner)
 
 
 def _copy_fields(out: Any, given: Any) -> None:
@@ -180,9 +202,9 @@ def _numpy_assign(np: Any, out: Any, value: Any) -> None:
         kinds: Any = bytes if want in "SV" else int | np.integer if want in "iub" else ()
         for item in given.flat:
             if not isinstance(item, kinds):
-                raise TypeError(f"{type(item).__name__} where {out.dtype} is expected")
+                raise _unexpected(type(item).__name__, item, out.dtype)
     elif given.dtype.kind not in _NUMPY_TAKES[want]:
-        raise TypeError(f"{given.dtype} where {out.dtype} is expected")
+        raise _unexpected(str(given.dtype), value, out.dtype)
     if given.shape != out.shape:
         raise ValueError(f"shape {given.shape} where {out.shape} is expected")
     (_check_unit if want in "Mm" else _check_lengths)(np, given, out.dtype)
@@ -194,8 +216,17 @@ def _numpy_assign(np: Any, out: Any, value: Any) -> None:
         kept = (out.astype(given.dtype) == given) | np.isnat(given)
     else:
         return
+    if want == "b" and not kept.all():
+        raise _unexpected("", given.item(kept.argmin()), out.dtype)
     if not kept.all():
         raise ValueError(f"a value does not fit {out.dtype}")
+
+
+def _unexpected(kind: str, value: Any, dtype: Any) -> TypeError:
+    """Return the error for a value of another kind."""
+    if dtype.kind == "b":
+        return TypeError(f"{reprlib.repr(value)} where {TRUTH}")
+    return TypeError(f"{kind} where {dtype} is expected")
 
 
 def _numpy_given(np: Any, value: Any) -> Any:

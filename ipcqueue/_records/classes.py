@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from fdpass.lowlevel import index_of
 from ipcqueue._errors import BadRecord
 
-from .codec import Codec, bad_record, encoder_of_many, window_of
+from .codec import Codec, bad_record, encoder_of_many, normaliser_of, window_of
 from .layout import ctypes_layout, struct_layout
 from .structs import compiled, packer_in_c, packing, packing_many
 
@@ -103,7 +103,7 @@ def namedtuple_codec(cls: Any) -> Codec:
     unpack, split = packer.unpack, packer.iter_unpack
     # A plain tuple is accepted; a NamedTuple of another class is a mistake.
     in_c = packer_in_c(packer, cls)
-    encode = packing(packer, layout, (cls, tuple), cls, in_c)
+    encode = packing(packer, layout, (cls, tuple), cls, in_c, cls._fields)
     split_all: Any = None if in_c is None else in_c.unpack
     new: Any = tuple.__new__  # what cls._make does
 
@@ -148,7 +148,7 @@ def dataclass_codec(dataclasses: Any, cls: Any) -> Codec:
     size = packer.size
     unpack, split = packer.unpack, packer.iter_unpack
     in_c = packer_in_c(packer)
-    pack = packing(packer, layout, (tuple,), tuple, in_c)
+    pack = packing(packer, layout, (tuple,), tuple, in_c, names)
     values_of: Any = attrgetter(*names)
     if len(names) == 1:
         value_of = values_of
@@ -192,6 +192,7 @@ def ctypes_codec(ctypes: Any, cls: Any) -> Codec:
     layout = ctypes_layout(ctypes, cls)
     size = layout.size
     copy = cls.from_buffer_copy
+    normalise = normaliser_of(layout)
 
     def encode(record: Any) -> BytesLike:
         if type(record) is not cls:
@@ -202,6 +203,13 @@ def ctypes_codec(ctypes: Any, cls: Any) -> Codec:
 
     def decode_many(data: BytesLike, count: int) -> list[Any]:
         view = window_of(data, size * count)
+        if normalise is not None:
+            view = bytearray(view)
+            normalise(view)
         return [copy(view, offset) for offset in range(0, size * count, size)]
 
-    return Codec(cls, layout, size, encode, encoder_of_many(encode), copy, decode_many)
+    def decode_truths(view: BytesLike) -> Any:
+        return decode_many(view, 1)[0]
+
+    decode = copy if normalise is None else decode_truths
+    return Codec(cls, layout, size, encode, encoder_of_many(encode), decode, decode_many)

@@ -1,11 +1,12 @@
 """Codec: how a record becomes the bytes of a slot, and back; and helpers of all kinds of spec."""
 
 import reprlib
+import struct
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeAlias
 
-from fdpass.lowlevel import check_sendable
+from fdpass.lowlevel import check_sendable, index_of
 from ipcqueue import _packer  # type: ignore[attr-defined]
 from ipcqueue._errors import BadRecord
 
@@ -73,6 +74,39 @@ AnyCodec: TypeAlias = Codec | MessageCodec
 
 def bad_record(layout: Layout, why: object, record: object) -> BadRecord:
     return BadRecord(f"{why}; a record is {layout.description}; got {reprlib.repr(record)}")
+
+
+TRUTH = "True or False is expected (or 0 or 1): pass bool(value) if its truth is meant"
+
+
+def is_truth(value: object) -> bool:
+    """Whether a value is True or False, or one that nobody can take for anything else."""
+    kind = type(value)
+    if kind is bool or (kind.__module__ == "numpy" and kind.__name__ in {"bool", "bool_"}):
+        return True
+    try:
+        return index_of(value) in {0, 1}
+    except TypeError:
+        return False
+
+
+def normaliser_of(layout: Layout) -> Callable[[bytearray], None] | None:
+    """Return what makes received bools 0 or 1, in records side by side; None if there are none.
+
+    For kinds of records that use the bytes as they are.  A bool of another value is undefined: in
+    C, and in numpy, where it is neither equal to True nor to False.
+    """
+    runs = b"".join(
+        struct.pack("=qq", run.offset, run.items) for run in layout.runs if run.kind == "bool"
+    )
+    if not runs:
+        return None
+    size, normalise = layout.size, _packer.normalise
+
+    def normalise_all(data: bytearray) -> None:
+        normalise(data, size, runs)
+
+    return normalise_all
 
 
 def encoder_of_many(

@@ -13,18 +13,20 @@ from ipcqueue import _packer  # type: ignore[attr-defined]
 
 from .codec import (
     MASKED,
+    TRUTH,
     Codec,
     are_plain,
     bad_record,
     check_values,
     encoder_of_many,
+    is_truth,
     loaded,
     window_of,
 )
 from .layout import Layout, struct_items, struct_layout
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from .codec import BytesLike
 
@@ -50,13 +52,15 @@ def packing(
     exact: tuple[type, ...],
     base: type | tuple[type, ...],
     in_c: Any,
+    names: Sequence[str] = (),
 ) -> Callable[[Any], bytes]:
     """Return encode() for sequences whose type is in `exact` or derives from `base`.
 
-    The C code comes first: it takes only the plain values that most records have.
+    The C code comes first: it takes only the plain values that most records have.  `names` are
+    those of the fields, for errors; tuples have none.
     """
     pack = packer.pack
-    limits = _limits(packer.format)
+    limits, truths = _limits(packer.format), _truths(packer.format)
     wanted = " or ".join(kind.__name__ for kind in exact)
 
     def encode(record: Any) -> bytes:
@@ -66,7 +70,7 @@ def packing(
             # A masked value has an __index__, and would become 0 or nan.
             if MASKED in loaded and not are_plain(record):
                 check_values(record)
-            data = pack(*record)
+            data = pack(*checked_truths(record, truths, names)) if truths else pack(*record)
         except _PACKING_FAILED as error:
             raise bad_record(layout, error, record) from None
         for index, limit in limits:
@@ -138,6 +142,7 @@ def packing_many(
     """
     pack, size = packer.pack, packer.size
     texts = [(itemgetter(index), limit) for index, limit in _limits(packer.format)]
+    truths = [itemgetter(slice(run.start, run.stop)) for run in _truths(packer.format)]
     types = set(exact)
     one_by_one = encoder_of_many(encode)
 
@@ -166,11 +171,24 @@ def packing_many(
         data = b"".join(starmap(pack, records))
         # struct would cut them in silence.
         cut = any(max(map(len, map(text, records)), default=0) > limit for text, limit in texts)
-        return None if cut else data
+        # struct would ask bool().
+        odd = any(not all(map(is_truth, row)) for some in truths for row in map(some, records))
+        return None if cut or odd else data
 
     # For tuples, the C code checks the types by itself.
     pack_tuples: Any = pack_all if in_c is None or values_of is not None else in_c.pack
     return encode_many
+
+
+def checked_truths(record: Any, truths: list[range], names: Sequence[str]) -> tuple[Any, ...]:
+    """Return the values of a record; raise TypeError for one that is no bool and is to be one."""
+    values = tuple(record)
+    for run in truths:
+        for index, value in zip(run, values[run.start : run.stop], strict=False):
+            if not is_truth(value):  # struct would ask bool()
+                where = f"field {names[index]!r}" if names else f"item {index}"
+                raise TypeError(f"{where}: {reprlib.repr(value)} where {TRUTH}")
+    return values
 
 
 def _limits(form: str) -> tuple[tuple[int, int], ...]:
@@ -184,6 +202,17 @@ def _limits(form: str) -> tuple[tuple[int, int], ...]:
         elif code != "x":
             index += count
     return tuple(limits)
+
+
+def _truths(form: str) -> list[range]:
+    """Return the indices of the bools of a struct format."""
+    truths = []
+    index = 0
+    for code, count in struct_items(form):
+        if code == "?":
+            truths.append(range(index, index + count))
+        index += 1 if code == "s" else 0 if code == "x" else count
+    return truths
 
 
 def struct_codec(spec: str | struct.Struct) -> Codec:

@@ -9,6 +9,7 @@ import dataclasses
 import mmap
 import os
 import socket
+import struct
 from typing import ClassVar
 
 import pytest
@@ -66,6 +67,40 @@ def test_a_packer_packs_numbers_of_every_width(kind, width):
 def test_a_packer_of_what_is_no_record_is_refused(size, cls):
     with pytest.raises((TypeError, ValueError)):
         packer.Packer((("u", 0, 8),), size, cls)
+
+
+@pytest.mark.parametrize("length", [*range(1, 20), 64, 67])
+@pytest.mark.parametrize("before", [0, 3])
+def test_bools_of_any_length_are_normalised_and_nothing_else_is(length, before):
+    size = before + length + 2
+    data = bytearray(range(256)) * size
+    records = [data[at : at + size] for at in range(0, len(data), size)]
+    packer.normalise(data, size, struct.pack("=qq", before, length))
+    for at, record in enumerate(records):
+        record[before : before + length] = map(bool, record[before : before + length])
+        assert data[at * size : (at + 1) * size] == record
+
+
+@pytest.mark.parametrize("run", [(-1, 1), (0, 0), (0, 9), (4, 5), (8, 1), (2**63 - 1, 1), (0, -1)])
+def test_runs_of_bools_that_cannot_be_are_refused(run):
+    with pytest.raises(ValueError, match="no records"):
+        packer.normalise(bytearray(8), 8, struct.pack("=qq", *run))
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        (bytes(8), 8, bytes(16)),
+        (bytearray(9), 8, bytes(16)),
+        (bytearray(8), 0, bytes(16)),
+        (bytearray(8), 8, bytes(15)),
+        (bytearray(8), 8, None),
+        (bytearray(8), 8),
+    ],
+)
+def test_what_are_no_records_of_bools_is_refused(args):
+    with pytest.raises((TypeError, ValueError)):
+        packer.normalise(*args)
 
 
 def test_what_is_plain_is_told_from_what_is_not():

@@ -1465,6 +1465,55 @@ MUTANTS = [
         'np.datetime_data(given.dtype)[0] == "?"',
         "ipcqueue/test_record.py::test_a_time_is_converted_to_another_unit_if_nothing_is_lost",
     ),
+    Mutant(
+        "a number is a truth",
+        "ipcqueue/core/python/packing.c",
+        "truth = value == 0 || value == 1 ? (int)value : -1;",
+        "truth = value >= 0;",
+        "conformance/test_truths.py::test_nothing_else_is_sent_for_its_truth",
+    ),
+    Mutant(
+        "struct asks a value for its truth",
+        "ipcqueue/_records/structs.py",
+        "data = pack(*checked_truths(record, truths, names)) if truths else pack(*record)",
+        "data = pack(*record)",
+        "conformance/test_truths.py::test_nothing_else_is_sent_for_its_truth",
+    ),
+    Mutant(
+        "struct asks the values of a batch for their truth",
+        "ipcqueue/_records/structs.py",
+        "return None if cut or odd else data",
+        "return None if cut else data",
+        "conformance/test_truths.py::test_nothing_else_is_sent_for_its_truth",
+    ),
+    Mutant(
+        "a byte for a bool is what the peer has written, in arrays",
+        "ipcqueue/_records/arrays.py",
+        "        if normalise is not None:\n            normalise(data)\n",
+        "",
+        "conformance/test_truths.py::test_an_array_of_bools_is_normalised_and_belongs_to_the_receiver",
+    ),
+    Mutant(
+        "a byte for a bool is what the peer has written, in structures",
+        "ipcqueue/_records/classes.py",
+        "            normalise(view)\n",
+        "",
+        "conformance/test_truths.py::test_any_other_byte_of_the_peers_is_true",
+    ),
+    Mutant(
+        "bools are borrowed where the peer can write them",
+        "ipcqueue/_records/arrays.py",
+        "if normalise is None or not memory.readonly:",
+        "if True:",
+        "conformance/test_truths.py::test_bools_are_borrowed_as_a_copy_which_the_peer_cannot_write",
+    ),
+    Mutant(
+        "eight bytes at a time are not made bools",
+        "ipcqueue/core/python/unpacking.c",
+        "eight = (((eight & low) + low) | eight) >> 7 & ones;",
+        "eight = eight & ones;",
+        "ipcqueue/test_corners.py::test_bools_of_any_length_are_normalised_and_nothing_else_is",
+    ),
 ]
 
 

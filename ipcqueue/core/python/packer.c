@@ -144,6 +144,8 @@ static PyObject *are_plain(PyObject *Py_UNUSED(module), PyObject *values)
 static PyMethodDef functions[] = {
     {"are_plain", (PyCFunction)are_plain, METH_O,
      "are_plain(values): whether a list or tuple has only exact ints, floats, bytes and bools."},
+    {"normalise", (PyCFunction)normalise, METH_VARARGS,
+     "normalise(records, size, runs): make all bools 0 or 1, in place."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -34,3 +34,4 @@ PyObject *packer_pack_one(Packer *self, PyObject *record);
 
 /* unpacking.c */
 PyObject *packer_unpack(Packer *self, PyObject *data);
+PyObject *normalise(PyObject *module, PyObject *args);
