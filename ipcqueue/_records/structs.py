@@ -5,7 +5,7 @@ from __future__ import annotations
 import reprlib
 import struct
 import sys
-from itertools import starmap
+from itertools import repeat, starmap
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
@@ -72,11 +72,12 @@ def packing(
                 check_values(record)
             data = pack(*checked_truths(record, truths, names)) if truths else pack(*record)
         except _PACKING_FAILED as error:
-            raise bad_record(layout, error, record) from None
+            raise bad_record(layout, f"{culprit(packer, record, names)}{error}", record) from None
         for index, limit in limits:
             # struct would cut it in silence.
             if len(record[index]) > limit:
-                why = f"item {index} has {len(record[index])} bytes, more than its {limit}"
+                item = named(index, names)
+                why = f"{item} has {len(record[index])} bytes, more than its {limit}"
                 raise bad_record(layout, why, record)
         return data
 
@@ -186,9 +187,36 @@ def checked_truths(record: Any, truths: list[range], names: Sequence[str]) -> tu
     for run in truths:
         for index, value in zip(run, values[run.start : run.stop], strict=False):
             if not is_truth(value):  # struct would ask bool()
-                where = f"field {names[index]!r}" if names else f"item {index}"
-                raise TypeError(f"{where}: {reprlib.repr(value)} where {TRUTH}")
+                raise TypeError(f"{named(index, names)}: {reprlib.repr(value)} where {TRUTH}")
     return values
+
+
+def named(index: int, names: Sequence[str]) -> str:
+    """Return what an error calls an item of a record."""
+    return f"field {names[index]!r}" if names else f"item {index}"
+
+
+def culprit(packer: struct.Struct, record: Any, names: Sequence[str]) -> str:
+    """Return the beginning of an error for a record that could not be packed: which item is wrong.
+
+    Empty if none is by itself, such as if there are too few.  Bools were looked at before.
+    """
+    form = packer.format
+    mode = form[0] if form[0] in "@=<>!" else ""
+    codes = (
+        code
+        for code, count in struct_items(form)
+        for code in ([f"{count}s"] if code == "s" else repeat(code, count * (code != "x")))
+    )
+    try:
+        for index, (code, value) in enumerate(zip(codes, record, strict=True)):
+            try:
+                struct.pack(f"{mode}{code}", value if code != "?" else True)
+            except _PACKING_FAILED:
+                return f"{named(index, names)}: "
+    except _PACKING_FAILED:
+        pass
+    return ""
 
 
 def _limits(form: str) -> tuple[tuple[int, int], ...]:

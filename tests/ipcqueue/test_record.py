@@ -13,10 +13,11 @@ import struct
 import subprocess
 import sys
 import time
+import typing
 from collections import namedtuple
 from dataclasses import InitVar, dataclass, field
 from fractions import Fraction
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, Final, NamedTuple, NewType
 
 import numpy as np
 import pytest
@@ -583,7 +584,7 @@ def annotated(hint: Any) -> list[Any]:
 
 @pytest.mark.parametrize(
     "hint",
-    [int, Annotated[int, 8], Annotated[int, "<Q"], Annotated[int, "2Q"], Annotated[int, "n"],
+    [complex, Annotated[bytes, 8], Annotated[int, "<Q"], Annotated[int, "2Q"], Annotated[int, "n"],
      Annotated[int, "P"], Annotated[bytes, "8p"], Annotated[int, "x"], Annotated[bytes, "0s"],
      Annotated[int, ""], Annotated[bytes, "Q"], Annotated[str, "8s"], Annotated[int, "d"], u64 | None],
     ids=label,
@@ -624,8 +625,12 @@ def test_annotations_that_cannot_be_resolved_are_refused():
     class Lost:
         a: Local
 
-    with pytest.raises(TypeError, match="annotations of Lost"):
+    with pytest.raises(
+        TypeError, match=r"annotations of Lost: .*'Local'.* not only under TYPE_CHECK"
+    ):
         codec_for(Lost)
+    with pytest.raises(TypeError, match=r"annotations of Made: [^T]*$"):
+        codec_for(dataclasses.make_dataclass("Made", [("a", "1 +")]))
     with pytest.raises(TypeError, match="field 'a' of Old has no code"):
         codec_for(namedtuple("Old", "a b"))  # noqa: PYI024
 
@@ -633,9 +638,7 @@ def test_annotations_that_cannot_be_resolved_are_refused():
 @pytest.mark.parametrize(
     ("hint", "advice"),
     [
-        (int, "u64,"),
-        (float, "f64,"),
-        (bool, r"Annotated\[bool"),
+        (complex, "u64,"),
         (bytes, r"char\(8\),"),
         (str, "send text"),
     ],
@@ -646,6 +649,42 @@ def test_an_annotation_without_a_size_is_told_one_that_fits(hint, advice):
         TypeError, match=f"field 'a' of Plain has no code: annotate it as .*{advice}"
     ):
         codec_for(plain)
+
+
+class Plainly(NamedTuple):
+    n: int
+    price: float
+    on: bool
+    why: Annotated[int, 3] = 0
+    which: int = 0
+
+
+UserId = NewType("UserId", int)
+
+
+@dataclass
+class PlainlyToo:
+    n: int
+    price: float
+    on: bool
+    why: Annotated[int, 8] = 0
+    which: Final[UserId] = UserId(0)
+
+
+@pytest.mark.parametrize("cls", [Plainly, PlainlyToo])
+def test_plain_int_float_and_bool_have_8_8_and_1_bytes(cls):
+    codec = codec_for(cls)
+    assert codec.layout.description == "33 bytes: 0:i64 8:f64 16:bool 17:i64[2]"
+    record = cls(-1, 0.5, True, 2**63 - 1, UserId(-(2**63)))
+    assert codec.decode(codec.encode(record)) == record
+    with pytest.raises(BadRecord, match="field 'why': "):
+        codec.encode(record._replace(why=2**63) if cls is Plainly else cls(0, 0.0, False, 2**63))
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="names of types came with Python 3.12")
+def test_a_name_of_a_type_is_that_type():
+    spec = dataclasses.make_dataclass("Named", [("n", typing.TypeAliasType("Count", int))])
+    assert codec_for(spec).layout.description == "8 bytes: 0:i64"
 
 
 def test_char_takes_a_positive_number():

@@ -1514,6 +1514,20 @@ MUTANTS = [
         "eight = eight & ones;",
         "ipcqueue/test_corners.py::test_bools_of_any_length_are_normalised_and_nothing_else_is",
     ),
+    Mutant(
+        "a plain int is one of 32 bits",
+        "ipcqueue/_records/classes.py",
+        '_PLAIN_CODES = {int: "q", float: "d", bool: "?"}',
+        '_PLAIN_CODES = {int: "i", float: "d", bool: "?"}',
+        "conformance/test_fields.py::test_plain_ints_have_64_bits_and_none_is_lost",
+    ),
+    Mutant(
+        "an error does not say which field",
+        "ipcqueue/_records/structs.py",
+        'f"{culprit(packer, record, names)}{error}"',
+        'f"{error}"',
+        "conformance/test_fields.py::test_plain_ints_have_64_bits_and_none_is_lost",
+    ),
 ]
 
 
