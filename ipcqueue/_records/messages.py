@@ -90,9 +90,9 @@ class Encoded(_Encoded[T]):
 
     decode(data: bytes) gets the bytes that the peer's encode(object) returned.  The peer may be
     hostile: pickle.loads would run any code of the peer's, so use it only between programs that
-    trust each other entirely.  decode must not return None.  If it raises, receiving raises
-    DecodeFailed; decode may be called again for the same bytes.  The other side may state `bytes`,
-    or another Encoded.
+    trust each other entirely.  None is no record: xmit refuses it, and decode must not return it.
+    If decode raises, receiving raises DecodeFailed; decode may be called again for the same bytes.
+    The other side may state `bytes`, or another Encoded.
     """
 
     __slots__ = ()
@@ -171,6 +171,11 @@ class MessageCodec:
             self.encode, self.decode = self._encode_object, self._decode_object
 
     def _encode_object(self, record: Any) -> Framed:
+        if record is None:
+            raise BadRecord(
+                "None cannot be sent, as recv() returns it where nothing came in time:"
+                " choose another value for what it means"
+            )
         data = self.spec.encode(record)
         try:
             return _encode_bytes(data)

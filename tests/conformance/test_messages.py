@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import ast
+import functools
 import json
+import os
 import random
 
+import numpy as np
 import pytest
 
 import memenpsf
-from ipcqueue import Encoded
+from ipcqueue import BadRecord, Encoded
 from tests.kit.attached import numbers, region_of
-from tests.kit.doors import one_way_scenario, scenario
+from tests.kit.doors import one_way_scenario, scenario, trio_scenario
 
 HEADER = 16  # bytes of a frame before its payload, and what frames are rounded to
 
@@ -167,3 +171,69 @@ async def test_the_limits_of_the_peer_hold_at_every_verb(door):
         await one.xmit(bytes(1000), timeout=0)
         assert await other.recv(timeout=0) == bytes(1000)
         assert await other.recv(timeout=0) is None
+
+
+# -- None is no record ------------------------------------------------------------------------------
+
+
+ANYTHING = Encoded(lambda value: repr(value).encode(), lambda data: ast.literal_eval(data.decode()))
+
+
+@one_way_scenario
+async def test_none_is_not_sent_as_it_says_that_nothing_came(door):
+    async with door.pair(ANYTHING, accept=memenpsf.Accept(fds=1)) as (one, other):
+        with open(os.devnull) as file:  # noqa: ASYNC230, PTH123
+            for refused in (
+                functools.partial(one.xmit, None, 0),
+                functools.partial(one.xmit, None),
+                functools.partial(one.xmit, None, 0, [file]),
+            ):
+                with pytest.raises(BadRecord, match=r"^None cannot be sent"):
+                    await refused()
+        for records in (["first", None], ("first", None), iter(["first", None])):
+            with pytest.raises(BadRecord, match=r"^record 1: None cannot be sent"):
+                await one.xmit_many(records, 0)
+        assert await other.recv(0) is None
+        await one.xmit("next")
+        assert await other.recv() == "next"
+
+
+@trio_scenario
+async def test_none_is_not_sent_by_the_words_of_trio(door):
+    async with door.pair(ANYTHING) as (one, other):
+        with pytest.raises(BadRecord, match=r"^None cannot be sent"):
+            await one.send(None)
+        with pytest.raises(BadRecord, match=r"^None cannot be sent"):
+            one.xmit_nowait(None)
+        assert await other.recv(0) is None
+
+
+@pytest.mark.parametrize("timeout", [0, 0.001])
+@one_way_scenario
+async def test_a_default_tells_that_nothing_came_from_any_value(door, timeout):
+    nothing = object()
+    values = [0, False, "", b"", (), [], {}, 0.0, "None"]
+    async with door.pair(ANYTHING) as (one, other):
+        assert await other.recv(timeout, default=nothing) is nothing
+        assert await other.recv(timeout, default=0) == 0
+        for value in values:
+            await one.xmit(value)
+            got = await other.recv(timeout, default=nothing)
+            assert got is not nothing
+            assert got == value
+            assert type(got) is type(value)
+        assert await other.recv(timeout, default=nothing) is nothing
+
+
+@pytest.mark.parametrize(
+    ("spec", "record"),
+    [(1, b"\0"), ("<?", (False,)), (np.dtype("?"), np.False_), (np.dtype("u1"), 0), (bytes, b"")],
+    ids=str,
+)
+@one_way_scenario
+async def test_a_default_is_no_record_of_any_kind(door, spec, record):
+    nothing = object()
+    async with door.pair(spec) as (one, other):
+        await one.xmit(record)
+        assert await other.recv(0, default=nothing) == record
+        assert await other.recv(0, default=nothing) is nothing

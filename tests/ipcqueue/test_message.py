@@ -247,8 +247,8 @@ def test_objects_travel_as_what_they_are_encoded_to():
 
 @pytest.mark.parametrize("verb", ["recv", "recv_message", "recv_vectored"])
 def test_a_decoder_that_gives_none_has_failed_as_none_means_that_nothing_came(verb):
-    with connection(JSON) as (one, other):
-        one.xmit_many([None, "next"])
+    with connection(bytes, other={"record": JSON}) as (one, other):
+        one.xmit_many([b"null", b'"next"'])
         with pytest.raises(DecodeFailed, match=r"message 0 .* decode gave None"):
             getattr(other, verb)()
         assert other.recv() == "next"

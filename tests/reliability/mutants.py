@@ -1528,6 +1528,13 @@ MUTANTS = [
         'f"{error}"',
         "conformance/test_fields.py::test_plain_ints_have_64_bits_and_none_is_lost",
     ),
+    Mutant(
+        "None is sent",
+        "ipcqueue/_records/messages.py",
+        '        if record is None:\n            raise BadRecord(\n                "None',
+        '        if False:\n            raise BadRecord(\n                "None',
+        "conformance/test_messages.py::test_none_is_not_sent_as_it_says_that_nothing_came",
+    ),
 ]
 
 
