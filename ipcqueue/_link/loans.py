@@ -326,7 +326,7 @@ class Borrowing(Block):
     def _shown_size(self) -> str:
         if not self._receiver.lends_to(self):
             return ""
-        if isinstance(self._receiver, FrameReceiver):
+        if isinstance(self._endpoint.codec, MessageCodec):
             return f"{len(self._views)} messages of "
         return f"{sum(v.nbytes for v in self._views[:]) // self._endpoint.codec.size} records of "
 
