@@ -41,7 +41,7 @@ from ipcqueue._records.messages import MessageCodec, Received
 from ipcqueue._ring.bounds import Budget
 from ipcqueue._ring.codes import CORRUPT, GONE, RingError, corrupt
 from ipcqueue._ring.frame import MAX_ATTACHED
-from ipcqueue._ring.memory import fork_generation
+from ipcqueue._ring.memory import IN_ORDER, fork_generation
 from ipcqueue._ring.patience import BUSY
 from ipcqueue._ring.segment import limits_of
 
@@ -564,7 +564,7 @@ class Endpoint(Owner):
         raise _seen(self._end, sending=sending)
 
     def _who_left(self) -> QueueError:
-        if self._peer.mapping.is_closed():
+        if self._peer.mapping.closed():
             return EndOfStream("the peer has ended the stream, and all of it has been received")
         return PeerDied("the peer is gone without a word")
 
@@ -624,7 +624,7 @@ class Endpoint(Owner):
 
     def _say_goodbye(self, sock: socket.socket) -> None:
         # In this order: the peer that sees the end of the socket looks for `closed`.
-        self._own.mapping.set_closed()
+        self._own.mapping.set_closed(IN_ORDER)
         self.wire.say_goodbye(sock)
 
     def close(self) -> None:

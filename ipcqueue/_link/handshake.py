@@ -10,7 +10,7 @@ import mmap
 from typing import TYPE_CHECKING
 
 from ipcqueue._errors import CorruptPeer, RecordRefused, RoleRefused, VersionRefused
-from ipcqueue._ring.identity import HEADER_SIZE, MAGIC
+from ipcqueue._ring.identity import FIRST_WAKE_LINE, HEADER_SIZE, LAST_WAKE_LINE, MAGIC
 
 from .control import HELLO, Opcode, refusal
 
@@ -67,6 +67,26 @@ def check(mine: Identity, role: Role, peer: Identity, file_size: int) -> None:
     if role.receives != (peer.capacity > 0):
         does = "sends" if peer.capacity else "only receives"
         raise RoleRefused(f"this end {role}, and its peer {does}")
+    _check_words(peer)
+    _check_ring(peer, file_size)
+
+
+def _check_words(peer: Identity) -> None:
+    """Raise CorruptPeer unless what is for publishers and sessions is as it is without them."""
+    if not FIRST_WAKE_LINE <= peer.wake_line <= LAST_WAKE_LINE:
+        raise CorruptPeer(
+            f"the peer's words are in line {peer.wake_line}, which is not from "
+            f"{FIRST_WAKE_LINE} to {LAST_WAKE_LINE}"
+        )
+    for what in ("generation", "base", "switch_at"):
+        if value := getattr(peer, what):
+            raise CorruptPeer(f"the peer's {what} is {value}, and must be 0")
+    if any(peer.session):
+        raise CorruptPeer("the peer's segment belongs to a session, and there are none")
+
+
+def _check_ring(peer: Identity, file_size: int) -> None:
+    """Raise CorruptPeer unless the peer's ring fits its file."""
     if peer.capacity & (peer.capacity - 1):
         raise CorruptPeer(f"the peer's capacity is {peer.capacity}, not a power of two")
     if peer.shape and (peer.capacity % mmap.PAGESIZE or file_size % mmap.PAGESIZE):

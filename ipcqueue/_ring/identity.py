@@ -4,9 +4,11 @@ from typing import NamedTuple
 
 # Those of core/ring.h, for who reads a segment without the core: tests/project/test_constants.py.
 MAGIC = b"MEMENPSF"
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 BYTE_ORDER = 0x01020304
 HEADER_SIZE = 4096
+LINE = 128
+FIRST_WAKE_LINE, LAST_WAKE_LINE = 13, 31
 
 
 class Identity(NamedTuple):
@@ -28,6 +30,11 @@ class Identity(NamedTuple):
     accept_fds: int = 0
     accept_regions: int = 0
     accept_flags: int = 0
+    wake_line: int = FIRST_WAKE_LINE
+    generation: int = 0
+    base: int = 0
+    switch_at: int = 0
+    session: bytes = bytes(16)
 
     @property
     def layout(self) -> tuple[bytes, int, int]:

@@ -14,6 +14,12 @@ from .identity import MAGIC, Identity
 
 U64 = (1 << 64) - 1  # indices are u64, also where they wrap
 
+NO_MORE: int = lib.IPCQ_NO_MORE
+TAKES_NONE: int = lib.IPCQ_TAKES_NONE
+ABORTED: int = lib.IPCQ_ABORTED
+KNOWN_ENDS: int = lib.IPCQ_KNOWN_ENDS
+IN_ORDER = NO_MORE | TAKES_NONE
+
 fork_generation: Callable[[], int] = lib.ipcq_fork_generation
 is_socket: Callable[[int], int] = lib.ipcq_is_socket
 
@@ -29,6 +35,9 @@ class Counts(NamedTuple):
 
 class Mapping(Owner):
     """A segment in memory; it is unmapped when the last reference to `at` is gone."""
+
+    wake_line = 0
+    """In which line of the header its words are; the identity says it."""
 
     def __init__(self, at: Any = None, size: int = 0) -> None:
         self.at = at  # None: nothing any more
@@ -51,6 +60,11 @@ class Mapping(Owner):
             accept_fds=raw.accept_fds,
             accept_regions=raw.accept_regions,
             accept_flags=raw.accept_flags,
+            wake_line=raw.wake_line,
+            generation=raw.generation,
+            base=raw.base,
+            switch_at=raw.switch_at,
+            session=bytes(ffi.buffer(raw.session)),
             magic=bytes(ffi.buffer(raw.magic)),
             layout_version=raw.layout_version,
             byte_order=raw.byte_order,
@@ -74,22 +88,27 @@ class Mapping(Owner):
             "accept_fds",
             "accept_regions",
             "accept_flags",
+            "wake_line",
+            "generation",
+            "base",
+            "switch_at",
         ):
             setattr(raw, field, getattr(identity, field))
         ffi.memmove(raw.fingerprint, identity.fingerprint, 16)
+        ffi.memmove(raw.session, identity.session, 16)
         for into, text in ((raw.name, identity.name), (raw.record, identity.record)):
             data = text.encode()[: ffi.sizeof(into)]
             ffi.memmove(into, data, len(data))
         lib.ipcq_write_identity(self.at, raw)
 
-    def set_closed(self) -> None:
-        """Mark this side's own segment as closed: the peer sees a good end."""
+    def set_closed(self, ends: int) -> None:
+        """Say in this side's own segment how it has ended."""
         if self.at is not None:
-            lib.ipcq_set_closed(self.at)
+            lib.ipcq_set_closed(self.at, self.wake_line, ends)
 
-    def is_closed(self) -> bool:
-        """Whether its owner has marked it as closed; also True once it is unmapped here."""
-        return self.at is None or bool(lib.ipcq_is_closed(self.at))
+    def closed(self) -> int:
+        """Return how its owner has ended, in bits; as in good order once it is unmapped here."""
+        return IN_ORDER if self.at is None else int(lib.ipcq_closed(self.at, self.wake_line))
 
     def counts(self) -> tuple[Counts, Counts] | None:
         """Return the counters of its sending and its receiving role; None without memory."""

@@ -54,9 +54,8 @@ class ReceiverEnd(End):
 
     def __init__(self, own: Mapping, peer: Mapping, place: Place) -> None:
         ring = allocate("ipcq_receiver *", lib.ipcq_receiver_size(), own.at, peer.at)
-        lib.ipcq_receiver_init(
-            ring, own.at, peer.at, place.capacity, place.unit, place.bell, place.start
-        )
+        words = own.at, own.wake_line, peer.at, peer.wake_line
+        lib.ipcq_receiver_init(ring, *words, place.capacity, place.unit, place.bell, place.start)
         self._keeps = not place.patience.yields
         lib.ipcq_receiver_patience(ring, *place.patience)
         super().__init__(place, ring, peer)

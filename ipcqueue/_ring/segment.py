@@ -18,7 +18,7 @@ from ipcqueue._direct import persist
 from ipcqueue._errors import SealsRefused, SizeRefused
 from ipcqueue._records.messages import Limits
 
-from .identity import HEADER_SIZE, Identity
+from .identity import FIRST_WAKE_LINE, HEADER_SIZE, LAST_WAKE_LINE, Identity
 from .memory import Mapping, map_segment
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ FRAMES: int = lib.IPCQ_FRAMES
 # Nobody can change the size, write through a new mapping, or add seals.
 SEALS = Seal.SHRINK | Seal.GROW | Seal.FUTURE_WRITE | Seal.SEAL
 
+WAKE_LINES = LAST_WAKE_LINE - FIRST_WAKE_LINE + 1
+
 # The largest segment to accept from a peer by default, in bytes.  Making sure that one of this size
 # keeps its pages takes 4 ms, and an event loop waits for that long.
 MAX_SEGMENT = 128 << 20
@@ -45,6 +47,7 @@ class Segment(Owner):
         self.memfd = memfd
         self.mapping = mapping
         self.identity = identity
+        mapping.wake_line = identity.wake_line
 
     def close(self) -> None:
         """Close the file, and the mapping once no ring uses it."""
@@ -107,6 +110,7 @@ def create(
         accept_fds=limits.fds,
         accept_regions=limits.regions,
         accept_flags=limits.shared + 2 * limits.sockets,
+        wake_line=FIRST_WAKE_LINE + os.urandom(1)[0] % WAKE_LINES,
     )
     memfd = Memfd.create("memenpsf", size)
     try:

@@ -27,9 +27,8 @@ class SenderEnd(End):
 
     def __init__(self, own: Mapping, peer: Mapping, place: Place) -> None:
         ring = allocate("ipcq_sender *", lib.ipcq_sender_size(), own.at, peer.at)
-        lib.ipcq_sender_init(
-            ring, own.at, peer.at, place.capacity, place.unit, place.bell, place.start
-        )
+        words = own.at, own.wake_line, peer.at, peer.wake_line
+        lib.ipcq_sender_init(ring, *words, place.capacity, place.unit, place.bell, place.start)
         if place.process is not None:
             lib.ipcq_sender_watch(ring, place.process.fileno())
         lib.ipcq_sender_patience(ring, *place.patience)

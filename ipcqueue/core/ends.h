@@ -94,7 +94,9 @@ struct bell {
 
 struct ipcq_sender {
     struct ipcq_segment *own;
+    struct ipcq_words *own_words;
     const struct ipcq_segment *peer;
+    const struct ipcq_words *peer_words;
     uint64_t capacity;
     uint32_t slot_size;
     uint32_t generation;
@@ -112,7 +114,9 @@ struct ipcq_sender {
 
 struct ipcq_receiver {
     struct ipcq_segment *own;
+    struct ipcq_words *own_words;
     const struct ipcq_segment *peer;
+    const struct ipcq_words *peer_words;
     uint64_t capacity;
     uint32_t slot_size;
     uint32_t generation;
@@ -200,7 +204,7 @@ static inline int look_for_space(struct ipcq_sender *s, uint64_t head)
  * Relaxed: `closed` orders nothing here, since the sender reads none of the peer's records. */
 static inline int peer_is_gone(struct ipcq_sender *s)
 {
-    if (s->gone || atomic_load_explicit(&s->peer->closed, memory_order_relaxed))
+    if (s->gone || atomic_load_explicit(&s->peer_words->closed, memory_order_relaxed))
         return s->gone = 1; /* for ever, whatever the peer's segment says later */
     uint64_t now = now_ns(CLOCK_MONOTONIC_COARSE);
     if (now - s->peer_seen_ns < LIVENESS_INTERVAL_NS || s->bell.socket < 0)
@@ -268,7 +272,7 @@ static inline void publish(struct ipcq_sender *s, uint64_t head, int wake)
     atomic_store_explicit(&s->head, head, memory_order_relaxed);
     atomic_store_explicit(&s->own->head, head, memory_order_release);
     if (wake)
-        ring_bell(&s->bell, &s->peer->wait_records, IPCQ_OPCODE_WRITE, head, &s->own->sending);
+        ring_bell(&s->bell, &s->peer_words->wait_records, IPCQ_OPCODE_WRITE, head, &s->own->sending);
 }
 
 /* Let the peer overwrite everything before index `tail`, and wake it. */
@@ -276,7 +280,7 @@ static inline void give_back(struct ipcq_receiver *r, uint64_t tail)
 {
     atomic_store_explicit(&r->tail, tail, memory_order_relaxed);
     atomic_store_explicit(&r->own->tail, tail, memory_order_release);
-    ring_bell(&r->bell, &r->peer->wait_space, IPCQ_OPCODE_READ, tail, &r->own->receiving);
+    ring_bell(&r->bell, &r->peer_words->wait_space, IPCQ_OPCODE_READ, tail, &r->own->receiving);
 }
 
 static inline int sender_state(struct ipcq_sender *s)

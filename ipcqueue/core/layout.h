@@ -4,10 +4,12 @@
  *
  *       0  identity      written once by the owner, before sealing
  *    1024  head          written by the owner as sender:   units published so far
+ *    1032  intent, oldest                                  zero: for publishers, which come later
  *    1152  tail          written by the owner as receiver: units taken so far
- *    1280  wait_records, wait_space, closed                rarely written, read at each publish
  *    1408  counters of the sender role                     for tools; nothing depends on them
  *    1536  counters of the receiver role
+ *    1664  19 lines, in one of which (identity.wake_line) are, as a struct ipcq_words:
+ *          wait_records, wait_space, closed, wait_whom     rarely written, read at each publish
  *    4096  the ring, of one of two shapes (identity.shape):
  *          slots         `capacity` records of `slot_size` bytes each; a unit is a record
  *          frames        `capacity` bytes, whole pages; a unit is a byte; frames follow each
@@ -24,7 +26,9 @@
  *
  * Lines are 128 bytes apart, because processors prefetch cache lines in pairs.  The wait epochs
  * are apart from the indices, because every publish reads the peer's epoch.  Beside `tail`, which
- * the peer writes at each pop, that read would miss the cache every time.
+ * the peer writes at each pop, that read would miss the cache every time.  Which line they are in
+ * differs from segment to segment: who has many peers looks at the epochs of all, and the same line
+ * of many pages competes for one set of the first cache.
  *
  * Both processes run on one machine, so nothing is converted: a 64-bit little-endian machine is
  * assumed, and asserted.
@@ -43,17 +47,35 @@ struct ipcq_counters {
     _Atomic uint64_t last_active_ns; /* CLOCK_MONOTONIC_COARSE */
 };
 
+/* What a peer looks at whenever it has published or taken. */
+struct ipcq_words {
+    _Atomic uint32_t wait_records; /* odd while the owner waits for records */
+    _Atomic uint32_t wait_space;   /* odd while the owner waits for space */
+    _Atomic uint32_t closed;       /* IPCQ_NO_MORE, IPCQ_TAKES_NONE, IPCQ_ABORTED: how it has ended */
+    _Atomic uint32_t wait_whom;    /* zero: for publishers, which come later */
+};
+
 struct ipcq_segment {
     struct ipcq_identity identity;
     alignas(1024) _Atomic uint64_t head;
+    _Atomic uint64_t intent, oldest;
     alignas(128) _Atomic uint64_t tail;
-    alignas(128) _Atomic uint32_t wait_records; /* odd while the owner waits for records */
-    _Atomic uint32_t wait_space;                /* odd while the owner waits for space */
-    _Atomic uint32_t closed;                    /* 1 once the owner ended in good order */
+    alignas(128) unsigned char unused[128];
     alignas(128) struct ipcq_counters sending;
     alignas(128) struct ipcq_counters receiving;
     alignas(IPCQ_HEADER_SIZE) unsigned char slots[];
 };
+
+/* The words of a segment, in its wake_line. */
+static inline struct ipcq_words *words_of(void *segment, uint32_t line)
+{
+    return (struct ipcq_words *)((char *)segment + (size_t)IPCQ_LINE * line);
+}
+
+static inline const struct ipcq_words *shown_words(const void *segment, uint32_t line)
+{
+    return (const struct ipcq_words *)((const char *)segment + (size_t)IPCQ_LINE * line);
+}
 
 static_assert(sizeof(void *) == 8, "indices and segment sizes need a 64-bit machine");
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the layout is little-endian");
@@ -63,9 +85,15 @@ static_assert(sizeof(_Atomic uint64_t) == 8 && sizeof(_Atomic uint32_t) == 4, "p
 static_assert(sizeof(struct ipcq_identity) <= 1024, "identity must end before head");
 static_assert(offsetof(struct ipcq_segment, head) == 1024, "layout");
 static_assert(offsetof(struct ipcq_segment, tail) == 1152, "layout");
-static_assert(offsetof(struct ipcq_segment, wait_records) == 1280, "layout");
-static_assert(offsetof(struct ipcq_segment, wait_space) == 1284, "layout");
-static_assert(offsetof(struct ipcq_segment, closed) == 1288, "layout");
+static_assert(offsetof(struct ipcq_segment, intent) == 1032, "layout");
+static_assert(offsetof(struct ipcq_segment, oldest) == 1040, "layout");
+static_assert(offsetof(struct ipcq_words, wait_space) == 4, "layout");
+static_assert(offsetof(struct ipcq_words, closed) == 8, "layout");
+static_assert(offsetof(struct ipcq_words, wait_whom) == 12, "layout");
+static_assert(IPCQ_FIRST_WAKE_LINE * IPCQ_LINE ==
+                      offsetof(struct ipcq_segment, receiving) + IPCQ_LINE &&
+                  (IPCQ_LAST_WAKE_LINE + 1) * IPCQ_LINE == IPCQ_HEADER_SIZE,
+              "the words are between the counters and the ring");
 static_assert(offsetof(struct ipcq_segment, sending) == 1408, "layout");
 static_assert(offsetof(struct ipcq_segment, receiving) == 1536, "layout");
 static_assert(offsetof(struct ipcq_segment, slots) == IPCQ_HEADER_SIZE, "layout");

@@ -122,12 +122,15 @@ size_t ipcq_sender_size(void)
     return sizeof(struct ipcq_sender);
 }
 
-void ipcq_sender_init(ipcq_sender *s, void *own, const void *peer, uint64_t capacity,
-                      uint32_t slot_size, int bell, uint64_t head)
+void ipcq_sender_init(ipcq_sender *s, void *own, uint32_t own_line, const void *peer,
+                      uint32_t peer_line, uint64_t capacity, uint32_t slot_size, int bell,
+                      uint64_t head)
 {
     memset(s, 0, sizeof *s);
     s->own = own;
+    s->own_words = words_of(own, own_line);
     s->peer = peer;
+    s->peer_words = shown_words(peer, peer_line);
     s->capacity = capacity;
     s->slot_size = slot_size;
     s->generation = ipcq_fork_generation();
@@ -156,7 +159,7 @@ static int has_space(ipcq_sender *s, uint64_t units)
     uint64_t used = head - atomic_load_explicit(&s->peer->tail, memory_order_relaxed);
     return used > s->capacity ||
            s->capacity - used >= units ||
-           atomic_load_explicit(&s->peer->closed, memory_order_relaxed);
+           atomic_load_explicit(&s->peer_words->closed, memory_order_relaxed);
 }
 
 int ipcq_spin_space(ipcq_sender *s, uint64_t units, uint64_t nanoseconds)
@@ -194,14 +197,14 @@ int ipcq_arm_space(ipcq_sender *s, uint64_t units)
 {
     if (forked(s->forks, s->generation))
         return IPCQ_FORKED;
-    announce(&s->bell, &s->own->wait_space, &s->own->sending);
+    announce(&s->bell, &s->own_words->wait_space, &s->own->sending);
     return has_space(s, units) ? IPCQ_DONE : IPCQ_FULL;
 }
 
 void ipcq_disarm_space(ipcq_sender *s)
 {
     if (!forked(s->forks, s->generation))
-        withdraw(&s->bell, &s->own->wait_space);
+        withdraw(&s->bell, &s->own_words->wait_space);
 }
 
 int ipcq_reserve(ipcq_sender *s, uint64_t units, char **at, uint64_t *run)
@@ -243,12 +246,15 @@ size_t ipcq_receiver_size(void)
     return sizeof(struct ipcq_receiver);
 }
 
-void ipcq_receiver_init(ipcq_receiver *r, void *own, const void *peer, uint64_t capacity,
-                        uint32_t slot_size, int bell, uint64_t tail)
+void ipcq_receiver_init(ipcq_receiver *r, void *own, uint32_t own_line, const void *peer,
+                        uint32_t peer_line, uint64_t capacity, uint32_t slot_size, int bell,
+                        uint64_t tail)
 {
     memset(r, 0, sizeof *r);
     r->own = own;
+    r->own_words = words_of(own, own_line);
     r->peer = peer;
+    r->peer_words = shown_words(peer, peer_line);
     r->capacity = capacity;
     r->slot_size = slot_size;
     r->generation = ipcq_fork_generation();
@@ -336,7 +342,7 @@ int ipcq_spin_records(ipcq_receiver *r, uint64_t nanoseconds)
 int ipcq_is_quiet(ipcq_receiver *r, uint64_t from)
 {
     return look_from(r, from) == IPCQ_EMPTY &&
-           !atomic_load_explicit(&r->peer->closed, memory_order_relaxed);
+           !atomic_load_explicit(&r->peer_words->closed, memory_order_relaxed);
 }
 
 void ipcq_receiver_patience(ipcq_receiver *r, uint64_t nanoseconds, int adaptive, int yields)
@@ -373,14 +379,14 @@ int ipcq_arm_records(ipcq_receiver *r)
 {
     if (forked(r->forks, r->generation))
         return IPCQ_FORKED;
-    announce(&r->bell, &r->own->wait_records, &r->own->receiving);
+    announce(&r->bell, &r->own_words->wait_records, &r->own->receiving);
     return has_records(r) ? IPCQ_DONE : IPCQ_EMPTY;
 }
 
 void ipcq_disarm_records(ipcq_receiver *r)
 {
     if (!forked(r->forks, r->generation))
-        withdraw(&r->bell, &r->own->wait_records);
+        withdraw(&r->bell, &r->own_words->wait_records);
 }
 
 int ipcq_receiver_indices(ipcq_receiver *r, uint64_t *head, uint64_t *tail)

@@ -32,9 +32,12 @@ enum {
 };
 
 enum {
-    IPCQ_LAYOUT_VERSION = 2,
+    IPCQ_LAYOUT_VERSION = 3,
     IPCQ_BYTE_ORDER = 0x01020304,
     IPCQ_HEADER_SIZE = 4096,
+    IPCQ_LINE = 128,             /* bytes; processors fetch cache lines in pairs */
+    IPCQ_FIRST_WAKE_LINE = 13,   /* lines of the header in which an owner's words may be */
+    IPCQ_LAST_WAKE_LINE = 31,
     IPCQ_MAX_SLOT_SIZE = 16777216,
     IPCQ_FRAME_ALIGN = 16,       /* frames begin at multiples of it; also the size of a header */
     IPCQ_MAX_FRAME_FDS = 253,    /* SCM_MAX_FD */
@@ -54,6 +57,16 @@ enum {
     IPCQ_SPIN_NS = 30000         /* how long spinning before sleep may pay; see ends.h */
 };
 
+/* How the owner of a segment has ended, in bits; see docs/protocol.md. */
+enum {
+    IPCQ_NO_MORE = 1,    /* publishes no more */
+    IPCQ_TAKES_NONE = 2, /* takes no more */
+    IPCQ_ABORTED = 4,    /* neither, and not in good order */
+    IPCQ_KNOWN_ENDS = 7,
+    IPCQ_NO_RECORDS = IPCQ_NO_MORE | IPCQ_ABORTED,  /* a receiver has received all */
+    IPCQ_NO_SPACE = IPCQ_TAKES_NONE | IPCQ_ABORTED /* a sender sends to nobody */
+};
+
 /* A segment's description of itself.  Plain data: ipcq_read_identity copies it out, once. */
 struct ipcq_identity {
     char magic[8]; /* MEMENPSF, without a terminating zero */
@@ -70,6 +83,11 @@ struct ipcq_identity {
     uint32_t accept_fds;     /* frames: largest number of descriptors with one message */
     uint32_t accept_regions; /* frames: largest number of memory regions with one message */
     uint32_t accept_flags;   /* 1: regions that the giver can still write; 2: sockets */
+    uint32_t wake_line;      /* in which line of the header the words of the owner are */
+    uint64_t generation;     /* this and the next three: zero, for rings that are replaced */
+    uint64_t base;
+    uint64_t switch_at;
+    uint8_t session[16];
     char name[64];    /* UTF-8, zero-padded */
     char record[512]; /* the record's layout in words, for error messages */
 };
@@ -90,19 +108,20 @@ void ipcq_write_identity(void *segment, const struct ipcq_identity *from);
 /* Whether a descriptor is a socket; does not ask its file system, which may be a stranger's. */
 int ipcq_is_socket(int fd);
 
-/* The owner marks its segment closed; the peer looks whether it is. */
-void ipcq_set_closed(void *segment);
-int ipcq_is_closed(const void *segment);
+/* The owner says how it has ended; the peer looks.  `line` is where the words of the segment are. */
+void ipcq_set_closed(void *segment, uint32_t line, uint32_t ends);
+uint32_t ipcq_closed(const void *segment, uint32_t line);
 
 /* -- sending ------------------------------------------------------------------------- */
 
 size_t ipcq_sender_size(void);
 
-/* `own` holds slots and head, and is written; `peer` holds tail, and is only read.  Doorbells go to
- * socket `bell` (borrowed); -1 sends none.  Counting starts at `head`: 0, except in tests of index
- * overflow. */
-void ipcq_sender_init(ipcq_sender *s, void *own, const void *peer, uint64_t capacity,
-                      uint32_t slot_size, int bell, uint64_t head);
+/* `own` holds slots and head, and is written; `peer` holds tail, and is only read.  The words of both
+ * are in these lines.  Doorbells go to socket `bell` (borrowed); -1 sends none.  Counting starts at
+ * `head`: 0, except in tests of index overflow. */
+void ipcq_sender_init(ipcq_sender *s, void *own, uint32_t own_line, const void *peer,
+                      uint32_t peer_line, uint64_t capacity, uint32_t slot_size, int bell,
+                      uint64_t head);
 
 /* Also use pidfd `process` (borrowed; -1: none) to notice that the peer has died: another process
  * may keep its socket open. */
@@ -156,8 +175,9 @@ int ipcq_commit(ipcq_sender *s, uint64_t units, int wake);
 /* -- receiving ----------------------------------------------------------------------- */
 
 size_t ipcq_receiver_size(void);
-void ipcq_receiver_init(ipcq_receiver *r, void *own, const void *peer, uint64_t capacity,
-                        uint32_t slot_size, int bell, uint64_t tail);
+void ipcq_receiver_init(ipcq_receiver *r, void *own, uint32_t own_line, const void *peer,
+                        uint32_t peer_line, uint64_t capacity, uint32_t slot_size, int bell,
+                        uint64_t tail);
 void ipcq_receiver_silence(ipcq_receiver *r);
 
 /* Copy out up to `max` records, contiguously, and free their slots. DONE (*count > 0),

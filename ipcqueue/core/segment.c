@@ -70,16 +70,15 @@ int ipcq_is_socket(int fd)
     return getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) == 0;
 }
 
-void ipcq_set_closed(void *segment)
+void ipcq_set_closed(void *segment, uint32_t line, uint32_t ends)
 {
     /* Release: a peer that sees it also sees every record published before. */
-    atomic_store_explicit(&((struct ipcq_segment *)segment)->closed, 1, memory_order_release);
+    atomic_store_explicit(&words_of(segment, line)->closed, ends, memory_order_release);
 }
 
-int ipcq_is_closed(const void *segment)
+uint32_t ipcq_closed(const void *segment, uint32_t line)
 {
-    return atomic_load_explicit(&((const struct ipcq_segment *)segment)->closed,
-                                memory_order_acquire) != 0;
+    return atomic_load_explicit(&shown_words(segment, line)->closed, memory_order_acquire);
 }
 
 static void read_counts(const struct ipcq_counters *from, struct ipcq_counts *into)

@@ -48,8 +48,13 @@ FIELDS = {
     "accept_fds": (72, 4),
     "accept_regions": (76, 4),
     "accept_flags": (80, 4),
-    "name": (84, 64),
-    "record": (148, 512),
+    "wake_line": (84, 4),
+    "generation": (88, 8),
+    "base": (96, 8),
+    "switch_at": (104, 8),
+    "session": (112, 16),
+    "name": (128, 64),
+    "record": (192, 512),
 }
 NAMES = (*FIELDS, "capacity", "slot_size", "segment_size", "capacity")  # what most depends on
 

@@ -55,6 +55,7 @@ from tests.kit.hostile import (
     RING,
     WAIT_SPACE,
     memory_file,
+    moved,
 )
 
 PAGE = 4096
@@ -108,7 +109,8 @@ class Victim:
             self.endpoint.receiver.fetch = lambda *_: None
 
     def poke(self, at, data):
-        ffi.memmove(self.segment.mapping.at + at, data, len(data))
+        mapping = self.segment.mapping
+        ffi.memmove(mapping.at + moved(mapping, at), data, len(data))
 
     def write(self, index, data):
         """Write into the ring; what reaches beyond its end goes on at its beginning."""

@@ -45,6 +45,7 @@
         }                                                                                          \
     } while (0)
 
+enum { LINE = IPCQ_FIRST_WAKE_LINE, WORDS = LINE * IPCQ_LINE }; /* of both segments */
 enum { PAGE = 4096, MAX_STEPS = 400, MAX_PIECES = 3, UNTOUCHED = 0x5a5a5a5a };
 
 /* -- the input ---------------------------------------------------------------------------- */
@@ -175,8 +176,8 @@ static struct ipcq_frame any_frame(void)
 static struct move peers_move(uint64_t index, uint64_t next)
 {
     static const size_t words[] = {
-        offsetof(struct ipcq_segment, wait_records), offsetof(struct ipcq_segment, wait_space),
-        offsetof(struct ipcq_segment, closed)};
+        WORDS + offsetof(struct ipcq_words, wait_records),
+        WORDS + offsetof(struct ipcq_words, wait_space), WORDS + offsetof(struct ipcq_words, closed)};
     struct move m = {0};
     uint64_t ring = arena->capacity * arena->size, value;
     switch (number(1) % 8) {
@@ -451,7 +452,7 @@ static void receiver_steps(unsigned step)
         CHECK(!ipcq_is_forked(r));
         (void)ipcq_is_quiet(r, next);
         (void)ipcq_is_silent(r);
-        (void)ipcq_is_closed(shown);
+        (void)ipcq_closed(shown, LINE);
         ipcq_sending_counts(shown, &counts);
     }
     corrupt = corrupt || r->corrupt;
@@ -724,9 +725,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     uint64_t start = head;
     int sends = (int)(number(1) & 1);
     if (sends)
-        ipcq_sender_init(s, own, shown, arena->capacity, arena->size, bell[0], start);
+        ipcq_sender_init(s, own, LINE, shown, LINE, arena->capacity, arena->size, bell[0], start);
     else
-        ipcq_receiver_init(r, own, shown, arena->capacity, arena->size, bell[0], start);
+        ipcq_receiver_init(r, own, LINE, shown, LINE, arena->capacity, arena->size, bell[0], start);
     for (int i = 0; i < MAX_STEPS && input < input_end; i++) {
         unsigned step = (unsigned)number(1) % 16;
         if (step >= 10 && peer_steps(step - 10, sends ? head : tail, next))
@@ -735,7 +736,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     }
     loads_until_ambush = 0;
     CHECK(UNHOOKED(&own->head) == head && UNHOOKED(&own->tail) == tail);
-    CHECK(own->identity.layout_version == UNTOUCHED && UNHOOKED(&own->closed) == 0);
+    CHECK(own->identity.layout_version == UNTOUCHED && UNHOOKED(&words_of(own, LINE)->closed) == 0);
     drain_bell();
     char byte;
     if (recv(bell[1], &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0)

@@ -831,7 +831,7 @@ class Watched:
 class TestClose:
     def test_the_last_words_are_doorbells_and_closed(self, peer):
         peer.endpoint.close()
-        assert peer.theirs.mapping.is_closed()
+        assert peer.theirs.mapping.closed() == 3
         assert peer.heard() == [b"\x01\x00\x02\x00", None]
 
     def test_everything_is_closed_at_once_and_for_good(self, two_way):

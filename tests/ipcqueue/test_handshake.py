@@ -104,7 +104,7 @@ class TestCheck:
     @pytest.mark.parametrize(
         ("field", "ours", "theirs"),
         [
-            ("layout_version", 2, 1),
+            ("layout_version", 3, 2),
             ("byte_order", 0x01020304, 0x04030201),
             ("header_size", 4096, 8192),
         ],
@@ -495,7 +495,7 @@ class TestIdentities:
         ("changes", "kind", "reason", "views"),
         [
             ({"magic": b"NOTMINE!"}, CorruptPeer, Reason.PROTOCOL, ["NOTMINE!", "MEMENPSF"]),
-            ({"layout_version": 9}, VersionRefused, Reason.VERSION, ["0x2", "0x9"]),
+            ({"layout_version": 9}, VersionRefused, Reason.VERSION, ["0x3", "0x9"]),
             ({"byte_order": 0x04030201}, VersionRefused, Reason.VERSION, ["0x1020304"]),
             ({"header_size": 64}, VersionRefused, Reason.VERSION, ["0x1000", "0x40"]),
             ({"slot_size": 9}, RecordRefused, Reason.RECORD, ["[8 bytes: 0:u64]"]),

@@ -32,7 +32,7 @@ from tests.kit.slots import push_packed, receiver_end, sender_end
 
 SPEC = "<QH"
 SIZE = 10
-HEADER = struct.Struct("<8sIIIIQQ16sIIQIII64s512s4x")
+HEADER = struct.Struct("<8sIIIIQQ16sIIQIIIIQQQ16s64s512s")
 libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -79,7 +79,7 @@ class TestLayout:
         header = HEADER.unpack(bytes_of(segment, 0, HEADER.size))
         assert header[:9] == (
             b"MEMENPSF",
-            2,
+            3,
             0x01020304,
             4096,
             SIZE,
@@ -91,10 +91,21 @@ class TestLayout:
         limits = Limits()
         accepted = (limits.message, limits.fds, limits.regions, 0)
         assert header[9:14] == (SLOTS, *accepted)
-        assert header[14] == "nämé".encode().ljust(64, b"\0")
-        assert header[15] == b"10 bytes: 0:u64 8:u16".ljust(512, b"\0")
+        assert header[14] == segment.mapping.wake_line
+        assert header[15:19] == (0, 0, 0, bytes(16))
+        assert header[19] == "nämé".encode().ljust(64, b"\0")
+        assert header[20] == b"10 bytes: 0:u64 8:u16".ljust(512, b"\0")
         assert bytes_of(segment, HEADER.size, size) == bytes(size - HEADER.size)
         segment.close()
+
+    def test_its_words_are_in_a_line_of_its_own(self):
+        lines = set()
+        for _ in range(200):
+            segment = create(codec_for(8), 1, "")
+            lines.add(segment.identity.wake_line)
+            segment.close()
+        assert lines <= set(range(13, 32))
+        assert len(lines) > 10  # of 19, by chance; fewer once in 10**30 runs
 
     def test_its_size_is_that_of_the_file_in_whole_pages(self):
         for capacity, pages in ((0, 1), (1, 2), (256, 2), (512, 3)):
@@ -124,11 +135,13 @@ class TestLayout:
         assert u64(of_receiver, 1024) == u64(of_sender, 1152) == 0
 
         assert not receiver.arm()
-        assert (u32(of_receiver, 1280), u32(of_receiver, 1284)) == (1, 0)
+        waits = 128 * of_receiver.identity.wake_line
+        assert (u32(of_receiver, waits), u32(of_receiver, waits + 4)) == (1, 0)
         receiver.disarm()
-        assert u32(of_receiver, 1280) == 2
+        assert u32(of_receiver, waits) == 2
         assert not sender.arm()
-        assert (u32(of_sender, 1280), u32(of_sender, 1284)) == (0, 1)
+        waits = 128 * of_sender.identity.wake_line
+        assert (u32(of_sender, waits), u32(of_sender, waits + 4)) == (0, 1)
 
         assert push_packed(sender, packed * 2, 6) == 3
         assert not sender.try_push((0, 0))
@@ -140,12 +153,12 @@ class TestLayout:
         assert of_sender.mapping.counts()[0] == sending
         assert of_receiver.mapping.counts()[1] == receiving
 
-        assert u32(of_sender, 1288) == 0
-        assert not ours.mapping.is_closed()
-        of_sender.mapping.set_closed()
-        assert u32(of_sender, 1288) == 1
-        assert ours.mapping.is_closed()
-        assert not theirs.mapping.is_closed()
+        assert u32(of_sender, waits + 8) == 0
+        for ends in (1, 3, 4):
+            assert ours.mapping.closed() != ends
+            of_sender.mapping.set_closed(ends)
+            assert u32(of_sender, waits + 8) == ours.mapping.closed() == ends
+        assert theirs.mapping.closed() == 0
         for end in (sender, receiver, ours, theirs):
             end.close()
 

@@ -506,7 +506,9 @@ def test_an_index_that_changes_all_the_time_is_believed_or_refused():
             # Until the child runs, there is nothing; and it may be stopped between two writes.
             while not results >= {1, 20, lib.IPCQ_CORRUPT} or (tries := tries - 1):
                 ring = _memory.allocate("ipcq_receiver *", lib.ipcq_receiver_size())
-                lib.ipcq_receiver_init(ring, ours.mapping.at, theirs.mapping.at, capacity, 8, -1, 0)
+                lib.ipcq_receiver_init(
+                    ring, ours.mapping.at, 13, theirs.mapping.at, 13, capacity, 8, -1, 0
+                )
                 code = lib.ipcq_pop(ring, into, capacity, 0, count)
                 results.add(count[0] if code == lib.IPCQ_DONE else code)
         finally:

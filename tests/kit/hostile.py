@@ -20,7 +20,9 @@ from ipcqueue._ring import segment as _segment
 from ipcqueue.lowlevel import Opening, Role, Terms, advance, open_pair
 from memenpsf import Interface
 
-HEAD, TAIL, WAIT_RECORDS, WAIT_SPACE, ENDED = 1024, 1152, 1280, 1284, 1288  # in a segment
+HEAD, TAIL = 1024, 1152  # in a segment
+# In a segment whose words are in the first of their lines; moved() says where they are in another.
+WAIT_RECORDS, WAIT_SPACE, ENDED = 1664, 1668, 1672
 RING = 4096
 WRITE, FDS, ERR = 1, 17, 100  # opcodes
 OUT_OF_LINE, OUT_AGAIN = 0x8000, 0x4000  # flags of a frame
@@ -40,9 +42,15 @@ def extent(size):
     return HEADER + -(-size // HEADER) * HEADER
 
 
+def moved(mapping, at):
+    """Return where a word is that would be here in the first line of words."""
+    return at + 128 * (mapping.wake_line - 13) if 1664 <= at < 1680 else at
+
+
 def poke(endpoint, at, data):
     """Write into the segment of an end, behind its back."""
     mapping = endpoint._own.mapping
+    at = moved(mapping, at)
     ffi.buffer(mapping.at, mapping.size)[at : at + len(data)] = data
 
 
@@ -152,7 +160,8 @@ class Peer:
         self.theirs = _segment.adopt(fd, 1 << 20)
 
     def poke(self, offset, value, kind="uint64_t *"):
-        ffi.cast(kind, ffi.cast("char *", self.segment.mapping.at) + offset)[0] = value
+        mapping = self.segment.mapping
+        ffi.cast(kind, ffi.cast("char *", mapping.at) + moved(mapping, offset))[0] = value
 
     def publish(self, *numbers):
         """Put records into the first slots."""

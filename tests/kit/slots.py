@@ -14,7 +14,7 @@ from ipcqueue._ring.end import Place
 from ipcqueue._ring.segment import MAX_SEGMENT
 from ipcqueue._ring.slot_receiver import SlotReceiver
 from ipcqueue._ring.slot_sender import Batch, SlotSender
-from tests.kit.hostile import HEAD, TAIL
+from tests.kit.hostile import HEAD, TAIL, moved
 
 
 def sender_end(own, peer, capacity, codec, bell, start=0):
@@ -58,7 +58,7 @@ class Ring:
 
     def poke(self, segment, offset, value, kind="uint64_t *"):
         """Write into a segment behind the back of the end that owns it."""
-        at = ffi.cast("char *", segment.mapping.at) + offset
+        at = ffi.cast("char *", segment.mapping.at) + moved(segment.mapping, offset)
         ffi.cast(kind, at)[0] = value
 
     def push_numbers(self, *numbers):

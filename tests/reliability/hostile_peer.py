@@ -49,6 +49,7 @@ from tests.kit.hostile import (
     RING,
     TAIL,
     WAIT_RECORDS,
+    moved,
 )
 from tests.kit.settling import settle
 
@@ -100,7 +101,7 @@ class Attacker:
         self.endpoint, self.sock, self.capacity = endpoint, sock, endpoint.capacity
         own = endpoint._own.mapping
         self.size = own.size
-        self.own = ffi.buffer(own.at, own.size)
+        self.mapping, self.own = own, ffi.buffer(own.at, own.size)
         self.peer = ffi.buffer(endpoint._peer.mapping.at, RING)
         self.files = [
             fdpass.Fd(os.open("/dev/null", os.O_RDONLY)),
@@ -122,6 +123,7 @@ class Attacker:
         return memfd
 
     def put(self, offset, form, value):
+        offset = moved(self.mapping, offset)
         struct.pack_into(form, self.own, offset, value & ((1 << 8 * struct.calcsize(form)) - 1))
 
     def of_peer(self, offset):

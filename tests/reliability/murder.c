@@ -24,6 +24,7 @@
 #include "ends.h"
 #include "stepping.h"
 
+enum { LINE = IPCQ_FIRST_WAKE_LINE }; /* where the words of both segments are */
 enum { SLOT = 24, SLOTS = 8, FRAMES = 4096, BATCH = 5, FDS = 2, LARGE = 1000, MOST = 1024 };
 
 /* One victim's world.  The survivor is the parent. */
@@ -186,7 +187,7 @@ static void frame_loan(uint64_t first, const struct operation *operation)
 static void finish(uint64_t first, const struct operation *operation)
 {
     (void)first;
-    ipcq_set_closed(operation->receives ? receiving : sending);
+    ipcq_set_closed(operation->receives ? receiving : sending, LINE, IPCQ_NO_MORE | IPCQ_TAKES_NONE);
     send(victims, "\1\0\2\0", 4, MSG_DONTWAIT | MSG_NOSIGNAL);
     shutdown(victims, SHUT_RDWR);
     returned(IPCQ_DONE, 0);
@@ -348,14 +349,14 @@ static int publish_number(uint64_t number)
 static void set_up_sender(int bell)
 {
     const struct operation *operation = scene.operation;
-    ipcq_sender_init(&sender, sending, receiving, capacity_of(operation->frames),
+    ipcq_sender_init(&sender, sending, LINE, receiving, LINE, capacity_of(operation->frames),
                      operation->frames ? 1 : SLOT, bell, scene.start);
 }
 
 static void set_up_receiver(int bell)
 {
     const struct operation *operation = scene.operation;
-    ipcq_receiver_init(&receiver, receiving, sending, capacity_of(operation->frames),
+    ipcq_receiver_init(&receiver, receiving, LINE, sending, LINE, capacity_of(operation->frames),
                        operation->frames ? 1 : SLOT, bell, scene.start);
 }
 
@@ -572,7 +573,7 @@ static void kill_behind(struct way *way, long step)
     int before, after;
     received.count = 0;
     if (read_socket(&before)) /* it lives, so it has said goodbye */
-        MUST(ipcq_is_closed(scene.operation->receives ? receiving : sending));
+        MUST(ipcq_closed(scene.operation->receives ? receiving : sending, LINE));
     if (note->returned && scene.state->asleep && scene.in_flight)
         MUST(before == 1); /* one for one sleep */
     murder(child);

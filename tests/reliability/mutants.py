@@ -883,14 +883,14 @@ MUTANTS = [
     Mutant(
         "a goodbye is taken for a death",
         "ipcqueue/_link/endpoint.py",
-        "        self._own.mapping.set_closed()\n",
+        "        self._own.mapping.set_closed(IN_ORDER)\n",
         "",
         "ipcqueue/test_endpoint.py::TestMessages::test_they_are_all_taken_before_the_end_is_told",
     ),
     Mutant(
         "a death is taken for a goodbye",
         "ipcqueue/_link/endpoint.py",
-        "if self._peer.mapping.is_closed():",
+        "if self._peer.mapping.closed():",
         "if True:",
         "ipcqueue/test_endpoint.py::TestPeersEnd::test_a_peer_that_hangs_up_without_a_word_has_died",
     ),

@@ -27,6 +27,7 @@
 
 #include "layout.h"
 
+enum { LINE = IPCQ_FIRST_WAKE_LINE }; /* where the words of both segments are */
 enum { PAGE = 4096, GUARD = 16 * PAGE, MAX_RECORDS = 40 };
 
 /* Of one call, on the clock of its thread.  Far more than any needs under sanitizers; a loop that
@@ -205,13 +206,13 @@ static void mutate(struct attack *a, uint64_t *n)
         atomic_store(&s->tail, head - below(n, capacity + 1));
         break;
     case 6:
-        atomic_store(&s->wait_records, (uint32_t)next(n));
+        atomic_store(&words_of(s, LINE)->wait_records, (uint32_t)next(n));
         break;
     case 7:
-        atomic_store(&s->wait_space, (uint32_t)next(n));
+        atomic_store(&words_of(s, LINE)->wait_space, (uint32_t)next(n));
         break;
     case 8: /* seldom, as nothing is sent to a peer that has ended */
-        atomic_store(&s->closed, below(n, 8) ? 0 : (uint32_t)next(n));
+        atomic_store(&words_of(s, LINE)->closed, below(n, 8) ? 0 : (uint32_t)next(n));
         break;
     case 9: { /* anything anywhere, from one byte to all of it */
         uint64_t from = below(n, file_size(a->shape)), most = file_size(a->shape) - from;
@@ -301,10 +302,10 @@ static void begin(struct victim *v)
     if (v->shape->frames)
         start &= ~15ull;
     v->head = v->tail = start;
-    ipcq_sender_init(v->sender, v->own, v->peer, v->shape->capacity, v->shape->slot_size, v->bell,
-                     start);
-    ipcq_receiver_init(v->receiver, v->own, v->peer, v->shape->capacity, v->shape->slot_size,
-                       v->bell, start);
+    ipcq_sender_init(v->sender, v->own, LINE, v->peer, LINE, v->shape->capacity,
+                     v->shape->slot_size, v->bell, start);
+    ipcq_receiver_init(v->receiver, v->own, LINE, v->peer, LINE, v->shape->capacity,
+                       v->shape->slot_size, v->bell, start);
     ipcq_sender_patience(v->sender, 2000, 1, 0);
     ipcq_receiver_patience(v->receiver, 2000, 1, 0);
     note(v);
@@ -564,7 +565,7 @@ static void ask(struct victim *v)
         ipcq_sending_counts(v->peer, &counts);
         ipcq_receiving_counts(v->peer, &counts);
         seen.bytes += identity.capacity & counts.doorbells & 1;
-        ipcq_is_closed(v->peer);
+        ipcq_closed(v->peer, LINE);
     }
 }
 

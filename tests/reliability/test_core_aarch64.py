@@ -47,7 +47,7 @@ ORDERS = {
     "ipcq_receiver_indices": ["A"],
     "ipcq_arm_records": ["F"],
     "ipcq_frame_look": ["A"],
-    "ipcq_is_closed": ["A"],
+    "ipcq_closed": ["A"],
     "ipcq_set_closed": ["R"],
 }
 
@@ -67,7 +67,7 @@ MUTANTS = [
     ("atomic_load_explicit(&s->peer->tail, memory_order_acquire)", ASKS),
     ("atomic_thread_fence(memory_order_seq_cst);\n", SENDS | TAKES),
     ("atomic_thread_fence(memory_order_seq_cst); /* partner", ARMS),
-    ("->closed, 1, memory_order_release)", {"ipcq_set_closed"}),
+    ("->closed, ends, memory_order_release)", {"ipcq_set_closed"}),
 ]
 
 

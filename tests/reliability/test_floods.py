@@ -27,6 +27,7 @@ from tests.kit.hostile import (
     WAIT_RECORDS,
     WAIT_SPACE,
     Hostile,
+    moved,
     outside,
 )
 from tests.reliability import campaign
@@ -60,6 +61,7 @@ class Flood:
                 os._exit(1)
 
     def put(self, offset, form, value):
+        offset = moved(self.it.endpoint._own.mapping, offset)
         ffi.buffer(self.own + offset, struct.calcsize(form))[:] = struct.pack(form, value)
 
     def taken(self):

@@ -168,7 +168,11 @@ MUTANTS = {
         ("frames-attached", "without its descriptors"),
     ),
     "closed stored relaxed": (
-        ("segment.c", "->closed, 1, memory_order_release)", "->closed, 1, memory_order_relaxed)"),
+        (
+            "segment.c",
+            "->closed, ends, memory_order_release)",
+            "->closed, ends, memory_order_relaxed)",
+        ),
         ("slots-2-unheard", "records lost"),
     ),
     "closed read relaxed": (

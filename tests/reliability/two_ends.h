@@ -179,9 +179,10 @@ static void open_end(struct connection *c, int which, char *own, char *peer)
                         .which = which,
                         .random = mixed(c->random + (uint64_t)which)};
     must(end->sender && end->receiver, "malloc");
-    ipcq_sender_init(end->sender, own, peer, ring->capacity, ring->unit, end->socket, ring->start);
-    ipcq_receiver_init(end->receiver, own, peer, ring->capacity, ring->unit, end->socket,
-                       ring->start);
+    ipcq_sender_init(end->sender, own, IPCQ_FIRST_WAKE_LINE, peer, IPCQ_FIRST_WAKE_LINE,
+                     ring->capacity, ring->unit, end->socket, ring->start);
+    ipcq_receiver_init(end->receiver, own, IPCQ_FIRST_WAKE_LINE, peer, IPCQ_FIRST_WAKE_LINE,
+                       ring->capacity, ring->unit, end->socket, ring->start);
     ipcq_sender_patience(end->sender, 2000, 1, 0);
     ipcq_receiver_patience(end->receiver, 2000, 1, 0);
 }

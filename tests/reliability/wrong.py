@@ -363,7 +363,7 @@ for _size in (4096, 4096 + 8 * SLOTS - 1, 8191, 8193, 12288):
 for _changes, _error, _says in (
     ({"magic": b"MEMENPSX"}, CorruptPeer, "begins with b'MEMENPSX' instead of b'MEMENPSF'"),
     ({"magic": bytes(8)}, CorruptPeer, "instead of b'MEMENPSF'"),
-    ({"layout_version": 3}, VersionRefused, "layout_version here is 0x2, the peer's is 0x3"),
+    ({"layout_version": 2}, VersionRefused, "layout_version here is 0x3, the peer's is 0x2"),
     ({"byte_order": 0x04030201}, VersionRefused, "byte_order here is"),
     ({"header_size": 8192}, VersionRefused, "header_size here is"),
     ({"slot_size": 0}, RecordRefused, "a record here is"),
@@ -375,6 +375,12 @@ for _changes, _error, _says in (
     ({"capacity": 1024}, CorruptPeer, "needs 12288 bytes, says that it has 8192"),
     ({"capacity": 1 << 61}, CorruptPeer, "needs .* bytes, says that it has 8192"),
     ({"capacity": 1 << 63}, CorruptPeer, "needs .* bytes, says that it has 8192"),
+    ({"wake_line": 12}, CorruptPeer, "words are in line 12, which is not from 13 to 31"),
+    ({"wake_line": 1 << 31}, CorruptPeer, "words are in line 2147483648, which is not"),
+    ({"generation": 1}, CorruptPeer, "the peer's generation is 1, and must be 0"),
+    ({"base": 1 << 63}, CorruptPeer, "the peer's base is 9223372036854775808, and must be 0"),
+    ({"switch_at": 7}, CorruptPeer, "the peer's switch_at is 7, and must be 0"),
+    ({"session": b"x" * 16}, CorruptPeer, "belongs to a session, and there are none"),
     ({"segment_size": 4096}, CorruptPeer, "says that it has 4096"),
     ({"segment_size": (1 << 64) - 1}, CorruptPeer, "says that it has 18446744073709551615"),
 ):

@@ -41,13 +41,16 @@
 #include <ucontext.h>
 
 enum { HEAD, TAIL, WAIT_RECORDS, WAIT_SPACE, CLOSED, KINDS, PLACES = SIDES * KINDS };
+enum { WORDS = IPCQ_FIRST_WAKE_LINE * IPCQ_LINE };
 enum { MAX_VALUES = 512, MAX_POINTS = 20000, MAX_CHOICES = 60000, CELL = 8, STACK = 1 << 17 };
 
 static const char *const kinds[KINDS] = {"head", "tail", "wait_records", "wait_space", "closed"};
 static const size_t offsets[KINDS] = {
-    offsetof(struct ipcq_segment, head),         offsetof(struct ipcq_segment, tail),
-    offsetof(struct ipcq_segment, wait_records), offsetof(struct ipcq_segment, wait_space),
-    offsetof(struct ipcq_segment, closed),
+    offsetof(struct ipcq_segment, head),
+    offsetof(struct ipcq_segment, tail),
+    WORDS + offsetof(struct ipcq_words, wait_records),
+    WORDS + offsetof(struct ipcq_words, wait_space),
+    WORDS + offsetof(struct ipcq_words, closed),
 };
 
 /* The first PLACES numbers: the oldest value one may read; then SIDES clocks. */

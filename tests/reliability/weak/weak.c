@@ -32,6 +32,7 @@ struct scenario {
     uint64_t spins;    /* nanoseconds */
 };
 
+enum { LINE = IPCQ_FIRST_WAKE_LINE }; /* where the words of both segments are */
 enum { SLOT_SIZE = 16, WORDS = SLOT_SIZE / 8, MAX_BATCH = 8, LOOKS = 3 };
 #define FAR .index = UINT64_MAX - 1, .epoch = UINT32_MAX - 1
 
@@ -190,7 +191,7 @@ static void read_socket(struct end *end)
 {
     char bytes[64];
     if (recv(SOCKET + end->side, bytes, sizeof bytes, MSG_DONTWAIT) == 0) {
-        end->orderly = ipcq_is_closed(sim_segment[1 - end->side]) != 0;
+        end->orderly = ipcq_closed(sim_segment[1 - end->side], LINE) != 0;
         end->ended = true;
     }
 }
@@ -401,7 +402,7 @@ static bool receive_next(struct end *end)
 static void say_goodbye(struct end *end)
 {
     static const char goodbye[4] = {IPCQ_OPCODE_WRITE, 0, IPCQ_OPCODE_READ, 0};
-    ipcq_set_closed(sim_segment[end->side]);
+    ipcq_set_closed(sim_segment[end->side], LINE, IPCQ_NO_MORE | IPCQ_TAKES_NONE);
     if (scenario->unheard)
         return;
     send(SOCKET + end->side, goodbye, sizeof goodbye, MSG_DONTWAIT | MSG_NOSIGNAL);
@@ -432,7 +433,7 @@ static void receive_all(struct end *end)
 static void look_for_the_end(struct end *end)
 {
     for (int looks = 0; looks < LOOKS; looks++) {
-        bool closed = ipcq_is_closed(sim_segment[1 - end->side]);
+        bool closed = ipcq_closed(sim_segment[1 - end->side], LINE) != 0;
         while (receive_some(end) == IPCQ_DONE)
             continue;
         if (closed && end->received < scenario->records)
@@ -462,8 +463,8 @@ static void run_side(int side)
     uint32_t unit = scenario->shape == SLOTS ? SLOT_SIZE : 1;
     int bell = scenario->unheard ? -1 : SOCKET + side;
     *end = (struct end){.side = side, .next = index};
-    ipcq_sender_init(&end->sender, own, peer, scenario->capacity, unit, bell, index);
-    ipcq_receiver_init(&end->receiver, own, peer, scenario->capacity, unit, bell, index);
+    ipcq_sender_init(&end->sender, own, LINE, peer, LINE, scenario->capacity, unit, bell, index);
+    ipcq_receiver_init(&end->receiver, own, LINE, peer, LINE, scenario->capacity, unit, bell, index);
     ipcq_sender_patience(&end->sender, scenario->spins, 1, 0);
     ipcq_receiver_patience(&end->receiver, scenario->spins, 1, 0);
     end->sender.bell.epoch = end->receiver.bell.epoch = scenario->machine.epoch;
