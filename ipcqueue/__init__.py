@@ -18,6 +18,7 @@ from . import _interpreter  # noqa: F401
 
 # isort: split
 from ._errors import (
+    Aborted,
     BadRecord,
     Closed,
     ConcurrentUse,
@@ -54,6 +55,7 @@ from ._records.messages import Encoded, Message, Received
 __version__ = _VERSION
 
 __all__ = [
+    "Aborted",
     "Accept",
     "BadRecord",
     "Borrowing",

@@ -9,6 +9,7 @@ from fdpass.lowlevel import Closable
 
 from . import _guesses
 from ._direct import persist
+from ._leaving import in_order
 from ._link.opening import Opening
 from ._link.terms import Terms, check_options, checked_socket
 from ._origin import tag_error, tagged
@@ -192,6 +193,27 @@ class Connection(Closable, Generic[T]):
         Idempotent; threads that wait here get Closed.  Records not yet received are dropped.
         """
         self._endpoint.close()
+
+    @tagged
+    def abort(self) -> None:
+        """Close in the middle: the peer drains what was published, then gets Aborted.
+
+        A with block that an exception leaves does the same.  Otherwise as close(); after finish()
+        or close() there is nothing left to abort.
+        """
+        self._endpoint.abort()
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Close, or abort, if an exception leaves the block that is no good end.
+
+        Good ends are GeneratorExit, SystemExit without an error, and EndOfStream, ReceiverGone and
+        Closed of this connection; so is a group of nothing else.
+        """
+        error = exc_info[1]
+        if in_order(error if isinstance(error, BaseException) else None, self):
+            self.close()
+        else:
+            self.abort()
 
     def __repr__(self) -> str:
         endpoint: Any = vars(self).get("_endpoint")

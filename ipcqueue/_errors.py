@@ -2,8 +2,8 @@
 
 Ours: BadRecord, Closed, ConcurrentUse, ForkedUse.  Nobody's: Full.  The peer's: it said
 goodbye (EndOfStream for calls that receive, ReceiverGone for those that send), it did not
-(PeerDied), it broke the protocol (CorruptPeer), or the two sides do not fit together (Refused,
-whose message shows both views).
+(PeerDied), it gave up in the middle (Aborted, a PeerDied), it broke the protocol (CorruptPeer), or
+the two sides do not fit together (Refused, whose message shows both views).
 """
 
 from __future__ import annotations
@@ -79,6 +79,13 @@ class ReceiverGone(QueueError):
 
 class PeerDied(QueueError):
     """The peer is gone without a word; all that it published has been received."""
+
+
+class Aborted(PeerDied):
+    """The peer has given up in the middle: it called abort(), or an exception ended its block.
+
+    All that it published before has been received.
+    """
 
 
 class CorruptPeer(QueueError):

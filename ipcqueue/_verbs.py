@@ -118,6 +118,16 @@ class Sends(Connection[T]):
         self._threads.await_space()
 
     @tagged
+    def send_eof(self) -> None:
+        """Send no more records: the peer drains what was published, then gets EndOfStream.
+
+        This side goes on receiving what the peer sends, and the connection lives until both sides
+        have ended.  Then xmit raises Closed, also in a thread that waits in it, once it wakes;
+        control messages can still be sent.  Idempotent.  Raises Closed.
+        """
+        self._endpoint.send_eof()
+
+    @tagged
     def loan(self, size: int, *, timeout: Seconds = None, tag: int = 0, flags: int = 0) -> Loan:
         """Return memory of the ring to fill in a with block, which publishes it; see Loan.
 

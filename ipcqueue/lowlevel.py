@@ -18,6 +18,7 @@ from fdpass.lowlevel import Closable, Owner, monotonic, seconds_of, shown_second
 from ._connection import Connection
 from ._direct import persist, resume
 from ._guesses import GUESSED, check_many, guess, listed
+from ._leaving import in_order
 from ._link import plans
 from ._link.endpoint import Endpoint, advance
 from ._link.handshake import Role
@@ -29,11 +30,13 @@ from ._link.terms import Terms, check_options, checked_socket, deadline_of
 from ._link.waiters import NOW, Event, Wait
 from ._origin import tag_error, tag_unless_given, tagged
 from ._queue import open_pair
+from ._ring.memory import ABORTED
 from ._threads import drive, open_endpoint, wait_for
 from ._types import Buffer, D, N, NumpyDtype, T
 from ._verbs import Receives, Sends
 
 __all__ = [
+    "ABORTED",
     "GUESSED",
     "NOW",
     "Buffer",
@@ -68,6 +71,7 @@ __all__ = [
     "drive",
     "drop_socket",
     "guess",
+    "in_order",
     "is_ambiguous_uid",
     "listed",
     "monotonic",

@@ -18,6 +18,7 @@ from ._foundation import VERSION as _VERSION
 
 # isort: split
 from ipcqueue import (
+    Aborted,
     Accept,
     BadRecord,
     Borrowing,
@@ -103,7 +104,7 @@ __all__ = [  # noqa: RUF022 (classes and functions first)
     "Message", "Encoded", "Received", "Loan", "Borrowing", "Credentials",
     "QueueError", "BadRecord", "TooLarge", "Unaccepted", "DecodeFailed", "LoanError",
     "DescriptorsLost", "Full", "Closed", "EndOfStream", "ReceiverGone", "PeerDied",
-    "CorruptPeer", "ConcurrentUse", "ForkedUse", "HandshakeTimeout", "Refused", "RecordRefused",
+    "Aborted", "CorruptPeer", "ConcurrentUse", "ForkedUse", "HandshakeTimeout", "Refused", "RecordRefused",
     "VersionRefused", "SealsRefused", "SizeRefused", "CredentialsRefused", "RoleRefused",
     "LimitRefused",
     "u8", "u16", "u32", "u64", "i8", "i16", "i32", "i64", "f32", "f64", "char",

@@ -7,7 +7,7 @@ import queue
 import reprlib
 import threading
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from ipcqueue import (
     BadRecord,
@@ -22,7 +22,7 @@ from ipcqueue import (
     Unaccepted,
     interface_of,
 )
-from ipcqueue.lowlevel import Owner, drop_socket
+from ipcqueue.lowlevel import ABORTED, Owner, drop_socket
 
 from ._interface import Interface
 from ._options import check_interface_options, checked_stream
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from ipcqueue import Options
+
+
+OnSourceEnd: TypeAlias = Literal["finish", "eof"]
 
 
 class Source(Protocol):
@@ -72,7 +75,7 @@ class Ended:
 _LOOK_UP = 0.1
 
 # These end both directions of a connection: the receiving side raises it, too, after draining.
-_ENDS = (EndOfStream, ReceiverGone, PeerDied, Refused, CorruptPeer, DescriptorsLost, Closed)
+ENDS = (EndOfStream, ReceiverGone, PeerDied, Refused, CorruptPeer, DescriptorsLost, Closed)
 
 # The loop raises these; all other errors of the interface end it without raising.
 _RAISED = (Refused, CorruptPeer, DescriptorsLost, BadRecord)
@@ -84,6 +87,16 @@ def is_a_cause(error: Exception, interface: object) -> bool:
     if interface_of(error) is not interface:
         return False  # the source or the sink raised it
     return isinstance(error, _THE_PEERS_LIMITS) or not isinstance(error, _RAISED)
+
+
+def sends_no_more(interface: Any) -> bool:
+    """Whether nothing more can be sent over it, as one of the two sides has ended that."""
+    return bool(interface._endpoint.sends_no_more)  # noqa: SLF001 (of these packages)
+
+
+def break_off(interface: Any) -> None:
+    """End it as abort() does, but so that what has arrived can still be received."""
+    interface._endpoint.finish(ABORTED)  # noqa: SLF001 (of these packages)
 
 
 def hand_back(error: BaseException, unsent: list[Any]) -> None:
@@ -104,14 +117,18 @@ def run(
     recvr: Source,
     sender: Sink,
     record: Any,
+    *,
+    on_source_end: OnSourceEnd = "finish",
     **options: Unpack[Options],
 ) -> Ended:
     """Move records between a connection and two queues until the peer ends.
 
     It sends what is put into `recvr`, and puts all that arrives into `sender` before it returns.
-    None in `recvr` (or its shutdown, Python >= 3.13) ends the connection in good order, after
-    everything before it is sent and all that has arrived is delivered.  `cap` is the capacity
-    of each direction, `typ` is 0 for a client and anything else for a server.  Takes the stream.
+    None in `recvr` (or its shutdown, Python >= 3.13) is the end of the source: after everything
+    before it is sent, `on_source_end` "finish" ends the connection in good order, and delivers what
+    has arrived; "eof" ends only what this side sends, and delivers what comes until the peer ends,
+    too.  `cap` is the capacity of each direction, `typ` is 0 for a client and anything else for a
+    server.  Takes the stream.
 
     Returns how it ended; see Ended for what the peer's doing is.  Raises CorruptPeer, Refused,
     DescriptorsLost, what Interface raises, BadRecord for what was put into `recvr`, and whatever
@@ -122,23 +139,28 @@ def run(
     role: Literal["client", "server"] = "client" if typ == 0 else "server"
     checked_stream(stream)
     try:
-        check_loop_options(options)
-    except TypeError:
+        check_loop_options(options, on_source_end)
+    except (TypeError, ValueError):
         drop_socket(stream)
         raise
     with Interface(stream, record, name=name, capacity=cap, role=role, **options) as interface:
-        return _Loop(interface, recvr, sender).run()
+        return _Loop(interface, recvr, sender, on_source_end).run()
 
 
-def check_loop_options(options: Iterable[str]) -> None:
-    """Raise TypeError for an option that is none of run()."""
+def check_loop_options(options: Iterable[str], on_source_end: OnSourceEnd) -> None:
+    """Raise TypeError for an option that is none of run(), ValueError for no end of a source."""
     arguments = {"capacity": "the argument `cap`", "role": "the argument `typ`"}
-    check_interface_options("run", options, elsewhere=arguments)
+    check_interface_options("run", options, ("on_source_end",), elsewhere=arguments)
+    if on_source_end not in ("finish", "eof"):
+        raise ValueError(f"on_source_end is 'finish' or 'eof', not {on_source_end!r}")
 
 
 class _Loop(Owner):
-    def __init__(self, interface: Interface, source: Source, sink: Sink) -> None:
+    def __init__(
+        self, interface: Interface, source: Source, sink: Sink, on_source_end: OnSourceEnd
+    ) -> None:
         self._interface = interface
+        self._on_source_end = on_source_end
         self._source = source
         self._sink = sink
         self._over = threading.Event()
@@ -152,16 +174,24 @@ class _Loop(Owner):
         try:
             try:
                 cause = self._receive()
-            finally:
-                self._over.set()
-                self._interface.close()
-                thread.join()
+                if isinstance(cause, EndOfStream) and not sends_no_more(self._interface):
+                    thread.join()  # the peer sends no more, but goes on receiving
+            except BaseException as error:
+                self._stop(thread, error)
+                raise
+            self._stop(thread, self._error)
             if self._error is not None:
                 raise self._error
         except BaseException as error:
             hand_back(error, self._unsent)
             raise
         return Ended(self._cause or cause, self._unsent)
+
+    def _stop(self, thread: threading.Thread, error: BaseException | None) -> None:
+        """End the connection, as a block that is left by this, and so the sending thread."""
+        self._over.set()
+        self._interface.__exit__(type(error), error, None)
+        thread.join()
 
     def _receive(self) -> Exception:
         while True:
@@ -195,13 +225,19 @@ class _Loop(Owner):
                     self._unsent.append(record)
                     raise
         except BaseException as error:  # noqa: BLE001 (raised by run)
-            if isinstance(error, _ENDS) and interface_of(error) is self._interface:
+            if isinstance(error, ENDS) and interface_of(error) is self._interface:
                 return  # the receiving side raises the same, after draining
             if isinstance(error, Exception) and is_a_cause(error, self._interface):
                 self._cause = error
             else:
                 self._error = error
-        self._interface.finish()
+                break_off(self._interface)
+            self._interface.finish()
+            return
+        if self._over.is_set() or self._on_source_end == "finish":
+            self._interface.finish()
+        else:
+            self._interface.send_eof()
 
 
 Ended.__module__ = run.__module__ = "memenpsf"  # as of all public names; see __init__

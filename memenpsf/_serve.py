@@ -138,7 +138,7 @@ class _Server(Owner):
             for interface in clients:  # close all before joining any: one may wait for another
                 # If this fails, for lack of memory for example, the handler closes it.
                 with contextlib.suppress(Exception):
-                    interface.close()
+                    interface.abort()
             for interface, thread in clients.items():
                 self._await(interface, thread)
             self._join()
@@ -177,7 +177,7 @@ class _Server(Owner):
             with self._changed:
                 self._clients.pop(interface, None)
             with contextlib.suppress(Exception):
-                interface.close()
+                interface.abort()
             self._listener._pending.log.add(error)  # noqa: SLF001 (of one package)
 
     def _run(self, interface: Interface[Any]) -> None:

@@ -8,10 +8,10 @@ the Agreement of an Opening (opening.py).  How to wait is in plans.py, and the d
 The file is long because each attempt of every verb is here, beside the end that it may meet: the
 end comes through the same socket as messages and descriptors, in one order with them.
 
-How it ends.  Orderly: the peer sets `closed` in its segment, then shuts the socket down.  A
-crash: the socket ends without that.  Both are noticed by reading the socket (or by a push, which
-looks at it now and then) and noted in `_end`, once.  The note is made *before* the ring is found
-empty for the last time, so a receiver that sees both has drained everything.
+How it ends: see ending.py.  The peer's end is noticed by reading the socket, by a push, which
+looks at it now and then, and by who finds the ring empty.  It is noted in `ending`, once for each
+direction.  The note is made *before* the ring is found empty for the last time, so a receiver that
+sees both has drained everything.
 """
 
 from __future__ import annotations
@@ -30,23 +30,28 @@ from ipcqueue._errors import (
     Closed,
     ConcurrentUse,
     CorruptPeer,
-    EndOfStream,
     ForkedUse,
-    PeerDied,
     QueueError,
-    ReceiverGone,
 )
 from ipcqueue._records.codec import in_place
 from ipcqueue._records.messages import MessageCodec, Received
 from ipcqueue._ring.bounds import Budget
 from ipcqueue._ring.codes import CORRUPT, GONE, RingError, corrupt
 from ipcqueue._ring.frame import MAX_ATTACHED
-from ipcqueue._ring.memory import IN_ORDER, fork_generation
+from ipcqueue._ring.memory import (
+    ABORTED,
+    IN_ORDER,
+    KNOWN_ENDS,
+    NO_MORE,
+    TAKES_NONE,
+    fork_generation,
+)
 from ipcqueue._ring.patience import BUSY
 from ipcqueue._ring.segment import limits_of
 
 from .alarms import FalseAlarms, doubled
 from .control import application_message, err
+from .ending import Ending, told_receiver, told_sender
 from .ends import accepted_fds, ends_of
 from .flight import Flight
 from .shown import shown
@@ -105,8 +110,7 @@ class Endpoint(Owner):
         self._own, self._peer = own, peer
         self._lease = agreement.lease
         self._generation = fork_generation()
-        self._end: QueueError | None = None
-        self._left: QueueError | None = None  # how the peer went, as a push was told
+        self.ending = Ending()
         self._last_statistics: Statistics | None = None
         self._peer_limits = limits_of(peer.identity)
         self.clock: Callable[[], float] = monotonic
@@ -220,24 +224,31 @@ class Endpoint(Owner):
 
         It also raises what trouble of the receiving end means; see raise_meaning().
         """
-        end = self._end  # noted before the ring is found empty: see the module
         receiver = self.receiving()
         try:
-            result = attempt()  # from here on no call that Ctrl-C could interrupt, if there is one
-            while result is None and (position := receiver.lacking) is not None:
-                # The sender sends descriptors before it publishes their message.
-                read = self.read_missing()
-                result = attempt()
-                if result is None and (not read or self.wire.held_back):
+            while True:
+                end = self.ending.receiving  # noted before the ring is found empty: see the module
+                result = (
+                    attempt()
+                )  # from here on no call that Ctrl-C could interrupt, if there is one
+                while result is None and (position := receiver.lacking) is not None:
+                    # The sender sends descriptors before it publishes their message.
+                    read = self.read_missing()
+                    result = attempt()
+                    if result is None and (not read or self.wire.held_back):
+                        return None
+                    if result is None and receiver.lacking == position:
+                        if self.ending.over:  # DescriptorsLost, for instance
+                            self.raise_end()
+                        raise corrupt("a message came without its descriptors")
+                if result is not None or receiver.unfinished:
+                    return result
+                if end is not None:
+                    receiver.drop_strays()
+                    self.raise_end()
+                if not self._peer.mapping.closed() & ~TAKES_NONE:
                     return None
-                if result is None and receiver.lacking == position:
-                    if self._end is not None:  # DescriptorsLost, for instance
-                        self.raise_end()
-                    raise corrupt("a message came without its descriptors")
-            if result is None and end is not None and not receiver.unfinished:
-                receiver.drop_strays()
-                self.raise_end()
-            return result
+                self._hear()
         except RingError as error:
             trouble = error.args
         self.raise_meaning(*trouble, sending=False)
@@ -335,7 +346,7 @@ class Endpoint(Owner):
         socket down would pass for space.  Raises how the connection ended.
         """
         self._check_usable()
-        if self.closed or self._end is not None:
+        if self.sends_no_more:
             self.raise_end(sending=True)
         sender = self.sending()
         try:
@@ -397,7 +408,7 @@ class Endpoint(Owner):
     def try_take_message(self) -> bytes | None:
         """Take a message of the peer's application; None if there is none yet."""
         self._check_usable()
-        end = self._end
+        over = self.ending.over
         if self.closed:
             self.raise_end()
         inbox = self.wire.inbox
@@ -407,15 +418,15 @@ class Endpoint(Owner):
             message = inbox[0]
             del inbox[0]
             return message
-        if end is not None:
+        if over:
             self.raise_end()
         return None
 
     def try_send_message(self, message: bytes) -> bool:
         """Send a message to the peer's application; False if the socket is full."""
         message = application_message(message)
-        if self._end is not None:
-            self.raise_end(sending=True)
+        if not self.closed and self.ending.sending is not None:  # send_eof() ends only records
+            raise _again(self.ending.sending)
         try:
             return self.with_socket(partial(self.wire.send, message))
         except (BrokenPipeError, ConnectionResetError):
@@ -452,10 +463,12 @@ class Endpoint(Owner):
     def _learn(self) -> None:
         """Note the end, which a read has brought."""
         end = self.wire.end
-        if isinstance(end, CorruptPeer):
+        if end is None:
+            self._hear(gone=True)
+        elif isinstance(end, CorruptPeer):
             self._abandon(end)
         else:
-            self._note_end(self._who_left() if end is None else end)
+            self._note_end(end, end, over=True)
 
     def note_wakeup(self, woken: bool) -> None:
         """Note what the reader has read when it was woken, or its time was over."""
@@ -489,7 +502,7 @@ class Endpoint(Owner):
         """
         if self.wire.is_behind() and not self.waiters.reading:
             self.read_if_free()
-        if self.closed or self._end is not None:
+        if self._has_ended(event):
             return False
         if event is RECORDS and self.receiver is not None:
             return self.receiver.arm()
@@ -499,7 +512,7 @@ class Endpoint(Owner):
 
     def has_come(self, event: Event, units: int) -> bool:
         """Whether what somebody waits for is there."""
-        if self.closed or self._end is not None:
+        if self._has_ended(event):
             return False
         if event is RECORDS:
             return self.receiving().has_records()
@@ -550,29 +563,50 @@ class Endpoint(Owner):
     @property
     def end(self) -> QueueError | None:
         """How the connection ended; None as long as it has not."""
-        return self._end
+        return self.ending.receiving or self.ending.sending
 
     @property
     def ended(self) -> bool:
         """Whether nothing more will come through the socket."""
-        return self.closed or self._end is not None
+        return self.closed or self.ending.over
+
+    @property
+    def sends_no_more(self) -> bool:
+        """Whether nothing more can be sent, be it because this side has said so."""
+        ending = self.ending
+        return self.closed or ending.sending is not None or ending.own != 0
+
+    def _has_ended(self, event: Event) -> bool:
+        """Whether nobody need wait for this event any more: an attempt says why."""
+        if event is RECORDS:
+            return self.closed or self.ending.receiving is not None
+        return self.sends_no_more if event is SPACE else self.ended
 
     def raise_end(self, *, sending: bool = False) -> NoReturn:
         """Raise why this connection cannot be used any more; `sending`: to a caller that sends."""
-        if self.closed or self._end is None:
+        if sending and self.ending.own == NO_MORE and not self.closed:
+            raise Closed("this side sends no more: send_eof() was called")
+        end = self.ending.sending if sending else self.ending.receiving
+        if self.closed or end is None:
             raise Closed("this side has closed the connection")
-        raise _seen(self._end, sending=sending)
+        raise _again(end)
 
-    def _who_left(self) -> QueueError:
-        if self._peer.mapping.closed():
-            return EndOfStream("the peer has ended the stream, and all of it has been received")
-        return PeerDied("the peer is gone without a word")
+    def _hear(self, *, gone: bool = False) -> None:
+        """Note what the peer's segment says of its end; `gone`: its socket has ended."""
+        closed = self._peer.mapping.closed()
+        if closed & ~KNOWN_ENDS:
+            message = f"the peer says that it has ended by {closed:#x}, which is no end"
+            self._abandon(CorruptPeer(message))
+            return
+        receiving, sending = told_receiver(closed, gone=gone), told_sender(closed, gone=gone)
+        self._note_end(receiving, sending, over=gone)
 
-    def _note_end(self, end: QueueError) -> None:
+    def _note_end(
+        self, receiving: QueueError | None, sending: QueueError | None, *, over: bool
+    ) -> None:
         with self.waiters.mutex:
-            if self._end is None:
-                self._end = end
-        if self.sender is not None:
+            self.ending.note(receiving, sending, over=over)
+        if self.sender is not None and self.ending.sending is not None:
             self.sender.close()
 
     def _abandon(self, error: CorruptPeer) -> None:
@@ -580,7 +614,7 @@ class Endpoint(Owner):
         persist(self._give_up, error)  # Ctrl-C: finish what was begun
 
     def _give_up(self, error: CorruptPeer) -> None:
-        self._note_end(error)
+        self._note_end(error, error, over=True)
         if self.receiver is not None:
             self.receiver.close()
         with contextlib.suppress(Closed, OSError):
@@ -603,9 +637,10 @@ class Endpoint(Owner):
                 if self.ended:
                     break
                 self.read_if_free()
-            else:  # not noted: what it has sent is still to be received
-                left = self._left = self._left or self._who_left()
-                raise _seen(left, sending=sending)
+            if self.ending.sending is None:
+                self._hear()
+            if self.ending.sending is None:  # what it has sent is still to be received
+                self._note_end(None, told_sender(0, gone=True), over=False)
         self.raise_end(sending=sending)
 
     def _check_usable(self) -> None:
@@ -615,32 +650,65 @@ class Endpoint(Owner):
     def _forked(self) -> bool:
         return fork_generation() != self._generation
 
-    def finish(self) -> None:
-        """End in good order for the peer; here, what has arrived can still be received."""
-        self._check_usable()
-        self._note_end(Closed("this side has finished with the connection"))
-        with contextlib.suppress(Closed):
-            self.with_socket(self._say_goodbye)
+    def finish(self, ends: int = IN_ORDER) -> None:
+        """End in good order for the peer; here, what has arrived can still be received.
 
-    def _say_goodbye(self, sock: socket.socket) -> None:
+        `ends`: how to end, if not in good order.
+        """
+        self._check_usable()
+        end = Closed("this side has finished with the connection")
+        self._note_end(end, end, over=True)
+        with contextlib.suppress(Closed):
+            self.with_socket(partial(self._say_goodbye, ends))
+
+    def send_eof(self) -> None:
+        """Send no more: the peer drains what was published, then sees the end.
+
+        It may go on sending.
+        Idempotent.  Raises Closed, and TypeError if there is no sending end.
+        """
+        self._check_usable()
+        self.sending()
+        persist(self.with_socket, self._send_eof)  # Ctrl-C: finish what was begun
+
+    def _send_eof(self, sock: socket.socket) -> None:
+        """Do it; each step can be repeated."""
+        self.sending().close()  # first: nothing is published after the mark
+        self._mark(NO_MORE, sock)
+
+    def _say_goodbye(self, ends: int, sock: socket.socket) -> None:
         # In this order: the peer that sees the end of the socket looks for `closed`.
-        self._own.mapping.set_closed(IN_ORDER)
+        self._mark(ends, sock)
         self.wire.say_goodbye(sock)
 
-    def close(self) -> None:
+    def _mark(self, ends: int, sock: socket.socket) -> None:
+        """Say in this side's segment how it has ended."""
+        with self.waiters.mutex:
+            own = self.ending.with_own(ends)
+            self._own.mapping.set_closed(own, self._peer.mapping, sock.fileno())
+            self.ending.own = own
+
+    def abort(self) -> None:
+        """Close, and have the peer learn that it was in the middle: it drains, then gets Aborted.
+
+        Idempotent; after finish() or close() it is the same as close().
+        """
+        self.close(ABORTED)
+
+    def close(self, ends: int = IN_ORDER) -> None:
         """End in good order: the peer drains what was published, then sees the end.
 
         Idempotent.  Threads that wait get Closed.  In a forked child it only closes the child's
-        copies of the descriptors.
+        copies of the descriptors.  `ends`: how to end, if not in good order.
         """
         if self._forked():
             self.closed = True
             self.wire.release(shared=True)
             self._release()
             return
-        persist(self._close)  # Ctrl-C: finish what was begun
+        persist(self._close, ends)  # Ctrl-C: finish what was begun
 
-    def _close(self) -> None:
+    def _close(self, ends: int) -> None:
         """Close; each step can be repeated."""
         # Before the mutex is taken: the rings have locks of their own.
         if not self.closed:
@@ -651,7 +719,7 @@ class Endpoint(Owner):
             if ring is not None:
                 ring.close()
         if not self.wire.released:
-            self._say_goodbye(self.wire.sock)
+            self._say_goodbye(ends, self.wire.sock)
         self.wire.close()  # unless somebody has it in hand
         self._release()
 
@@ -689,13 +757,11 @@ def _nobody() -> None:
     """Stand for the interface of an endpoint that has none yet."""
 
 
-def _seen(end: QueueError, *, sending: bool) -> QueueError:
-    """Return what a call that sends, or one that receives, raises for an end.
+def _again(end: QueueError) -> QueueError:
+    """Return an end to raise: a new one each time.
 
-    A new one each time: two threads that raise one exception write into its traceback.
+    Two threads that raise one exception write into its traceback.
     """
-    if sending and isinstance(end, EndOfStream):
-        return ReceiverGone("the peer has ended the connection: nobody will receive what is sent")
     return type(end)(*end.args)
 
 

@@ -101,10 +101,10 @@ class Mapping(Owner):
             ffi.memmove(into, data, len(data))
         lib.ipcq_write_identity(self.at, raw)
 
-    def set_closed(self, ends: int) -> None:
-        """Say in this side's own segment how it has ended."""
-        if self.at is not None:
-            lib.ipcq_set_closed(self.at, self.wake_line, ends)
+    def set_closed(self, ends: int, peer: "Mapping", bell: int) -> None:
+        """Say in this side's own segment how it has ended, and wake its peer by this socket."""
+        if self.at is not None and peer.at is not None:
+            lib.ipcq_set_closed(self.at, self.wake_line, ends, peer.at, peer.wake_line, bell)
 
     def closed(self) -> int:
         """Return how its owner has ended, in bits; as in good order once it is unmapped here."""

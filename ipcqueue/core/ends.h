@@ -150,6 +150,19 @@ static inline int forked(const _Atomic uint32_t *forks, uint32_t generation)
     return generation != atomic_load_explicit(forks, memory_order_relaxed);
 }
 
+/* Send a doorbell; return 0 if the kernel was short of memory for it all the time. */
+static inline int knock(int socket, unsigned char opcode, uint64_t index)
+{
+    unsigned char message[2] = {opcode, (unsigned char)index};
+    for (int tries = 0; tries < 1000; tries++) {
+        if (send(socket, message, sizeof message, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0 ||
+            (errno != EINTR && errno != ENOBUFS && errno != ENOMEM))
+            return 1;
+        sched_yield();
+    }
+    return 0;
+}
+
 /*
  * Wake the peer if it sleeps; called after each publish.
  *
@@ -174,15 +187,9 @@ static inline void ring_bell(struct bell *bell, const _Atomic uint32_t *peer_epo
     bell->rung = epoch;
     if (bell->socket < 0)
         return;
-    unsigned char message[2] = {opcode, (unsigned char)index};
     count(&counters->doorbells);
-    for (int tries = 0; tries < 1000; tries++) {
-        if (send(bell->socket, message, sizeof message, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0 ||
-            (errno != EINTR && errno != ENOBUFS && errno != ENOMEM))
-            return;
-        sched_yield();
-    }
-    bell->rung = epoch - 1; /* even, so it never equals an epoch that asks for a doorbell */
+    if (!knock(bell->socket, opcode, index))
+        bell->rung = epoch - 1; /* even, so it never equals an epoch that asks for a doorbell */
 }
 
 /* Refresh our copy of the peer's tail; CORRUPT if it is impossible.  In the middle of a batch
@@ -200,11 +207,24 @@ static inline int look_for_space(struct ipcq_sender *s, uint64_t head)
     return IPCQ_DONE;
 }
 
+/* Whether the owner of these words will take no more, or will publish no more.  So does one whose
+ * word has other bits than there are: Endpoint finds out.  Relaxed: who goes by it looks again. */
+static inline int takes_none(const struct ipcq_words *peer)
+{
+    return (atomic_load_explicit(&peer->closed, memory_order_relaxed) & ~(uint32_t)IPCQ_NO_MORE) != 0;
+}
+
+static inline int sends_none(const struct ipcq_words *peer)
+{
+    return (atomic_load_explicit(&peer->closed, memory_order_relaxed) & ~(uint32_t)IPCQ_TAKES_NONE) !=
+           0;
+}
+
 /* Nothing tells a sender that only writes that its receiver has died: so ask at intervals.
  * Relaxed: `closed` orders nothing here, since the sender reads none of the peer's records. */
 static inline int peer_is_gone(struct ipcq_sender *s)
 {
-    if (s->gone || atomic_load_explicit(&s->peer_words->closed, memory_order_relaxed))
+    if (s->gone || takes_none(s->peer_words))
         return s->gone = 1; /* for ever, whatever the peer's segment says later */
     uint64_t now = now_ns(CLOCK_MONOTONIC_COARSE);
     if (now - s->peer_seen_ns < LIVENESS_INTERVAL_NS || s->bell.socket < 0)

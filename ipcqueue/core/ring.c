@@ -43,6 +43,27 @@ static void withdraw(struct bell *bell, _Atomic uint32_t *shared)
         atomic_store_explicit(shared, ++bell->epoch, memory_order_relaxed);
 }
 
+/* -- the end --------------------------------------------------------------------------------- */
+
+static void wake(const _Atomic uint32_t *epoch, int bell, unsigned char opcode)
+{
+    if (atomic_load_explicit(epoch, memory_order_relaxed) & 1u)
+        knock(bell, opcode, 0);
+}
+
+void ipcq_set_closed(void *own, uint32_t own_line, uint32_t ends, const void *peer,
+                     uint32_t peer_line, int bell)
+{
+    /* Release: a peer that sees it also sees every record published before. */
+    atomic_store_explicit(&words_of(own, own_line)->closed, ends, memory_order_release);
+    atomic_thread_fence(memory_order_seq_cst); /* as in ring_bell() */
+    const struct ipcq_words *words = shown_words(peer, peer_line);
+    if (bell >= 0) {
+        wake(&words->wait_records, bell, IPCQ_OPCODE_WRITE);
+        wake(&words->wait_space, bell, IPCQ_OPCODE_READ);
+    }
+}
+
 /* -- patience -------------------------------------------------------------------------------- */
 
 static void set_patience(struct patience *p, uint64_t nanoseconds, int adaptive, int yields)
@@ -158,8 +179,7 @@ static int has_space(ipcq_sender *s, uint64_t units)
     uint64_t head = atomic_load_explicit(&s->head, memory_order_relaxed);
     uint64_t used = head - atomic_load_explicit(&s->peer->tail, memory_order_relaxed);
     return used > s->capacity ||
-           s->capacity - used >= units ||
-           atomic_load_explicit(&s->peer_words->closed, memory_order_relaxed);
+           s->capacity - used >= units || takes_none(s->peer_words);
 }
 
 int ipcq_spin_space(ipcq_sender *s, uint64_t units, uint64_t nanoseconds)
@@ -319,10 +339,12 @@ int ipcq_take(ipcq_receiver *r, uint64_t to)
     return IPCQ_DONE;
 }
 
+/* The end of the stream counts as records: the attempt that follows will find out. */
 static int has_records(ipcq_receiver *r)
 {
     return atomic_load_explicit(&r->peer->head, memory_order_relaxed) !=
-           atomic_load_explicit(&r->tail, memory_order_relaxed);
+               atomic_load_explicit(&r->tail, memory_order_relaxed) ||
+           sends_none(r->peer_words);
 }
 
 int ipcq_spin_records(ipcq_receiver *r, uint64_t nanoseconds)
@@ -341,8 +363,7 @@ int ipcq_spin_records(ipcq_receiver *r, uint64_t nanoseconds)
 
 int ipcq_is_quiet(ipcq_receiver *r, uint64_t from)
 {
-    return look_from(r, from) == IPCQ_EMPTY &&
-           !atomic_load_explicit(&r->peer_words->closed, memory_order_relaxed);
+    return look_from(r, from) == IPCQ_EMPTY && !sends_none(r->peer_words);
 }
 
 void ipcq_receiver_patience(ipcq_receiver *r, uint64_t nanoseconds, int adaptive, int yields)

@@ -61,10 +61,8 @@ enum {
 enum {
     IPCQ_NO_MORE = 1,    /* publishes no more */
     IPCQ_TAKES_NONE = 2, /* takes no more */
-    IPCQ_ABORTED = 4,    /* neither, and not in good order */
-    IPCQ_KNOWN_ENDS = 7,
-    IPCQ_NO_RECORDS = IPCQ_NO_MORE | IPCQ_ABORTED,  /* a receiver has received all */
-    IPCQ_NO_SPACE = IPCQ_TAKES_NONE | IPCQ_ABORTED /* a sender sends to nobody */
+    IPCQ_ABORTED = 4,    /* neither any more, and not in good order */
+    IPCQ_KNOWN_ENDS = IPCQ_NO_MORE | IPCQ_TAKES_NONE | IPCQ_ABORTED
 };
 
 /* A segment's description of itself.  Plain data: ipcq_read_identity copies it out, once. */
@@ -108,9 +106,13 @@ void ipcq_write_identity(void *segment, const struct ipcq_identity *from);
 /* Whether a descriptor is a socket; does not ask its file system, which may be a stranger's. */
 int ipcq_is_socket(int fd);
 
-/* The owner says how it has ended; the peer looks.  `line` is where the words of the segment are. */
-void ipcq_set_closed(void *segment, uint32_t line, uint32_t ends);
+/* How the owner of a segment has ended; `line` is where its words are. */
 uint32_t ipcq_closed(const void *segment, uint32_t line);
+
+/* Say in one's own segment how one has ended, and wake a peer that sleeps: by the socket `bell`,
+ * unless it is -1. */
+void ipcq_set_closed(void *own, uint32_t own_line, uint32_t ends, const void *peer,
+                     uint32_t peer_line, int bell);
 
 /* -- sending ------------------------------------------------------------------------- */
 

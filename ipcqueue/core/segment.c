@@ -70,12 +70,6 @@ int ipcq_is_socket(int fd)
     return getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) == 0;
 }
 
-void ipcq_set_closed(void *segment, uint32_t line, uint32_t ends)
-{
-    /* Release: a peer that sees it also sees every record published before. */
-    atomic_store_explicit(&words_of(segment, line)->closed, ends, memory_order_release);
-}
-
 uint32_t ipcq_closed(const void *segment, uint32_t line)
 {
     return atomic_load_explicit(&shown_words(segment, line)->closed, memory_order_acquire);

@@ -15,6 +15,7 @@ from __future__ import annotations
 from .._loop import Ended
 from ._blocks import AsyncBorrowing, AsyncLoan
 from ._errors import (
+    Aborted,
     Closed,
     ConcurrentUse,
     CorruptPeer,
@@ -32,13 +33,14 @@ from ._serve import serve
 __all__ = [  # noqa: RUF022 (classes and functions first)
     "Interface", "connect", "listen", "Listener", "serve", "run", "Ended",
     "AsyncLoan", "AsyncBorrowing",
-    "DescriptorsLost", "Full", "Closed", "EndOfStream", "ReceiverGone", "PeerDied", "CorruptPeer",
-    "ConcurrentUse",
+    "DescriptorsLost", "Full", "Closed", "EndOfStream", "ReceiverGone", "PeerDied", "Aborted",
+    "CorruptPeer", "ConcurrentUse",
 ]  # fmt: skip
 
 # Tracebacks show these names as memenpsf.trio.X, whichever file defines them.
 for _offered in (
     Interface, connect, listen, Listener, serve, run, AsyncLoan, AsyncBorrowing,
-    DescriptorsLost, Full, Closed, EndOfStream, ReceiverGone, PeerDied, CorruptPeer, ConcurrentUse,
+    DescriptorsLost, Full, Closed, EndOfStream, ReceiverGone, PeerDied, Aborted, CorruptPeer,
+    ConcurrentUse,
 ):  # fmt: skip
     _offered.__module__ = __name__

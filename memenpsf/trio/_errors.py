@@ -21,6 +21,10 @@ class PeerDied(ipcqueue.PeerDied, trio.BrokenResourceError):
     """The peer died without ending the connection; all its records have been received."""
 
 
+class Aborted(ipcqueue.Aborted, PeerDied):
+    """The peer has given up in the middle; all that it published before has been received."""
+
+
 class CorruptPeer(ipcqueue.CorruptPeer, trio.BrokenResourceError):
     """The peer broke the protocol; the connection is over."""
 
@@ -45,6 +49,7 @@ OURS: dict[type[Exception], type[QueueError]] = {
     ipcqueue.EndOfStream: EndOfStream,
     ipcqueue.ReceiverGone: ReceiverGone,
     ipcqueue.PeerDied: PeerDied,
+    ipcqueue.Aborted: Aborted,
     ipcqueue.CorruptPeer: CorruptPeer,
     ipcqueue.DescriptorsLost: DescriptorsLost,
     ipcqueue.Closed: Closed,

@@ -26,6 +26,7 @@ from ipcqueue import QueueError
 from ipcqueue.lowlevel import (
     GUESSED,
     Connection,
+    Endpoint,
     Event,
     Opening,
     Owner,
@@ -36,6 +37,7 @@ from ipcqueue.lowlevel import (
     deadline_of,
     drop_socket,
     guess,
+    in_order,
     listed,
     plans,
     seconds_of,
@@ -57,7 +59,7 @@ from ._tasks import Tasks
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from struct import Struct
     from typing import SupportsIndex, TypeAlias, Unpack
 
@@ -66,7 +68,6 @@ if TYPE_CHECKING:
         Buffer,
         Credentials,
         D,
-        Endpoint,
         Fd,
         MemoryRegion,
         N,
@@ -505,8 +506,34 @@ class Interface(Owner, trio.abc.Channel[T]):
             raise ours(error, self) from error.__cause__
 
     @enable_ki_protection
+    async def send_eof(self) -> None:
+        """Send no more records: the peer drains what was published, then gets EndOfStream.
+
+        This side goes on receiving what the peer sends, and the connection lives until both sides
+        have ended.  Then xmit raises Closed, also in a task that waits in it; control messages can
+        still be sent.  Idempotent.  Raises Closed.  A checkpoint.
+        """
+        try:
+            self._open_endpoint().send_eof()
+            self._tasks.end_waits()
+        except Exception as error:
+            raise ours(error, self) from error.__cause__
+        await checkpoint()
+
     def close(self) -> None:
         """End in good order, without waiting; tasks that wait here get Closed.  Idempotent."""
+        self._end(Endpoint.close)
+
+    def abort(self) -> None:
+        """Close in the middle: the peer drains what was published, then gets Aborted.
+
+        A block that an exception leaves does the same.  Otherwise as close(); after finish() or
+        close() there is nothing left to abort.
+        """
+        self._end(Endpoint.abort)
+
+    @enable_ki_protection
+    def _end(self, how: Callable[[Endpoint], object]) -> None:
         try:
             # First, as no descriptor may be closed while somebody waits for it.
             self._tasks.end_waits()
@@ -514,7 +541,7 @@ class Interface(Owner, trio.abc.Channel[T]):
                 self._opening.abandon()
                 self._opening = None
             elif self._endpoint is not None and not self._endpoint.closed:
-                self._endpoint.close()
+                how(self._endpoint)
         except Exception as error:
             raise ours(error, self) from error.__cause__
 
@@ -525,6 +552,21 @@ class Interface(Owner, trio.abc.Channel[T]):
         Idempotent; tasks that wait here get Closed.  Records not yet received are dropped.
         """
         self.close()
+        await checkpoint()
+
+    @enable_ki_protection
+    async def __aexit__(
+        self,
+        kind: object,
+        error: BaseException | None,
+        traceback: object,
+    ) -> None:
+        """Close, or abort, if an exception leaves the block that is no good end.
+
+        Good ends are GeneratorExit, SystemExit without an error, and EndOfStream, ReceiverGone and
+        Closed of this connection; so is a group of nothing else.
+        """
+        leave(self, error)
         await checkpoint()
 
     def __repr__(self) -> str:
@@ -559,6 +601,14 @@ class Interface(Owner, trio.abc.Channel[T]):
 
 guess(Interface, GUESSED)
 guess(Interface, {"xmit() and recv() wait themselves": ("poll", "fileno", "arm")})
+
+
+def leave(interface: Interface[Any], error: BaseException | None) -> None:
+    """Close an interface, or abort, if this is an exception that is no good end of a block."""
+    if in_order(error, interface):
+        interface.close()
+    else:
+        interface.abort()
 
 
 def plain_socket(

@@ -13,7 +13,15 @@ from ipcqueue.lowlevel import (
     drop_socket,
 )
 
-from .._loop import Ended, check_loop_options, hand_back, is_a_cause
+from .._loop import (
+    ENDS,
+    Ended,
+    OnSourceEnd,
+    check_loop_options,
+    hand_back,
+    is_a_cause,
+    sends_no_more,
+)
 from ._errors import Closed, EndOfStream, Full, PeerDied, ReceiverGone
 from ._interface import Interface, plain_socket
 
@@ -33,23 +41,25 @@ async def run(
     recvr: trio.MemoryReceiveChannel[Any],
     sender: trio.MemorySendChannel[Any],
     record: Any,
+    *,
+    on_source_end: OnSourceEnd = "finish",
     **options: Unpack[Options],
 ) -> Ended:
     """Move records between a connection and two memory channels until the peer ends.
 
-    As memenpsf.run; the end of `recvr`, or None in it, ends the connection in good order.
+    As memenpsf.run; the end of the source is that of `recvr`, or None in it.
     """
     role: Literal["client", "server"] = "client" if typ == 0 else "server"
     try:
-        check_loop_options(options)
-    except TypeError:
+        check_loop_options(options, on_source_end)
+    except (TypeError, ValueError):
         drop_socket(plain_socket(stream))
         raise
     async with Interface(
         stream, record, name=name, capacity=cap, role=role, **options
     ) as interface:
         await interface.do_handshake()
-        return await _Loop(interface, recvr, sender).run()
+        return await _Loop(interface, recvr, sender, on_source_end).run()
 
 
 class _Loop(Owner):
@@ -58,12 +68,15 @@ class _Loop(Owner):
         interface: Interface,
         source: trio.MemoryReceiveChannel[Any],
         sink: trio.MemorySendChannel[Any],
+        on_source_end: OnSourceEnd,
     ) -> None:
         self._interface = interface
+        self._on_source_end = on_source_end
         self._source = source
         self._sink = sink
         self._scope = trio.CancelScope()
         self._sending = trio.CancelScope()
+        self._watching = trio.CancelScope()
         self._arrived: deque[Any] = deque()
         self._ended = Ended(Closed("the source of records has ended"))
         self._cause: Exception | None = None  # of the end of sending, if receiving does not meet it
@@ -100,9 +113,17 @@ class _Loop(Owner):
             except Exception as error:
                 if not is_a_cause(error, self._interface):
                     raise
+                if isinstance(error, EndOfStream) and not sends_no_more(self._interface):
+                    await self._watch()
                 self._sending.cancel()
                 return error
             await self._deliver()
+
+    async def _watch(self) -> None:
+        """Wait until a peer that sends no more takes no more either, or this side has sent all."""
+        with self._watching, contextlib.suppress(*ENDS):
+            while True:
+                await self._interface.recv_ctrl_msg(timeout=None)
 
     async def _deliver(self) -> None:
         while self._arrived:
@@ -127,8 +148,13 @@ class _Loop(Owner):
                 # The receiving side raises the same after draining; its account is the better one.
                 return self._ended.cause
             self._cause = error
-        if not self._sending.cancelled_caught:
+        if self._sending.cancelled_caught:
+            return self._ended.cause
+        if self._cause is None and self._on_source_end == "eof":
+            await self._interface.send_eof()
+        else:
             self._interface.finish()
+        self._watching.cancel()
         return self._ended.cause
 
     async def _xmit(self, record: Any) -> None:

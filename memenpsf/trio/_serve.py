@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING, Any, overload
 
 import trio
 
 from .._policy import OnError, Policy, check_serving
+from ._interface import leave
 from ._listener import Listener, listen
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ async def serve(
                     try:
                         nursery.start_soon(_handle, handler, interface, policy)
                     except MemoryError as error:
-                        interface.close()
+                        interface.abort()
                         listener._pending.log.add(error)  # noqa: SLF001 (one package)
         finally:
             policy.close()
@@ -111,9 +111,13 @@ async def _handle(
     policy: Policy,
 ) -> None:
     try:
-        # Not aclose(): its checkpoint may raise Cancelled in place of what the handler raises.
-        with contextlib.closing(interface):
+        try:
             await handler(interface)
+        except BaseException as error:
+            # Not its block, whose checkpoint may raise Cancelled in place of this.
+            leave(interface, error)
+            raise
+        interface.close()
     except BaseException as error:
         rest = policy.settle(interface, error)
         if rest is error:

@@ -200,7 +200,7 @@ def test_the_limits_of_a_client_end_it_alone(pool, tmp_path, log, door, evil, ki
     with memenpsf.connect(tmp_path / "s", bytes) as steady:
         with memenpsf.connect(tmp_path / "s", bytes, name="evil", **limits) as client:
             client.xmit(bytes(20))
-            with pytest.raises(memenpsf.EndOfStream):
+            with pytest.raises(memenpsf.Aborted):
                 client.recv(20)
         assert is_served(steady)
     server.stop()
@@ -233,7 +233,7 @@ def test_a_client_that_reads_nothing_ends_alone(pool, tmp_path, log, door, evil)
         with memenpsf.connect(tmp_path / "s", bytes, name="evil") as client:
             while not lines(log, "evil"):
                 assert is_served(steady)
-            with pytest.raises(memenpsf.EndOfStream):
+            with pytest.raises(memenpsf.Aborted):
                 while client.recv(20) is not None:
                     pass
         assert is_served(steady)
@@ -285,7 +285,7 @@ def test_a_shortage_in_receiving_ends_one_client(
     with memenpsf.connect(tmp_path / "s", bytes) as steady:
         with memenpsf.connect(tmp_path / "s", bytes, name="evil") as client:
             client.xmit(b"first")
-            with pytest.raises(memenpsf.EndOfStream):
+            with pytest.raises(memenpsf.Aborted):
                 client.recv(20)
         assert is_served(steady)
     server.stop()
@@ -326,7 +326,7 @@ def test_what_cannot_be_decoded_ends_one_client(
     with memenpsf.connect(tmp_path / "s", spec) as steady:
         with memenpsf.connect(tmp_path / "s", theirs, name="evil") as client:
             client.xmit(bad)
-            with pytest.raises(memenpsf.EndOfStream):
+            with pytest.raises(memenpsf.Aborted):
                 client.recv(20)
         assert is_served(steady, good)
     server.stop()
@@ -424,7 +424,7 @@ def test_with_raise_it_propagates_and_ends_all(pool, tmp_path, log, door, evil):
         memenpsf.connect(tmp_path / "s", bytes, name="evil").close()
         with pytest.raises(OwnError):
             server.result()
-        with pytest.raises(memenpsf.EndOfStream):
+        with pytest.raises(memenpsf.Aborted):
             steady.recv(20)
     assert not (tmp_path / "s").exists()
 
@@ -498,7 +498,7 @@ def test_what_is_no_exception_always_propagates(pool, tmp_path, door, kind):
         memenpsf.connect(tmp_path / "s", bytes, name="evil").close()
         with pytest.raises(kind):
             server.result()
-        with pytest.raises(memenpsf.EndOfStream):
+        with pytest.raises(memenpsf.Aborted):
             steady.recv(20)
 
 
@@ -560,7 +560,7 @@ def test_the_end_of_a_proxys_upstream_is_no_good_end_of_a_client(pool, tmp_path,
         source.close()
         upstreams.put(upstream)
         assert client.recv(20) == b"x"
-        with pytest.raises(memenpsf.EndOfStream):
+        with pytest.raises(memenpsf.Aborted):
             client.recv(20)
     server.stop()
     (line,) = lines(log, "evil")
@@ -579,7 +579,7 @@ def test_nor_where_its_records_pass_through_the_clients_batch(pool, tmp_path, lo
     with upstream, source, memenpsf.connect(tmp_path / "s", bytes, name="evil") as client:
         source.xmit(b"x")
         source.close()
-        with pytest.raises(memenpsf.EndOfStream):
+        with pytest.raises(memenpsf.Aborted):
             client.recv(20)
     server.stop()
     (line,) = lines(log, "evil")
@@ -645,7 +645,7 @@ def test_what_a_client_makes_an_exception_say_stays_on_one_short_line(tmp_path, 
     server = ThreadServer(pool, echo, tmp_path / "s", memenpsf.Encoded(bytes, decode))
     with memenpsf.connect(tmp_path / "s", bytes, name="evil\nINFO all is well") as client:
         client.xmit(b"\nINFO all is well\x1b[2J" + b"x" * 5000)
-        with pytest.raises(memenpsf.EndOfStream):
+        with pytest.raises(memenpsf.Aborted):
             client.recv(20)
     server.stop()
     (line,) = [each.getMessage() for each in log.records if "all is well" in each.getMessage()]
@@ -723,7 +723,9 @@ def test_a_nursery_of_a_handler_mixes_its_own_with_the_clients_end(pool, tmp_pat
             outer.start_soon(receive, interface)
             async with trio.open_nursery() as inner:
                 inner.start_soon(receive, interface)
-                inner.start_soon(trio.sleep_forever)
+                await trio.testing.wait_all_tasks_blocked()
+                await interface.xmit(b"both wait")
+                await trio.sleep_forever()
 
     async def receive(interface):
         try:
@@ -737,8 +739,8 @@ def test_a_nursery_of_a_handler_mixes_its_own_with_the_clients_end(pool, tmp_pat
     server = TrioServer(pool, evil_only(evil), tmp_path / "s")
     with memenpsf.connect(tmp_path / "s", bytes) as steady:
         for _ in range(2):
-            with memenpsf.connect(tmp_path / "s", bytes, name="evil"):
-                assert is_served(steady)
+            with memenpsf.connect(tmp_path / "s", bytes, name="evil") as client:
+                assert client.recv() == b"both wait"
         while len(lines(log, "evil")) < 3:
             assert is_served(steady)
     server.stop()
@@ -765,7 +767,7 @@ def test_serving_that_is_cancelled_stays_cancelled(tmp_path, on_error):
                 await trio.testing.wait_all_tasks_blocked()
                 scope.cancel()
         assert scope.cancelled_caught
-        with pytest.raises(memenpsf.trio.EndOfStream):
+        with pytest.raises(memenpsf.trio.Aborted):
             await client.recv()
         await client.aclose()
 
@@ -870,7 +872,7 @@ def test_without_memory_for_the_log_the_server_goes_on(pool, tmp_path, log, monk
     monkeypatch.setattr(_log, "logger", Logger())
     with memenpsf.connect(tmp_path / "s", bytes) as evil:
         evil.xmit(b"own")
-        with pytest.raises(memenpsf.EndOfStream):
+        with pytest.raises(memenpsf.Aborted):
             evil.recv(20)
     memenpsf.connect(tmp_path / "s", bytes).close()
     with pytest.raises(memenpsf.RecordRefused):
@@ -912,7 +914,7 @@ def test_a_client_that_cannot_have_a_thread_is_not_served_and_the_others_are(
 
         monkeypatch.setattr(threading.Thread, "start", no_thread)
         with memenpsf.connect(tmp_path / "s", bytes) as unlucky:
-            with pytest.raises(memenpsf.EndOfStream):
+            with pytest.raises(memenpsf.Aborted):
                 unlucky.recv(20)
         assert is_served(steady)
         with memenpsf.connect(tmp_path / "s", bytes) as later:
@@ -932,7 +934,7 @@ def test_a_thread_that_runs_though_it_did_not_start_ends_quietly(pool, tmp_path,
 
     monkeypatch.setattr(threading.Thread, "start", half)
     with memenpsf.connect(tmp_path / "s", bytes) as unlucky:
-        with pytest.raises(memenpsf.EndOfStream):
+        with pytest.raises(memenpsf.Aborted):
             unlucky.recv(20)
     with memenpsf.connect(tmp_path / "s", bytes) as later:
         assert is_served(later)
@@ -957,7 +959,7 @@ def test_a_handler_that_fails_while_serve_waits_for_the_others_ends_them(pool, t
         one.xmit(b"fail")
         with pytest.raises(OwnError):
             server.result()
-        with pytest.raises(memenpsf.EndOfStream):
+        with pytest.raises(memenpsf.Aborted):
             two.recv(20)
 
 
@@ -1044,7 +1046,7 @@ def test_ctrl_c_closes_every_connection_and_waits_for_the_handlers(tmp_path, pro
     assert [client.recv(20) for client in clients] == [b"here"] * 3
     server.send_signal(signal.SIGINT)
     for client in clients:
-        with pytest.raises(memenpsf.EndOfStream):
+        with pytest.raises(memenpsf.Aborted):
             client.recv(20)
         client.close()
     assert server.stdout.read() == "told True\n" * 3 + "threads 1\n"

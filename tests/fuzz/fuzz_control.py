@@ -81,7 +81,7 @@ class Victim:
         assert len(attached) <= MAX_ATTACHED
         assert all(count <= it._max_fds for count in attached)
         assert not it._unread, "what was read is digested at once"
-        end = self.endpoint._end
+        end = self.endpoint.ending.receiving
         rest = it._parser.rest if end is None else None
         return it.inbox[:], attached, end and (type(end), end.args), rest
 

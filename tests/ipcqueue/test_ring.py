@@ -317,7 +317,7 @@ class TestEnds:
         assert numbers(drained(ring.receiver)) == [1, 2]
 
     def test_a_receiver_that_has_ended_does_not_come_back(self, ring):
-        ring.poke(ring.at_receiver, ENDED, 1)
+        ring.poke(ring.at_receiver, ENDED, 2)
         fails_with(GONE, ring.sender.try_push, (1,))
         ring.poke(ring.at_receiver, ENDED, 0)
         fails_with(GONE, ring.sender.try_push, (1,))
@@ -325,7 +325,7 @@ class TestEnds:
 
     def test_pushing_to_a_receiver_that_has_ended_is_noticed(self, ring):
         ring.push_numbers(1)
-        ring.at_receiver.mapping.set_closed(3)
+        ring.at_receiver.mapping.set_closed(3, ring.seen_by_receiver.mapping, -1)
         fails_with(GONE, ring.sender.try_push, (1,))
         fails_with(GONE, push_packed, ring.sender, packed(1), 1)
         assert numbers(drained(ring.receiver)) == [1]
@@ -334,7 +334,7 @@ class TestEnds:
         ring.push_numbers(1, 2, 3, 4)
         assert not ring.sender.has_space()
         assert ring.sender.arm()
-        ring.at_receiver.mapping.set_closed(3)
+        ring.at_receiver.mapping.set_closed(3, ring.seen_by_receiver.mapping, -1)
         assert ring.sender.has_space()
         assert not ring.sender.arm()
 

@@ -156,7 +156,7 @@ class TestLayout:
         assert u32(of_sender, waits + 8) == 0
         for ends in (1, 3, 4):
             assert ours.mapping.closed() != ends
-            of_sender.mapping.set_closed(ends)
+            of_sender.mapping.set_closed(ends, theirs.mapping, -1)
             assert u32(of_sender, waits + 8) == ours.mapping.closed() == ends
         assert theirs.mapping.closed() == 0
         for end in (sender, receiver, ours, theirs):

@@ -274,7 +274,7 @@ async def test_a_client_whose_messages_mean_nothing_does_not_end_the_server(tmp_
         await nursery.start(mt.serve, echo, path, JSON)
         async with await mt.connect(path, JSON) as good, await mt.connect(path, bytes) as bad:
             await bad.xmit(b"{no json")
-            with pytest.raises(trio.EndOfChannel):
+            with pytest.raises(mt.Aborted):
                 await bad.recv()
             await good.xmit({"n": 1})
             assert await good.recv() == {"n": 1}

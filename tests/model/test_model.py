@@ -101,7 +101,10 @@ MUTANTS = [
     ("wake HEAD_BEFORE_CLOSED", RECORDS_LEFT),
     ("wake END_ON_CLOSED", RECORDS_LEFT),
     ("wake END_ON_EOF SENDER_DIES", RECORDS_LEFT),
+    # A side that sends no more, and goes on receiving, does not end the socket.
     ("wake NO_BELL_CLOSE EOF_WITHHELD", DEADLOCK),
+    ("wake NO_FENCE_CLOSE EOF_WITHHELD", DEADLOCK),
+    ("wake NO_RECHECK_CLOSED EOF_WITHHELD", DEADLOCK),
     ("waiters NO_TICKET PAIR", DEADLOCK),
     ("waiters READER_IGNORES_TICKET PAIR", DEADLOCK),
     ("waiters FOLLOWER_IGNORES_TICKET ECHO", DEADLOCK),

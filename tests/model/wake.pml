@@ -262,7 +262,11 @@ active proctype sender()
 		FENCE(sent);
 #endif
 #ifndef NO_BELL_CLOSE
-		ring(to_receiver, receiver_drains);
+		e = mem[WAIT_RECORDS];
+		if
+		:: e & 1 -> ring(to_receiver, receiver_drains)
+		:: else
+		fi;
 #endif
 #ifndef EOF_WITHHELD
 		sender_gone = true
@@ -332,7 +336,9 @@ active proctype receiver()
 				FENCE(received);
 #endif
 #ifndef NO_RECHECK_RECORDS
+#ifndef NO_RECHECK_CLOSED
 				closed = mem[CLOSED];
+#endif
 				h = mem[HEAD];
 #endif
 				if

@@ -211,6 +211,7 @@ FLOORS = [
         "_interpreter",
         "_errors",
         "_guesses",
+        "_leaving",
         "_origin",
         "_types",
     ),

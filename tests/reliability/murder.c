@@ -187,7 +187,9 @@ static void frame_loan(uint64_t first, const struct operation *operation)
 static void finish(uint64_t first, const struct operation *operation)
 {
     (void)first;
-    ipcq_set_closed(operation->receives ? receiving : sending, LINE, IPCQ_NO_MORE | IPCQ_TAKES_NONE);
+    unsigned char *own = operation->receives ? receiving : sending;
+    unsigned char *peer = operation->receives ? sending : receiving;
+    ipcq_set_closed(own, LINE, IPCQ_NO_MORE | IPCQ_TAKES_NONE, peer, LINE, victims);
     send(victims, "\1\0\2\0", 4, MSG_DONTWAIT | MSG_NOSIGNAL);
     shutdown(victims, SHUT_RDWR);
     returned(IPCQ_DONE, 0);

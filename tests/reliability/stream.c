@@ -220,7 +220,8 @@ static void send_all(struct end *end)
     uint64_t head, tail;
     while (went(ipcq_sender_indices(end->sender, &head, &tail), IPCQ_DONE) && tail != head)
         wait_for(end, ring.capacity);
-    ipcq_set_closed(end->memory[0], IPCQ_FIRST_WAKE_LINE, IPCQ_NO_MORE | IPCQ_TAKES_NONE);
+    ipcq_set_closed(end->memory[0], IPCQ_FIRST_WAKE_LINE, IPCQ_NO_MORE | IPCQ_TAKES_NONE,
+                    end->memory[1], IPCQ_FIRST_WAKE_LINE, end->socket);
     free(room);
 }
 

@@ -48,7 +48,7 @@ ORDERS = {
     "ipcq_arm_records": ["F"],
     "ipcq_frame_look": ["A"],
     "ipcq_closed": ["A"],
-    "ipcq_set_closed": ["R"],
+    "ipcq_set_closed": ["RF"],
 }
 
 SENDS = {"ipcq_push", "ipcq_push_pieces", "ipcq_commit"}
@@ -68,6 +68,7 @@ MUTANTS = [
     ("atomic_thread_fence(memory_order_seq_cst);\n", SENDS | TAKES),
     ("atomic_thread_fence(memory_order_seq_cst); /* partner", ARMS),
     ("->closed, ends, memory_order_release)", {"ipcq_set_closed"}),
+    ("atomic_thread_fence(memory_order_seq_cst); /* as in ring_bell", {"ipcq_set_closed"}),
 ]
 
 

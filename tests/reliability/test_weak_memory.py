@@ -169,7 +169,7 @@ MUTANTS = {
     ),
     "closed stored relaxed": (
         (
-            "segment.c",
+            "ring.c",
             "->closed, ends, memory_order_release)",
             "->closed, ends, memory_order_relaxed)",
         ),

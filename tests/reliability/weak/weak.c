@@ -402,7 +402,9 @@ static bool receive_next(struct end *end)
 static void say_goodbye(struct end *end)
 {
     static const char goodbye[4] = {IPCQ_OPCODE_WRITE, 0, IPCQ_OPCODE_READ, 0};
-    ipcq_set_closed(sim_segment[end->side], LINE, IPCQ_NO_MORE | IPCQ_TAKES_NONE);
+    ipcq_set_closed(sim_segment[end->side], LINE, IPCQ_NO_MORE | IPCQ_TAKES_NONE,
+                    sim_segment[1 - end->side], LINE,
+                    scenario->unheard ? -1 : SOCKET + end->side);
     if (scenario->unheard)
         return;
     send(SOCKET + end->side, goodbye, sizeof goodbye, MSG_DONTWAIT | MSG_NOSIGNAL);
