@@ -228,9 +228,8 @@ class Endpoint(Owner):
         try:
             while True:
                 end = self.ending.receiving  # noted before the ring is found empty: see the module
-                result = (
-                    attempt()
-                )  # from here on no call that Ctrl-C could interrupt, if there is one
+                # After this comes no call that Ctrl-C could interrupt, if there is a result.
+                result = attempt()
                 while result is None and (position := receiver.lacking) is not None:
                     # The sender sends descriptors before it publishes their message.
                     read = self.read_missing()
@@ -248,6 +247,7 @@ class Endpoint(Owner):
                     self.raise_end()
                 if not self._peer.mapping.closed() & ~TAKES_NONE:
                     return None
+                self.read_if_free()  # what it sent before comes first: a refusal, for instance
                 self._hear()
         except RingError as error:
             trouble = error.args
@@ -656,6 +656,10 @@ class Endpoint(Owner):
         `ends`: how to end, if not in good order.
         """
         self._check_usable()
+        persist(self._finish, ends)  # Ctrl-C: finish what was begun
+
+    def _finish(self, ends: int) -> None:
+        """Do it; each step can be repeated."""
         end = Closed("this side has finished with the connection")
         self._note_end(end, end, over=True)
         with contextlib.suppress(Closed):

@@ -528,6 +528,61 @@ def test_the_end_of_another_connection_is_no_end_of_this_one(pool, door, monkeyp
         assert memenpsf.interface_of(caught.value) is upstream
 
 
+# -- the end of a source that is not the end of the connection ----------------------------------------
+
+
+@doors
+@pytest.mark.parametrize("other_end", ["finish", "eof"])
+def test_a_loop_whose_source_ends_by_eof_delivers_all_that_the_peer_sends(pool, door, other_end):
+    here, there = socket.socketpair()
+    one = door(pool, here, [*numbers(3), None], on_source_end="eof")
+    other = door(pool, there, on_source_end=other_end, typ=1)
+    until(lambda: other.delivered == numbers(3))
+    for n in range(200):  # after the end of the first source
+        other.feed((n,))
+    other.feed(None)
+    for loop in (one, other):
+        ended = loop.result()
+        assert isinstance(ended.cause, (memenpsf.EndOfStream, memenpsf.Closed))
+        assert ended.unsent == []
+    assert one.delivered == numbers(200)
+
+
+@doors
+def test_a_loop_goes_on_sending_to_a_peer_that_sends_no_more(pool, door):
+    with loop_and_peer(pool, door) as (loop, peer):
+        peer.xmit((0,))
+        peer.send_eof()
+        for n in range(100):
+            loop.feed((n,))
+            assert peer.recv() == (n,)
+        loop.feed(None)
+        with pytest.raises(memenpsf.EndOfStream):
+            peer.recv()
+        ended = loop.result()
+        assert isinstance(ended.cause, memenpsf.EndOfStream)
+        assert loop.delivered == [(0,)]
+
+
+@doors
+def test_a_loop_whose_peer_sends_no_more_and_leaves_ends(pool, door):
+    with loop_and_peer(pool, door) as (loop, peer):
+        peer.send_eof()
+        loop.feed((1,))
+        assert peer.recv() == (1,)
+        peer.close()
+        assert isinstance(loop.result().cause, memenpsf.EndOfStream)
+
+
+@doors
+@pytest.mark.parametrize("wrong", ["close", None, 1])
+def test_another_end_of_a_source_there_is_not(pool, door, wrong):
+    here, there = socket.socketpair()
+    with there, pytest.raises(ValueError, match="on_source_end is 'finish' or 'eof', not"):
+        door(pool, here, on_source_end=wrong).result()
+    assert here.fileno() == -1
+
+
 # -- what it raises -------------------------------------------------------------------------------
 
 

@@ -575,6 +575,25 @@ class TestPeersEnd:
         assert first in ((1,), [(1,)])
         raises_for_good(EndOfStream if ended else PeerDied, endpoint.try_pop)
 
+    def test_a_refusal_comes_before_the_end_that_follows_it(self, peer):
+        peer.publish(1)
+        peer.say(ERR_PROTOCOL)
+        peer.poke(ENDED, 3)
+        assert peer.endpoint.try_pop() == (1,)
+        raises_for_good(Refused, peer.endpoint.try_pop, lambda: peer.endpoint.try_push((1,)))
+
+    @pytest.mark.parametrize("bits", [8, 9, 1 << 31, 0xFFFFFFFF])
+    @pytest.mark.parametrize("verb", ["receives", "sends", "reads the socket"])
+    def test_bits_that_are_no_end_are_corrupt(self, peer, bits, verb):
+        peer.poke(ENDED, bits, "uint32_t *")
+        if verb == "reads the socket":
+            peer.sock.close()
+            turns(peer.endpoint)
+        first = {"sends": lambda: peer.endpoint.try_push((1,))}.get(verb, peer.endpoint.try_pop)
+        with pytest.raises(CorruptPeer, match=f"{bits:#x}, which is no end"):
+            first()
+        raises_for_good(CorruptPeer, peer.endpoint.try_pop, lambda: peer.endpoint.try_push((1,)))
+
     def test_the_end_is_read_only_once(self, two_way):
         first, second = two_way
         first.close()

@@ -114,7 +114,7 @@ class Awaited:
     VERBS = frozenset(
         {
             "accept", "await_space", "recv", "recv_ctrl_msg", "recv_message", "recv_vectored",
-            "send_ctrl_msg", "xmit", "xmit_many",
+            "send_ctrl_msg", "send_eof", "xmit", "xmit_many",
         }
     )  # fmt: skip
 
