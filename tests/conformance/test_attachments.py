@@ -12,6 +12,9 @@ import memenpsf
 from tests.kit.attached import number_of, numbers, open_descriptors, region_of
 from tests.kit.control import drain_messages, fill_messages
 from tests.kit.doors import one_way_scenario, scenario
+from tests.kit.sleeping import long_sleeps  # noqa: F401 (the fixture)
+
+pytestmark = pytest.mark.usefixtures("long_sleeps")
 
 
 @pytest.fixture

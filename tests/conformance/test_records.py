@@ -11,6 +11,9 @@ import pytest
 
 import memenpsf
 from tests.kit.doors import one_way_scenario, scenario
+from tests.kit.sleeping import long_sleeps  # noqa: F401 (the fixture)
+
+pytestmark = pytest.mark.usefixtures("long_sleeps")
 
 TICK = np.dtype([("a", "<u8"), ("b", "<f8"), ("c", "<u4")])
 

@@ -745,8 +745,9 @@ from ipcqueue._link import options as _options
 from ipcqueue._ring import patience as _patience
 from ipcqueue import _threads
 from tests.ipcqueue.test_blocking import echo
+from tests.kit.sleeping import SLICE
 _options._STRATEGIES["spin"] = _patience.Patience(0, False)
-_threads.SLICE = 20.0  # see tests/conftest.py
+_threads.SLICE = SLICE
 terms = Terms("<Q", Role(sends=True, receives=True), capacity=1)
 endpoint = _threads.open_endpoint(Opening(socket.socket(fileno=int(sys.argv[1])), terms))
 side = _threads.Threads(endpoint)

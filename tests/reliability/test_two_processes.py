@@ -8,10 +8,12 @@ import socket
 import pytest
 import trio
 
-import ipcqueue._threads
 import memenpsf
 import memenpsf.trio
+from tests.kit.sleeping import long_sleeps  # noqa: F401 (the fixture)
 from tests.reliability import campaign, traffic
+
+pytestmark = pytest.mark.usefixtures("long_sleeps")
 
 # (record, options, bytes of the largest message, records in CI): 2 million in all.
 STREAMS = [
@@ -24,17 +26,13 @@ STREAMS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def long_sleeps(monkeypatch):
-    monkeypatch.setattr(ipcqueue._threads, "SLICE", traffic.SLICE)
-
-
 PEER = """\
 import contextlib, json, os, random, socket, sys
 import ipcqueue._threads
 import memenpsf
+from tests.kit import sleeping
 from tests.reliability import traffic
-ipcqueue._threads.SLICE = traffic.SLICE
+ipcqueue._threads.SLICE = sleeping.SLICE
 fd, record, options, cpu, task, arguments, seed = json.loads(sys.argv[1])
 if cpu is not None:
     os.sched_setaffinity(0, {cpu})

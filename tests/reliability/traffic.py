@@ -14,11 +14,6 @@ import zlib
 from ipcqueue import EndOfStream
 from tests.kit.sleeping import await_sleep
 
-# Seconds that a sleeper waits at once, instead of 1 (ipcqueue._threads.SLICE).  A peer that the
-# kernel stops between a record and its doorbell, just when those are over, looks as one that has
-# lost a wake-up: rare, but not on a busy machine after a million of sleeps.
-SLICE = 20.0
-
 LEAST = 12  # bytes: a number of 8, and a CRC
 NOISE = random.Random("noise").randbytes(1 << 17)
 

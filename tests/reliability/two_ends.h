@@ -96,9 +96,9 @@ struct ring {
 
 /* What each side knows of the other that the segments do not say. */
 struct known {
-    _Atomic uint64_t asleep[2]; /* threads of each side that have announced their sleep, and poll() */
-    _Atomic uint64_t crowded;   /* wake.c: one more than the record whose answer gets no doorbell */
-    _Atomic uint64_t blind;     /* wake.c: the side that asks waits for that one without its socket */
+    _Atomic uint64_t asleep[2]; /* threads of each side that have announced their sleep and poll */
+    _Atomic uint64_t crowded;   /* wake.c: 1 + the record whose answer gets no doorbell */
+    _Atomic uint64_t blind;     /* wake.c: the side that asks waits for that, without its socket */
 };
 
 struct end {

@@ -11,13 +11,13 @@
 
 enum { RECORD = 8, MESSAGE = 4080, MAX_UNDER_WAY = 3 };
 
-/* Each side sends one in HOLD of its answers, or of its batches, only when the other one sleeps: how
- * often it would do so by itself is up to the kernel.  Between two of them that other side has taken
+/* Each side sends one in HOLD of its answers, or batches, only when the other one sleeps: how often
+ * it would do so by itself is up to the kernel.  Between two of them that other side has taken
  * records, so each time it sleeps anew. */
 enum { HOLD = 32 };
 
-/* In one batch in CROWD the side that asks announces that it sleeps, but waits without reading its
- * socket, which the other side fills: so the doorbell of the answer finds no room, and is dropped. */
+/* In one batch in CROWD the side that asks announces that it sleeps, but waits without its socket,
+ * which the other side fills: so the doorbell of the answer finds no room, and is dropped. */
 enum { CROWD = 64 };
 
 static struct ring ring;
