@@ -7,7 +7,7 @@ import pytest
 from ipcqueue._core import ffi
 
 from ipcqueue import _threads
-from tests.kit.hostile import WAIT_RECORDS, WAIT_SPACE
+from tests.kit.hostile import WAIT_RECORDS, WAIT_SPACE, moved
 
 # Seconds that a sleeper waits at once, instead of 1 (ipcqueue._threads.SLICE).  A peer that the
 # kernel stops between a record and its doorbell, just when those are over, looks as one that has
@@ -29,7 +29,9 @@ def await_sleep(endpoint):
 
     What is sent then needs a wake-up, whatever else runs on this machine.
     """
-    at = ffi.cast("uint32_t *", ffi.cast("char *", endpoint._peer.mapping.at) + WAIT_RECORDS)
+    mapping = endpoint._peer.mapping
+    words = ffi.cast("char *", mapping.at) + moved(mapping, WAIT_RECORDS)
+    at = ffi.cast("uint32_t *", words)
     assert WAIT_SPACE == WAIT_RECORDS + 4
     while not (at[0] | at[1]) & 1:  # bounded by the deadline of the test
         time.sleep(0)  # other threads
