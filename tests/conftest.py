@@ -25,6 +25,7 @@ import pytest
 
 from ipcqueue._ring import bounds as _bounds
 from tests.kit.settling import settle
+from tests.kit.shortage import keep_code
 
 REPOSITORY = Path(__file__).parent.parent
 DEADLINE = 60.0
@@ -89,6 +90,12 @@ def _state() -> tuple[set[str], collections.Counter[str]]:
 def _no_clock_bounds_a_call(monkeypatch):
     """How much a call takes must not depend on how busy this machine is; see test_bounds.py."""
     monkeypatch.setattr(_bounds, "MAX_SECONDS", math.inf)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _what_has_no_memory_for_a_function_loses_no_code():
+    if (3, 12) <= sys.version_info < (3, 14):
+        keep_code()
 
 
 @pytest.fixture(autouse=True)

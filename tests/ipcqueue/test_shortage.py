@@ -244,6 +244,9 @@ def test_descriptors_that_come_while_memory_is_short_are_closed_or_noted(short_o
             os.close(number)
 
 
+@pytest.mark.skipif(
+    sys.version_info[:3] == (3, 13, 0), reason="crashes CPython 3.13.0 in its own dict of a type"
+)
 def test_a_module_for_which_there_is_no_memory_is_not_loaded(short_of_memory):
     for module in (direct, _packer):
         spec = importlib.util.spec_from_file_location(module.__name__, module.__file__)

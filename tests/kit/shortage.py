@@ -1,9 +1,34 @@
 """Allocations that fail, one after the other."""
 
+import ctypes
 import gc
 import sys
+import types
 
 import pytest
+
+OURS = ("fdpass", "ipcqueue", "memenpsf", "tests")
+HOLDERS = (dict, type, tuple, property, staticmethod, classmethod, types.FunctionType)
+
+
+def keep_code():
+    """Give all code of functions more references, where CPython loses them.
+
+    CPython 3.12 and 3.13 drop a reference to the code too often if there is no memory for a function
+    (gh-122752, mended in 3.14).  After a few tests the code would be freed, and in use.
+    """
+    seen = set()
+    left = [vars(it) for name, it in tuple(sys.modules.items()) if name.split(".")[0] in OURS]
+    while left:
+        each = left.pop()
+        if id(each) in seen:
+            continue
+        seen.add(id(each))
+        if isinstance(each, types.CodeType):
+            ctypes.c_uint32.from_address(id(each)).value += 1 << 20  # the count is there
+            left += each.co_consts
+        elif isinstance(each, HOLDERS):
+            left += gc.get_referents(each)
 
 
 @pytest.fixture
