@@ -38,7 +38,7 @@ def compiled(spec: str | struct.Struct) -> struct.Struct:
         return spec
     try:
         return struct.Struct(spec)
-    except (struct.error, UnicodeError) as error:
+    except (struct.error, ValueError) as error:  # UnicodeError before CPython 3.15
         raise ValueError(f"not a struct format: {reprlib.repr(spec)}: {error}") from None
 
 
