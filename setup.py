@@ -1,4 +1,12 @@
+import sys
 from pathlib import Path
+
+# requires-python cannot say it, and without this PyPy ends with errors of the compiler.
+if sys.implementation.name != "cpython":
+    raise SystemExit(
+        "memenpsf needs CPython 3.11 or later and cannot be installed for "
+        f"{sys.implementation.name}: its extension modules rely on CPython's global interpreter lock"
+    )
 
 from setuptools import Extension, setup
 

@@ -1,5 +1,8 @@
 """Refuses the interpreters in which the promises of this package would not hold.
 
+Pythons other than CPython, because the extension modules rely on how CPython works.  setup.py does
+not install for them; this refuses where the sources are imported from their directory.
+
 Subinterpreters, because the modules that cffi builds share their objects between all interpreters
 of a process (PyModuleDef.m_size is -1, which says: no subinterpreters).  CPython itself keeps them
 out of those with a lock of their own only; core/python/module.c refuses the others.
@@ -18,6 +21,12 @@ def lock_is_on() -> bool:
     is_enabled = getattr(sys, "_is_gil_enabled", None)
     return is_enabled is None or bool(is_enabled())
 
+
+if sys.implementation.name != "cpython":
+    raise ImportError(
+        f"ipcqueue and memenpsf need CPython 3.11 or later, not {sys.implementation.name}",
+        name=__package__,
+    )
 
 try:
     from . import _direct  # noqa: F401 (for what it does on its way)

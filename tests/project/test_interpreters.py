@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -157,6 +158,49 @@ fdpass.close_untrusted(fds)
 """
     code, out, err = run(f"{IN_ANOTHER}print(repr(in_another({kind!r}, {inside!r})))")
     assert (code, out, err) == (0, "''\n", "")
+
+
+OTHER = "import sys; sys.implementation.name = 'pypy'\n"
+REFUSED = "need CPython 3.11 or later, not pypy"
+NOT_INSTALLED = "memenpsf needs CPython 3.11 or later and cannot be installed for pypy"
+
+
+def test_another_python_is_refused_by_import():
+    """As seen by Python: what it says that it is is taken for what it is."""
+    program = """
+for name in ("ipcqueue", "memenpsf", "ipcqueue.lowlevel"):
+    try:
+        __import__(name)
+    except ImportError as error:
+        print(error)
+"""
+    code, out, err = run(OTHER + program)
+    assert (code, err) == (0, "")
+    assert out.count(REFUSED) == 3
+
+
+def test_another_python_is_refused_by_the_installer():
+    program = f"{OTHER}import runpy; runpy.run_path({str(REPOSITORY / 'setup.py')!r})"
+    code, _, err = run(program)
+    assert code == 1
+    assert err.startswith(NOT_INSTALLED)
+
+
+@pytest.mark.skipif(shutil.which("pypy3") is None, reason="there is no PyPy here")
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("import memenpsf", REFUSED),
+        (f"exec(open({str(REPOSITORY / 'setup.py')!r}).read())", NOT_INSTALLED),
+    ],
+    ids=["import", "install"],
+)
+def test_pypy_is_refused(source, words):
+    ended = subprocess.run(
+        ["pypy3", "-c", source], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 1
+    assert words in ended.stderr
 
 
 def test_without_the_lock_nothing_is_imported():
