@@ -37,6 +37,7 @@ from ipcqueue._records.codec import in_place
 from ipcqueue._records.messages import MessageCodec, Received
 from ipcqueue._ring.bounds import Budget
 from ipcqueue._ring.codes import CORRUPT, GONE, RingError, corrupt
+from ipcqueue._ring.end import Traffic
 from ipcqueue._ring.frame import MAX_ATTACHED
 from ipcqueue._ring.memory import (
     ABORTED,
@@ -384,17 +385,16 @@ class Endpoint(Owner):
             return self._last_statistics
         if self.closed:
             self.raise_end()
-        sent, taken = self._indices(self.sender)
-        published, received = self._indices(self.receiver)
+        out, arrived = self._traffic(self.sender), self._traffic(self.receiver)
         counts = self._own.mapping.counts()
         if counts is None:  # closed meanwhile
             return self.statistics()
         sending, receiving = counts
         return Statistics(
-            sent=sent,
-            taken=taken,
-            received=received,
-            waiting=published - received,
+            sent=out.records,
+            taken=out.records - out.waiting,
+            received=arrived.records,
+            waiting=arrived.waiting,
             doorbells=sending.doorbells + receiving.doorbells,
             waits=sending.waits + receiving.waits,
             full=sending.refused,
@@ -402,8 +402,22 @@ class Endpoint(Owner):
             rescues=self.rescues,
             false_alarms=self.alarms.total,
         )
+            sent_bytes=out.bytes,
+            taken_bytes=out.bytes - out.waiting_bytes,
+            received_bytes=arrived.bytes,
+            waiting_bytes=arrived.waiting_bytes,
 
     # -- control messages --------------------------------------------------------------------
+    def _traffic(self, ring: SenderEnd | ReceiverEnd | None) -> Traffic:
+        """Return what went through an end; zeros if there is none."""
+        if ring is None:
+            return Traffic(0, 0, 0, 0)
+        try:
+            return ring.traffic()
+        except RingError as error:
+            trouble = error.args
+        self.raise_meaning(*trouble, sending=ring is self.sender)
+
 
     def try_take_message(self) -> bytes | None:
         """Take a message of the peer's application; None if there is none yet."""

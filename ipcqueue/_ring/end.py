@@ -84,6 +84,18 @@ class Place:
         self.process = process
 
 
+class Traffic(NamedTuple):
+    """What went through a ring in all, and what of it waits there: records, and their bytes.
+
+    Of messages these are the bytes of the ring, and of what travels outside of it.
+    """
+
+    records: int
+    waiting: int
+    bytes: int
+    waiting_bytes: int
+
+
 class End(Owner):
     """One end of a ring of either shape: the core's struct, who may use it now, and its views.
 
@@ -97,6 +109,7 @@ class End(Owner):
 
     def __init__(self, place: Place, ring: Any, memory: Mapping) -> None:
         self.capacity = place.capacity
+        self._unit = place.unit
         self._last_indices = (place.start, place.start)
         self._lock = threading.RLock()
         self._ring: Any = ring
@@ -175,14 +188,17 @@ class End(Owner):
         return code
 
     def _read_indices(self) -> tuple[int, tuple[int, int]]:
-        ring = self._parked if self._ring is None else self._ring
-        if ring is None:
-            ring = self._withdrawn
+        ring = self._readable_ring()
         if ring is None:
             return DONE, self._last_indices
         head, tail = ffi.new("uint64_t *"), ffi.new("uint64_t *")
         code = int(self._look_call(ring, head, tail))
         return code, (int(head[0]), int(tail[0]))
+
+    def _readable_ring(self) -> Any:
+        """Return the ring if its memory is there, whether it can be used or not; else None."""
+        ring = self._parked if self._ring is None else self._ring
+        return self._withdrawn if ring is None else ring
 
     def glance(self) -> tuple[int, int]:
         """Return (head, tail) without the lock, whatever is wrong with them: to be shown only."""

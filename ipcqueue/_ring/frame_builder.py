@@ -89,6 +89,9 @@ class FrameBuilder(_direct.FrameReceiver, ReceiverEnd):  # type: ignore[misc]
         self._arrived = arrived  # the wire appends to it when it reads the socket
         self._regions: dict[int, Mapping] = {}
         self._to_close: list[Spent] = []
+        self.outside = 0
+        """How many bytes of messages outside the ring were copied or lent; a signal handler that
+        raises may make it forget one, or count it twice."""
         most = min(limits.message, self.capacity)
         # A function of the application may take long, or receive by itself: not the fast path.
         decode = self._decode if self._decode is Message else None
@@ -305,6 +308,7 @@ class FrameBuilder(_direct.FrameReceiver, ReceiverEnd):  # type: ignore[misc]
             length = large.size
         elif flags & OUTSIDE:
             memory, length = find(ffi.buffer(memory, size), outside, kept, limits.message)
+            self.outside += length
             large = None
         else:
             large = None

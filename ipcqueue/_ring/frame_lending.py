@@ -29,6 +29,7 @@ class _Lending(Owner):
         self.to = 0  # where the last frame ends
         self.messages = 0
         self.built: list[Built] = []  # they, if they were copied already
+        self.outside = 0  # bytes of those outside the ring
         self.arrived = 0  # how many of the others have any descriptors
         self.dropped = 0  # attachments of the application
         self.spent: list[Spent] = []
@@ -113,6 +114,7 @@ class FrameLender(FrameBuilder):
                         payload = ffi.buffer(self._payload(address), size)
                         memory, size = find(payload, outside, regions, self._limits.message)
                         offset = 0
+                        lending.outside += size
                     lending.arrived += bool(descriptors)
                     lending.dropped += len(given) + len(groups)
                     lending.spent += descriptors
@@ -181,4 +183,5 @@ class FrameLender(FrameBuilder):
                 free=lending.to,
                 **places,
             ):
+                self.outside += lending.outside
                 return DONE

@@ -29,17 +29,24 @@ from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from ipcqueue._core import ffi, lib
 from ipcqueue._records.decoding import decode_failed
 from ipcqueue._records.messages import MAX_FLAGS, Message, Received
 
 from .arrivals import Built, attachments_of, close_received
 from .bounds import MAX_AT_ONCE, MAX_BUILT, MAX_BYTES, Budget, looks_after
+from .end import Traffic
 from .frame_lending import FrameLender
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .arrivals import Spent
+
+
+# Messages that are counted at most where they wait: the peer chooses how many, and each may be in
+# another page of its memory.
+MAX_TALLIED = 65536
 
 
 class FrameReceiver(FrameLender):
@@ -199,6 +206,22 @@ class FrameReceiver(FrameLender):
             ):
                 return now
         return []
+
+    def traffic(self) -> Traffic:
+        """Return the messages taken, and those that wait: of these about MAX_TALLIED at most."""
+        with self._lock:
+            head, tail = self.indices()
+            copied, taken, at = len(self._raw), self._handed, self._next
+            waiting = ffi.new("struct ipcq_tally *")
+            ring = self._readable_ring()
+            if ring is not None:
+                lib.ipcq_frame_receiver_tally(ring, at, MAX_TALLIED, waiting)
+        return Traffic(
+            taken,
+            copied + int(waiting.messages),
+            tail + self.outside,
+            head - tail + int(waiting.outside),
+        )
 
     def drop_strays(self) -> None:
         """Close the descriptors of a message that its sender did not live to publish."""

@@ -16,6 +16,7 @@ from ipcqueue._records.messages import OUT_AGAIN, OUT_OF_LINE, OUTSIDE, Framed, 
 
 from .bounds import LARGE, MAX_BYTES
 from .codes import CLOSED, DONE, ERROR, FULL, STUCK, RingError
+from .end import Traffic
 from .frame import HEADER, MAX_EXTENT, MAX_FDS, extent
 from .memory import U64, Mapping, address_of, copy_memory
 from .outside import PLACE_SIZE, Outgoing, Outside
@@ -297,6 +298,21 @@ class FrameSender(_direct.FrameSender, SenderEnd):  # type: ignore[misc]
 
     def _place(self, memory: Any, offset: int, units: int, run: int) -> tuple[Any, int]:  # noqa: ARG002 (as SlotSender)
         return memory, offset + HEADER
+
+    def traffic(self) -> Traffic:
+        """Return the messages published, and those that the peer has not taken."""
+        with self._lock:
+            head, tail = self.indices()
+            published, left = ffi.new("struct ipcq_tally *"), ffi.new("struct ipcq_tally *")
+            ring = self._readable_ring()
+            if ring is not None:
+                lib.ipcq_frame_sender_tally(ring, published, left)
+        return Traffic(
+            int(published.messages),
+            int(left.messages),
+            head + int(published.outside),
+            head - tail + int(left.outside),
+        )
 
     def close(self) -> None:
         """Let go of the socket and of the regions.  A push in progress ends first."""

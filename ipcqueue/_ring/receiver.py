@@ -8,7 +8,7 @@ from ipcqueue._core import lib
 from ipcqueue._waiting import lib as waiting
 
 from .codes import DONE, EMPTY
-from .end import End
+from .end import End, Traffic
 from .memory import address_of, allocate
 
 if TYPE_CHECKING:
@@ -184,6 +184,12 @@ class ReceiverEnd(End):
     def indices(self) -> tuple[int, int]:
         """Return the units published by the peer, and those taken; also once closed."""
         return self._indices()
+
+    def traffic(self) -> Traffic:
+        """Return what was taken, and what waits beside it."""
+        head, tail = self.indices()
+        size = self._unit
+        return Traffic(tail, head - tail, tail * size, (head - tail) * size)
 
     def close(self) -> None:
         """Let go of the socket.  A pop in progress ends first."""

@@ -9,7 +9,7 @@ from ipcqueue._core import lib
 from ipcqueue._waiting import lib as waiting
 
 from .codes import AGAIN, CLOSED, DONE, FULL, RingError
-from .end import End
+from .end import End, Traffic
 from .memory import address_of, allocate
 
 if TYPE_CHECKING:
@@ -206,6 +206,12 @@ class SenderEnd(End):
     def indices(self) -> tuple[int, int]:
         """Return the units published, and those of them taken by the peer; also once closed."""
         return self._indices()
+
+    def traffic(self) -> Traffic:
+        """Return what was published, and what of it the peer has not taken."""
+        head, tail = self.indices()
+        size = self._unit
+        return Traffic(head, head - tail, head * size, (head - tail) * size)
 
     def close(self) -> None:
         """Let go of the socket.  A push in progress ends first."""

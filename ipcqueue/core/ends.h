@@ -110,6 +110,7 @@ struct ipcq_sender {
     struct patience patience;
     uint64_t attached[IPCQ_MAX_ATTACHED]; /* where the last frames with descriptors end */
     uint64_t attached_count;
+    struct ipcq_tally published; /* of frames */
 };
 
 struct ipcq_receiver {

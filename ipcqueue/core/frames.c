@@ -39,6 +39,7 @@ int ipcq_frame_commit(ipcq_sender *s, const struct ipcq_frame *frame, int wake)
         return result;
     uint64_t head = atomic_load_explicit(&s->head, memory_order_relaxed);
     write_frame(s, head, frame, NULL);
+    s->published.messages++;
     publish(s, head + extent(frame->size), wake);
     return IPCQ_DONE;
 }
@@ -99,6 +100,7 @@ int ipcq_frame_push(ipcq_sender *s, const struct ipcq_frame *frame, const char *
     head += extent(frame->size);
     if (frame->fds + frame->regions)
         s->attached[s->attached_count++ % IPCQ_MAX_ATTACHED] = head;
+    s->published.messages++;
     publish(s, head, 1);
     return IPCQ_DONE;
 }
@@ -108,6 +110,9 @@ int ipcq_frame_send(ipcq_sender *s, const struct ipcq_frame *frame, const char *
 {
     int result = ipcq_frame_push(s, frame, payload, fds);
     if (result == IPCQ_DONE && use != NULL) {
+        struct ipcq_outside outside;
+        memcpy(&outside, payload, sizeof outside);
+        s->published.outside += outside.size;
         use->times++;
         use->end = atomic_load_explicit(&s->head, memory_order_relaxed);
     }
@@ -138,10 +143,51 @@ int ipcq_frame_push_pieces(ipcq_sender *s, const struct ipcq_piece *pieces,
         }
         head += extent(plain.size);
     }
+    s->published.messages += i;
     if (i > 0)
         publish(s, head, 1);
     *done = i;
     return i > 0 && result == IPCQ_FULL ? IPCQ_DONE : result;
+}
+
+/* -- counting ----------------------------------------------------------------------------- */
+
+/* Count the frames from index `at` to `head`, at most `most`.  Either index, or the frames, may be
+ * the peer's: none of them is believed. */
+static void tally(const struct ipcq_segment *segment, uint64_t capacity, uint64_t at, uint64_t head,
+                  uint64_t most, struct ipcq_tally *into)
+{
+    *into = (struct ipcq_tally){0, 0};
+    while (at % ALIGN == 0 && head - at >= HEADER && head - at <= capacity &&
+           into->messages < most) {
+        const _Atomic uint64_t *words =
+            (const _Atomic uint64_t *)(segment->slots + (at & (capacity - 1)));
+        struct ipcq_frame frame;
+        uint64_t first = atomic_load_explicit(&words[0], memory_order_relaxed);
+        uint64_t second = atomic_load_explicit(&words[1], memory_order_relaxed);
+        memcpy(&frame, (uint64_t[]){first, second}, HEADER);
+        uint64_t units = extent(frame.size);
+        if (units > head - at)
+            break;
+        if (frame.flags & IPCQ_OUTSIDE && frame.size >= sizeof(struct ipcq_outside))
+            into->outside += atomic_load_explicit(&words[2], memory_order_relaxed);
+        into->messages++;
+        at += units;
+    }
+}
+
+void ipcq_frame_sender_tally(const ipcq_sender *s, struct ipcq_tally *published,
+                             struct ipcq_tally *left)
+{
+    *published = s->published;
+    tally(s->own, s->capacity, s->tail, atomic_load_explicit(&s->head, memory_order_relaxed),
+          UINT64_MAX, left);
+}
+
+void ipcq_frame_receiver_tally(const ipcq_receiver *r, uint64_t from, uint64_t most,
+                               struct ipcq_tally *waiting)
+{
+    tally(r->peer, r->capacity, from, r->head, most, waiting);
 }
 
 /* -- receiving ---------------------------------------------------------------------------- */

@@ -251,6 +251,11 @@ struct ipcq_use {
     uint64_t end;   /* where the last of them ends: the region is free once tail has reached it */
 };
 
+/* Messages, and the bytes of those that travel outside the ring. */
+struct ipcq_tally {
+    uint64_t messages, outside;
+};
+
 /* Bytes of ring that a frame of `size` bytes takes. */
 uint64_t ipcq_frame_extent(uint64_t size);
 
@@ -277,6 +282,16 @@ int ipcq_frame_push_pieces(ipcq_sender *s, const struct ipcq_piece *pieces,
 /* Publish a frame in the space from ipcq_reserve: the caller has left room for a header and written
  * the payload behind it.  With `wake` 0, do not wake a sleeping peer. */
 int ipcq_frame_commit(ipcq_sender *s, const struct ipcq_frame *frame, int wake);
+
+/* What was published so far; and what of it the peer has not taken, as ipcq_sender_indices has last
+ * seen it.  The latter looks at each frame that is left. */
+void ipcq_frame_sender_tally(const ipcq_sender *s, struct ipcq_tally *published,
+                             struct ipcq_tally *left);
+
+/* What waits from byte index `from` on, up to the head last seen; at most `most` messages.  What
+ * the peer says of a message outside the ring is not checked. */
+void ipcq_frame_receiver_tally(const ipcq_receiver *r, uint64_t from, uint64_t most,
+                               struct ipcq_tally *waiting);
 
 /* Show the frame that begins at byte index `from`: its payload, in place, which the peer can change
  * at any time.  DONE, EMPTY, AGAIN, FORKED (as ipcq_look), CORRUPT (the frame reaches beyond what

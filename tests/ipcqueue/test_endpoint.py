@@ -435,7 +435,7 @@ class TestCorruptPeer:
         peer.poke(TAIL, 99)
         peer.endpoint.close()
         assert peer.endpoint.closed
-        assert peer.endpoint.statistics() == (0,) * 10
+        assert peer.endpoint.statistics() == (0,) * 14
 
     def test_looking_for_the_end_takes_a_whole_flood_of_doorbells_but_not_for_ever(self, peer):
         peer.say(b"\x01\x00" * 5000)
@@ -606,7 +606,7 @@ class TestPeersEnd:
 class TestStatistics:
     def test_they_count_what_happened(self, two_way):
         first, second = two_way
-        assert first.statistics() == (0,) * 10
+        assert first.statistics() == (0,) * 14
         assert second.announce(Event.RECORDS)  # to sleep
         assert push_packed(first.sending(), bytes(48), 6) == 4
         assert not first.try_push((1,))
@@ -622,6 +622,10 @@ class TestStatistics:
             "dropped": 0,
             "rescues": 0,
             "false_alarms": 0,
+            "sent_bytes": 32,
+            "taken_bytes": 8,
+            "received_bytes": 0,
+            "waiting_bytes": 0,
         }
         assert second.statistics()._asdict() == {
             "sent": 0,
@@ -634,6 +638,10 @@ class TestStatistics:
             "dropped": 0,
             "rescues": 0,
             "false_alarms": 0,
+            "sent_bytes": 0,
+            "taken_bytes": 0,
+            "received_bytes": 8,
+            "waiting_bytes": 24,
         }
 
     def test_after_close_they_are_as_they_were(self, two_way):

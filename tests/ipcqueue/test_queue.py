@@ -192,8 +192,10 @@ class TestConnection:
             assert sender.peer == receiver.peer == (os.getpid(), os.getuid(), os.getgid())
             assert sender.fileno() == ours.fileno()
             assert not sender.closed
-            assert repr(sender) == "<Sender 'ours' with 'théirs': open>"
-            assert repr(receiver) == "<Receiver 'théirs' with 'ours': open>"
+            assert repr(sender).startswith("<Sender 'ours' fd ")
+            assert " with 'théirs' (pid " in repr(sender)
+            assert repr(sender).endswith("): open, Quote, out 0/128>")
+            assert repr(receiver).startswith("<Receiver 'théirs' fd ")
             receiver.close()
             assert receiver.closed
             assert "closed" in repr(receiver)

@@ -366,7 +366,7 @@ class TestClosedAnywhere:
             if isinstance(result, QueueError):
                 assert isinstance(result, self.OUTCOMES[state])
             peer.close()
-            assert len(peer.endpoint.statistics()) == 10
+            assert len(peer.endpoint.statistics()) == 14
             with pytest.raises(Closed):
                 side.pop(0)
             at_hand.clear()
