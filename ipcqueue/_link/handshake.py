@@ -10,11 +10,13 @@ import mmap
 from typing import TYPE_CHECKING
 
 from ipcqueue._errors import CorruptPeer, RecordRefused, RoleRefused, VersionRefused
+from ipcqueue._records.names import check_names
 from ipcqueue._ring.identity import FIRST_WAKE_LINE, HEADER_SIZE, LAST_WAKE_LINE, MAGIC
 
 from .control import HELLO, Opcode, refusal
 
 if TYPE_CHECKING:
+    from ipcqueue._records.names import Names
     from ipcqueue._ring.identity import Identity
 
 MAX_NAME_BYTES = 64
@@ -99,6 +101,22 @@ def _check_ring(peer: Identity, file_size: int) -> None:
         raise CorruptPeer(
             f"the peer's segment needs {needed} bytes, says that it has {peer.segment_size}, "
             f"and its file has {file_size}"
+        )
+
+
+def check_fields(names: Names, peer: Identity) -> None:
+    """Raise RecordRefused if a name is at another place of the peer's record, which check() took.
+
+    CorruptPeer for a table of names that contradicts itself.
+    """
+    try:
+        differ = check_names(names, peer.names, peer.slot_size)
+    except ValueError as error:
+        raise CorruptPeer(f"the peer's segment states {error}") from None
+    if differ:
+        raise RecordRefused(
+            f"the records have one layout, and other names: {differ}; values would arrive in other"
+            " fields, so state them in the same order, or by other names"
         )
 
 

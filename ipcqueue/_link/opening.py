@@ -20,7 +20,7 @@ from ipcqueue._ring.memory import fork_generation
 from ipcqueue._ring.segment import adopt, create
 
 from .control import HELLO, err
-from .handshake import Greeting, check
+from .handshake import Greeting, check, check_fields
 from .lease import Lease
 from .process import Process, process_behind
 from .terms import checked_socket, deadline_of
@@ -197,6 +197,7 @@ class Opening(Owner):
     def _adopt_segment(self) -> Segment:
         def judge(identity: Identity, size: int) -> None:
             check(self._segments[0].identity, self.terms.role, identity, size)
+            check_fields(self.terms.codec.names, identity)
             self.lease.take(size)
 
         segment = adopt(self._received.pop(), self.terms.max_segment, judge)

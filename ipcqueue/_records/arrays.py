@@ -23,6 +23,7 @@ from .codec import (
     window_of,
 )
 from .layout import Layout, numpy_layout
+from .names import numpy_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -85,6 +86,7 @@ def numpy_codec(np: Any, spec: Any, dtype: Any) -> Codec:
         view,
         adopt_many,
         arrays,
+        names=numpy_names(dtype),
     )
 
 

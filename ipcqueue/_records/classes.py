@@ -14,6 +14,7 @@ from ipcqueue._errors import BadRecord
 
 from .codec import Codec, bad_record, encoder_of_many, normaliser_of, window_of
 from .layout import ctypes_layout, struct_layout
+from .names import ctypes_names, struct_names
 from .structs import compiled, packer_in_c, packing, packing_many
 
 if TYPE_CHECKING:
@@ -140,7 +141,8 @@ def namedtuple_codec(cls: Any) -> Codec:
         return split_all(window)  # type: ignore[no-any-return]
 
     encode_many = packing_many(packer, in_c, (tuple, cls), encode)
-    return Codec(cls, layout, size, encode, encode_many, decode, decode_many)
+    stated = struct_names(packer.format, cls._fields)
+    return Codec(cls, layout, size, encode, encode_many, decode, decode_many, names=stated)
 
 
 def _constructor(cls: Any, names: list[str]) -> Callable[..., Any]:
@@ -204,7 +206,15 @@ def dataclass_codec(dataclasses: Any, cls: Any) -> Codec:
 
     encode_many = packing_many(packer, in_c, (cls,), encode, values_of)
     return Codec(
-        cls, layout, size, encode, encode_many, decode, decode_many, calls_application=True
+        cls,
+        layout,
+        size,
+        encode,
+        encode_many,
+        decode,
+        decode_many,
+        calls_application=True,
+        names=struct_names(packer.format, names),
     )
 
 
@@ -235,4 +245,6 @@ def ctypes_codec(ctypes: Any, cls: Any) -> Codec:
         return decode_many(view, 1)[0]
 
     decode = copy if normalise is None else decode_truths
-    return Codec(cls, layout, size, encode, encoder_of_many(encode), decode, decode_many)
+    encode_many = encoder_of_many(encode)
+    stated = ctypes_names(ctypes, cls)
+    return Codec(cls, layout, size, encode, encode_many, decode, decode_many, names=stated)

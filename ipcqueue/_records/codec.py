@@ -12,6 +12,7 @@ from ipcqueue._errors import BadRecord
 
 from .layout import Layout
 from .messages import MessageCodec
+from .names import NO_NAMES, Names
 
 BytesLike = bytes | bytearray | memoryview
 
@@ -43,6 +44,8 @@ class Codec(NamedTuple):
     without copying; the caller gives the bytearray up.
 
     arrays is the type and dtype of arrays that are sent without conversion, if there are such.
+
+    names are those of the fields, if the spec has any.
     """
 
     spec: Any
@@ -56,6 +59,7 @@ class Codec(NamedTuple):
     adopt_many: Callable[[bytearray, int], Any] | None = None
     arrays: tuple[Any, Any] | None = None
     calls_application: bool = False  # to make a record
+    names: Names = NO_NAMES
 
     @property
     def shape(self) -> int:

@@ -13,6 +13,7 @@ from ipcqueue._errors import BadRecord, TooLarge, Unaccepted
 from ipcqueue._types import T
 
 from .layout import Layout
+from .names import NO_NAMES
 
 _NOT_WHOLE: Final = (
     "take its .record, which is a value; its regions and descriptors go to another process as "
@@ -157,6 +158,7 @@ class MessageCodec:
 
     size = 1
     layout = MESSAGES
+    names = NO_NAMES
     shape = 1  # IPCQ_FRAMES
 
     def __init__(self, spec: Any) -> None:

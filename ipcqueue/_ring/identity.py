@@ -2,13 +2,15 @@
 
 from typing import NamedTuple
 
+from ipcqueue._records.names import NO_NAMES
+
 # Those of core/ring.h, for who reads a segment without the core: tests/project/test_constants.py.
 MAGIC = b"MEMENPSF"
 LAYOUT_VERSION = 3
 BYTE_ORDER = 0x01020304
 HEADER_SIZE = 4096
 LINE = 128
-FIRST_WAKE_LINE, LAST_WAKE_LINE = 13, 31
+FIRST_WAKE_LINE, LAST_WAKE_LINE = 13, 22
 
 
 class Identity(NamedTuple):
@@ -35,6 +37,7 @@ class Identity(NamedTuple):
     base: int = 0
     switch_at: int = 0
     session: bytes = bytes(16)
+    names: bytes = NO_NAMES.table  # apart from the rest, see _records/names.py
 
     @property
     def layout(self) -> tuple[bytes, int, int]:

@@ -46,7 +46,8 @@ class Mapping(Owner):
     def read_identity(self) -> Identity:
         """Copy out what the segment says about itself."""
         raw = ffi.new("struct ipcq_identity *")
-        lib.ipcq_read_identity(self.at, raw)
+        names = ffi.new("struct ipcq_names *")
+        lib.ipcq_read_identity(self.at, raw, names)
         return Identity(
             slot_size=raw.slot_size,
             capacity=raw.capacity,
@@ -65,6 +66,7 @@ class Mapping(Owner):
             base=raw.base,
             switch_at=raw.switch_at,
             session=bytes(ffi.buffer(raw.session)),
+            names=bytes(ffi.buffer(names)),
             magic=bytes(ffi.buffer(raw.magic)),
             layout_version=raw.layout_version,
             byte_order=raw.byte_order,
@@ -99,7 +101,9 @@ class Mapping(Owner):
         for into, text in ((raw.name, identity.name), (raw.record, identity.record)):
             data = text.encode()[: ffi.sizeof(into)]
             ffi.memmove(into, data, len(data))
-        lib.ipcq_write_identity(self.at, raw)
+        names = ffi.new("struct ipcq_names *")
+        ffi.memmove(names, identity.names, ffi.sizeof("struct ipcq_names"))
+        lib.ipcq_write_identity(self.at, raw, names)
 
     def set_closed(self, ends: int, peer: "Mapping", bell: int) -> None:
         """Say in this side's own segment how it has ended, and wake its peer by this socket."""

@@ -111,6 +111,7 @@ def create(
         accept_regions=limits.regions,
         accept_flags=limits.shared + 2 * limits.sockets,
         wake_line=FIRST_WAKE_LINE + os.urandom(1)[0] % WAKE_LINES,
+        names=codec.names.table,
     )
     memfd = Memfd.create("memenpsf", size)
     try:

@@ -8,8 +8,9 @@
  *    1152  tail          written by the owner as receiver: units taken so far
  *    1408  counters of the sender role                     for tools; nothing depends on them
  *    1536  counters of the receiver role
- *    1664  19 lines, in one of which (identity.wake_line) are, as a struct ipcq_words:
+ *    1664  10 lines, in one of which (identity.wake_line) are, as a struct ipcq_words:
  *          wait_records, wait_space, closed, wait_whom     rarely written, read at each publish
+ *    2944  names         of the record's fields, written once as the identity
  *    4096  the ring, of one of two shapes (identity.shape):
  *          slots         `capacity` records of `slot_size` bytes each; a unit is a record
  *          frames        `capacity` bytes, whole pages; a unit is a byte; frames follow each
@@ -63,6 +64,8 @@ struct ipcq_segment {
     alignas(128) unsigned char unused[128];
     alignas(128) struct ipcq_counters sending;
     alignas(128) struct ipcq_counters receiving;
+    alignas(128) unsigned char lines[IPCQ_LAST_WAKE_LINE + 1 - IPCQ_FIRST_WAKE_LINE][IPCQ_LINE];
+    alignas(128) struct ipcq_names names;
     alignas(IPCQ_HEADER_SIZE) unsigned char slots[];
 };
 
@@ -92,10 +95,14 @@ static_assert(offsetof(struct ipcq_words, closed) == 8, "layout");
 static_assert(offsetof(struct ipcq_words, wait_whom) == 12, "layout");
 static_assert(IPCQ_FIRST_WAKE_LINE * IPCQ_LINE ==
                       offsetof(struct ipcq_segment, receiving) + IPCQ_LINE &&
-                  (IPCQ_LAST_WAKE_LINE + 1) * IPCQ_LINE == IPCQ_HEADER_SIZE,
-              "the words are between the counters and the ring");
+                  (IPCQ_LAST_WAKE_LINE + 1) * IPCQ_LINE == offsetof(struct ipcq_segment, names),
+              "the words are between the counters and the names");
 static_assert(offsetof(struct ipcq_segment, sending) == 1408, "layout");
 static_assert(offsetof(struct ipcq_segment, receiving) == 1536, "layout");
+static_assert(offsetof(struct ipcq_segment, names) == 2944, "layout");
+static_assert(sizeof(struct ipcq_names) == 1048 &&
+                  sizeof((struct ipcq_names *)0)->first == IPCQ_MAX_NAMES * sizeof(struct ipcq_name),
+              "layout");
 static_assert(offsetof(struct ipcq_segment, slots) == IPCQ_HEADER_SIZE, "layout");
 static_assert(offsetof(struct ipcq_frame, tag) == 4 && offsetof(struct ipcq_frame, flags) == 8 &&
                   offsetof(struct ipcq_frame, fds) == 10 &&

@@ -37,8 +37,9 @@ enum {
     IPCQ_HEADER_SIZE = 4096,
     IPCQ_LINE = 128,             /* bytes; processors fetch cache lines in pairs */
     IPCQ_FIRST_WAKE_LINE = 13,   /* lines of the header in which an owner's words may be */
-    IPCQ_LAST_WAKE_LINE = 31,
+    IPCQ_LAST_WAKE_LINE = 22,
     IPCQ_MAX_SLOT_SIZE = 16777216,
+    IPCQ_MAX_NAMES = 64,         /* of fields that are stated one by one */
     IPCQ_FRAME_ALIGN = 16,       /* frames begin at multiples of it; also the size of a header */
     IPCQ_MAX_FRAME_FDS = 253,    /* SCM_MAX_FD */
     IPCQ_MAX_ATTACHED = 16,      /* frames with descriptors under way: each occupies descriptors of
@@ -90,6 +91,17 @@ struct ipcq_identity {
     char record[512]; /* the record's layout in words, for error messages */
 };
 
+/* What a segment says of the names of its record's fields; see _records/names.py. */
+struct ipcq_name {
+    uint64_t hash, offset;
+};
+
+struct ipcq_names {
+    uint64_t count;       /* names; 0: none */
+    uint64_t all, placed; /* of more than IPCQ_MAX_NAMES: a hash of all, and with their offsets */
+    struct ipcq_name first[64]; /* in order of offset; behind the last, zeros */
+};
+
 typedef struct ipcq_sender ipcq_sender;
 typedef struct ipcq_receiver ipcq_receiver;
 
@@ -100,8 +112,9 @@ struct ipcq_counts {
 /* -- segments ------------------------------------------------------------------------ */
 
 /* Copy the identity out; each byte is read once, because the peer may change it meanwhile. */
-void ipcq_read_identity(const void *segment, struct ipcq_identity *into);
-void ipcq_write_identity(void *segment, const struct ipcq_identity *from);
+void ipcq_read_identity(const void *segment, struct ipcq_identity *into, struct ipcq_names *names);
+void ipcq_write_identity(void *segment, const struct ipcq_identity *from,
+                         const struct ipcq_names *names);
 
 /* Whether a descriptor is a socket; does not ask its file system, which may be a stranger's. */
 int ipcq_is_socket(int fd);

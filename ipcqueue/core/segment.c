@@ -49,18 +49,26 @@ void ipcq_copy(char *to, const char *from, size_t size)
     memcpy(to, from, size);
 }
 
-void ipcq_read_identity(const void *segment, struct ipcq_identity *into)
+static void copy_once(void *into, const void *source, size_t size)
 {
     /* volatile: the compiler must not read a byte again after it was checked. */
-    const volatile unsigned char *from = segment;
-    unsigned char *to = (unsigned char *)into;
-    for (size_t i = 0; i < sizeof *into; i++)
-        to[i] = from[i];
+    const volatile unsigned char *from = source;
+    for (size_t i = 0; i < size; i++)
+        ((unsigned char *)into)[i] = from[i];
 }
 
-void ipcq_write_identity(void *segment, const struct ipcq_identity *from)
+void ipcq_read_identity(const void *segment, struct ipcq_identity *into, struct ipcq_names *names)
+{
+    const struct ipcq_segment *from = segment;
+    copy_once(into, &from->identity, sizeof *into);
+    copy_once(names, &from->names, sizeof *names);
+}
+
+void ipcq_write_identity(void *segment, const struct ipcq_identity *from,
+                         const struct ipcq_names *names)
 {
     ((struct ipcq_segment *)segment)->identity = *from;
+    ((struct ipcq_segment *)segment)->names = *names;
 }
 
 int ipcq_is_socket(int fd)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
+import dataclasses
 import socket
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 
 import memenpsf
+from memenpsf import f64
 from tests.kit.doors import scenario
 
 
@@ -55,3 +59,73 @@ async def test_times_of_one_unit_meet_however_it_is_spelt(door, one, other):
             for got in [await receiver.recv(), *await receiver.recv_vectored()]:
                 assert got.dtype == np.dtype(other)
                 assert got == value or (np.isnat(got) and np.isnat(value))
+
+
+class Bid(NamedTuple):
+    bid: f64
+    ask: f64
+
+
+@dataclasses.dataclass
+class Ask:
+    ask: f64
+    bid: f64
+
+
+class Asked(ctypes.Structure):
+    _fields_ = (("ask", ctypes.c_double), ("bid", ctypes.c_double))
+
+
+class Other(NamedTuple):
+    price: f64
+    size: f64
+
+
+SWAPPED = np.dtype([("ask", "f8"), ("bid", "f8")])
+NESTED = np.dtype([("quote", [("bid", "f8"), ("ask", "f8")])])
+
+
+@pytest.mark.parametrize(
+    "other", [Ask, Asked, SWAPPED, NamedTuple("Half", [("ask", f64), ("x", f64)])]
+)
+@scenario
+async def test_fields_that_are_swapped_are_refused_by_their_names(door, other):
+    for told in await refusals(door, Bid, other):
+        assert "one layout, and other names" in told
+    here, there = await refusals(door, Bid, other)
+    assert "field 'ask' is at byte 8 here, and at byte 0 of the peer's" in here
+    assert "field 'ask' is at byte 0 here, and at byte 8 of the peer's" in there
+    assert ("'bid'" in here) == (getattr(other, "__name__", "") != "Half")
+
+
+@pytest.mark.parametrize(
+    "other",
+    ["<dd", "<2d", np.dtype("f8,f8"), np.dtype(("f8", 2)), np.dtype("c16"), Other, NESTED, Bid,
+     np.dtype([("bid", "f8"), ("ask", "f8")]), np.dtype([("bid", "f8"), ("more", "f8")])],
+    ids=str,
+)  # fmt: skip
+@scenario
+async def test_names_that_only_one_side_states_count_for_nothing(door, other):
+    async with door.pair(one={"record": Bid}, other={"record": other}) as (one, two):
+        await one.xmit(Bid(1.0, 2.0))
+        got = await two.recv()
+        if isinstance(other, np.dtype):
+            assert got.tobytes() == np.array([1.0, 2.0]).tobytes()
+        else:
+            assert tuple(got) == (1.0, 2.0)
+
+
+def many(*order):
+    return NamedTuple("Many", [(f"field{n}", f64) for n in order])
+
+
+@scenario
+async def test_of_more_than_64_names_all_are_compared_if_they_are_the_same(door):
+    there = await refusals(door, many(*range(70)), many(*range(68), 69, 68))
+    assert all("the same 70 names are in another order behind the 64th" in each for each in there)
+    there = await refusals(door, many(*range(70)), many(1, 0, *range(2, 69), 70))
+    assert all("field 'field0' is at byte" in each for each in there)
+    renamed = many(*range(68), 70, 71)
+    async with door.pair(one={"record": many(*range(70))}, other={"record": renamed}) as (one, two):
+        await one.xmit(tuple(range(70)))
+        assert tuple(await two.recv()) == tuple(range(70))

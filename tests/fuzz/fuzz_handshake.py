@@ -9,9 +9,11 @@ import contextlib
 import math
 import socket
 import struct
+from typing import NamedTuple
 
 from ipcqueue import CorruptPeer, HandshakeTimeout, PeerDied, QueueError, Refused
 from ipcqueue._link.control import HELLO, Reason
+from ipcqueue._records.classes import f64
 from ipcqueue._records.spec import codec_for
 from ipcqueue._ring.identity import Identity
 from ipcqueue.lowlevel import Opening, Role, Terms, advance
@@ -28,7 +30,7 @@ from tests.kit.hostile import ENDED, HEAD, LENT, memory_file
 
 PAGE = 4096
 MAX_SEGMENT = 16 * PAGE
-SPECS = "<Q", 24, bytes, 1, 4096
+SPECS = "<Q", 24, bytes, 1, 4096, NamedTuple("Quote", [("bid", f64), ("ask", f64)])
 ROLES = Role(True, True), Role(True, False), Role(False, True)
 FINE = CorruptPeer, Refused, PeerDied, HandshakeTimeout
 
@@ -55,6 +57,7 @@ FIELDS = {
     "session": (112, 16),
     "name": (128, 64),
     "record": (192, 512),
+    "names": (2944, 1048),
 }
 NAMES = (*FIELDS, "capacity", "slot_size", "segment_size", "capacity")  # what most depends on
 
@@ -71,6 +74,7 @@ def identity(codec, capacity, size):
         record=codec.layout.description,
         shape=codec.shape,
         max_message=1 << 20,
+        names=codec.names.table,
     )
     page = bytearray(PAGE)
     for field, (at, length) in FIELDS.items():

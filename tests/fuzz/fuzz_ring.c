@@ -706,7 +706,8 @@ static void begin(void)
     reserved = 0;
     loads_until_ambush = 0;
     struct ipcq_identity identity;
-    ipcq_read_identity(shown, &identity);
+    struct ipcq_names names;
+    ipcq_read_identity(shown, &identity, &names);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);

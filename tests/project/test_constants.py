@@ -8,7 +8,7 @@ from ipcqueue._core import ffi, lib
 
 import ipcqueue
 from ipcqueue._link.control import Opcode
-from ipcqueue._records import messages
+from ipcqueue._records import messages, names
 from ipcqueue._ring import frame_sender, identity, outside
 
 HEADER = Path(ipcqueue.__file__).parent / "core" / "ring.h"
@@ -17,6 +17,7 @@ SAME = {
     "IPCQ_LAYOUT_VERSION": identity.LAYOUT_VERSION,
     "IPCQ_BYTE_ORDER": identity.BYTE_ORDER,
     "IPCQ_HEADER_SIZE": identity.HEADER_SIZE,
+    "IPCQ_MAX_NAMES": names.MAX_NAMES,
     "IPCQ_OUT_OF_LINE": messages.OUT_OF_LINE,
     "IPCQ_OUT_AGAIN": messages.OUT_AGAIN,
     "IPCQ_OUTSIDE": messages.OUTSIDE,
@@ -37,6 +38,7 @@ def test_sizes_that_python_repeats_are_those_of_the_core():
     assert (1 << 8 * ffi.sizeof(frame["tag"])) - 1 == messages.MAX_TAG
     assert 1 << 8 * ffi.sizeof(frame["size"]) == frame_sender.MAX_EXTENT
     assert ffi.sizeof("struct ipcq_outside") == outside.PLACE_SIZE
+    assert ffi.sizeof("struct ipcq_names") == len(names.NO_NAMES.table)
     identity_type = dict(ffi.typeof("struct ipcq_identity").fields)
     assert len(identity.MAGIC) == ffi.sizeof(identity_type["magic"].type)
     assert identity.MAGIC.decode() in HEADER.read_text()

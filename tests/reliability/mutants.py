@@ -1617,6 +1617,48 @@ MUTANTS = [
         '        if False:\n            raise BadRecord(\n                "None',
         "conformance/test_messages.py::test_none_is_not_sent_as_it_says_that_nothing_came",
     ),
+    Mutant(
+        "names at other offsets are let through",
+        "ipcqueue/_link/opening.py",
+        "            check_fields(self.terms.codec.names, identity)\n",
+        "",
+        "conformance/test_layouts.py::test_fields_that_are_swapped_are_refused_by_their_names",
+    ),
+    Mutant(
+        "a name that only one side states counts",
+        "ipcqueue/_records/names.py",
+        "if (there := places.get(name, offset)) != offset",
+        "if (there := places.get(name, -1)) != offset",
+        "conformance/test_layouts.py::test_names_that_only_one_side_states_count_for_nothing",
+    ),
+    Mutant(
+        "of many names only the first are compared",
+        "ipcqueue/_records/names.py",
+        "own[1] == total[0] and own[2] != total[1]",
+        "own[1] == total[0] and False",
+        "conformance/test_layouts.py::test_of_more_than_64_names_all_are_compared_if_they_are_the_same",
+    ),
+    Mutant(
+        "a peer may state names beyond its record",
+        "ipcqueue/_records/names.py",
+        "any(map(ge, offsets, [*offsets[1:], size]))",
+        "any(map(ge, offsets, offsets[1:]))",
+        "ipcqueue/test_names.py::test_a_table_that_nobody_makes_is_no_table",
+    ),
+    Mutant(
+        "a peer may state more than its names",
+        "ipcqueue/_records/names.py",
+        "    if any(entries[shown:]) or (count <= MAX_NAMES and (total[0] or total[1])):\n",
+        "    if count <= MAX_NAMES and (total[0] or total[1]):\n",
+        "ipcqueue/test_names.py::test_a_table_that_nobody_makes_is_no_table",
+    ),
+    Mutant(
+        "names that numpy makes up count",
+        "ipcqueue/_records/names.py",
+        'if all(name == f"f{number}" for number, name in enumerate(names)):',
+        "if not names:",
+        "ipcqueue/test_names.py::test_names_that_numpy_makes_up_are_none_and_others_like_them_are",
+    ),
 ]
 
 

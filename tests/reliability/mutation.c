@@ -529,6 +529,7 @@ static void ask(struct victim *v)
 {
     uint64_t head, tail;
     struct ipcq_identity identity;
+    struct ipcq_names names;
     struct ipcq_counts counts;
     doing = "asking";
     switch (below(v->numbers, 8)) {
@@ -561,10 +562,10 @@ static void ask(struct victim *v)
         check(ipcq_is_silent(v->receiver), "something came through the socket");
         break;
     default:
-        ipcq_read_identity(v->peer, &identity);
+        ipcq_read_identity(v->peer, &identity, &names);
         ipcq_sending_counts(v->peer, &counts);
         ipcq_receiving_counts(v->peer, &counts);
-        seen.bytes += identity.capacity & counts.doorbells & 1;
+        seen.bytes += identity.capacity & names.count & counts.doorbells & 1;
         ipcq_closed(v->peer, LINE);
     }
 }

@@ -10,6 +10,7 @@ import mmap
 import os
 import select
 import socket
+import struct
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -258,7 +259,7 @@ def _(stack):
 # -- memory files that are no segment ------------------------------------------------------------
 
 
-def segment(stack, *, size=SIZE, seals=LENT, flags=0, reserve=None, **changes):
+def segment(stack, *, size=SIZE, seals=LENT, flags=0, reserve=None, names=(), **changes):
     """Make the segment of a peer that is right in all but what it is told."""
     good = _segment.create(codec_for(SPEC), SLOTS, "peer")
     header = bytearray(ffi.buffer(good.mapping.at, 4096))
@@ -266,6 +267,7 @@ def segment(stack, *, size=SIZE, seals=LENT, flags=0, reserve=None, **changes):
     identity = ffi.from_buffer("struct ipcq_identity *", header)
     for field, value in changes.items():
         setattr(identity, field, value)
+    struct.pack_into(f"<{len(names)}Q", header, 2048, *names)
     content = b"" if flags & os.MFD_HUGETLB else bytes(header)
     return owned(stack, memory_file(size, seals, content, reserved=reserve, flags=flags))
 
@@ -375,7 +377,7 @@ for _changes, _error, _says in (
     ({"capacity": 1024}, CorruptPeer, "needs 12288 bytes, says that it has 8192"),
     ({"capacity": 1 << 61}, CorruptPeer, "needs .* bytes, says that it has 8192"),
     ({"capacity": 1 << 63}, CorruptPeer, "needs .* bytes, says that it has 8192"),
-    ({"wake_line": 12}, CorruptPeer, "words are in line 12, which is not from 13 to 31"),
+    ({"wake_line": 12}, CorruptPeer, "words are in line 12, which is not from 13 to 22"),
     ({"wake_line": 1 << 31}, CorruptPeer, "words are in line 2147483648, which is not"),
     ({"generation": 1}, CorruptPeer, "the peer's generation is 1, and must be 0"),
     ({"base": 1 << 63}, CorruptPeer, "the peer's base is 9223372036854775808, and must be 0"),
@@ -383,8 +385,19 @@ for _changes, _error, _says in (
     ({"session": b"x" * 16}, CorruptPeer, "belongs to a session, and there are none"),
     ({"segment_size": 4096}, CorruptPeer, "says that it has 4096"),
     ({"segment_size": (1 << 64) - 1}, CorruptPeer, "says that it has 18446744073709551615"),
+    ({"names": (9,)}, CorruptPeer, "states 9 names in a record of 8 bytes"),
+    ({"names": ((1 << 64) - 1, 1, 1)}, CorruptPeer, "states 18446744073709551615 names"),
+    ({"names": (0, 1)}, CorruptPeer, "states more than its 0 names"),
+    ({"names": (1, 0, 1, 5, 0)}, CorruptPeer, "states more than its 1 names"),
+    ({"names": (1, 0, 0, 5, 0, 6)}, CorruptPeer, "states more than its 1 names"),
+    ({"names": (1, 0, 0, 5, 0, *bytes(125), 1)}, CorruptPeer, "states more than its 1 names"),
+    ({"names": (1, 0, 0, 5, 8)}, CorruptPeer, "offsets that do not grow, or reach beyond"),
+    ({"names": (1, 0, 0, 5, (1 << 64) - 1)}, CorruptPeer, "offsets that do not grow, or reach"),
+    ({"names": (2, 0, 0, 5, 4, 6, 0)}, CorruptPeer, "offsets that do not grow, or reach"),
+    ({"names": (2, 0, 0, 5, 4, 6, 4)}, CorruptPeer, "offsets that do not grow, or reach"),
 ):
     _field, _value = next(iter(_changes.items()))
+    _value = _value[:5] if _field == "names" else _value
 
     @kind(f"segment with {_field} {_value}", _error, _says)
     def _(stack, changes=_changes):
