@@ -49,7 +49,7 @@ from ._link.options import Accept, Options, Spin
 from ._link.statistics import Statistics
 from ._origin import interface_of
 from ._queue import Receiver, Sender, pair
-from ._records.classes import char, f32, f64, i8, i16, i32, i64, u8, u16, u32, u64
+from ._records.fields import char, f32, f64, i8, i16, i32, i64, u8, u16, u32, u64
 from ._records.messages import Encoded, Message, Received
 
 __version__ = _VERSION

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from ipcqueue import CorruptPeer, HandshakeTimeout, PeerDied, QueueError, Refused
 from ipcqueue._link.control import HELLO, Reason
-from ipcqueue._records.classes import f64
+from ipcqueue._records.fields import f64
 from ipcqueue._records.spec import codec_for
 from ipcqueue._ring.identity import Identity
 from ipcqueue.lowlevel import Opening, Role, Terms, advance

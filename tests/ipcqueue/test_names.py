@@ -10,7 +10,7 @@ from typing import Annotated, NamedTuple
 import numpy as np
 import pytest
 
-from ipcqueue._records.classes import f64, u8, u32
+from ipcqueue._records.fields import f64, u8, u32
 from ipcqueue._records.names import MAX_NAMES, NO_NAMES, check_names, names_of
 from ipcqueue._records.spec import codec_for
 

@@ -26,8 +26,8 @@ from ipcqueue._errors import BadRecord, QueueError
 from ipcqueue._records import classes as _classes
 from ipcqueue._records import spec as _spec
 from ipcqueue._records import structs as _structs
-from ipcqueue._records.classes import char, f32, f64, i8, i16, i32, i64, u8, u16, u32, u64
 from ipcqueue._records.codec import Codec, encoder_of_many
+from ipcqueue._records.fields import char, f32, f64, i8, i16, i32, i64, u8, u16, u32, u64
 from ipcqueue._records.layout import MAX_RECORD, MAX_RUNS, bytes_layout
 from ipcqueue._records.spec import codec_for
 
@@ -1054,7 +1054,7 @@ def test_numpy_is_not_imported_by_any_other_spec():
     program = """
 import sys
 from typing import NamedTuple
-from ipcqueue._records.classes import u64
+from ipcqueue._records.fields import u64
 from ipcqueue._records.spec import codec_for
 class Tick(NamedTuple):
     seq: u64

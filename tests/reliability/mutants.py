@@ -1598,7 +1598,7 @@ MUTANTS = [
     ),
     Mutant(
         "a plain int is one of 32 bits",
-        "ipcqueue/_records/classes.py",
+        "ipcqueue/_records/fields.py",
         '_PLAIN_CODES = {int: "q", float: "d", bool: "?"}',
         '_PLAIN_CODES = {int: "i", float: "d", bool: "?"}',
         "conformance/test_fields.py::test_plain_ints_have_64_bits_and_none_is_lost",
