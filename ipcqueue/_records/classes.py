@@ -3,31 +3,41 @@
 from __future__ import annotations
 
 from itertools import starmap
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from ipcqueue._errors import BadRecord
 
 from .codec import Codec, bad_record, encoder_of_many, normaliser_of, window_of
-from .fields import field_codes
+from .fields import Misfit, record_field
+from .forms import form_of
 from .layout import ctypes_layout, struct_layout
-from .names import ctypes_names, struct_names
-from .structs import packer_in_c, packing, packing_many
+from .names import ctypes_names, names_of
+from .structs import compiled, packer_in_c, packing, packing_many
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from .codec import BytesLike
+    from .fields import Field
+    from .forms import Form
 
 
-def namedtuple_codec(cls: Any) -> Codec:
-    packer = field_codes(cls, cls._fields)
+def class_codec(cls: type) -> Codec | None:
+    """Return the codec for a class with annotated fields; None for any other."""
+    form = form_of(cls)
+    if form is None:
+        return None
+    field = record_field(form)
+    plain = issubclass(cls, tuple) and field.gather is None
+    return _namedtuple_codec(form, field) if plain else _object_codec(form, field)
+
+
+def _namedtuple_codec(form: Form, field: Field) -> Codec:
+    cls = form.cls
+    packer = compiled(f"<{field.code}")
     layout = struct_layout(packer)
     size = packer.size
     unpack, split = packer.unpack, packer.iter_unpack
-    # A plain tuple is accepted; a NamedTuple of another class is a mistake.
     in_c = packer_in_c(packer, cls)
-    encode = packing(packer, layout, (cls, tuple), cls, in_c, cls._fields)
+    encode = packing(packer, layout, form.exact, cls, in_c, field.paths)
     split_all: Any = None if in_c is None else in_c.unpack
     new: Any = tuple.__new__  # what cls._make does
 
@@ -40,55 +50,35 @@ def namedtuple_codec(cls: Any) -> Codec:
             return [new(cls, values) for values in split(window)]
         return split_all(window)  # type: ignore[no-any-return]
 
-    encode_many = packing_many(packer, in_c, (tuple, cls), encode)
-    stated = struct_names(packer.format, cls._fields)
+    encode_many = packing_many(packer, in_c, form.exact, encode)
+    stated = names_of(field.stated)
     return Codec(cls, layout, size, encode, encode_many, decode, decode_many, names=stated)
 
 
-def _constructor(cls: Any, names: list[str]) -> Callable[..., Any]:
-    """Return a function that makes an instance from the values of all fields in order."""
-    import inspect  # noqa: PLC0415 (slow to import; dataclasses has done so)
-
-    takes = inspect.signature(cls).parameters
-    for name in names:
-        if name not in takes:
-            raise TypeError(f"field {name!r} of {cls.__name__} is not set by its constructor")
-    for name in takes:
-        if name not in names:
-            raise TypeError(f"{cls.__name__} is made from {name!r}, which is not a field")
-    if list(takes) == names and not any(p.kind is p.KEYWORD_ONLY for p in takes.values()):
-        return cls  # type: ignore[no-any-return]
-
-    def make(*values: Any) -> Any:
-        return cls(**dict(zip(names, values, strict=True)))
-
-    return make
-
-
-def dataclass_codec(dataclasses: Any, cls: Any) -> Codec:
-    names = [field.name for field in dataclasses.fields(cls)]
-    make = _constructor(cls, names)
-    packer = field_codes(cls, names)
+def _object_codec(form: Form, field: Field) -> Codec:
+    cls, exact = form.cls, form.exact
+    packer = compiled(f"<{field.code}")
     layout = struct_layout(packer)
     size = packer.size
     unpack, split = packer.unpack, packer.iter_unpack
     in_c = packer_in_c(packer)
-    pack = packing(packer, layout, (tuple,), tuple, in_c, names)
-    values_of: Any = attrgetter(*names)
-    if len(names) == 1:
-        value_of = values_of
+    pack = packing(packer, layout, (tuple,), tuple, in_c, field.paths)
+    values_of, make, gather = field.spread or form.values_of, form.make, field.gather
+    if gather is not None:
 
-        def values_of(record: Any) -> tuple[Any]:
-            return (value_of(record),)
+        def make(*flat: Any) -> Any:
+            return gather(flat)
 
     def encode(record: Any) -> bytes:
         # A subclass may have more fields, which would be lost.
-        if type(record) is not cls:
+        if type(record) is not cls and type(record) not in exact:
             raise bad_record(
                 layout, f"expected {cls.__name__}, got {type(record).__name__}", record
             )
         try:
             values = values_of(record)
+        except Misfit as error:
+            raise bad_record(layout, error, record) from None
         except AttributeError as error:
             raise BadRecord(f"{cls.__name__} with a field that is not set: {error}") from None
         return pack(values)
@@ -104,7 +94,7 @@ def dataclass_codec(dataclasses: Any, cls: Any) -> Codec:
             raise StopIteration  # as decode() would; this is no generator
         return records
 
-    encode_many = packing_many(packer, in_c, (cls,), encode, values_of)
+    encode_many = packing_many(packer, in_c, exact, encode, values_of)
     return Codec(
         cls,
         layout,
@@ -114,7 +104,7 @@ def dataclass_codec(dataclasses: Any, cls: Any) -> Codec:
         decode,
         decode_many,
         calls_application=True,
-        names=struct_names(packer.format, names),
+        names=names_of(field.stated),
     )
 
 

@@ -1,25 +1,22 @@
-"""The fields of a class: what an annotation says of the bytes."""
+"""The fields of a class: what an annotation says of the bytes, and of the values."""
 
 from __future__ import annotations
 
 import re
 import reprlib
+import struct
 import typing
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from fdpass.lowlevel import index_of
 
+from .forms import form_of
 from .structs import compiled
 
 if TYPE_CHECKING:
-    import struct
-    from collections.abc import Iterable
+    from collections.abc import Callable, Sequence
 
-# What to write instead of an annotation that does not tell the size.
-_ADVICE: tuple[tuple[type, str], ...] = (
-    (bytes, 'char(8), or Annotated[bytes, "8s"], as long as need be'),
-    (str, 'char(8), or Annotated[bytes, "8s"], as long as need be, and send text.encode()'),
-)
+    from .forms import Form
 
 u8 = Annotated[int, "B"]
 u16 = Annotated[int, "H"]
@@ -40,6 +37,13 @@ _FIELD_TYPES: dict[str, type] = {
     "?": bool,
 }
 
+# What to write instead of an annotation that does not tell the size.
+_NUMBER = 'u64, or Annotated[int, "Q"]'
+_ADVICE: dict[type, str] = {
+    bytes: 'char(8), or Annotated[bytes, "8s"], as long as need be',
+    str: 'char(8), or Annotated[bytes, "8s"], as long as need be, and send text.encode()',
+}
+
 
 def char(n: int) -> Any:
     """Return the annotation of a field of n opaque bytes, `Annotated[bytes, "ns"]`.
@@ -55,10 +59,58 @@ def char(n: int) -> Any:
     return Annotated[bytes, f"{n}s"]
 
 
-def field_codes(cls: type, names: Iterable[str]) -> struct.Struct:
-    """Compile the annotations of the named fields: packed, little-endian, standard sizes."""
+class Misfit(TypeError):
+    """A value that its field does not take; the text names both."""
+
+
+class Field(NamedTuple):
+    """A field, or a whole record: its items of a struct format, and how they become its value.
+
+    Most fields are one item as it is.  Others are spread to values, and gathered from them.
+    """
+
+    code: str
+    number: int = 1  # of values
+    spread: Callable[[Any], Sequence[Any]] | None = None  # Misfit
+    gather: Callable[[tuple[Any, ...]], Any] | None = None
+    paths: tuple[str, ...] = ("",)  # of each value, to follow that of the field
+    stated: tuple[tuple[int, str], ...] = ((0, ""),)  # offset and path of each name
+
+    @property
+    def size(self) -> int:
+        """Its bytes: fields are packed, little-endian, of standard sizes."""
+        return struct.calcsize(f"<{self.code}")
+
+
+def record_field(form: Form, inside: tuple[type, ...] = ()) -> Field:
+    """Return what the objects of a class are: packed, little-endian, of standard sizes.
+
+    Raises TypeError, which names the field, for an annotation that says no size.  `inside`: the
+    records that this one is a field of.
+    """
+    cls, names = form.cls, form.names
+    hints, inside = _hints_of(cls), (*inside, cls)
+    where = (f"field {name!r} of {cls.__name__}" for name in names)
+    fields = [_field_of(next(where), hints.get(name), inside) for name in names]
+    at, stated = 0, []
+    for name, field in zip(names, fields, strict=True):
+        stated += [(at + offset, f"{name}{path}") for offset, path in field.stated]
+        at += field.size
+    whole = Field(
+        "".join(field.code for field in fields),
+        sum(field.number for field in fields),
+        paths=tuple(f"{n}{path}" for n, f in zip(names, fields, strict=True) for path in f.paths),
+        stated=tuple(stated),
+    )
+    compiled(f"<{whole.code}")
+    if all(field.spread is None for field in fields):
+        return whole
+    return whole._replace(spread=_spread(form, fields), gather=_gather(form, fields))
+
+
+def _hints_of(cls: type) -> dict[str, Any]:
     try:
-        hints = typing.get_type_hints(cls, include_extras=True)
+        return typing.get_type_hints(cls, include_extras=True)
     except (NameError, AttributeError, SyntaxError, TypeError) as error:
         advice = (
             ": what annotations name is found in the module of the class, so import it there, and"
@@ -69,31 +121,68 @@ def field_codes(cls: type, names: Iterable[str]) -> struct.Struct:
         raise TypeError(
             f"cannot resolve the annotations of {cls.__name__}: {error}{advice}"
         ) from None
-    return compiled("<" + "".join(_field_code(cls, name, hints.get(name)) for name in names))
 
 
-def _field_code(cls: type, name: str, hint: Any) -> str:
-    where = f"field {name!r} of {cls.__name__}"
-    texts = [item for item in getattr(hint, "__metadata__", ()) if isinstance(item, str)]
+def _spread(form: Form, fields: Sequence[Field]) -> Callable[[Any], tuple[Any, ...]]:
+    names, values_of = form.names, form.values_of
+    number = len(names)
+
+    def spread(record: Any) -> tuple[Any, ...]:
+        values = values_of(record)
+        if len(values) != number:
+            raise Misfit(f"{len(values)} items where {number} are expected")
+        flat: list[Any] = []
+        for name, field, value in zip(names, fields, values, strict=True):
+            if field.spread is None:
+                flat.append(value)
+                continue
+            try:
+                flat += field.spread(value)
+            except (AttributeError, TypeError, ValueError) as error:
+                raise Misfit(f"field {name!r}: {error}") from None
+        return tuple(flat)
+
+    return spread
+
+
+def _gather(form: Form, fields: Sequence[Field]) -> Callable[[tuple[Any, ...]], Any]:
+    make = form.make
+
+    def gather(flat: tuple[Any, ...]) -> Any:
+        values, at = [], 0
+        for field in fields:
+            end = at + field.number
+            values.append(flat[at] if field.gather is None else field.gather(flat[at:end]))
+            at = end
+        return make(*values)
+
+    return gather
+
+
+# From an annotation to a field
+
+
+def _field_of(where: str, hint: Any, inside: tuple[type, ...]) -> Field:
     kind = plain_type(hint)
-    if not texts and kind in _PLAIN_CODES:
-        return _PLAIN_CODES[kind]
-    if not texts:
-        otherwise = 'u64, or Annotated[int, "Q"]'
-        advice = next((text for each, text in _ADVICE if kind is each), otherwise)
-        raise TypeError(f"{where} has no code: annotate it as {advice}")
-    code = texts[0]
+    notes = getattr(hint, "__metadata__", ())
+    codes = [note for note in notes if isinstance(note, str)]
+    form = form_of(kind) if isinstance(kind, type) and not codes else None
+    if form is not None:
+        return _nested(where, form, inside)
+    code = codes[0] if codes else _PLAIN_CODES.get(kind) if isinstance(kind, type) else None
+    if code is None:
+        raise TypeError(f"{where} has no size: annotate it as {_advice(kind)}")
     if not re.fullmatch(_FIELD_CODE, code):
         raise TypeError(
             f"{where} has the code {reprlib.repr(code)}: a field has one of"
             ' bBhHiIlLqQ, e f d, ?, c, or text such as "8s"'
         )
-    given, annotated = _FIELD_TYPES[code[-1]], typing.get_args(hint)[0]
-    if isinstance(annotated, type) and not issubclass(given, annotated):
+    given = _FIELD_TYPES[code[-1]]
+    if isinstance(kind, type) and not issubclass(given, kind):
         raise TypeError(
-            f"{where} is annotated {annotated.__name__}, but {code!r} gives {given.__name__}"
+            f"{where} is annotated {kind.__name__}, but {code!r} gives {given.__name__}"
         )
-    return code
+    return Field(code)
 
 
 def plain_type(hint: Any) -> Any:
@@ -107,3 +196,35 @@ def plain_type(hint: Any) -> Any:
             hint = hint.__value__
         else:
             return hint
+
+
+def _advice(kind: Any) -> str:
+    """Return what to write instead of an annotation that says no size."""
+    return _ADVICE.get(kind, _NUMBER) if isinstance(kind, type) else _NUMBER
+
+
+def _nested(where: str, form: Form, inside: tuple[type, ...]) -> Field:
+    """Return a field that is a record of its own."""
+    cls, exact = form.cls, form.exact
+    if cls in inside:
+        raise TypeError(f"{where} holds a {cls.__name__}, which holds it: a record has one size")
+    field = record_field(form, inside)
+    apart, gather, count = field.spread or form.values_of, field.gather, field.number
+
+    def spread(record: Any) -> Sequence[Any]:
+        if type(record) not in exact:
+            raise Misfit(f"{type(record).__name__} where {cls.__name__} is expected")
+        values = apart(record)
+        if len(values) != count:
+            raise Misfit(f"{len(values)} items where {count} are expected")
+        return values
+
+    def made(flat: tuple[Any, ...]) -> Any:
+        return form.make(*flat)
+
+    return field._replace(
+        spread=spread,
+        gather=gather or made,
+        paths=tuple(f".{path}" for path in field.paths),
+        stated=tuple((offset, f".{path}") for offset, path in field.stated),
+    )

@@ -15,10 +15,8 @@ A name is a path such as `order.price`, hashed by BLAKE2b with a digest of 8 byt
 
 from __future__ import annotations
 
-import re
 import struct
 from collections import Counter
-from itertools import accumulate
 from operator import ge
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -135,9 +133,3 @@ def _ctypes_fields(ctypes: Any, cls: Any, path: str = "", at: int = 0) -> Iterat
             inner = f"{path}.{name}" if path else name
             if ctypes.sizeof(kind):
                 yield from _ctypes_fields(ctypes, kind, inner, at + vars(base)[name].offset)
-
-
-def struct_names(form: str, names: Iterable[str]) -> Names:
-    """Return the names of annotated fields, which are packed: one item of the format for each."""
-    sizes = [struct.calcsize(f"<{code}") for code in re.findall(r"\d*[a-zA-Z?]", form)]
-    return names_of(zip(accumulate(sizes, initial=0), names, strict=False))

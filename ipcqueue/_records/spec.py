@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 
 from fdpass.lowlevel import index_of
 
-from .classes import ctypes_codec, dataclass_codec, namedtuple_codec
+from .classes import class_codec, ctypes_codec
 from .codec import Codec
 from .messages import Encoded, Message, MessageCodec
 from .opaque import bytes_codec
@@ -94,12 +94,7 @@ def _make_codec(spec: Any, _scalar: Any) -> Codec:
 
 
 def _class_codec(cls: type) -> Codec | None:
-    if issubclass(cls, tuple) and hasattr(cls, "_fields"):
-        return namedtuple_codec(cls)
-    dataclasses = sys.modules.get("dataclasses")
-    if dataclasses and dataclasses.is_dataclass(cls):
-        return dataclass_codec(dataclasses, cls)
     ctypes = sys.modules.get("ctypes")
     if ctypes and issubclass(cls, ctypes.Structure | ctypes.Array):
         return ctypes_codec(ctypes, cls)
-    return None
+    return class_codec(cls)

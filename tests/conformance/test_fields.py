@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 
-from memenpsf import BadRecord, f64, i64
+import memenpsf
+from ipcqueue._records.spec import codec_for
+from memenpsf import BadRecord, f64, i64, u16, u32
 from tests.kit.doors import one_way_scenario, scenario
 
 INT64 = [-(2**63), -1, 0, 1, 2**63 - 1]
@@ -64,3 +67,147 @@ async def test_plain_annotations_fit_those_with_a_size(door, other):
         got = await two.recv()
         got = got if isinstance(got, tuple) else dataclasses.astuple(got)
         assert got == (-5, 2.5, True)
+
+
+# -- records in records -------------------------------------------------------------------------------
+
+
+class Level(NamedTuple):
+    price: f64
+    lots: u16
+
+
+@dataclasses.dataclass
+class Side:
+    best: Level
+    total: int
+
+    def __post_init__(self):
+        if self.total < 0:
+            raise ValueError("a negative total")
+
+
+class Book(NamedTuple):
+    number: u32
+    bid: Side
+    ask: Side
+
+
+@dataclasses.dataclass
+class BookToo:
+    number: u32
+    bid: Side
+    ask: Side
+
+
+BOOK = np.dtype(
+    [("number", "u4"), *((side, [("best", [("price", "f8"), ("lots", "u2")]), ("total", "i8")]) for side in ("bid", "ask"))]
+)  # fmt: skip
+
+
+async def both_ways(door, spec, records):
+    """Records go and come by every verb; return what came at last."""
+    async with door.pair(spec) as (one, other):
+        for record in records:
+            await one.xmit(record)
+            assert await other.recv() == record
+        await one.xmit_many(records)
+        await one.xmit_many(iter(records))
+        assert await other.recv_vectored() == [*records, *records]
+        await one.xmit_many(records)
+        got = []
+        async for record in other:
+            got.append(record)
+            if len(got) == len(records):
+                break
+        assert got == records
+        await one.xmit(records[0])
+        assert (await other.recv_message()).record == records[0]
+    return got
+
+
+async def refused(door, spec, record, told, good):
+    """A record is refused by every verb, and nothing of it is sent."""
+    async with door.pair(spec) as (one, other):
+        with pytest.raises(BadRecord, match=f"^{told}"):
+            await one.xmit(record, 0)
+        for records in ([good, record], iter([good, record])):
+            with pytest.raises(BadRecord, match=f"^record 1: {told}"):
+                await one.xmit_many(records, 0)
+        assert await other.recv(0) is None
+
+
+@pytest.mark.parametrize("cls", [Book, BookToo])
+@one_way_scenario
+async def test_records_in_records_arrive_as_they_were(door, cls):
+    records = [cls(n, Side(Level(0.5, n), 1), Side(Level(1.5, 7), -n + 5)) for n in range(5)]
+    for got in await both_ways(door, cls, records):
+        assert type(got) is cls
+        assert type(got.bid) is type(got.ask) is Side
+        assert type(got.bid.best) is Level
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"bid": Level(0.5, 1)}, "field 'bid': Level where Side is expected"),
+        ({"bid": None}, "field 'bid': NoneType where Side is expected"),
+        ({"bid": Side((0.5,), 1)}, "field 'bid': field 'best': 1 items where 2 are expected"),
+        ({"ask": Side(Level(0.5, 65536), 1)}, "field 'ask.best.lots': "),
+        ({"ask": Side(Level(0.5, 1), 2**63)}, "field 'ask.total': "),
+        ({"ask": Side([0.5, 1], 1)}, "field 'ask': field 'best': list where Level is expected"),
+    ],
+)
+@pytest.mark.parametrize("cls", [Book, BookToo])
+@one_way_scenario
+async def test_a_value_in_a_record_in_a_record_is_checked_and_named(door, cls, changes, told):
+    good = {"number": 1, "bid": Side(Level(0.5, 1), 2), "ask": Side(Level(0.5, 1), 2)}
+    await refused(door, cls, cls(**(good | changes)), told, cls(**good))
+
+
+@scenario
+async def test_records_in_records_fit_those_of_numpy(door):
+    async with door.pair(one={"record": BOOK}, other={"record": Book}) as (one, two):
+        book = (1, ((0.5, 2), 3), ((1.5, 4), 5))
+        await one.xmit(book)
+        assert await two.recv() == Book(1, Side(Level(0.5, 2), 3), Side(Level(1.5, 4), 5))
+        await two.xmit((1, Side((0.5, 2), 3), Side(Level(1.5, 4), 5)))
+        assert (await one.recv()).item() == book
+        await one.xmit((1, ((0.5, 2), 3), ((1.5, 4), -5)))  # which Side refuses
+        await one.xmit(book)
+        with pytest.raises(memenpsf.DecodeFailed, match="a negative total"):
+            await two.recv()
+        assert (await two.recv()).number == 1
+
+
+def test_records_in_records_state_paths():
+    assert codec_for(Book).names == codec_for(BookToo).names == codec_for(BOOK).names
+    assert codec_for(Book).layout == codec_for(BOOK).layout
+
+
+@dataclasses.dataclass
+class Node:
+    value: int
+    next: Node
+
+
+@dataclasses.dataclass
+class Wrong:
+    text: Lost
+
+
+@dataclasses.dataclass
+class Lost:
+    anything: object
+
+
+@pytest.mark.parametrize(
+    ("spec", "told"),
+    [
+        (Node, "field 'next' of Node holds a Node, which holds it"),
+        (Wrong, "field 'anything' of Lost has no size"),
+    ],
+)
+def test_what_cannot_be_in_a_record_is_named(spec, told):
+    with pytest.raises(TypeError, match=told):
+        codec_for(spec)

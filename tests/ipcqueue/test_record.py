@@ -632,7 +632,7 @@ def test_annotations_that_cannot_be_resolved_are_refused():
         codec_for(Lost)
     with pytest.raises(TypeError, match=r"annotations of Made: [^T]*$"):
         codec_for(dataclasses.make_dataclass("Made", [("a", "1 +")]))
-    with pytest.raises(TypeError, match="field 'a' of Old has no code"):
+    with pytest.raises(TypeError, match="field 'a' of Old has no size"):
         codec_for(namedtuple("Old", "a b"))  # noqa: PYI024
 
 
@@ -647,7 +647,7 @@ def test_annotations_that_cannot_be_resolved_are_refused():
 def test_an_annotation_without_a_size_is_told_one_that_fits(hint, advice):
     plain = dataclasses.make_dataclass("Plain", [("a", hint)])
     with pytest.raises(
-        TypeError, match=f"field 'a' of Plain has no code: annotate it as .*{advice}"
+        TypeError, match=f"field 'a' of Plain has no size: annotate it as .*{advice}"
     ):
         codec_for(plain)
 

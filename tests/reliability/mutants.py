@@ -1659,6 +1659,20 @@ MUTANTS = [
         "if not names:",
         "ipcqueue/test_names.py::test_names_that_numpy_makes_up_are_none_and_others_like_them_are",
     ),
+    Mutant(
+        "a record in a record may be of any class",
+        "ipcqueue/_records/fields.py",
+        "        if type(record) not in exact:\n            raise Misfit",
+        "        if False:\n            raise Misfit",
+        "conformance/test_fields.py::test_a_value_in_a_record_in_a_record_is_checked_and_named",
+    ),
+    Mutant(
+        "the fields of a record in a record are stated without it",
+        "ipcqueue/_records/fields.py",
+        'stated=tuple((offset, f".{path}") for offset, path in field.stated),',
+        'stated=tuple((offset, "") for offset, path in field.stated),',
+        "conformance/test_fields.py::test_records_in_records_state_paths",
+    ),
 ]
 
 
