@@ -6,6 +6,7 @@ import re
 import reprlib
 import struct
 import typing
+from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from fdpass.lowlevel import index_of
@@ -169,6 +170,8 @@ def _field_of(where: str, hint: Any, inside: tuple[type, ...]) -> Field:
     form = form_of(kind) if isinstance(kind, type) and not codes else None
     if form is not None:
         return _nested(where, form, inside)
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return _enum(where, kind, codes)
     code = codes[0] if codes else _PLAIN_CODES.get(kind) if isinstance(kind, type) else None
     if code is None:
         raise TypeError(f"{where} has no size: annotate it as {_advice(kind)}")
@@ -201,6 +204,39 @@ def plain_type(hint: Any) -> Any:
 def _advice(kind: Any) -> str:
     """Return what to write instead of an annotation that says no size."""
     return _ADVICE.get(kind, _NUMBER) if isinstance(kind, type) else _NUMBER
+
+
+def _enum(where: str, cls: type[Enum], codes: Sequence[str]) -> Field:
+    """Return a field of the numbers of an Enum's members."""
+    numbers = [member.value for member in cls.__members__.values()]
+    if not all(isinstance(number, int) for number in numbers):
+        raise TypeError(f"{where} is of {cls.__name__}, and not all of its values are ints")
+    if not codes:
+        fitting = next((code for code in "BHIQbhiq" if _all_fit(code, numbers)), "q")
+        raise TypeError(
+            f"{where} is of {cls.__name__}, and does not say how many bytes its values have:"
+            f' annotate it as Annotated[{cls.__name__}, "{fitting}"]'
+        )
+    if len(codes[0]) != 1 or codes[0] not in "bBhHiIlLqQ" or not _all_fit(codes[0], numbers):
+        raise TypeError(f"{where} has the code {codes[0]!r}, which {cls.__name__} does not fit")
+
+    def spread(value: Any) -> tuple[Any]:
+        if not isinstance(value, cls):
+            raise Misfit(f"{reprlib.repr(value)} where a {cls.__name__} is expected")
+        return (value.value,)
+
+    def gather(flat: tuple[Any, ...]) -> Enum:
+        return cls(flat[0])
+
+    return Field(codes[0], spread=spread, gather=gather)
+
+
+def _all_fit(code: str, numbers: Sequence[int]) -> bool:
+    try:
+        struct.pack(f"<{len(numbers)}{code}", *numbers)
+    except struct.error:
+        return False
+    return True
 
 
 def _nested(where: str, form: Form, inside: tuple[type, ...]) -> Field:

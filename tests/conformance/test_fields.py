@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+import enum
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import pytest
@@ -211,3 +212,100 @@ class Lost:
 def test_what_cannot_be_in_a_record_is_named(spec, told):
     with pytest.raises(TypeError, match=told):
         codec_for(spec)
+
+
+# -- enums --------------------------------------------------------------------------------------------
+
+
+class Colour(enum.IntEnum):
+    RED = 1
+    GREEN = 200
+    VERT = 200
+
+
+class Kind(enum.Enum):
+    NEW = -1
+    OLD = 300
+
+
+class Rights(enum.Flag):
+    READ = 1
+    WRITE = 2
+
+
+class Word(enum.Enum):
+    ONE = "one"
+
+
+class Painted(NamedTuple):
+    number: u32
+    colour: Annotated[Colour, "B"]
+    kind: Annotated[Kind, "h"]
+    rights: Annotated[Rights, "Q"]
+
+
+@dataclasses.dataclass
+class PaintedToo:
+    number: u32
+    colour: Annotated[Colour, "B"]
+    kind: Annotated[Kind, "h"]
+    rights: Annotated[Rights, "Q"]
+
+
+@pytest.mark.parametrize("cls", [Painted, PaintedToo])
+@one_way_scenario
+async def test_members_of_enums_arrive_as_such(door, cls):
+    rights = Rights(0), Rights.READ, Rights.READ | Rights.WRITE
+    records = [cls(1, c, k, r) for c in Colour for k in Kind for r in rights]
+    for got in await both_ways(door, cls, records):
+        assert type(got.colour) is Colour
+        assert type(got.kind) is Kind
+        assert type(got.rights) is Rights
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"colour": 1}, "field 'colour': 1 where a Colour is expected"),
+        ({"colour": Kind.NEW}, "field 'colour': <Kind.NEW: -1> where a Colour is expected"),
+        ({"kind": "NEW"}, "field 'kind': 'NEW' where a Kind is expected"),
+        ({"rights": None}, "field 'rights': None where a Rights is expected"),
+    ],
+)
+@pytest.mark.parametrize("cls", [Painted, PaintedToo])
+@one_way_scenario
+async def test_what_is_no_member_of_the_enum_is_refused(door, cls, changes, told):
+    good = {"number": 1, "colour": Colour.RED, "kind": Kind.OLD, "rights": Rights.READ}
+    await refused(door, cls, cls(**(good | changes)), told, cls(**good))
+
+
+@scenario
+async def test_a_number_that_no_member_has_is_received_as_an_error(door):
+    async with door.pair(one={"record": "<IBhQ"}, other={"record": Painted}) as (one, two):
+        await one.xmit_many([(1, 2, 300, 1), (2, 200, 300, 3)])
+        with pytest.raises(memenpsf.DecodeFailed, match="2 is not a valid Colour"):
+            await two.recv()
+        assert await two.recv() == (2, Colour.VERT, Kind.OLD, Rights.READ | Rights.WRITE)
+
+
+@pytest.mark.parametrize(
+    ("hint", "told"),
+    [
+        (Colour, r'how many bytes its values have: annotate it as Annotated\[Colour, "B"\]'),
+        (Kind, r'annotate it as Annotated\[Kind, "h"\]'),
+        (Annotated[Kind, "B"], "the code 'B', which Kind does not fit"),
+        (Annotated[Colour, "b"], "the code 'b', which Colour does not fit"),
+        (Annotated[Colour, "d"], "the code 'd', which Colour does not fit"),
+        (Annotated[Colour, "2B"], "the code '2B', which Colour does not fit"),
+        (Word, "not all of its values are ints"),
+        (Annotated[Word, "B"], "not all of its values are ints"),
+    ],
+    ids=str,
+)
+def test_enums_that_do_not_fit_their_code_are_named(hint, told):
+    with pytest.raises(TypeError, match=f"^field 'a' of Made .*{told}"):
+        codec_for(dataclasses.make_dataclass("Made", [("a", hint)]))
+
+
+def test_an_enum_has_the_layout_of_its_code():
+    assert codec_for(Painted).layout == codec_for(PaintedToo).layout == codec_for("<IBhQ").layout

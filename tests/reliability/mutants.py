@@ -1673,6 +1673,13 @@ MUTANTS = [
         'stated=tuple((offset, "") for offset, path in field.stated),',
         "conformance/test_fields.py::test_records_in_records_state_paths",
     ),
+    Mutant(
+        "a member of any enum is taken",
+        "ipcqueue/_records/fields.py",
+        "        if not isinstance(value, cls):\n            raise Misfit",
+        "        if not isinstance(value, (cls, int, Enum)):\n            raise Misfit",
+        "conformance/test_fields.py::test_what_is_no_member_of_the_enum_is_refused",
+    ),
 ]
 
 
