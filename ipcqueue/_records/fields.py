@@ -42,7 +42,7 @@ _FIELD_TYPES: dict[str, type] = {
 _NUMBER = 'u64, or Annotated[int, "Q"]'
 _ADVICE: dict[type, str] = {
     bytes: 'char(8), or Annotated[bytes, "8s"], as long as need be',
-    str: 'char(8), or Annotated[bytes, "8s"], as long as need be, and send text.encode()',
+    str: 'Annotated[str, "8s"], for up to 8 bytes of UTF-8, as long as need be',
 }
 
 
@@ -180,6 +180,8 @@ def _field_of(where: str, hint: Any, inside: tuple[type, ...]) -> Field:
             f"{where} has the code {reprlib.repr(code)}: a field has one of"
             ' bBhHiIlLqQ, e f d, ?, c, or text such as "8s"'
         )
+    if kind is str and code[-1] == "s":
+        return _text(code)
     given = _FIELD_TYPES[code[-1]]
     if isinstance(kind, type) and not issubclass(given, kind):
         raise TypeError(
@@ -204,6 +206,27 @@ def plain_type(hint: Any) -> Any:
 def _advice(kind: Any) -> str:
     """Return what to write instead of an annotation that says no size."""
     return _ADVICE.get(kind, _NUMBER) if isinstance(kind, type) else _NUMBER
+
+
+def _text(code: str) -> Field:
+    """Return a field of text in UTF-8, which zeros fill up."""
+    size = struct.calcsize(f"<{code}")
+
+    def spread(value: Any) -> tuple[bytes]:
+        if not isinstance(value, str):
+            raise Misfit(f"{reprlib.repr(value)} where text (str) is expected")
+        data = value.encode()
+        if len(data) > size:
+            raise Misfit(f"{len(data)} bytes of UTF-8 where {size} are the most")
+        if data.endswith(b"\0"):
+            raise Misfit(f"{reprlib.repr(value)} ends with a null character, which would be lost")
+        return (data,)
+
+    def gather(flat: tuple[Any, ...]) -> str:
+        data: bytes = flat[0]
+        return data.rstrip(b"\0").decode()
+
+    return Field(code, spread=spread, gather=gather)
 
 
 def _enum(where: str, cls: type[Enum], codes: Sequence[str]) -> Field:

@@ -309,3 +309,59 @@ def test_enums_that_do_not_fit_their_code_are_named(hint, told):
 
 def test_an_enum_has_the_layout_of_its_code():
     assert codec_for(Painted).layout == codec_for(PaintedToo).layout == codec_for("<IBhQ").layout
+
+
+# -- text ---------------------------------------------------------------------------------------------
+
+
+class Named(NamedTuple):
+    number: u32
+    name: Annotated[str, "8s"]
+    code: Annotated[str, "s"]
+
+
+@dataclasses.dataclass
+class NamedToo:
+    number: u32
+    name: Annotated[str, "8s"]
+    code: Annotated[str, "s"]
+
+
+@pytest.mark.parametrize("cls", [Named, NamedToo])
+@one_way_scenario
+async def test_text_arrives_as_it_was(door, cls):
+    texts = ["", "a", "12345678", "ä€", "𝄞𝄞", "a\0b", "\0a", " x\n"]
+    records = [cls(n, text, text[:1].strip("ä𝄞\0")) for n, text in enumerate(texts)]
+    await both_ways(door, cls, records)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"name": "123456789"}, "field 'name': 9 bytes of UTF-8 where 8 are the most"),
+        ({"name": "äöüß€"}, "field 'name': 11 bytes of UTF-8"),
+        ({"code": "ä"}, "field 'code': 2 bytes of UTF-8 where 1 are the most"),
+        ({"name": b"bytes"}, r"field 'name': b'bytes' where text \(str\) is expected"),
+        ({"name": None}, r"field 'name': None where text"),
+        ({"name": "a\0"}, r"field 'name': 'a\\x00' ends with a null character"),
+        ({"name": "\ud800"}, r"field 'name': .*surrogates not allowed"),
+    ],
+)
+@pytest.mark.parametrize("cls", [Named, NamedToo])
+@one_way_scenario
+async def test_text_that_would_not_arrive_whole_is_refused(door, cls, changes, told):
+    good = {"number": 1, "name": "name", "code": "c"}
+    await refused(door, cls, cls(**(good | changes)), told, cls(**good))
+
+
+@scenario
+async def test_bytes_that_are_no_text_are_received_as_an_error(door):
+    async with door.pair(one={"record": "<I8ss"}, other={"record": Named}) as (one, two):
+        await one.xmit_many([(1, b"\xff", b""), (2, b"\xc3\xa4", b"x")])
+        with pytest.raises(memenpsf.DecodeFailed, match="can't decode byte 0xff"):
+            await two.recv()
+        assert await two.recv() == (2, "ä", "x")
+
+
+def test_text_has_the_layout_of_bytes():
+    assert codec_for(Named).layout == codec_for(NamedToo).layout == codec_for("<I8ss").layout

@@ -1680,6 +1680,20 @@ MUTANTS = [
         "        if not isinstance(value, (cls, int, Enum)):\n            raise Misfit",
         "conformance/test_fields.py::test_what_is_no_member_of_the_enum_is_refused",
     ),
+    Mutant(
+        "text that is too long is cut",
+        "ipcqueue/_records/fields.py",
+        "        if len(data) > size:\n            raise Misfit",
+        "        data = data[:size]\n        if False:\n            raise Misfit",
+        "conformance/test_fields.py::test_text_that_would_not_arrive_whole_is_refused",
+    ),
+    Mutant(
+        "text loses the null at its end",
+        "ipcqueue/_records/fields.py",
+        '        if data.endswith(b"\\0"):\n            raise Misfit',
+        "        if False:\n            raise Misfit",
+        "conformance/test_fields.py::test_text_that_would_not_arrive_whole_is_refused",
+    ),
 ]
 
 
