@@ -401,13 +401,12 @@ class Endpoint(Owner):
             dropped=0 if self.receiver is None else self.receiver.dropped,
             rescues=self.rescues,
             false_alarms=self.alarms.total,
-        )
             sent_bytes=out.bytes,
             taken_bytes=out.bytes - out.waiting_bytes,
             received_bytes=arrived.bytes,
             waiting_bytes=arrived.waiting_bytes,
+        )
 
-    # -- control messages --------------------------------------------------------------------
     def _traffic(self, ring: SenderEnd | ReceiverEnd | None) -> Traffic:
         """Return what went through an end; zeros if there is none."""
         if ring is None:
@@ -418,6 +417,7 @@ class Endpoint(Owner):
             trouble = error.args
         self.raise_meaning(*trouble, sending=ring is self.sender)
 
+    # -- control messages --------------------------------------------------------------------
 
     def try_take_message(self) -> bytes | None:
         """Take a message of the peer's application; None if there is none yet."""

@@ -84,16 +84,19 @@ class Place:
         self.process = process
 
 
-class Traffic(NamedTuple):
+class Traffic:
     """What went through a ring in all, and what of it waits there: records, and their bytes.
 
     Of messages these are the bytes of the ring, and of what travels outside of it.
     """
 
-    records: int
-    waiting: int
-    bytes: int
-    waiting_bytes: int
+    __slots__ = ("bytes", "records", "waiting", "waiting_bytes")
+
+    def __init__(self, records: int, waiting: int, size: int, waiting_size: int) -> None:
+        self.records = records
+        self.waiting = waiting
+        self.bytes = size
+        self.waiting_bytes = waiting_size
 
 
 class End(Owner):

@@ -267,7 +267,7 @@ def segment(stack, *, size=SIZE, seals=LENT, flags=0, reserve=None, names=(), **
     identity = ffi.from_buffer("struct ipcq_identity *", header)
     for field, value in changes.items():
         setattr(identity, field, value)
-    struct.pack_into(f"<{len(names)}Q", header, 2048, *names)
+    struct.pack_into(f"<{len(names)}Q", header, 2944, *names)
     content = b"" if flags & os.MFD_HUGETLB else bytes(header)
     return owned(stack, memory_file(size, seals, content, reserved=reserve, flags=flags))
 
