@@ -1,4 +1,9 @@
-"""Log lines that clients can cause, limited so that no client can fill the log."""
+"""Log lines that clients can cause, limited so that no client can fill the log.
+
+What clients do (they connect, end, are refused) goes to `memenpsf.clients`, which is silent unless
+the program configures logging.  What the program should see in any case goes to `memenpsf`: its
+handlers fail, its socket file is gone.  Python prints that on stderr where nothing is configured.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +11,17 @@ import contextlib
 import logging
 import math
 import threading
+from typing import TYPE_CHECKING
 
 from ipcqueue import QueueError
-from ipcqueue.lowlevel import Owner, monotonic, printable
+from ipcqueue.lowlevel import Owner, monotonic, printable, shown_peer
+
+if TYPE_CHECKING:
+    from ipcqueue.lowlevel import Endpoint
 
 logger = logging.getLogger("memenpsf")
+of_clients = logging.getLogger("memenpsf.clients")
+of_clients.addHandler(logging.NullHandler())
 
 # At most LOG_LINES lines of a kind are logged per LOG_SECONDS; further ones are only counted.
 LOG_LINES = 20
@@ -33,8 +44,11 @@ def one_line(error: BaseException) -> str:
 class LimitedLog(Owner):
     """Log lines of one kind, of which clients can cause any number; it limits them."""
 
-    def __init__(self, address: object, level: int, others: str) -> None:
+    def __init__(
+        self, address: object, level: int, others: str, to: logging.Logger = of_clients
+    ) -> None:
         """`others` names what was only counted: "clients ended" for "3 more clients ended"."""
+        self._logger = to
         self._address = address
         self._level = level
         self._others = others
@@ -58,7 +72,7 @@ class LimitedLog(Owner):
                 self._untold += 1
         self._tell_number(untold)
         if told:
-            logger.log(self._level, "%s: %s", self._address, text, exc_info=error)
+            self._logger.log(self._level, "%s: %s", self._address, text, exc_info=error)
 
     def close(self) -> None:
         """Log the number of lines that were only counted."""
@@ -68,7 +82,22 @@ class LimitedLog(Owner):
 
     def _tell_number(self, untold: int) -> None:
         if untold:
-            logger.log(self._level, "%s: %d more %s", self._address, untold, self._others)
+            self._logger.log(self._level, "%s: %d more %s", self._address, untold, self._others)
+
+
+class ConnectionLog(LimitedLog):
+    """Logs which clients have connected."""
+
+    def __init__(self, address: object) -> None:
+        super().__init__(address, logging.INFO, "clients connected")
+
+    def add(self, endpoint: Endpoint) -> None:
+        """Log a client, or only count it."""
+        if of_clients.isEnabledFor(logging.INFO):
+            with contextlib.suppress(MemoryError):
+                self.tell(
+                    f"client {shown_peer(endpoint.peer_name, endpoint.peer.pid, '')} connected"
+                )
 
 
 class RefusalLog(LimitedLog):

@@ -31,11 +31,12 @@ from ipcqueue.lowlevel import (
     monotonic,
     peer_credentials,
     refuse,
+    shown_record,
 )
 
 from ._address import BACKLOG, checked_permissions, resolve, starting
 from ._candidates import Candidate, Candidates, Conduct, Places
-from ._log import RefusalLog, logger
+from ._log import ConnectionLog, RefusalLog, logger
 from ._options import BOTH_WAYS, check_listener_options, checked_role
 from ._quota import Quota, checked_quota
 from ._reserve import Reserve
@@ -95,6 +96,7 @@ class PendingClients(Owner):
 
     bound: Bound
     log: RefusalLog
+    _connected: ConnectionLog
     _reserve: Reserve
     _look_after_file: float
 
@@ -116,8 +118,10 @@ class PendingClients(Owner):
         self.bound = yield from starting(self._where, self._permissions)
         try:
             self.log = RefusalLog(self.bound.address)
+            self._connected = ConnectionLog(self.bound.address)
             self._look_after_file = monotonic() + LOOK_AFTER_FILE
             self._reserve = Reserve()
+            logger.info("%s: listening, %s", self.bound.address, shown_record(self.terms.codec))
         except BaseException:  # no memory, or Ctrl-C
             self.bound.close()
             raise
@@ -385,6 +389,7 @@ class PendingClients(Owner):
         return list(islice(due, self.per_turn))
 
     def _attempt(self, opening: Opening) -> None:
+        endpoint = None
         over = True  # also if a signal handler raises: it may be closed, or be an endpoint by then
         try:
             endpoint = advance(opening)
@@ -400,6 +405,8 @@ class PendingClients(Owner):
             # First in this block, before anything that can be interrupted: it must not stay.
             if over:
                 self.handshakes.remove(opening)
+        if endpoint is not None:
+            self._connected.add(endpoint)
 
     def _came_to_nothing(self, error: Exception | None = None, uid: int | None = None) -> None:
         """Count a client that did not get in; if it had begun a handshake, its `uid` rests now."""
@@ -467,6 +474,7 @@ class PendingClients(Owner):
         self.closed = True
         if self.bound.ours:
             self.log.close()
+            self._connected.close()
         self.bound.close()
         self._reserve.close()
         for candidate in self._candidates.clear():

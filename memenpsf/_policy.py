@@ -29,7 +29,7 @@ from ipcqueue import (
 )
 from ipcqueue.lowlevel import Owner
 
-from ._log import LimitedLog, one_line
+from ._log import LimitedLog, logger, one_line
 from ._options import check_listener_options
 
 if TYPE_CHECKING:
@@ -119,8 +119,10 @@ class Policy(Owner):
     def __init__(self, on_error: OnError, address: object) -> None:
         self._on_error = checked_on_error(on_error)
         self._ends = LimitedLog(address, logging.INFO, "clients ended")
-        self._mistakes = LimitedLog(address, logging.ERROR, "clients ended by such an error")
-        self._failures = LimitedLog(address, logging.ERROR, "handlers failed")
+        self._mistakes = LimitedLog(
+            address, logging.ERROR, "clients ended by such an error", logger
+        )
+        self._failures = LimitedLog(address, logging.ERROR, "handlers failed", logger)
 
     def settle(self, interface: Any, error: BaseException) -> BaseException | None:
         """Handle an exception by the policy; return what must propagate, None if nothing."""

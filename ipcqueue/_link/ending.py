@@ -35,11 +35,13 @@ class Ending:
 
     def note(
         self, receiving: QueueError | None, sending: QueueError | None, *, over: bool = False
-    ) -> None:
-        """Note an end of either direction, unless it has ended already."""
+    ) -> QueueError | None:
+        """Note an end of either direction, unless it has ended already; return what is new of it."""
+        news = (None if self.receiving else receiving) or (None if self.sending else sending)
         self.receiving = self.receiving or receiving
         self.sending = self.sending or sending
         self.over = self.over or over
+        return news
 
     def with_own(self, ends: int) -> int:
         """Return how this side has ended with these bits, too.

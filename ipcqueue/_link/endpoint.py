@@ -50,6 +50,7 @@ from ipcqueue._ring.memory import (
 from ipcqueue._ring.patience import BUSY
 from ipcqueue._ring.segment import limits_of
 
+from . import log
 from .alarms import FalseAlarms, doubled
 from .control import application_message, err
 from .ending import Ending, told_receiver, told_sender
@@ -619,9 +620,11 @@ class Endpoint(Owner):
         self, receiving: QueueError | None, sending: QueueError | None, *, over: bool
     ) -> None:
         with self.waiters.mutex:
-            self.ending.note(receiving, sending, over=over)
+            news = self.ending.note(receiving, sending, over=over)
         if self.sender is not None and self.ending.sending is not None:
             self.sender.close()
+        if news is not None:
+            log.tell("%s: %s", self, news)
 
     def _abandon(self, error: CorruptPeer) -> None:
         """End a connection whose peer cannot be believed: at once, and for both directions."""
@@ -724,7 +727,10 @@ class Endpoint(Owner):
             self.wire.release(shared=True)
             self._release()
             return
+        was_open = not self.closed
         persist(self._close, ends)  # Ctrl-C: finish what was begun
+        if was_open:
+            log.tell("%s", self)
 
     def _close(self, ends: int) -> None:
         """Close; each step can be repeated."""
@@ -790,7 +796,12 @@ def advance(opening: Opening) -> Endpoint | None:
     """
     try:
         agreement = opening.step()
-        return None if agreement is None else Endpoint(agreement)
+        if agreement is None:
+            return None
+        log.tell("opening a connection with %s: %s", *agreement.shown())
+        return Endpoint(agreement)
     except BaseException as error:
         persist(opening.abandon, error)
+        if isinstance(error, Exception):
+            log.tell("no connection with %s: %s: %s", opening.who, type(error).__name__, error)
         raise

@@ -23,6 +23,7 @@ from .control import HELLO, err
 from .handshake import Greeting, check, check_fields
 from .lease import Lease
 from .process import Process, process_behind
+from .shown import shown_peer, shown_record
 from .terms import checked_socket, deadline_of
 from .wire import tell
 
@@ -60,6 +61,11 @@ class Agreement(Owner):
         self.peer = peer
         self.lease = lease
         self.address = address
+
+    def shown(self) -> tuple[str, str]:
+        """Return the peer and the record, to be logged."""
+        peer = shown_peer(self.peer.identity.name, self.credentials.pid, self.address)
+        return peer, shown_record(self.terms.codec)
 
 
 class Opening(Owner):

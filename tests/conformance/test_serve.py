@@ -8,6 +8,7 @@ import inspect
 import json
 import logging
 import queue
+import re
 import signal
 import threading
 import time
@@ -121,8 +122,16 @@ def pool():
 
 @pytest.fixture
 def log(caplog):
+    """How clients ended; that they connected is in test_logging.py."""
     caplog.set_level(logging.INFO, "memenpsf")
-    return caplog
+    begun = re.compile(r": (listening, .*|client .* connected|\d+ more clients connected)$")
+
+    def ends(record):
+        return not begun.search(record.getMessage())
+
+    caplog.handler.addFilter(ends)
+    yield caplog
+    caplog.handler.removeFilter(ends)
 
 
 def lines(log, name):
@@ -856,10 +865,9 @@ def test_a_shortage_on_the_way_in_ends_one_client(
 def test_without_memory_for_the_log_the_server_goes_on(pool, tmp_path, log, monkeypatch, door):
     short = []
 
-    class Logger:
-        def log(self, *_, **__):
-            short.append(True)
-            raise MemoryError
+    def without_memory(*_, **__):
+        short.append(True)
+        raise MemoryError
 
     async def fails(interface):
         record = await call(interface.recv)
@@ -869,7 +877,8 @@ def test_without_memory_for_the_log_the_server_goes_on(pool, tmp_path, log, monk
         await call(interface.recv)
 
     server = door(pool, fails, tmp_path / "s")
-    monkeypatch.setattr(_log, "logger", Logger())
+    for logger in (_log.logger, _log.of_clients):
+        monkeypatch.setattr(logger, "log", without_memory)
     with memenpsf.connect(tmp_path / "s", bytes) as evil:
         evil.xmit(b"own")
         with pytest.raises(memenpsf.Aborted):

@@ -154,7 +154,7 @@ def test_a_log_is_closed_by_a_signal_handler_in_the_middle_of_a_line(monkeypatch
     log = _log.RefusalLog("somewhere")
     log._untold = 3
     told = []
-    monkeypatch.setattr(_log.logger, "log", lambda *what, **_: told.append(what))
+    monkeypatch.setattr(_log.of_clients, "log", lambda *what, **_: told.append(what))
 
     class Interrupted(float):
         def __rsub__(self, _):  # inside the lock
