@@ -36,7 +36,7 @@ class Ending:
     def note(
         self, receiving: QueueError | None, sending: QueueError | None, *, over: bool = False
     ) -> QueueError | None:
-        """Note an end of either direction, unless it has ended already; return what is new of it."""
+        """Note an end of each direction that has not ended already; return what is new."""
         news = (None if self.receiving else receiving) or (None if self.sending else sending)
         self.receiving = self.receiving or receiving
         self.sending = self.sending or sending
