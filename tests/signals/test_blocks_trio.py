@@ -3,7 +3,6 @@
 import contextlib
 import signal
 import socket
-import sys
 
 import pytest
 import trio
@@ -33,7 +32,7 @@ class TrioPlaces(Places):
 
     def handle(self, number, frame):
         if self.second is None:
-            sys.settrace(None)
+            self.stop()
         else:
             self.left, self.second = self.second, None
         signal.getsignal(signal.SIGINT)(signal.SIGINT, frame)
@@ -108,13 +107,13 @@ async def strike(block, places):
     it = await block.new()
     left_well, struck = None, None
     try:
-        sys.settrace(places)
+        places.start()
         try:
             left_well = await program(it, block.use)
         except Failed:
             left_well = False
         finally:
-            sys.settrace(None)
+            places.stop()
         while True:  # those that came where Trio does not raise
             await trio.lowlevel.checkpoint()
             break
