@@ -38,6 +38,9 @@ _FIELD_TYPES: dict[str, type] = {
     "?": bool,
 }
 
+MAX_VALUES = 1 << 16
+"""Largest number of values in an array of a field: a guess; each is a Python object."""
+
 # What to write instead of an annotation that does not tell the size.
 _NUMBER = 'u64, or Annotated[int, "Q"]'
 _ADVICE: dict[type, str] = {
@@ -134,13 +137,7 @@ def _spread(form: Form, fields: Sequence[Field]) -> Callable[[Any], tuple[Any, .
             raise Misfit(f"{len(values)} items where {number} are expected")
         flat: list[Any] = []
         for name, field, value in zip(names, fields, values, strict=True):
-            if field.spread is None:
-                flat.append(value)
-                continue
-            try:
-                flat += field.spread(value)
-            except (AttributeError, TypeError, ValueError) as error:
-                raise Misfit(f"field {name!r}: {error}") from None
+            flat += _spread_one(field, value, f"field {name!r}")
         return tuple(flat)
 
     return spread
@@ -150,12 +147,7 @@ def _gather(form: Form, fields: Sequence[Field]) -> Callable[[tuple[Any, ...]], 
     make = form.make
 
     def gather(flat: tuple[Any, ...]) -> Any:
-        values, at = [], 0
-        for field in fields:
-            end = at + field.number
-            values.append(flat[at] if field.gather is None else field.gather(flat[at:end]))
-            at = end
-        return make(*values)
+        return make(*_gather_all(fields, flat))
 
     return gather
 
@@ -170,6 +162,8 @@ def _field_of(where: str, hint: Any, inside: tuple[type, ...]) -> Field:
     form = form_of(kind) if isinstance(kind, type) and not codes else None
     if form is not None:
         return _nested(where, form, inside)
+    if (typing.get_origin(kind) or kind) in {list, tuple}:
+        return _array(where, kind, [n for n in notes if isinstance(n, int)], inside)
     if isinstance(kind, type) and issubclass(kind, Enum):
         return _enum(where, kind, codes)
     code = codes[0] if codes else _PLAIN_CODES.get(kind) if isinstance(kind, type) else None
@@ -260,6 +254,72 @@ def _all_fit(code: str, numbers: Sequence[int]) -> bool:
     except struct.error:
         return False
     return True
+
+
+def _array(where: str, kind: Any, counts: Sequence[int], inside: tuple[type, ...]) -> Field:
+    """Return a field of several values, in a list or tuple."""
+    make, hints = typing.get_origin(kind) or kind, typing.get_args(kind)
+    if make is tuple and hints and Ellipsis not in hints:
+        items = [_field_of(f"item {n} of {where}", hint, inside) for n, hint in enumerate(hints)]
+        return _items(tuple, items)
+    if not hints or not counts or counts[0] < 1:
+        example = "list[u16]" if make is list else "tuple[u16, ...]"
+        raise TypeError(
+            f"{where} is a {make.__name__}, and does not say of what, and how many items:"
+            f" annotate it as Annotated[{example}, 8]"
+        )
+    item = _field_of(f"an item of {where}", hints[0], inside)
+    if counts[0] * item.number > MAX_VALUES:
+        raise ValueError(f"{where} has more than {MAX_VALUES} values: take a numpy.dtype for them")
+    return _items(make, [item] * counts[0])._replace(stated=item.stated)
+
+
+def _items(make: Callable[[Any], Any], items: Sequence[Field]) -> Field:
+    number = len(items)
+    plain = all(item.spread is None for item in items)
+
+    def spread(values: Any) -> Sequence[Any]:
+        if not isinstance(values, list | tuple):
+            kind, advice = type(values).__name__, ": pass its tolist()"
+            advice = advice if hasattr(values, "tolist") else ""
+            raise Misfit(f"{kind} where a list or tuple of {number} items is expected{advice}")
+        if len(values) != number:
+            raise Misfit(f"{len(values)} items where {number} are expected")
+        if plain:
+            return values
+        flat: list[Any] = []
+        for index, (item, value) in enumerate(zip(items, values, strict=True)):
+            flat += _spread_one(item, value, f"item {index}")
+        return flat
+
+    def gather(flat: tuple[Any, ...]) -> Any:
+        return make(flat if plain else _gather_all(items, flat))
+
+    return Field(
+        "".join(item.code for item in items),
+        sum(item.number for item in items),
+        spread,
+        gather,
+        tuple(f"[{index}]{path}" for index, item in enumerate(items) for path in item.paths),
+    )
+
+
+def _spread_one(field: Field, value: Any, where: str) -> Sequence[Any]:
+    if field.spread is None:
+        return (value,)
+    try:
+        return field.spread(value)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise Misfit(f"{where}: {error}") from None
+
+
+def _gather_all(fields: Sequence[Field], flat: tuple[Any, ...]) -> list[Any]:
+    values, at = [], 0
+    for field in fields:
+        end = at + field.number
+        values.append(flat[at] if field.gather is None else field.gather(flat[at:end]))
+        at = end
+    return values
 
 
 def _nested(where: str, form: Form, inside: tuple[type, ...]) -> Field:

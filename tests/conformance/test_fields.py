@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, get_type_hints
 
 import numpy as np
+import numpy.ma
 import pytest
 
 import memenpsf
@@ -365,3 +366,123 @@ async def test_bytes_that_are_no_text_are_received_as_an_error(door):
 
 def test_text_has_the_layout_of_bytes():
     assert codec_for(Named).layout == codec_for(NamedToo).layout == codec_for("<I8ss").layout
+
+
+# -- several values in a field ------------------------------------------------------------------------
+
+
+class Series(NamedTuple):
+    number: u32
+    lots: Annotated[list[u16], 3]
+    prices: Annotated[tuple[float, ...], 2]
+    levels: Annotated[list[Level], 2]
+    colours: Annotated[tuple[Annotated[Colour, "B"], ...], 2]
+    flags: Annotated[list[bool], 9]
+    grid: Annotated[list[Annotated[list[u16], 2]], 2]
+    mixed: tuple[u16, float, Annotated[str, "4s"]]
+
+
+SeriesToo = dataclasses.make_dataclass(
+    "SeriesToo", list(get_type_hints(Series, include_extras=True).items())
+)
+SERIES = {
+    "number": 1,
+    "lots": [1, 2, 65535],
+    "prices": (0.5, -2.5),
+    "levels": [Level(0.5, 1), Level(1.5, 2)],
+    "colours": (Colour.RED, Colour.GREEN),
+    "flags": [True, False, True] * 3,
+    "grid": [[1, 2], [3, 4]],
+    "mixed": (7, 0.25, "text"),
+}
+
+
+@pytest.mark.parametrize("cls", [Series, SeriesToo])
+@one_way_scenario
+async def test_lists_and_tuples_arrive_as_they_were(door, cls):
+    records = [cls(**(SERIES | {"number": n, "prices": (n + 0.5, 0.0)})) for n in range(4)]
+    for got in await both_ways(door, cls, records):
+        assert type(got.lots) is type(got.grid) is type(got.grid[0]) is list
+        assert type(got.prices) is type(got.colours) is type(got.mixed) is tuple
+        assert type(got.levels[1]) is Level
+        assert type(got.colours[0]) is Colour
+    async with door.pair(cls) as (one, other):  # a list for a tuple is taken
+        await one.xmit(cls(**(SERIES | {"prices": [0.5, -2.5], "lots": (1, 2, 65535)})))
+        assert await other.recv() == cls(**SERIES)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"lots": [1, 2]}, "field 'lots': 2 items where 3 are expected"),
+        ({"lots": 5}, "field 'lots': int where a list or tuple of 3 items is expected"),
+        ({"lots": b"abc"}, "field 'lots': bytes where a list or tuple of 3"),
+        ({"lots": np.zeros(3)}, "field 'lots': ndarray where a list .*: pass its tolist"),
+        ({"lots": [1, 2, 65536]}, r"field 'lots\[2\]': "),
+        ({"flags": [True] * 8 + ["False"]}, r"field 'flags\[8\]': 'False' where True or False"),
+        ({"levels": [Level(0.5, 1), (0.5,)]}, "field 'levels': item 1: 1 items where 2 are"),
+        ({"levels": [Level(0.5, -1)] * 2}, r"field 'levels\[0\].lots': "),
+        ({"colours": (Colour.RED, 5)}, "field 'colours': item 1: 5 where a Colour is expected"),
+        ({"grid": [[1, 2], [3, 4, 5]]}, "field 'grid': item 1: 3 items where 2 are expected"),
+        ({"grid": [[1, 2], [3, "4"]]}, r"field 'grid\[1\]\[1\]': "),
+        ({"mixed": (7, 0.25, "texts")}, "field 'mixed': item 2: 5 bytes of UTF-8"),
+    ],
+)
+@pytest.mark.parametrize("cls", [Series, SeriesToo])
+@one_way_scenario
+async def test_lists_that_do_not_fit_are_refused_and_the_item_is_named(door, cls, changes, told):
+    await refused(door, cls, cls(**(SERIES | changes)), told, cls(**SERIES))
+
+
+@scenario
+async def test_lists_fit_arrays_of_numpy(door):
+    spec = np.dtype(
+        [
+            ("number", "u4"),
+            ("lots", "u2", 3),
+            ("prices", "f8", 2),
+            ("levels", [("price", "f8"), ("lots", "u2")], 2),
+            ("colours", "u1", 2),
+            ("flags", "?", 9),
+            ("grid", "u2", (2, 2)),
+            ("m", [("a", "u2"), ("b", "f8"), ("c", "S4")]),
+        ]
+    )
+    async with door.pair(one={"record": spec}, other={"record": Series}) as (one, two):
+        await two.xmit(Series(**SERIES))
+        await one.xmit(await one.recv())
+        assert await two.recv() == Series(**SERIES)
+
+
+class Masked(NamedTuple):
+    values: Annotated[list[float], 2]
+
+
+@one_way_scenario
+async def test_a_masked_value_in_a_list_is_refused(door):
+    masked = np.ma.array([1.0, 2.0], mask=[0, 1])
+    told = r"field 'values': MaskedArray where a list"
+    await refused(door, Masked, Masked(masked), told, Masked([1.0, 2.0]))
+    await refused(door, Masked, Masked(list(masked)), ".*masked", Masked([1.0, 2.0]))
+
+
+@pytest.mark.parametrize(
+    ("hint", "told"),
+    [
+        (list, r"a list, and does not say of what, .* as Annotated\[list\[u16\], 8\]"),
+        (list[u16], "how many items"),
+        (tuple, r"annotate it as Annotated\[tuple\[u16, ...\], 8\]"),
+        (tuple[int, ...], "how many items"),
+        (Annotated[list[u16], 0], "how many items"),
+        (Annotated[list[u16], -1], "how many items"),
+        (Annotated[list, 8], "does not say of what"),
+        (Annotated[list[object], 8], "an item of field 'a' of Made has no size"),
+        (tuple[int, str], "item 1 of field 'a' of Made has no size"),
+        (Annotated[list[u16], 1 << 17], "more than 65536 values: take a numpy.dtype"),
+        (Annotated[list[Annotated[list[u16], 1 << 10]], 1 << 10], "more than 65536 values"),
+    ],
+    ids=str,
+)
+def test_lists_that_have_no_size_are_told_how_to_say_it(hint, told):
+    with pytest.raises((TypeError, ValueError), match=told):
+        codec_for(dataclasses.make_dataclass("Made", [("a", hint)]))

@@ -1736,6 +1736,13 @@ MUTANTS = [
         "        if False:\n            raise Misfit",
         "conformance/test_fields.py::test_text_that_would_not_arrive_whole_is_refused",
     ),
+    Mutant(
+        "a list may have any number of items",
+        "ipcqueue/_records/fields.py",
+        '        if len(values) != number:\n            raise Misfit(f"{len(values)} items where {number} are expected")\n        if plain:',
+        "        if plain:",
+        "conformance/test_fields.py::test_lists_that_do_not_fit_are_refused_and_the_item_is_named",
+    ),
 ]
 
 
