@@ -20,8 +20,8 @@ class Form(NamedTuple):
     exact: tuple[type, ...]  # the types of objects that are accepted
 
 
-def form_of(cls: type) -> Form | None:
-    """Return the form of a NamedTuple class or dataclass; None of others.
+def form_of(cls: Any) -> Form | None:
+    """Return the form of a NamedTuple, dataclass, attrs class or msgspec.Struct; None of others.
 
     TypeError if its constructor does not take what it is taken apart to.
     """
@@ -32,7 +32,19 @@ def form_of(cls: type) -> Form | None:
     if dataclasses and dataclasses.is_dataclass(cls):
         names = tuple(field.name for field in dataclasses.fields(cls))
         return _form_of_attributes(cls, {name: name for name in names})
+    attributes = getattr(cls, "__attrs_attrs__", None)
+    if attributes is not None:
+        return _form_of_attributes(cls, {each.name: _alias(each) for each in attributes})
+    msgspec = sys.modules.get("msgspec")
+    if msgspec and issubclass(cls, msgspec.Struct):
+        return _form_of_attributes(cls, {name: name for name in cls.__struct_fields__})
     return None
+
+
+def _alias(attribute: Any) -> str:
+    """Return the parameter for an attribute of an attrs class; before 22.2 it did not say."""
+    alias: str | None = getattr(attribute, "alias", None)
+    return alias or str(attribute.name).lstrip("_")
 
 
 def _itself(record: Any) -> Any:
@@ -53,7 +65,7 @@ def _form_of_attributes(cls: Any, parameters: Mapping[str, str]) -> Form:
     names = tuple(parameters)
     make = _constructor(cls, parameters)
     if len(names) != 1:
-        # Of no names it is no matter: such a record has no bytes, and is refused.
+        # A record without fields has no bytes, and is refused.
         return Form(cls, names, attrgetter(*names or ("_",)), make, (cls,))
     value_of = attrgetter(*names)
 

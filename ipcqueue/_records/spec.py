@@ -45,7 +45,8 @@ if TYPE_CHECKING:
 
 _ACCEPTED = (
     "a record spec is a size in bytes (int), a struct format (str or struct.Struct),"
-    " a NamedTuple class or a dataclass with annotated fields, a ctypes.Structure class,"
+    " a NamedTuple class, dataclass, attrs class or msgspec.Struct with annotated fields,"
+    " a ctypes.Structure class,"
     " a numpy.dtype, or, for messages of any length, bytes, Message or Encoded(encode, decode)"
 )
 """For records of one size, or for messages of any length."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import subprocess
+import sys
 from typing import Annotated, NamedTuple, get_type_hints
 
+import attrs
 import numpy as np
 import numpy.ma
 import pytest
@@ -14,6 +17,11 @@ import memenpsf
 from ipcqueue._records.spec import codec_for
 from memenpsf import BadRecord, f64, i64, u16, u32
 from tests.kit.doors import one_way_scenario, scenario
+
+try:
+    import msgspec
+except ImportError:  # of an extra
+    msgspec = None
 
 INT64 = [-(2**63), -1, 0, 1, 2**63 - 1]
 
@@ -486,3 +494,80 @@ async def test_a_masked_value_in_a_list_is_refused(door):
 def test_lists_that_have_no_size_are_told_how_to_say_it(hint, told):
     with pytest.raises((TypeError, ValueError), match=told):
         codec_for(dataclasses.make_dataclass("Made", [("a", hint)]))
+
+
+# -- other classes ------------------------------------------------------------------------------------
+
+
+@attrs.define
+class Attrs:
+    number: int
+    _price: f64 = 0.5
+    side: Side = attrs.field(kw_only=True)
+    colour: Annotated[Colour, "B"] = Colour.RED
+
+
+@attrs.frozen
+class PlainAttrs:
+    price: float
+    on: bool = False
+
+
+if msgspec is not None:
+
+    class Struct(msgspec.Struct):
+        number: int
+        price: Annotated[float, msgspec.Meta(ge=0)]
+        level: Level
+        name: Annotated[str, "8s", msgspec.Meta(max_length=8)] = "name"
+
+    class PlainStruct(msgspec.Struct, frozen=True, kw_only=True):
+        price: float
+        on: bool = False
+
+    STRUCTS = [
+        (Struct, [Struct(n, 0.5, Level(0.5, n), str(n)) for n in range(3)], "<qddH8s"),
+        (PlainStruct, [PlainStruct(price=0.5), PlainStruct(price=1.5, on=True)], "<d?"),
+    ]
+else:
+    STRUCTS = []
+
+OTHERS = [
+    (Attrs, [Attrs(n, 1.5, side=Side(Level(0.5, n), n)) for n in range(3)], "<qddHqB"),
+    (PlainAttrs, [PlainAttrs(0.5), PlainAttrs(1.5, True)], "<d?"),
+    *STRUCTS,
+]
+
+
+@pytest.mark.parametrize(
+    ("cls", "records", "form"), OTHERS, ids=[each[0].__name__ for each in OTHERS]
+)
+@one_way_scenario
+async def test_classes_of_other_libraries_are_records(door, cls, records, form):
+    assert codec_for(cls).layout == codec_for(form).layout
+    for got in await both_ways(door, cls, records):
+        assert type(got) is cls
+    await refused(door, cls, (1, 2), f"expected {cls.__name__}, got tuple", records[0])
+
+
+@attrs.define
+class Hidden:
+    number: int
+    more: int = attrs.field(init=False, default=5)
+
+
+def test_attributes_that_the_constructor_does_not_take_are_named():
+    with pytest.raises(TypeError, match="field 'more' of Hidden is not set by its constructor"):
+        codec_for(Hidden)
+
+
+def test_no_library_is_imported_for_its_classes():
+    program = (
+        "import sys; from ipcqueue._records.spec import codec_for\n"
+        "try: codec_for(list)\n"
+        "except TypeError: print({'attr', 'attrs', 'msgspec'} & {*sys.modules})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "set()\n"
