@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from fdpass.lowlevel import index_of
 
+from .advice import advice_for, is_union, plain_type
 from .forms import form_of
 from .structs import compiled
 
@@ -40,13 +41,6 @@ _FIELD_TYPES: dict[str, type] = {
 
 MAX_VALUES = 1 << 16
 """Largest number of values in an array of a field: a guess; each is a Python object."""
-
-# What to write instead of an annotation that does not tell the size.
-_NUMBER = 'u64, or Annotated[int, "Q"]'
-_ADVICE: dict[type, str] = {
-    bytes: 'char(8), or Annotated[bytes, "8s"], as long as need be',
-    str: 'Annotated[str, "8s"], for up to 8 bytes of UTF-8, as long as need be',
-}
 
 
 def char(n: int) -> Any:
@@ -162,13 +156,15 @@ def _field_of(where: str, hint: Any, inside: tuple[type, ...]) -> Field:
     form = form_of(kind) if isinstance(kind, type) and not codes else None
     if form is not None:
         return _nested(where, form, inside)
+    if is_union(kind):
+        return _optional(where, hint, kind, inside)
     if (typing.get_origin(kind) or kind) in {list, tuple}:
         return _array(where, kind, [n for n in notes if isinstance(n, int)], inside)
     if isinstance(kind, type) and issubclass(kind, Enum):
         return _enum(where, kind, codes)
     code = codes[0] if codes else _PLAIN_CODES.get(kind) if isinstance(kind, type) else None
     if code is None:
-        raise TypeError(f"{where} has no size: annotate it as {_advice(kind)}")
+        raise TypeError(f"{where} has no size: {advice_for(kind)}")
     if not re.fullmatch(_FIELD_CODE, code):
         raise TypeError(
             f"{where} has the code {reprlib.repr(code)}: a field has one of"
@@ -182,24 +178,6 @@ def _field_of(where: str, hint: Any, inside: tuple[type, ...]) -> Field:
             f"{where} is annotated {kind.__name__}, but {code!r} gives {given.__name__}"
         )
     return Field(code)
-
-
-def plain_type(hint: Any) -> Any:
-    """Return what an annotation is about, without Annotated, Final, NewType and names of types."""
-    while True:
-        if typing.get_origin(hint) in {Annotated, typing.Final}:
-            hint = typing.get_args(hint)[0]
-        elif isinstance(hint, typing.NewType):
-            hint = hint.__supertype__
-        elif type(hint).__name__ == "TypeAliasType":  # of Python 3.12
-            hint = hint.__value__
-        else:
-            return hint
-
-
-def _advice(kind: Any) -> str:
-    """Return what to write instead of an annotation that says no size."""
-    return _ADVICE.get(kind, _NUMBER) if isinstance(kind, type) else _NUMBER
 
 
 def _text(code: str) -> Field:
@@ -254,6 +232,53 @@ def _all_fit(code: str, numbers: Sequence[int]) -> bool:
     except struct.error:
         return False
     return True
+
+
+def _optional(where: str, hint: Any, kind: Any, inside: tuple[type, ...]) -> Field:
+    """Return a field of a number that may be None, if another number is stated that means None."""
+    kinds = [each for each in typing.get_args(kind) if each is not type(None)]
+    notes = getattr(hint, "__metadata__", ())
+    stated = [note[None] for note in notes if isinstance(note, dict) and None in note]
+    if len(kinds) != 1 or len(kinds) == len(typing.get_args(kind)):
+        raise TypeError(f"{where} is a {kind}: a record has one layout, so state one type")
+    if not stated:
+        raise TypeError(
+            f"{where} may be None, which has no bytes: state a value that means None, as in"
+            ' Annotated[int | None, "q", {None: -1}], or send the record by an Encoded'
+        )
+    field = _field_of(where, Annotated[(kinds[0], *notes)], inside)
+    number = struct.Struct(f"<{field.code}")
+    if field.spread is not None or field.code[-1] in "cs?":
+        raise TypeError(f"{where} may be None, which only numbers may be")
+    try:
+        (none,) = number.unpack(number.pack(stated[0]))
+    except struct.error as error:
+        raise TypeError(f"{where} has {stated[0]!r} for None: {error}") from None
+
+    return _or_none(field, number, none)
+
+
+def _or_none(field: Field, number: struct.Struct, none: Any) -> Field:
+    """Return a field that is None where its number would be `none`."""
+
+    def means_none(value: Any) -> bool:
+        return bool(value == none or (value != value and none != none))  # noqa: PLR0124 (nan)
+
+    def spread(value: Any) -> tuple[Any]:
+        if value is None:
+            return (none,)
+        try:
+            alike = means_none(number.unpack(number.pack(value))[0])
+        except (struct.error, OverflowError):
+            return (value,)  # which will be refused where all fields are packed
+        if alike:
+            raise Misfit(f"{reprlib.repr(value)} means None here")
+        return (value,)
+
+    def gather(flat: tuple[Any, ...]) -> Any:
+        return None if means_none(flat[0]) else flat[0]
+
+    return field._replace(spread=spread, gather=gather)
 
 
 def _array(where: str, kind: Any, counts: Sequence[int], inside: tuple[type, ...]) -> Field:

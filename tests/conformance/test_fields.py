@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
+import datetime as dt
+import decimal
 import enum
+import fractions
+import math
+import pathlib
 import subprocess
 import sys
-from typing import Annotated, NamedTuple, get_type_hints
+import uuid
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, NamedTuple, get_type_hints
 
 import attrs
 import numpy as np
@@ -571,3 +579,107 @@ def test_no_library_is_imported_for_its_classes():
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout == "set()\n"
+
+
+# -- numbers that may be None -------------------------------------------------------------------------
+
+
+class Perhaps(NamedTuple):
+    number: Annotated[int | None, "h", {None: -1}]
+    price: Annotated[f64 | None, {None: math.nan}]
+    ratio: Annotated[float | None, "f", {None: 0.1}]
+    many: Annotated[list[Annotated[int | None, {None: 0}]], 2] = [None, None]  # noqa: RUF012
+
+
+PerhapsToo = dataclasses.make_dataclass(
+    "PerhapsToo",
+    [(n, h) for n, h in get_type_hints(Perhaps, include_extras=True).items()],
+)
+
+
+@pytest.mark.parametrize("cls", [Perhaps, PerhapsToo])
+@one_way_scenario
+async def test_a_number_that_means_none_arrives_as_none(door, cls):
+    records = [
+        cls(number, price, ratio, many)
+        for number in (None, 0, -2, 32767)
+        for price in (None, 0.0, math.inf)
+        for ratio, many in ((None, [None, 5]), (0.25, [1, None]))
+    ]
+    await both_ways(door, cls, records)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"number": -1}, "field 'number': -1 means None here"),
+        ({"price": math.nan}, "field 'price': nan means None here"),
+        ({"ratio": 0.1}, "field 'ratio': 0.1 means None here"),
+        ({"many": [1, 0]}, "field 'many': item 1: 0 means None here"),
+        ({"number": 32768}, "field 'number': "),
+        ({"price": 10**400}, "field 'price': "),
+        ({"price": "1"}, "field 'price': "),
+    ],
+)
+@pytest.mark.parametrize("cls", [Perhaps, PerhapsToo])
+@one_way_scenario
+async def test_the_number_that_means_none_is_no_value(door, cls, changes, told):
+    good = {"number": 1, "price": 0.5, "ratio": 0.5, "many": [1, 2]}
+    await refused(door, cls, cls(**(good | changes)), told, cls(**good))
+
+
+def test_numbers_that_may_be_none_have_the_layout_of_numbers():
+    assert codec_for(Perhaps).layout == codec_for("<hdf2q").layout
+
+
+class Whatever:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("hint", "told"),
+    [
+        (int | None, r"may be None, which has no bytes: state a value .* \{None: -1\}"),
+        (str | None, "may be None, which has no bytes"),
+        (int | float, r"is a int \| float: a record has one layout, so state one type"),
+        (int | float | None, "a record has one layout"),
+        (Annotated[bool | None, {None: 2}], "may be None, which only numbers may be"),
+        (Annotated[str | None, "8s", {None: ""}], "may be None, which only numbers may be"),
+        (Annotated[bytes | None, "8s", {None: b""}], "may be None, which only numbers may be"),
+        (Annotated[int | None, "B", {None: -1}], "has -1 for None: "),
+        (Annotated[int | None, "B", {None: "x"}], "has 'x' for None: "),
+        (bytes, r"annotate it as char\(8\)"),
+        (bytearray, r"annotate it as char\(8\)"),
+        (str, r'annotate it as Annotated\[str, "8s"\]'),
+        (complex, "its two parts"),
+        (dt.datetime, "an i64 of nanoseconds"),
+        (dt.timedelta, "an i64 of nanoseconds"),
+        (decimal.Decimal, "the smallest unit"),
+        (fractions.Fraction, "its two parts"),
+        (uuid.UUID, r"char\(16\), and send its .bytes"),
+        (pathlib.Path, r"send str\(path\)"),
+        (np.uint16, "annotate it as u16; it arrives as Python's own number"),
+        (np.float64, "annotate it as f64"),
+        (np.bool_, "annotate it as bool"),
+        (np.ndarray, r"Annotated\[list\[f64\], 8\], or take a numpy.dtype as the record"),
+        (np.floating, "make floating a NamedTuple|may have any size"),
+        (ctypes.c_uint32, "take a ctypes.Structure as the record"),
+        (ctypes.Structure, "make Structure a|take a ctypes.Structure"),
+        (dict, "a value of type dict may have any size; send the record by an Encoded"),
+        (dict[str, int], "a value of type dict may have any size"),
+        (set, "a value of type set may have any size"),
+        (object, "a value of type object may have any size"),
+        (Any, "may have any size"),
+        (Literal[1, 2], "may have any size"),
+        (Callable[[], int], "Callable"),
+        (Whatever, "make Whatever a NamedTuple or dataclass with annotated fields"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_a_field_is_told_why_and_what_to_write_instead(hint, told):
+    for spec in (
+        dataclasses.make_dataclass("Made", [("a", hint)]),
+        NamedTuple("Made", [("a", hint)]),
+    ):
+        with pytest.raises(TypeError, match=f"^field 'a' of Made .*{told}"):
+            codec_for(spec)

@@ -639,7 +639,7 @@ def test_annotations_that_cannot_be_resolved_are_refused():
 @pytest.mark.parametrize(
     ("hint", "advice"),
     [
-        (complex, "u64,"),
+        (complex, "tuple"),
         (bytes, r"char\(8\),"),
         (str, r"Annotated\[str, \"8s\"\]"),
     ],

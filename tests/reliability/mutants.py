@@ -1743,6 +1743,13 @@ MUTANTS = [
         "        if plain:",
         "conformance/test_fields.py::test_lists_that_do_not_fit_are_refused_and_the_item_is_named",
     ),
+    Mutant(
+        "the number that means None is sent as a value",
+        "ipcqueue/_records/fields.py",
+        "        if alike:\n            raise Misfit",
+        "        if False:\n            raise Misfit",
+        "conformance/test_fields.py::test_the_number_that_means_none_is_no_value",
+    ),
 ]
 
 
