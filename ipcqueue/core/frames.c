@@ -110,8 +110,8 @@ int ipcq_frame_send(ipcq_sender *s, const struct ipcq_frame *frame, const char *
 {
     int result = ipcq_frame_push(s, frame, payload, fds);
     if (result == IPCQ_DONE && use != NULL) {
-        struct ipcq_outside outside;
-        memcpy(&outside, payload, sizeof outside);
+        struct ipcq_outside outside = {0};
+        memcpy(&outside, payload, frame->size < sizeof outside ? frame->size : sizeof outside);
         s->published.outside += outside.size;
         use->times++;
         use->end = atomic_load_explicit(&s->head, memory_order_relaxed);
