@@ -52,13 +52,18 @@ class Ending:
         return self.own if complete else self.own | ends
 
 
+def died() -> PeerDied:
+    """Return what a crash means, to either."""
+    return PeerDied("the peer is gone without a word")
+
+
 def told_receiver(closed: int, *, gone: bool) -> QueueError | None:
     """Return what the peer's bits mean to who receives; `gone`: its socket has ended."""
     if closed & NO_MORE:
         return EndOfStream("the peer has ended the stream, and all of it has been received")
     if closed & ABORTED:
         return Aborted("the peer has given up in the middle; all that it published is received")
-    return PeerDied("the peer is gone without a word") if gone else None
+    return died() if gone else None
 
 
 def told_sender(closed: int, *, gone: bool) -> QueueError | None:
@@ -67,4 +72,4 @@ def told_sender(closed: int, *, gone: bool) -> QueueError | None:
         return ReceiverGone("the peer has ended the connection: nobody will receive what is sent")
     if closed & ABORTED:
         return Aborted("the peer has given up: nobody will receive what is sent")
-    return PeerDied("the peer is gone without a word") if gone else None
+    return died() if gone else None

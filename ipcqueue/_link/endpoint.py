@@ -53,7 +53,7 @@ from ipcqueue._ring.segment import limits_of
 from . import log
 from .alarms import FalseAlarms, doubled
 from .control import application_message, err
-from .ending import Ending, told_receiver, told_sender
+from .ending import Ending, died, told_receiver, told_sender
 from .ends import accepted_fds, ends_of
 from .flight import Flight
 from .shown import shown
@@ -657,7 +657,9 @@ class Endpoint(Owner):
             if self.ending.sending is None:
                 self._hear()
             if self.ending.sending is None:  # what it has sent is still to be received
-                self._note_end(None, told_sender(0, gone=True), over=False)
+                self._note_end(None, died(), over=False)
+            if not sending and self.ending.receiving is None:
+                raise died()
         self.raise_end(sending=sending)
 
     def _check_usable(self) -> None:

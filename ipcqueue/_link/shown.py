@@ -6,44 +6,46 @@ is shown as well, also by a destructor.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from ipcqueue._errors import Closed
 from ipcqueue._records.messages import MessageCodec
 
 if TYPE_CHECKING:
+    from typing import Protocol
+
     from fdpass import Credentials
     from ipcqueue._errors import QueueError
     from ipcqueue._records.codec import AnyCodec
     from ipcqueue._ring.end import End
 
+    class Shown(Protocol):
+        """What is shown of an Endpoint."""
+
+        codec: AnyCodec
+        name: str
+        peer_name: str
+        peer: Credentials
+        address: str
+        closed: bool
+
+        @property
+        def end(self) -> QueueError | None:
+            """How it ended, or None."""
+
+        @property
+        def sender(self) -> End | None:
+            """The end of a ring that sends, or None."""
+
+        @property
+        def receiver(self) -> End | None:
+            """The one that receives, or None."""
+
+        def fileno(self) -> int:
+            """Return its descriptor."""
+
+
 _LONGEST = 40  # characters of a record spec
-
-
-class Shown(Protocol):
-    """What is shown of an Endpoint."""
-
-    codec: AnyCodec
-    name: str
-    peer_name: str
-    peer: Credentials
-    address: str
-    closed: bool
-
-    @property
-    def end(self) -> QueueError | None:
-        """How it ended, or None."""
-
-    @property
-    def sender(self) -> End | None:
-        """The end of a ring that sends, or None."""
-
-    @property
-    def receiver(self) -> End | None:
-        """The one that receives, or None."""
-
-    def fileno(self) -> int:
-        """Return its descriptor."""
 
 
 def printable(text: str) -> str:

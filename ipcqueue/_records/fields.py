@@ -1,24 +1,18 @@
 """The fields of a class: what an annotation says of the bytes, and of the values."""
 
-from __future__ import annotations
-
 import re
 import reprlib
 import struct
 import typing
+from collections.abc import Callable, Sequence
 from enum import Enum
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from fdpass.lowlevel import index_of
 
 from .advice import advice_for, is_union, plain_type
-from .forms import form_of
+from .forms import Form, form_of
 from .structs import compiled
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from .forms import Form
 
 u8 = Annotated[int, "B"]
 u16 = Annotated[int, "H"]

@@ -1,13 +1,9 @@
 """Classes whose objects are records: the names of their fields, and how to take them apart."""
 
-from __future__ import annotations
-
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 
 class Form(NamedTuple):

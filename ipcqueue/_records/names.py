@@ -13,15 +13,11 @@ state the same names, these must all be at the same offsets.
 A name is a path such as `order.price`, hashed by BLAKE2b with a digest of 8 bytes over its UTF-8.
 """
 
-from __future__ import annotations
-
 import struct
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from operator import ge
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 MAX_NAMES = 64
 """How many names a table holds one by one: IPCQ_MAX_NAMES of core/ring.h."""

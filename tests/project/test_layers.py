@@ -547,6 +547,8 @@ def test_one_function_says_what_is_a_number(module):
     assert functions_that(module, asks) <= {
         ("ipcqueue/_threads.py", "push_many"),  # a result
         ("ipcqueue/_link/plans.py", "push_many"),  # a result
+        ("ipcqueue/_records/fields.py", "_enum"),  # of an Enum, whose values are as they are
+        ("ipcqueue/_records/fields.py", "_field_of"),  # a note of an annotation
         ("ipcqueue/_records/messages.py", "checked_tag"),  # where bools pass, too; then index_of()
         ("ipcqueue/_ring/outside.py", "take"),  # a result
         ("ipcqueue/_records/spec.py", "codec_for"),

@@ -948,8 +948,8 @@ MUTANTS = [
     Mutant(
         "a crash after the end of the stream is no crash to who sends",
         "ipcqueue/_link/ending.py",
-        '    return PeerDied("the peer is gone without a word") if gone else None\n\n\ndef told_sender',
-        '    return PeerDied("the peer is gone without a word") if gone else None\n\n\n'
+        "    return died() if gone else None\n\n\ndef told_sender",
+        "    return died() if gone else None\n\n\n"
         "def told_sender(closed, *, gone):\n"
         "    return told_sender_of(closed | (TAKES_NONE if closed & NO_MORE and gone else 0), gone=gone)"
         "\n\n\ndef told_sender_of",
