@@ -74,6 +74,6 @@ RECEIVES = {
 ANY = {
     "statistics() says how many records wait": ("qsize", "empty", "full"),
     "use the argument `timeout` of each call": ("settimeout", "setblocking"),
-    "use close(), or finish() to receive what is under way": ("shutdown", "disconnect"),
+    "use close(); one that sends has send_eof(), too": ("shutdown", "disconnect"),
 }
-GUESSED = {**SENDS, **RECEIVES, **ANY}
+GUESSED = {**ANY, **SENDS, **RECEIVES}

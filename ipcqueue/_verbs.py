@@ -100,7 +100,9 @@ class Sends(Connection[T]):
         """Publish records in order; return how many, which is fewer only if time ran out.
 
         All are encoded first: BadRecord means that none was sent.  A numpy array of the record's
-        dtype is sent as it is.  Otherwise as xmit, except that Full is not raised.
+        dtype is sent as it is.  Otherwise as xmit, except that Full is not raised.  Where another
+        error is raised (PeerDied, no memory), the first records may have been sent:
+        statistics().sent tells.
         """
         try:
             return self._threads.push_many(records, timeout)

@@ -800,7 +800,7 @@ def advance(opening: Opening) -> Endpoint | None:
         agreement = opening.step()
         if agreement is None:
             return None
-        log.tell("opening a connection with %s: %s", *agreement.shown())
+        log.tell("opening a connection with %s", agreement)
         return Endpoint(agreement)
     except BaseException as error:
         persist(opening.abandon, error)

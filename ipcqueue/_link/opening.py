@@ -62,10 +62,10 @@ class Agreement(Owner):
         self.lease = lease
         self.address = address
 
-    def shown(self) -> tuple[str, str]:
-        """Return the peer and the record, to be logged."""
+    def __str__(self) -> str:
+        """Show the peer and the record, for the log."""
         peer = shown_peer(self.peer.identity.name, self.credentials.pid, self.address)
-        return peer, shown_record(self.terms.codec)
+        return f"{peer}: {shown_record(self.terms.codec)}"
 
 
 class Opening(Owner):

@@ -94,12 +94,12 @@ def shown_state(endpoint: Shown) -> str:
 def shown_record(codec: AnyCodec) -> str:
     """Show what a record is: the name of its class, or its spec, shortened."""
     spec: Any = codec.spec
-    if isinstance(spec, type):
-        return spec.__name__
-    if isinstance(codec, MessageCodec):
-        return type(spec).__name__  # an Encoded
     layout = spec if isinstance(spec, str) else getattr(spec, "format", None)  # of a Struct
-    if isinstance(layout, str):
+    if isinstance(spec, type):
+        text = spec.__name__
+    elif isinstance(codec, MessageCodec):
+        text = type(spec).__name__  # an Encoded
+    elif isinstance(layout, str):
         text = repr(layout)
     else:  # of a number of bytes, or a numpy.dtype
         text = f"{codec.size} bytes" if hasattr(spec, "__index__") else str(spec)

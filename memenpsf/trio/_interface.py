@@ -334,8 +334,8 @@ class Interface(Owner, trio.abc.Channel[T]):
         """Publish records in order; return how many, which is fewer only if time ran out.
 
         All are encoded first: BadRecord means that none was sent.  Otherwise as xmit, except
-        that Full is not raised.  When it is cancelled, the first records may have been sent:
-        indices() tells.
+        that Full is not raised.  When it is cancelled, or raises another error, the first records
+        may have been sent: statistics().sent tells.
         """
         try:
             seconds_of(timeout)

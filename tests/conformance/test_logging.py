@@ -145,7 +145,7 @@ ready.wait()
 with memenpsf.connect(sys.argv[1], 8) as client:
     try:
         client.recv()
-    except memenpsf.EndOfStream:
+    except memenpsf.Aborted:
         pass
 listeners[0].close()
 server.join()

@@ -29,6 +29,13 @@ class Tick(NamedTuple):
     number: u64
 
 
+class LongNamed(NamedTuple):
+    number: u64
+
+
+LongNamed.__name__ = "L" * 100
+
+
 @dataclasses.dataclass
 class Tock:
     number: u64
@@ -39,6 +46,7 @@ WIDE = np.dtype([(f"field_{n}", "<u8") for n in range(64)])
 RECORDS = {
     "Tick": Tick,
     "Tock": Tock,
+    "L" * 40 + "…": LongNamed,
     "bytes": bytes,
     "Message": memenpsf.Message,
     "Encoded": memenpsf.Encoded(str.encode, bytes.decode),

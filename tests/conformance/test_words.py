@@ -140,7 +140,7 @@ GUESSES = {
         "accept": "listen() returns what accepts",
         "aclose": "use close()",
         "flush": "a record is the peer's once xmit() has returned",
-        "shutdown": "use close(), or finish() to receive what is under way",
+        "shutdown": "use close(); one that sends has send_eof(), too",
     },
     memenpsf.trio.Interface: {
         "put": "use xmit()",
@@ -156,6 +156,7 @@ GUESSES = {
     ipcqueue.Receiver: {
         "get": "use recv()",
         "xmit": "it only receives; its peer, a Sender, sends",
+        "shutdown": "use close(); one that sends has send_eof(), too",
         "put": "it only receives; its peer, a Sender, sends",
     },
     memenpsf.Listener: {
