@@ -55,7 +55,7 @@ from .._options import (
 from .._seeking import connecting
 from ._blocks import AsyncBorrowing, AsyncLoan
 from ._errors import Closed, Full, ours
-from ._tasks import Tasks
+from ._tasks import Tasks, check_under_trio
 
 if TYPE_CHECKING:
     import os
@@ -236,6 +236,7 @@ class Interface(Owner, trio.abc.Channel[T]):
         call.
         """
         try:
+            check_under_trio()
             await checkpoint()
             await self._opened()
         except Exception as error:
@@ -243,6 +244,7 @@ class Interface(Owner, trio.abc.Channel[T]):
 
     @enable_ki_protection
     async def _opened(self) -> Endpoint:
+        check_under_trio()
         async with self._handshake:
             while self._endpoint is None:
                 if self._failure is not None:
@@ -652,6 +654,7 @@ async def connect(
     As memenpsf.connect: OSError at once if there is no server, HandshakeTimeout, and what
     Interface raises.
     """
+    check_under_trio()
     deadline = deadline_of(timeout)
     where, terms, role = prepare_to_connect(address, record, timeout, options)
     await checkpoint()

@@ -19,7 +19,7 @@ from .._listening import AnyListener
 from .._pending import CAUSED_BY_ONE, PendingClients
 from ._errors import Closed, translated
 from ._interface import Interface
-from ._tasks import Tasks
+from ._tasks import Tasks, check_under_trio
 
 if TYPE_CHECKING:
     import os
@@ -122,6 +122,7 @@ async def listen(
 
     Other tasks run while it waits for other servers of this user to start.
     """
+    check_under_trio()
     await checkpoint()
     pending = PendingClients.unbound(address, record, **options)
     await Tasks().drive(pending.binding())

@@ -7,7 +7,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
-from trio.lowlevel import cancel_shielded_checkpoint, checkpoint, wait_readable, wait_writable
+from trio.lowlevel import (
+    cancel_shielded_checkpoint,
+    checkpoint,
+    current_trio_token,
+    wait_readable,
+    wait_writable,
+)
 
 import ipcqueue
 from ipcqueue.lowlevel import NOW, Event, Owner, persist, plans, resume
@@ -21,6 +27,17 @@ T = TypeVar("T")
 
 # How long to wait, in seconds, where no descriptor is left to wait with.
 _WITHOUT_DESCRIPTORS = 0.05
+
+
+def check_under_trio() -> None:
+    """Raise RuntimeError in the coroutine of another event loop."""
+    try:
+        current_trio_token()
+    except RuntimeError:
+        raise RuntimeError(
+            "memenpsf.trio works under trio.run(), and here no Trio runs: under another event loop "
+            "use memenpsf in a thread (asyncio.to_thread)"
+        ) from None
 
 
 class Follower:

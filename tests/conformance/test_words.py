@@ -5,6 +5,7 @@ What options, numbers and times cannot be is in test_arguments.py.
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import errno
 import inspect
@@ -295,3 +296,19 @@ async def test_a_client_of_another_uid_learns_the_option_and_its_uid(door, tmp_p
         assert re.search(
             rf"the peer runs under uid {uid}, admitted are \[4242\]", str(server.error)
         )
+
+
+@pytest.mark.parametrize("what", ["connect", "listen", "recv", "do_handshake"])
+def test_the_door_of_trio_under_another_loop_is_told(what, tmp_path):
+    here, there = socket.socketpair()
+    with there:
+        side = memenpsf.trio.Interface(here, RECORD)
+
+        async def call():
+            if what in {"connect", "listen"}:
+                await getattr(memenpsf.trio, what)(tmp_path / "s", RECORD)
+            await getattr(side, what)()
+
+        with pytest.raises(RuntimeError, match=r"memenpsf.trio works under trio.run\(\), and here"):
+            asyncio.run(call())
+        side.close()
