@@ -137,11 +137,11 @@ def _numpy_encode_many(
         return memoryview(records.reshape(-1).view(np.uint8)), len(records)
 
     def convert_many(records: Any) -> tuple[BytesLike, int]:
-        # Convert numbers all at once; if that fails, one by one, to name the index.
-        if dtype.kind in "iufcb":
+        # Convert numbers and arrays all at once; if that fails, one by one, to name the index.
+        if dtype.kind in "iufcb" or isinstance(records, np.ndarray):
             out = np.zeros(len(records), dtype)
             try:
-                _numpy_assign(np, out, records)
+                _numpy_fill(np, out, records)
             except (TypeError, ValueError, ArithmeticError):
                 pass
             else:
@@ -171,6 +171,9 @@ def _numpy_fill(np: Any, out: Any, value: Any, field: str = "") -> None:
             raise ValueError(f"{where}shape {value.shape} where {out.shape} is expected")
         _copy_fields(out, value)
         return
+    if isinstance(value, np.void | np.ndarray) and value.dtype.names is not None:
+        _numpy_convert(np, out, value, field)
+        return
     keys: Any = range(len(out)) if out.ndim else names
     if not isinstance(value, (tuple, list) if out.ndim else tuple):
         kind = type(value).__name__
@@ -190,6 +193,21 @@ def _copy_fields(out: Any, given: Any) -> None:
         return
     for name in names:
         _copy_fields(out[name], given[name])
+
+
+def _numpy_convert(np: Any, out: Any, value: Any, field: str) -> None:
+    """Assign records of another dtype by the names of its fields: order, padding, byte order."""
+    where = f"field {field!r}: " if field else ""
+    names, given = out.dtype.names, value.dtype.names
+    if value.shape != out.shape:
+        raise ValueError(f"{where}shape {value.shape} where {out.shape} is expected")
+    odd = {*names} ^ {*given}
+    for name in (*names, *given):
+        if name in odd:
+            what = "has no field" if name in names else "has another field,"
+            raise TypeError(f"{where}the {type(value).__name__} {what} {name!r}")
+    for name in names:
+        _numpy_fill(np, out[name], value[name], f"{field}.{name}" if field else name)
 
 
 def _numpy_assign(np: Any, out: Any, value: Any) -> None:

@@ -1750,6 +1750,20 @@ MUTANTS = [
         "        if False:\n            raise Misfit",
         "conformance/test_fields.py::test_the_number_that_means_none_is_no_value",
     ),
+    Mutant(
+        "records of another dtype are converted by position",
+        "ipcqueue/_records/arrays.py",
+        '_numpy_fill(np, out[name], value[name], f"{field}.{name}" if field else name)',
+        '_numpy_fill(np, out[name], value[given[names.index(name)]], f"{field}.{name}" if field else name)',
+        "conformance/test_conversion.py::test_records_of_an_alike_dtype_are_converted",
+    ),
+    Mutant(
+        "fields that the record has not are dropped",
+        "ipcqueue/_records/arrays.py",
+        "    odd = {*names} ^ {*given}\n",
+        "    odd = {*names} - {*given}\n",
+        "conformance/test_conversion.py::test_what_would_be_lost_is_refused_and_the_field_is_named",
+    ),
 ]
 
 
