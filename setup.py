@@ -42,7 +42,7 @@ DIRECT = extension(
 )
 
 # Many tuples at a time.
-PACKER = extension("_packer", "packer", "packing unpacking packer")
+PACKER = extension("_packer", "packer", "packing unpacking truths packer")
 
 setup(
     cffi_modules=["ipcqueue/_build.py:core", "ipcqueue/_build.py:waiting"],

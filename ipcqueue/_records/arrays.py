@@ -26,7 +26,7 @@ from .layout import Layout, numpy_layout
 from .names import numpy_names
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from .codec import BytesLike
 
@@ -53,16 +53,23 @@ def numpy_codec(np: Any, spec: Any, dtype: Any) -> Codec:
     def decode(view: BytesLike) -> Any:
         return array((), dtype, buffer(view))[()]
 
-    def decode_truths(view: BytesLike) -> Any:
-        return adopt_many(bytearray(view), 1)[0]
-
     def decode_many(data: BytesLike, count: int) -> Any:
-        return adopt_many(bytearray(window_of(data, size * count)), count)
+        return array((count,), dtype, bytearray(window_of(data, size * count)))
 
     def adopt_many(data: bytearray, count: int) -> Any:
-        if normalise is not None:
-            normalise(data)
         return array((count,), dtype, data)
+
+    if normalise is not None:
+
+        def decode(view: BytesLike) -> Any:
+            return adopt_many(bytearray(view), 1)[0]
+
+        def decode_many(data: BytesLike, count: int) -> Any:
+            return adopt_many(bytearray(window_of(data, size * count)), count)
+
+        def adopt_many(data: bytearray, count: int) -> Any:
+            normalise(data)
+            return array((count,), dtype, data)
 
     def view(memory: memoryview) -> Any:
         if normalise is None or not memory.readonly:
@@ -81,7 +88,7 @@ def numpy_codec(np: Any, spec: Any, dtype: Any) -> Codec:
         size,
         encode,
         encode_many,
-        decode if normalise is None else decode_truths,
+        decode,
         decode_many,
         view,
         adopt_many,
@@ -151,38 +158,52 @@ def _numpy_encode_many(
     return encode_many
 
 
-def _numpy_fill(np: Any, out: Any, value: Any, field: str = "") -> None:
+def _numpy_fill(np: Any, out: Any, value: Any) -> None:
     """Assign one record, field by field; raise if numpy would cut, wrap or broadcast a value.
 
-    Raises TypeError, which names the field, ValueError or ArithmeticError; Unsendable, a TypeError,
-    for masked values and for pointers.
+    Raises TypeError, ValueError or ArithmeticError, and for a field _Misfit, which names it;
+    Unsendable, a TypeError, for masked values and for pointers.
     """
-    where = f"field {field!r}: " if field else ""
     names = out.dtype.names
+    items: Iterable[Any]
     if names is None:
-        try:
-            _numpy_assign(np, out, value)
-        except (TypeError, ValueError, ArithmeticError) as error:
-            raise TypeError(f"{where}{error}") from None
+        _numpy_assign(np, out, value)
         return
     check_sendable(value)
     if isinstance(value, np.void | np.ndarray) and value.dtype == out.dtype:
         if value.shape != out.shape:
-            raise ValueError(f"{where}shape {value.shape} where {out.shape} is expected")
+            raise ValueError(f"shape {value.shape} where {out.shape} is expected")
         _copy_fields(out, value)
         return
     if isinstance(value, np.void | np.ndarray) and value.dtype.names is not None:
-        _numpy_convert(np, out, value, field)
-        return
-    keys: Any = range(len(out)) if out.ndim else names
-    if not isinstance(value, (tuple, list) if out.ndim else tuple):
-        kind = type(value).__name__
-        raise TypeError(f"{where}{kind} where a tuple of {len(keys)} items is expected")
-    if len(value) != len(keys):
-        raise ValueError(f"{where}{len(value)} items where {len(keys)} are expected")
-    for key, item in zip(keys, value, strict=True):
-        inner = f"{field}[{key}]" if out.ndim else f"{field}.{key}" if field else key
-        _numpy_fill(np, out[key, ...] if out.ndim else out[key], item, inner)
+        keys, items = names, _numpy_items(out, value)
+    else:
+        keys = range(len(out)) if out.ndim else names
+        if not isinstance(value, (tuple, list) if out.ndim else tuple):
+            kind = type(value).__name__
+            raise TypeError(f"{kind} where a tuple of {len(keys)} items is expected")
+        if len(value) != len(keys):
+            raise ValueError(f"{len(value)} items where {len(keys)} are expected")
+        items = value
+    for key, item in zip(keys, items, strict=True):
+        try:
+            _numpy_fill(np, out[key, ...] if type(key) is int else out[key], item)
+        except (TypeError, ValueError, ArithmeticError) as error:
+            raise _Misfit(key, error) from None
+
+
+class _Misfit(TypeError):
+    """A value that does not fit the field at `path`."""
+
+    path: str
+    why: str
+
+    def __init__(self, key: str | int, error: Exception) -> None:
+        rest, why = (error.path, error.why) if isinstance(error, _Misfit) else ("", str(error))
+        own = key if isinstance(key, str) else f"[{key}]"
+        self.path = f"{own}.{rest}" if rest and rest[0] != "[" else f"{own}{rest}"
+        self.why = why
+        super().__init__(f"field {self.path!r}: {why}")
 
 
 def _copy_fields(out: Any, given: Any) -> None:
@@ -195,19 +216,17 @@ def _copy_fields(out: Any, given: Any) -> None:
         _copy_fields(out[name], given[name])
 
 
-def _numpy_convert(np: Any, out: Any, value: Any, field: str) -> None:
-    """Assign records of another dtype by the names of its fields: order, padding, byte order."""
-    where = f"field {field!r}: " if field else ""
+def _numpy_items(out: Any, value: Any) -> Iterator[Any]:
+    """Return the fields of records of another dtype, by the names of ours."""
     names, given = out.dtype.names, value.dtype.names
     if value.shape != out.shape:
-        raise ValueError(f"{where}shape {value.shape} where {out.shape} is expected")
+        raise ValueError(f"shape {value.shape} where {out.shape} is expected")
     odd = {*names} ^ {*given}
     for name in (*names, *given):
         if name in odd:
             what = "has no field" if name in names else "has another field,"
-            raise TypeError(f"{where}the {type(value).__name__} {what} {name!r}")
-    for name in names:
-        _numpy_fill(np, out[name], value[name], f"{field}.{name}" if field else name)
+            raise TypeError(f"the {type(value).__name__} {what} {name!r}")
+    return (value[name] for name in names)
 
 
 def _numpy_assign(np: Any, out: Any, value: Any) -> None:

@@ -56,7 +56,10 @@ KINDS = {
 }
 
 TAKEN = [True, False, 0, 1, np.True_, np.False_, np.int8(1), np.uint64(0)]
+# Called as numpy's, but of Python, which the C code must not run.
+Spoof = type("numpy.bool", (), {"__bool__": lambda _: 1 / 0})
 REFUSED = [
+    Spoof(),
     2,
     -1,
     2**80,

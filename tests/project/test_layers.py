@@ -443,7 +443,7 @@ VIEWS = {
 }
 VIEWS_IN_C = {
     ("unpacking.c", "packer_unpack"): "what was received",
-    ("unpacking.c", "normalise"): "what was received",
+    ("truths.c", "normalise"): "what was received",
     ("sender.c", "is_plain"): "to see what it is",
     ("sender.c", "push_slot"): "what is_plain() or Python has let through",
     ("sender.c", "push_framed"): "what _records/messages.py has encoded",

@@ -34,4 +34,7 @@ PyObject *packer_pack_one(Packer *self, PyObject *record);
 
 /* unpacking.c */
 PyObject *packer_unpack(Packer *self, PyObject *data);
+
+/* truths.c */
+int packer_truth(char *to, PyObject *item);
 PyObject *normalise(PyObject *module, PyObject *args);

@@ -101,43 +101,21 @@ static inline __attribute__((always_inline)) int pack_item(const Field *field, c
     }
 }
 
-/* The name of a scalar type of numpy's without "numpy.", or an empty one. */
-static const char *name_in_numpy(const PyObject *item)
-{
-    const PyTypeObject *type = Py_TYPE(item);
-    int other = type->tp_flags & Py_TPFLAGS_HEAPTYPE || strncmp(type->tp_name, "numpy.", 6);
-    return other ? "" : type->tp_name + 6;
-}
-
 /* Whether it is a number of numpy's, whose ways to an int and a float run no Python either. */
 static int is_of_numpy(const PyObject *item)
 {
-    const char *name = name_in_numpy(item);
+    const PyTypeObject *type = Py_TYPE(item);
+    if (type->tp_flags & Py_TPFLAGS_HEAPTYPE || strncmp(type->tp_name, "numpy.", 6))
+        return 0;
+    const char *name = type->tp_name + 6;
     return !strncmp(name, "int", 3) || !strncmp(name, "uint", 4) || !strncmp(name, "float", 5);
-}
-
-/* A truth that is not Python's own: 0 or 1, or numpy's bool, which is `bool_` before numpy 2.  Its
- * truth runs no Python. */
-static int pack_truth(char *to, PyObject *item)
-{
-    const char *name = name_in_numpy(item);
-    int truth = -1;
-    if (!strcmp(name, "bool") || !strcmp(name, "bool_")) {
-        truth = PyObject_IsTrue(item);
-    } else if (PyLong_CheckExact(item)) {
-        int overflow;
-        long value = PyLong_AsLongAndOverflow(item, &overflow);
-        truth = value == 0 || value == 1 ? (int)value : -1;
-    }
-    *to = (char)truth;
-    return truth >= 0;
 }
 
 /* What pack_item() did not take; apart from it, to leave the way of plain values as it is. */
 static __attribute__((noinline)) int pack_other(const Field *field, char *to, PyObject *item)
 {
     if (field->kind == '?')
-        return pack_truth(to, item);
+        return packer_truth(to, item);
     if (PyErr_Occurred() || !strchr("iuf", field->kind) || !is_of_numpy(item))
         return 0;
     PyObject *number = field->kind == 'f' ? PyNumber_Float(item) : PyNumber_Index(item);
