@@ -121,7 +121,7 @@ class PendingClients(Owner):
             self._connected = ConnectionLog(self.bound.address)
             self._look_after_file = monotonic() + LOOK_AFTER_FILE
             self._reserve = Reserve()
-            logger.info("%s: listening, %s", self.bound.address, shown_record(self.terms.codec))
+            logger.debug("%s: listening, %s", self.bound.address, shown_record(self.terms.codec))
         except BaseException:  # no memory, or Ctrl-C
             self.bound.close()
             raise

@@ -30,7 +30,7 @@ async def test_a_connection_is_told_from_its_beginning_to_its_end(door, tmp_path
     address = tmp_path / "s"
     caplog.set_level(logging.DEBUG)
     async with await door.listen(address, "<Q") as listener:
-        assert lines(caplog, "memenpsf") == [("INFO", f"{address}: listening, '<Q'")]
+        assert lines(caplog, "memenpsf") == [("DEBUG", f"{address}: listening, '<Q'")]
         async with door.tasks() as group:
             accepting = group.start(listener.accept)
             client = await door.connect(address, "<Q", name="me\n")
