@@ -85,8 +85,12 @@ def watch(address: str, session: Session) -> None:
             # A server that has ended already may have left records to receive.
             with contextlib.suppress(ReceiverGone, PeerDied):
                 interface.send_ctrl_msg(session.command)
-        while session.goes_on():
-            session.take(interface.recv_vectored(session.limit, session.seconds_left()))
+        try:
+            while session.goes_on():
+                session.take(interface.recv_vectored(session.limit, session.seconds_left()))
+        except KeyboardInterrupt:
+            interface.close()  # in good order: an exception that leaves the block aborts
+            raise
 
 
 async def watch_trio(address: str, session: Session) -> None:
@@ -97,8 +101,14 @@ async def watch_trio(address: str, session: Session) -> None:
             if session.command:
                 with contextlib.suppress(ReceiverGone, PeerDied):
                     await interface.send_ctrl_msg(session.command)
-            while session.goes_on():
-                session.take(await interface.recv_vectored(session.limit, session.seconds_left()))
+            try:
+                while session.goes_on():
+                    session.take(
+                        await interface.recv_vectored(session.limit, session.seconds_left())
+                    )
+            except KeyboardInterrupt:
+                interface.close()
+                raise
 
 
 def show_lines(samples: list[Sample]) -> None:

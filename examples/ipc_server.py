@@ -192,7 +192,9 @@ class TrioServer:
                 log.info(SERVING, self._source, listener.address)
                 nursery.start_soon(self._rounds)
                 number = await anext(signals)
-                nursery.cancel_scope.cancel()  # closes every connection in good order
+                for interface in self._feeds:
+                    interface.close()  # in good order: what is cancelled aborts
+                nursery.cancel_scope.cancel()
         log.info(stopped_by(number))
 
     async def _rounds(self) -> None:

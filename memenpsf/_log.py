@@ -89,11 +89,11 @@ class ConnectionLog(LimitedLog):
     """Logs which clients have connected."""
 
     def __init__(self, address: object) -> None:
-        super().__init__(address, logging.INFO, "clients connected")
+        super().__init__(address, logging.DEBUG, "clients connected")
 
     def add(self, endpoint: Endpoint) -> None:
         """Log a client, or only count it."""
-        if of_clients.isEnabledFor(logging.INFO):
+        if of_clients.isEnabledFor(logging.DEBUG):
             with contextlib.suppress(MemoryError):
                 self.tell(
                     f"client {shown_peer(endpoint.peer_name, endpoint.peer.pid, '')} connected"

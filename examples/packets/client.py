@@ -24,7 +24,7 @@ from wire import NAME, BadStream, End, Packet, decode
 
 import memenpsf
 import memenpsf.trio
-from memenpsf import EndOfStream, Message, PeerDied, QueueError
+from memenpsf import Aborted, EndOfStream, Message, PeerDied, QueueError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -203,6 +203,8 @@ def explain(error: Exception, address: str | None) -> tuple[int, str]:
             return 1, f"there is no server at {address}"
         case EndOfStream() if not address:
             return 3, "the server has ended the stream before the end of the capture"
+        case Aborted():
+            return 3, "the server has stopped in the middle of the capture"
         case PeerDied():
             return 3, "the server died"
         case DamagedCapture():

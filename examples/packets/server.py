@@ -31,7 +31,7 @@ from wire import NAME, End, Interface, Packet, encode
 
 import memenpsf
 import memenpsf.trio
-from memenpsf import Closed, EndOfStream, Message, QueueError, ReceiverGone
+from memenpsf import Aborted, Closed, EndOfStream, Message, QueueError, ReceiverGone
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -101,7 +101,7 @@ class Stream:
     def ended_by(self, end: Exception) -> None:
         """Note that the client, or this side, has ended it."""
         match end:
-            case EndOfStream() | ReceiverGone():
+            case EndOfStream() | ReceiverGone() | Aborted():
                 self._verdict = f"left after {self._sent} packets"
             case Closed():  # by this side: it was cut short
                 pass
@@ -141,7 +141,7 @@ class ThreadServer:
             for each in STOP:
                 signal.signal(each, stop)
             memenpsf.serve(self._serve, address, Message, name="packets server", started=started)
-        except Stopped as stopped:  # after every connection has ended in good order
+        except Stopped as stopped:  # clients get Aborted: it was in the middle
             log.info(ENDED, signal.Signals(stopped.args[0]).name)
 
     def _serve(self, interface: memenpsf.Interface) -> None:
@@ -174,7 +174,7 @@ class TrioServer:
                 listener = await nursery.start(serve, self._serve, address, Message)
                 log.info(SERVING, path, listener.address)
                 number = await anext(signals)
-                nursery.cancel_scope.cancel()  # closes every connection in good order
+                nursery.cancel_scope.cancel()  # clients get Aborted: it was in the middle
         log.info(ENDED, signal.Signals(number).name)
 
     async def _serve(self, interface: memenpsf.trio.Interface) -> None:
@@ -217,7 +217,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="server",
         description="Stream a capture file, packet by packet, to every client.py that connects.",
-        epilog="SIGINT (Ctrl-C) and SIGTERM end it in good order, with exit status 0; 1: there is"
+        epilog="SIGINT (Ctrl-C) and SIGTERM end it, with exit status 0; 1: there is"
         " no such file, it is no capture, or the address cannot be had; 2: wrong arguments.",
     )
     add = parser.add_argument

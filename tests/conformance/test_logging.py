@@ -36,7 +36,7 @@ async def test_a_connection_is_told_from_its_beginning_to_its_end(door, tmp_path
             client = await door.connect(address, "<Q", name="me\n")
         server = accepting.result
         assert lines(caplog, "memenpsf.clients") == [
-            ("INFO", f"{address}: client 'me?' ({ME}) connected")
+            ("DEBUG", f"{address}: client 'me?' ({ME}) connected")
         ]
         begun = f"opening a connection with .*{ME}.* at {address}: '<Q'"
         assert [re.fullmatch(begun, line) is not None for _, line in lines(caplog, "ipcqueue")] == [
@@ -191,7 +191,7 @@ def test_a_line_is_short_and_one(caplog):
 
 def test_connections_do_not_fill_the_log(caplog, tmp_path, monkeypatch):
     monkeypatch.setattr(_log, "LOG_LINES", 2)
-    caplog.set_level(logging.INFO, "memenpsf.clients")
+    caplog.set_level(logging.DEBUG, "memenpsf.clients")
     with memenpsf.listen(tmp_path / "s", 8) as listener:
         for _ in range(5):
             thread = threading.Thread(target=lambda: listener.accept().close())

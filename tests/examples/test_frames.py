@@ -268,7 +268,9 @@ def test_a_producer_in_a_series_can_be_interrupted(start_producer, address, prod
                 pass  # until it waits for space
             here.send_signal(signal.SIGINT)
             assert ended(here) == (130, "", "")
-            assert [record["number"] for record in interface] == [0, 1, 2, 3]  # orderly
+            assert [interface.recv()["number"] for _ in range(4)] == [0, 1, 2, 3]
+            with pytest.raises(memenpsf.Aborted):
+                interface.recv()
 
 
 @kinds_of_consumer

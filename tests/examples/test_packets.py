@@ -695,7 +695,7 @@ def test_a_summary_in_a_terminal(server, on_terminal, tmp_path, client_kind):
 
 ENDS = {
     signal.SIGKILL: "the server died",
-    signal.SIGTERM: "the server has ended the stream before the end of the capture",
+    signal.SIGTERM: "the server has stopped in the middle of the capture",
 }
 
 
