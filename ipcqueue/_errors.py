@@ -105,7 +105,7 @@ class Refused(QueueError):
 
 
 class RecordRefused(Refused):
-    """The two sides state records of different layout."""
+    """The two sides state records of different layout, or one name at two places."""
 
 
 class VersionRefused(Refused):

@@ -1,19 +1,45 @@
 """A user's program: type checkers must agree with each assert_type, and find nothing else."""
 
 import json
-from typing import Any, NamedTuple, assert_type
+from enum import Enum
+from typing import Annotated, Any, NamedTuple, assert_type
 
 import numpy as np
 
 import ipcqueue
 import memenpsf
 import memenpsf.trio
-from memenpsf import Accept, Encoded, Message, Quota, Received, Spin, f64, u64
+from memenpsf import Accept, Encoded, Message, Quota, Received, Spin, f64, u16, u64
 
 
 class Tick(NamedTuple):
     time: u64
     price: f64
+
+
+class Colour(Enum):
+    RED = 1
+
+
+class Book(NamedTuple):
+    number: int
+    best: Tick
+    name: Annotated[str, "16s"]
+    colour: Annotated[Colour, "B"]
+    lots: Annotated[list[u16], 3]
+    where: tuple[f64, f64]
+    limit: Annotated[int | None, "q", {None: -1}] = None
+
+
+def receive_book(books: memenpsf.Interface[Book]) -> None:
+    book = books.recv()
+    assert_type(book.best.price, float)
+    assert_type(book.name, str)
+    assert_type(book.colour, Colour)
+    assert_type(book.lots, list[int])
+    assert_type(book.where, tuple[float, float])
+    assert_type(book.limit, int | None)
+    books.xmit(Book(1, Tick(1, 2.5), "name", Colour.RED, [1, 2, 3], (0.5, 1.5)))
 
 
 def encode(tick: Tick) -> bytes:
