@@ -1,11 +1,10 @@
-"""Annotations that say no size: what they are about, and what to write instead."""
+"""Annotations that say no size: what to write instead.  Imported when there is one."""
 
 from __future__ import annotations
 
 import sys
-import types
 import typing
-from typing import Annotated, Any
+from typing import Any
 
 _ENCODED = "send the record by an Encoded"
 _MOMENT = (
@@ -30,24 +29,6 @@ _ADVICE = {
     "pathlib.Path": 'annotate it as Annotated[str, "255s"], and send str(path)',
     "numpy.ndarray": "annotate it as Annotated[list[f64], 8], or take a numpy.dtype as the record",
 }
-
-
-def plain_type(hint: Any) -> Any:
-    """Return what an annotation is about, without Annotated, Final, NewType and names of types."""
-    while True:
-        if typing.get_origin(hint) in {Annotated, typing.Final}:
-            hint = typing.get_args(hint)[0]
-        elif isinstance(hint, typing.NewType):
-            hint = hint.__supertype__
-        elif type(hint).__name__ == "TypeAliasType":  # of Python 3.12
-            hint = hint.__value__
-        else:
-            return hint
-
-
-def is_union(kind: Any) -> bool:
-    """Whether values may be of several types, or None."""
-    return typing.get_origin(kind) in {typing.Union, types.UnionType}
 
 
 def advice_for(kind: Any) -> str:

@@ -3,6 +3,7 @@
 import re
 import reprlib
 import struct
+import types
 import typing
 from collections.abc import Callable, Sequence
 from enum import Enum
@@ -10,7 +11,6 @@ from typing import Annotated, Any, NamedTuple
 
 from fdpass.lowlevel import index_of
 
-from .advice import advice_for, is_union, plain_type
 from .forms import Form, form_of
 from .structs import compiled
 
@@ -158,6 +158,8 @@ def _field_of(where: str, hint: Any, inside: tuple[type, ...]) -> Field:
         return _enum(where, kind, codes)
     code = codes[0] if codes else _PLAIN_CODES.get(kind) if isinstance(kind, type) else None
     if code is None:
+        from .advice import advice_for  # noqa: PLC0415 (most programs do without)
+
         raise TypeError(f"{where} has no size: {advice_for(kind)}")
     if not re.fullmatch(_FIELD_CODE, code):
         raise TypeError(
@@ -172,6 +174,24 @@ def _field_of(where: str, hint: Any, inside: tuple[type, ...]) -> Field:
             f"{where} is annotated {kind.__name__}, but {code!r} gives {given.__name__}"
         )
     return Field(code)
+
+
+def plain_type(hint: Any) -> Any:
+    """Return what an annotation is about, without Annotated, Final, NewType and names of types."""
+    while True:
+        if typing.get_origin(hint) in {Annotated, typing.Final}:
+            hint = typing.get_args(hint)[0]
+        elif isinstance(hint, typing.NewType):
+            hint = hint.__supertype__
+        elif type(hint).__name__ == "TypeAliasType":  # of Python 3.12
+            hint = hint.__value__
+        else:
+            return hint
+
+
+def is_union(kind: Any) -> bool:
+    """Whether values may be of several types, or None."""
+    return typing.get_origin(kind) in {typing.Union, types.UnionType}
 
 
 def _text(code: str) -> Field:
