@@ -203,10 +203,12 @@ def explain(error: Exception, address: str | None) -> tuple[int, str]:
             return 1, f"there is no server at {address}"
         case EndOfStream() if not address:
             return 3, "the server has ended the stream before the end of the capture"
-        case Aborted():
-            return 3, "the server has stopped in the middle of the capture"
         case PeerDied():
-            return 3, "the server died"
+            stopped = isinstance(error, Aborted)
+            return (
+                3,
+                f"the server {'has stopped in the middle of the capture' if stopped else 'died'}",
+            )
         case DamagedCapture():
             return 1, f"the capture is damaged: {printable(str(error))}"
         case OSError():
