@@ -125,8 +125,8 @@ $(COVERED)/built: $(STAMP) $(COPIED) tests/covered/dump.c
 	$(call copied,$(COVERED),$(COUNTERS),$(CURDIR)/build/dump.o)
 
 # Other versions of Python, as many as there are here: each in an environment and with a copy of the
-# sources of its own, below build/interpreters.  A free-threaded one must be 3.14 or later, as cffi is
-# not to be had for 3.13t.
+# sources of its own, below build/interpreters.  A free-threaded one must be 3.14 or later, because cffi
+# refuses 3.13t, and needs PYTHON_GIL=1, because warnings are errors.
 PYTHONS ?= python3.12 python3.13
 INTERPRETER_TESTS ?= tests/project/test_interpreters.py \
 	$(patsubst %,tests/%,fdpass ipcqueue signals memenpsf conformance)
