@@ -12,22 +12,18 @@ included.  An interrupted push has happened or has not; what was taken moves on 
 (core/python/shelf.c), to the application by the step of a for statement.  What cannot be one call
 of C, and why:
 
-- A look whether memory is still this call's, and the call of C that copies to it or publishes it
-(it lets
-  other threads run, which a method of the shelf must not): `_copied` in frame_builder.py,
-  `_push_large` in frame_sender.py.  All that the call needs stands in variables before the look.
+- A look whether memory is still this call's, and the call of C that copies to it or publishes it.
+  That call lets other threads run, which a method of the shelf must not: `_copied` in
+  frame_builder.py, `_push_large` in frame_sender.py.  All that the call needs stands in variables
+  before the look.
 - The turn, and a copy of what stands in `prefetched`: calls of C take records out of that very
-list, and
-  leave None there (`_reclaim` of both shapes).
+  list, and leave None there (`_reclaim` of both shapes).
 - Variables of a function, which C cannot change: `built += [one]` in frame_builder.py, and what was
-used
-  for that message.
+  used for that message.
 - A handler of exceptions that begins with `call.over = True`: a store, so that no second exception
-comes
-  before it.
+  comes before it.
 - A look at an attribute and a store to it, in objects that are nothing but Python: `take` in
-outside.py.
-  (_link/ says where it has such.)
+  outside.py.  (_link/ says where it has such.)
 
 Each of these is marked "one step"; none of them may have a call between its parts.
 """
