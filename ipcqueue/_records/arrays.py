@@ -189,21 +189,26 @@ def _numpy_fill(np: Any, out: Any, value: Any) -> None:
         try:
             _numpy_fill(np, out[key, ...] if type(key) is int else out[key], item)
         except (TypeError, ValueError, ArithmeticError) as error:
-            raise _Misfit(key, error) from None
+            raise _misfit(key, error) from None
 
 
 class _Misfit(TypeError):
-    """A value that does not fit the field at `path`."""
+    """A value that does not fit the field at `path`, because of `why`."""
 
-    path: str
-    why: str
-
-    def __init__(self, key: str | int, error: Exception) -> None:
-        rest, why = (error.path, error.why) if isinstance(error, _Misfit) else ("", str(error))
-        own = key if isinstance(key, str) else f"[{key}]"
-        self.path = f"{own}.{rest}" if rest and rest[0] != "[" else f"{own}{rest}"
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(path, why)
+        self.path = path
         self.why = why
-        super().__init__(f"field {self.path!r}: {why}")
+
+    def __str__(self) -> str:
+        return f"field {self.path!r}: {self.why}"
+
+
+def _misfit(key: str | int, error: Exception) -> _Misfit:
+    """Return the error for the field, or item, of which a part has raised this one."""
+    rest, why = (error.path, error.why) if isinstance(error, _Misfit) else ("", str(error))
+    own = key if isinstance(key, str) else f"[{key}]"
+    return _Misfit(f"{own}.{rest}" if rest and rest[0] != "[" else f"{own}{rest}", why)
 
 
 def _copy_fields(out: Any, given: Any) -> None:

@@ -70,8 +70,7 @@ def _object_codec(form: Form, field: Field) -> Codec:
             return gather(flat)
 
     def encode(record: Any) -> bytes:
-        # A subclass may have more fields, which would be lost.
-        if type(record) is not cls and type(record) not in exact:
+        if type(record) is not cls and not form.takes(record):
             raise bad_record(
                 layout, f"expected {cls.__name__}, got {type(record).__name__}", record
             )

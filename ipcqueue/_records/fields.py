@@ -363,14 +363,14 @@ def _gather_all(fields: Sequence[Field], flat: tuple[Any, ...]) -> list[Any]:
 
 def _nested(where: str, form: Form, inside: tuple[type, ...]) -> Field:
     """Return a field that is a record of its own."""
-    cls, exact = form.cls, form.exact
+    cls = form.cls
     if cls in inside:
         raise TypeError(f"{where} holds a {cls.__name__}, which holds it: a record has one size")
     field = record_field(form, inside)
     apart, gather, count = field.spread or form.values_of, field.gather, field.number
 
     def spread(record: Any) -> Sequence[Any]:
-        if type(record) not in exact:
+        if not form.takes(record):
             raise Misfit(f"{type(record).__name__} where {cls.__name__} is expected")
         values = apart(record)
         if len(values) != count:

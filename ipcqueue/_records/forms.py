@@ -15,6 +15,11 @@ class Form(NamedTuple):
     make: Callable[..., Any]
     exact: tuple[type, ...]  # the types of objects that are accepted
 
+    def takes(self, record: Any) -> bool:
+        """Whether an object is one of these; of a class derived from a NamedTuple, too."""
+        # Another derived class may have more fields, which would be lost.
+        return type(record) in self.exact or (tuple in self.exact and isinstance(record, self.cls))
+
 
 def form_of(cls: Any) -> Form | None:
     """Return the form of a NamedTuple, dataclass, attrs class or msgspec.Struct; None of others.
@@ -60,9 +65,10 @@ def _form_of_attributes(cls: Any, parameters: Mapping[str, str]) -> Form:
     """Return the form of a class, from the name of the parameter for each field."""
     names = tuple(parameters)
     make = _constructor(cls, parameters)
-    if len(names) != 1:
-        # A record without fields has no bytes, and is refused.
-        return Form(cls, names, attrgetter(*names or ("_",)), make, (cls,))
+    if len(names) > 1:
+        return Form(cls, names, attrgetter(*names), make, (cls,))
+    if not names:
+        return Form(cls, names, lambda _: (), make, (cls,))
     value_of = attrgetter(*names)
 
     def values_of(record: Any) -> tuple[Any]:

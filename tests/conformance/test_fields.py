@@ -683,3 +683,37 @@ def test_what_cannot_be_a_field_is_told_why_and_what_to_write_instead(hint, told
     ):
         with pytest.raises(TypeError, match=f"^field 'a' of Made .*{told}"):
             codec_for(spec)
+
+
+# -- derived and empty classes ------------------------------------------------------------------------
+
+
+class Label(NamedTuple):
+    text: Annotated[str, "4s"]
+
+
+class DerivedLabel(Label):
+    pass
+
+
+@dataclasses.dataclass
+class Nothing:
+    pass
+
+
+@dataclasses.dataclass
+class Labelled:
+    label: Label
+    nothing: Nothing
+    number: int
+
+
+@one_way_scenario
+async def test_an_object_of_a_class_derived_from_a_namedtuple_is_taken_as_its_tuple(door):
+    async with door.pair(Label) as (one, two):
+        await one.xmit(DerivedLabel("a"))
+        await one.xmit_many([DerivedLabel("b"), Label("c")])
+        assert [type(each) for each in await two.recv_vectored()] == [Label] * 3
+    async with door.pair(Labelled) as (one, two):
+        await one.xmit(Labelled(DerivedLabel("a"), Nothing(), 5))
+        assert await two.recv() == Labelled(Label("a"), Nothing(), 5)
