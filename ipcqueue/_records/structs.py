@@ -169,16 +169,21 @@ def packing_many(
         return data
 
     def join(records: tuple[Any, ...]) -> bytes | None:
+        if not _are_truths(records, truths):  # struct would ask bool()
+            return None
         data = b"".join(starmap(pack, records))
         # struct would cut them in silence.
         cut = any(max(map(len, map(text, records)), default=0) > limit for text, limit in texts)
-        # struct would ask bool().
-        odd = any(not all(map(is_truth, row)) for some in truths for row in map(some, records))
-        return None if cut or odd else data
+        return None if cut else data
 
     # For tuples, the C code checks the types by itself.
     pack_tuples: Any = pack_all if in_c is None or values_of is not None else in_c.pack
     return encode_many
+
+
+def _are_truths(records: Any, truths: Sequence[Callable[[Any], Any]]) -> bool:
+    """Whether all values are truths that `truths` give of each record."""
+    return all(all(map(is_truth, row)) for some in truths for row in map(some, records))
 
 
 def checked_truths(record: Any, truths: list[range], names: Sequence[str]) -> tuple[Any, ...]:

@@ -518,13 +518,13 @@ class Interface(Owner, trio.abc.Channel[T]):
         try:
             self._open_endpoint().send_eof()
             self._tasks.end_waits()
+            await checkpoint()
         except Exception as error:
             raise ours(error, self) from error.__cause__
-        await checkpoint()
 
     def close(self) -> None:
         """End in good order, without waiting; tasks that wait here get Closed.  Idempotent."""
-        self._end(Endpoint.close)
+        self._end_by(Endpoint.close)
 
     def abort(self) -> None:
         """Close in the middle: the peer drains what was published, then gets Aborted.
@@ -532,10 +532,10 @@ class Interface(Owner, trio.abc.Channel[T]):
         A block that an exception leaves does the same.  Otherwise as close(); after finish() or
         close() there is nothing left to abort.
         """
-        self._end(Endpoint.abort)
+        self._end_by(Endpoint.abort)
 
     @enable_ki_protection
-    def _end(self, how: Callable[[Endpoint], object]) -> None:
+    def _end_by(self, how: Callable[[Endpoint], object]) -> None:
         try:
             # First, as no descriptor may be closed while somebody waits for it.
             self._tasks.end_waits()

@@ -234,7 +234,7 @@ async def test_who_stops_waiting_takes_nothing_back_from_those_that_wait_on(door
 @scenario
 async def test_statistics_count_what_was_done(door):
     async with door.pair(capacity=4) as (one, other):
-        assert one.statistics() == (0,) * 10
+        assert one.statistics() == (0,) * 14
         await one.xmit_many(numbers(3))
         await other.recv()
         await other.xmit((9,))

@@ -338,7 +338,7 @@ class TestClosedAnywhere:
                 if verb == "send_message":
                     side.fill_socket()
             if state == "ended":
-                peer.poke(ENDED, 1)
+                peer.poke(ENDED, 3)
                 peer.sock.close()
             if state == "corrupt":
                 peer.poke(HEAD, 99)
