@@ -172,13 +172,16 @@ def packing_many(
         if not _are_truths(records, truths):  # struct would ask bool()
             return None
         data = b"".join(starmap(pack, records))
-        # struct would cut them in silence.
-        cut = any(max(map(len, map(text, records)), default=0) > limit for text, limit in texts)
-        return None if cut else data
+        return None if _is_cut(records, texts) else data
 
     # For tuples, the C code checks the types by itself.
     pack_tuples: Any = pack_all if in_c is None or values_of is not None else in_c.pack
     return encode_many
+
+
+def _is_cut(records: Any, texts: Sequence[tuple[Callable[[Any], Any], int]]) -> bool:
+    """Whether struct has cut a text, which it does in silence."""
+    return any(max(map(len, map(text, records)), default=0) > limit for text, limit in texts)
 
 
 def _are_truths(records: Any, truths: Sequence[Callable[[Any], Any]]) -> bool:
