@@ -169,9 +169,8 @@ def packing_many(
         return data
 
     def join(records: tuple[Any, ...]) -> bytes | None:
-        if not _are_truths(records, truths):  # struct would ask bool()
-            return None
-        data = b"".join(starmap(pack, records))
+        known = _are_truths(records, truths)  # first: struct would ask bool()
+        data = b"".join(starmap(pack, records)) if known else None
         return None if _is_cut(records, texts) else data
 
     # For tuples, the C code checks the types by itself.
