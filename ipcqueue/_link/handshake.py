@@ -83,6 +83,8 @@ def _check_words(peer: Identity) -> None:
     for what in ("generation", "base", "switch_at"):
         if value := getattr(peer, what):
             raise CorruptPeer(f"the peer's {what} is {value}, and must be 0")
+    if peer.reserved:
+        raise CorruptPeer("the peer's segment has words that are not zero and must be")
     if any(peer.session):
         raise CorruptPeer("the peer's segment belongs to a session, and there are none")
 

@@ -37,6 +37,7 @@ class Identity(NamedTuple):
     base: int = 0
     switch_at: int = 0
     session: bytes = bytes(16)
+    reserved: int = 0  # apart from the rest: words for publishers, together
     names: bytes = NO_NAMES.table  # apart from the rest, see _records/names.py
 
     @property

@@ -62,6 +62,7 @@ class Mapping(Owner):
             accept_regions=raw.accept_regions,
             accept_flags=raw.accept_flags,
             wake_line=raw.wake_line,
+            reserved=lib.ipcq_reserved(self.at, raw.wake_line),
             generation=raw.generation,
             base=raw.base,
             switch_at=raw.switch_at,

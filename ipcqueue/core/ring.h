@@ -116,6 +116,10 @@ void ipcq_read_identity(const void *segment, struct ipcq_identity *into, struct 
 void ipcq_write_identity(void *segment, const struct ipcq_identity *from,
                          const struct ipcq_names *names);
 
+/* What is reserved in a segment beside its identity, together: zero, as nothing uses it yet.  `line`
+ * is where its words are, if it is lawful. */
+uint64_t ipcq_reserved(const void *segment, uint32_t line);
+
 /* Whether a descriptor is a socket; does not ask its file system, which may be a stranger's. */
 int ipcq_is_socket(int fd);
 

@@ -49,6 +49,16 @@ void ipcq_copy(char *to, const char *from, size_t size)
     memcpy(to, from, size);
 }
 
+uint64_t ipcq_reserved(const void *segment, uint32_t line)
+{
+    const struct ipcq_segment *s = segment;
+    uint64_t all = atomic_load_explicit(&s->intent, memory_order_relaxed) |
+                   atomic_load_explicit(&s->oldest, memory_order_relaxed);
+    if (line <= IPCQ_LAST_WAKE_LINE)
+        all |= atomic_load_explicit(&shown_words(segment, line)->wait_whom, memory_order_relaxed);
+    return all;
+}
+
 static void copy_once(void *into, const void *source, size_t size)
 {
     /* volatile: the compiler must not read a byte again after it was checked. */

@@ -895,6 +895,13 @@ MUTANTS = [
         "ipcqueue/test_endpoint.py::TestPeersEnd::test_a_peer_that_hangs_up_without_a_word_has_died",
     ),
     Mutant(
+        "words that are reserved may be anything",
+        "ipcqueue/_link/handshake.py",
+        "    if peer.reserved:\n",
+        "    if False:\n",
+        "reliability/test_wrong_descriptors.py",
+    ),
+    Mutant(
         "a sleeper looks for records only, and not for the end of the stream",
         "ipcqueue/core/ring.c",
         "               atomic_load_explicit(&r->tail, memory_order_relaxed) ||\n"

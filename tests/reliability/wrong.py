@@ -259,7 +259,7 @@ def _(stack):
 # -- memory files that are no segment ------------------------------------------------------------
 
 
-def segment(stack, *, size=SIZE, seals=LENT, flags=0, reserve=None, names=(), **changes):
+def segment(stack, *, size=SIZE, seals=LENT, flags=0, reserve=None, names=(), word=None, **changes):
     """Make the segment of a peer that is right in all but what it is told."""
     good = _segment.create(codec_for(SPEC), SLOTS, "peer")
     header = bytearray(ffi.buffer(good.mapping.at, 4096))
@@ -268,8 +268,17 @@ def segment(stack, *, size=SIZE, seals=LENT, flags=0, reserve=None, names=(), **
     for field, value in changes.items():
         setattr(identity, field, value)
     struct.pack_into(f"<{len(names)}Q", header, 2944, *names)
+    if word is not None:
+        header[word + (128 * identity.wake_line if word < 128 else 0)] = 1
     content = b"" if flags & os.MFD_HUGETLB else bytes(header)
     return owned(stack, memory_file(size, seals, content, reserved=reserve, flags=flags))
+
+
+for _word in (1032, 1039, 1040, 1047, 12, 15):  # of intent, oldest and wait_whom
+
+    @kind(f"segment with reserved byte {_word} in use", CorruptPeer, "not zero and must be")
+    def _(stack, word=_word):
+        return segment(stack, word=word)
 
 
 @kind("unsealed memory", says=UNSEALED)
