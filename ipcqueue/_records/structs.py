@@ -171,7 +171,7 @@ def packing_many(
     def join(records: tuple[Any, ...]) -> bytes | None:
         known = _are_truths(records, truths)  # first: struct would ask bool()
         data = b"".join(starmap(pack, records)) if known else None
-        return None if _is_cut(records, texts) else data
+        return None if data is None or _is_cut(records, texts) else data
 
     # For tuples, the C code checks the types by itself.
     pack_tuples: Any = pack_all if in_c is None or values_of is not None else in_c.pack

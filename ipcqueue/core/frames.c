@@ -163,9 +163,9 @@ static void tally(const struct ipcq_segment *segment, uint64_t capacity, uint64_
         const _Atomic uint64_t *words =
             (const _Atomic uint64_t *)(segment->slots + (at & (capacity - 1)));
         struct ipcq_frame frame;
-        uint64_t first = atomic_load_explicit(&words[0], memory_order_relaxed);
-        uint64_t second = atomic_load_explicit(&words[1], memory_order_relaxed);
-        memcpy(&frame, (uint64_t[]){first, second}, HEADER);
+        uint64_t header[2] = {atomic_load_explicit(&words[0], memory_order_relaxed),
+                              atomic_load_explicit(&words[1], memory_order_relaxed)};
+        memcpy(&frame, header, sizeof frame);
         uint64_t units = extent(frame.size);
         if (units > head - at)
             break;

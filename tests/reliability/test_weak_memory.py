@@ -24,6 +24,7 @@ SMALL = [
     "slots-2",
     "slots-2-far",
     "slots-2-batch",
+    "slots-1-half",
     "slots-1-spurious",
     "slots-1-faults",
     "slots-1-liveness",
@@ -176,7 +177,7 @@ MUTANTS = {
         ("slots-2-unheard", "records lost"),
     ),
     "closed read relaxed": (
-        ("segment.c", "memory_order_acquire) != 0", "memory_order_relaxed) != 0"),
+        ("segment.c", "->closed, memory_order_acquire)", "->closed, memory_order_relaxed)"),
         ("slots-2-unheard", "records lost"),
     ),
     "the same epoch at each sleep": (

@@ -28,6 +28,7 @@ struct scenario {
     bool duplex;       /* both send, and answer each other */
     unsigned leaves;   /* the receiver leaves after so many; 0: never */
     bool unheard;      /* no socket: the receiver looks for `closed` a few times */
+    bool half;         /* the sender only sends no more: its socket does not end */
     unsigned attached; /* each frame of this number comes with a descriptor; 0: none */
     uint64_t spins;    /* nanoseconds */
 };
@@ -50,6 +51,7 @@ static const struct scenario scenarios[] = {
     {.name = "slots-2-far", .machine = {FAR}, .capacity = 2, .records = 3, .batch = 1},
     {.name = "slots-2-batch", .capacity = 2, .records = 3, .batch = 3},
     {.name = "slots-2-in-place", .capacity = 2, .records = 3},
+    {.name = "slots-1-half", .capacity = 1, .records = 2, .batch = 1, .half = true},
     {.name = "slots-1-spurious",
      .machine = {.spurious = 1},
      .capacity = 1,
@@ -148,7 +150,7 @@ static struct end {
     struct ipcq_receiver receiver;
     uint64_t sent, received; /* records */
     uint64_t next;           /* index of the receiver */
-    bool ended, orderly, gone;
+    bool ended, orderly, gone, told; /* told: by `closed`, that no more is published */
 } ends[SIDES];
 
 static uint64_t word(uint64_t record, size_t n)
@@ -385,7 +387,7 @@ static bool receive_next(struct end *end)
 {
     for (;;) {
         sim_settled(end, sizeof *end);
-        bool over = end->ended; /* noted before the ring is found empty */
+        bool over = end->ended || end->told; /* noted before the ring is found empty */
         int result = receive_some(end);
         if (result == IPCQ_DONE)
             return true;
@@ -393,7 +395,10 @@ static bool receive_next(struct end *end)
             sim_fail("the receiver says %d", result);
         if (over)
             return false;
-        await_records(end);
+        if (ipcq_closed(sim_segment[1 - end->side], LINE) & ~(uint32_t)IPCQ_TAKES_NONE)
+            end->told = end->orderly = true;
+        else
+            await_records(end);
     }
 }
 
@@ -402,10 +407,12 @@ static bool receive_next(struct end *end)
 static void say_goodbye(struct end *end)
 {
     static const char goodbye[4] = {IPCQ_OPCODE_WRITE, 0, IPCQ_OPCODE_READ, 0};
-    ipcq_set_closed(sim_segment[end->side], LINE, IPCQ_NO_MORE | IPCQ_TAKES_NONE,
-                    sim_segment[1 - end->side], LINE,
-                    scenario->unheard ? -1 : SOCKET + end->side);
-    if (scenario->unheard)
+    bool half = scenario->half && end->side == 0;
+    /* Where the socket ends, its end wakes; a doorbell before it would be many schedules more. */
+    ipcq_set_closed(sim_segment[end->side], LINE,
+                    half ? IPCQ_NO_MORE : IPCQ_NO_MORE | IPCQ_TAKES_NONE,
+                    sim_segment[1 - end->side], LINE, half ? SOCKET + end->side : -1);
+    if (scenario->unheard || half)
         return;
     send(SOCKET + end->side, goodbye, sizeof goodbye, MSG_DONTWAIT | MSG_NOSIGNAL);
     sim_shutdown(end->side);
