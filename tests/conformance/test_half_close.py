@@ -305,6 +305,25 @@ async def test_aclose_is_a_good_end_also_when_it_is_cancelled(door, close):
             await other.recv()
 
 
+@pytest.mark.parametrize(
+    ("calls", "bits"),
+    [
+        (["send_eof"], 1),
+        (["finish"], 3),
+        (["send_eof", "finish"], 3),
+        (["finish", "abort"], 3),
+        (["send_eof", "abort"], 5),
+        (["abort", "close"], 4),
+    ],
+)
+def test_nothing_is_added_to_an_end_that_is_complete(calls, bits):
+    one, other = memenpsf.pair("<Q")
+    with one, other:
+        for call in calls:
+            getattr(one, call)()
+        assert other._endpoint._peer.mapping.closed() == bits
+
+
 def test_a_generator_that_is_left_by_break_ends_in_good_order():
     one, other = memenpsf.pair("<Q")
 

@@ -943,7 +943,7 @@ MUTANTS = [
         "ipcqueue/_link/ending.py",
         "        complete = self.own & ABORTED or self.own & IN_ORDER == IN_ORDER\n",
         "        complete = False\n",
-        "conformance/test_half_close.py::test_what_each_call_raises_for_every_pair_of_ends",
+        "conformance/test_half_close.py::test_nothing_is_added_to_an_end_that_is_complete",
     ),
     Mutant(
         "who receives obeys an abort before the end of the stream",
