@@ -9,7 +9,7 @@ from fdpass.lowlevel import Closable
 
 from . import _guesses
 from ._direct import persist
-from ._leaving import in_order
+from ._leaving import leave
 from ._link.opening import Opening
 from ._link.terms import Terms, check_options, checked_socket
 from ._origin import tag_error, tagged
@@ -210,10 +210,7 @@ class Connection(Closable, Generic[T]):
         Closed of this connection; so is a group of nothing else.
         """
         error = exc_info[1]
-        if in_order(error if isinstance(error, BaseException) else None, self):
-            self.close()
-        else:
-            self.abort()
+        leave(self, error if isinstance(error, BaseException) else None)
 
     def __repr__(self) -> str:
         endpoint: Any = vars(self).get("_endpoint")

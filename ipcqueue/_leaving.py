@@ -10,6 +10,14 @@ from ._origin import interface_of
 _ENDS = (EndOfStream, ReceiverGone, Closed)
 
 
+def leave(interface: Any, error: BaseException | None) -> None:
+    """Close a connection, or abort, if this exception that leaves its block is no good end."""
+    if in_order(error, interface):
+        interface.close()
+    else:
+        interface.abort()
+
+
 def in_order(error: BaseException | None, interface: Any) -> bool:
     """Whether a block of this connection that is left so is over, and not broken off.
 

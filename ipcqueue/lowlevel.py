@@ -18,7 +18,7 @@ from fdpass.lowlevel import Closable, Owner, monotonic, seconds_of, shown_second
 from ._connection import Connection
 from ._direct import persist, resume
 from ._guesses import GUESSED, check_many, guess, listed
-from ._leaving import in_order
+from ._leaving import leave
 from ._link import plans
 from ._link.endpoint import Endpoint, advance
 from ._link.handshake import Role
@@ -71,8 +71,8 @@ __all__ = [
     "drive",
     "drop_socket",
     "guess",
-    "in_order",
     "is_ambiguous_uid",
+    "leave",
     "listed",
     "monotonic",
     "open_endpoint",

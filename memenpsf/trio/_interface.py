@@ -37,7 +37,7 @@ from ipcqueue.lowlevel import (
     deadline_of,
     drop_socket,
     guess,
-    in_order,
+    leave,
     listed,
     plans,
     seconds_of,
@@ -603,14 +603,6 @@ class Interface(Owner, trio.abc.Channel[T]):
 
 guess(Interface, GUESSED)
 guess(Interface, {"xmit() and recv() wait themselves": ("poll", "fileno", "arm")})
-
-
-def leave(interface: Interface[Any], error: BaseException | None) -> None:
-    """Close an interface, or abort, if this is an exception that is no good end of a block."""
-    if in_order(error, interface):
-        interface.close()
-    else:
-        interface.abort()
 
 
 def plain_socket(

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any, overload
 
 import trio
 
+from ipcqueue.lowlevel import leave
+
 from .._policy import OnError, Policy, check_serving
-from ._interface import leave
 from ._listener import Listener, listen
 
 if TYPE_CHECKING:

@@ -964,9 +964,9 @@ MUTANTS = [
     ),
     Mutant(
         "a block that an exception leaves ends in good order",
-        "ipcqueue/_connection.py",
-        "            self.abort()\n",
-        "            self.close()\n",
+        "ipcqueue/_leaving.py",
+        "        interface.abort()\n",
+        "        interface.close()\n",
         "conformance/test_half_close.py::test_how_a_block_is_left_says_how_it_ended",
     ),
     Mutant(
