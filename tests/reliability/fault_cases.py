@@ -621,6 +621,7 @@ class Runner:
         return happened, steps
 
     def calls(self, most, seed):
+        """Cases in an order drawn with the seed, until the fault has happened in `most` of them."""
         sites, watching = sites_of(self.library, self.scenario)
         problems, *_ = run_one(self.scenario, watching, self.directory)
         if problems:
@@ -628,9 +629,10 @@ class Runner:
         cases = list(cases_of(sites, self.without))
         self.report["sites"] = sorted(" < ".join(map(str, site)) for site in sites)
         self.report["all"] = len(cases)
-        if len(cases) > most:
-            cases = random.Random(seed).sample(cases, most)
+        random.Random(seed).shuffle(cases)
         for case in cases:
+            if self.report["happened"] == most:
+                break
             fault = CallFails(self.library, case)
             # What another thread does decides on some calls whether they come.
             for _ in range(3):
@@ -647,7 +649,11 @@ class Runner:
                 break
 
     def memory(self, stride, seed):
-        """Each allocation of each step, or one in `stride`, up to one that nobody needs."""
+        """Each allocation of each step, or one in `stride`, up to one that nobody needs.
+
+        Many allocations may fail without an error.  So that a sample meets one that may not, it is
+        drawn again, and finer, until an error was told.
+        """
         NoMemory.PROBES = (None,) * (stride + 2)
         _, _, _, steps = run_one(self.scenario, Fault(), self.directory)
         first = random.Random(seed)
@@ -655,6 +661,8 @@ class Runner:
             for nth in range(first.randrange(stride), 20_000, stride):
                 if not self.run(NoMemory(f"{step}:{nth}"))[0]:
                     break
+        if stride > 1 and not self.report["told"]:
+            self.memory(stride // 2, seed + 1)
 
 
 def main():
