@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import functools
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
+    from types import CodeType, TracebackType
     from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
     class HasOwner(Protocol):
@@ -97,7 +97,23 @@ def tagged(verb: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], 
 
     So must all verbs that take something: between the return of the verb and that of its wrapper,
     an exception of a signal handler would lose it.
+
+    A verb without arguments is called without making anything: close() must close where there is
+    no memory.
     """
+    alone: Any = verb
+    code: CodeType = alone.__code__
+    if code.co_argcount + code.co_kwonlyargcount == 1:
+
+        @functools.wraps(verb)
+        def calling(self: Any, /) -> Any:
+            try:
+                return alone(self)
+            except Exception as error:
+                tag_error(error, self._endpoint.owner())
+                raise
+
+        return cast("Callable[Concatenate[S, P], T]", calling)
 
     @functools.wraps(verb)
     def tagging(self: S, /, *arguments: P.args, **named: P.kwargs) -> T:

@@ -675,7 +675,8 @@ class Endpoint(Owner):
         `ends`: how to end, if not in good order.
         """
         self._check_usable()
-        persist(self._finish, ends)  # Ctrl-C: finish what was begun
+        # A bound method would need memory, before anything has begun.
+        persist(Endpoint._finish, self, ends)  # Ctrl-C: finish what was begun
 
     def _finish(self, ends: int) -> None:
         """Do it; each step can be repeated."""
@@ -692,12 +693,12 @@ class Endpoint(Owner):
         """
         self._check_usable()
         self.sending()
-        persist(self.with_socket, self._send_eof)  # Ctrl-C: finish what was begun
+        persist(Endpoint._end_sending, self)  # as in finish()
 
-    def _send_eof(self, sock: socket.socket) -> None:
+    def _end_sending(self) -> None:
         """Do it; each step can be repeated."""
         self.sending().close()  # first: nothing is published after the mark
-        self._mark(NO_MORE, sock)
+        self.with_socket(partial(self._mark, NO_MORE))
 
     def _say_goodbye(self, ends: int, sock: socket.socket) -> None:
         # In this order: the peer that sees the end of the socket looks for `closed`.
@@ -730,7 +731,7 @@ class Endpoint(Owner):
             self._release()
             return
         was_open = not self.closed
-        persist(self._close, ends)  # Ctrl-C: finish what was begun
+        persist(Endpoint._close, self, ends)  # as in finish()
         if was_open:
             log.tell("%s", self)
 

@@ -318,6 +318,28 @@ def test_loops_for_which_there_is_no_memory_do_not_begin(short_of_memory):
             assert failures > 0
 
 
+@pytest.mark.parametrize("verb", ["close", "abort", "finish", "send_eof"])
+def test_what_ends_a_connection_does_so_without_memory(verb, short_of_memory):
+    raised = {"abort": ipcqueue.Aborted}.get(verb, ipcqueue.EndOfStream)
+
+    def prepare():
+        one, other = memenpsf.pair(8)
+        return one, other, getattr(one, verb)
+
+    def check(result, one, other, _):
+        assert one.closed == (verb in ("close", "abort"))
+        with pytest.raises(ipcqueue.Closed):
+            one.xmit(bytes(8))
+        with pytest.raises(raised) as caught:
+            other.recv(timeout=0)
+        assert type(caught.value) is raised
+        one.close()
+        other.close()
+
+    failures = short_of_memory(prepare, lambda one, other, end: end(), check, 80)
+    assert failures > 3
+
+
 def test_tuples_are_packed_with_memory_or_not_at_all(short_of_memory):
     fields = (("u", 0, 8), ("f", 8, 8), ("c", 16, 1), ("s", 17, 3), ("?", 20, 1), ("i", 24, 8))
     values = [(1 << 63, 0.5, b"c", b"txt", True, -(1 << 62))] * 3

@@ -237,6 +237,9 @@ class FewDescriptors(Fault):
         return isinstance(error, (*told, fdpass.FdPassError, ipcqueue.Full))
 
 
+_FORGETS = sys.version_info < (3, 12)
+
+
 class NoMemory(Fault):
     PROBES = (None,) * 3
 
@@ -267,6 +270,8 @@ class NoMemory(Fault):
         return self._came
 
     def explains(self, error):
+        if isinstance(error, SystemError):  # no frame for a call, and CPython 3.11 does not say so
+            return str(error) == "error return without exception set" and _FORGETS
         if isinstance(error, RuntimeError):  # what Python says of its own locks
             return str(error) == "can't allocate lock"
         return isinstance(error, MemoryError) or (

@@ -113,7 +113,7 @@ def control(case):
         flow = Flow(case, other.recv_ctrl_msg)
         for n in range(4):
             flow.send(bytes((128, n)), one.send_ctrl_msg, bytes((128, n)), timeout=0)
-            one.xmit(bytes(8))
+            case.do(one.xmit, bytes(8))
             case.do(other.recv, timeout=0)
         flow.take(other.recv_ctrl_msg)
         flow.take(lambda: other.recv_ctrl_msg(timeout=0.001))

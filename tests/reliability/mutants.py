@@ -87,6 +87,20 @@ MUTANTS = [
         "signals/test_blocks.py::test_an_exception_anywhere_leaves_nothing_lent",
     ),
     Mutant(
+        "close() needs memory before it closes",
+        "ipcqueue/_link/endpoint.py",
+        "        persist(Endpoint._close, self, ends)  # as in finish()\n",
+        "        persist(self._close, ends)\n",
+        "ipcqueue/test_shortage.py::test_what_ends_a_connection_does_so_without_memory",
+    ),
+    Mutant(
+        "a verb without arguments needs memory to be called",
+        "ipcqueue/_origin.py",
+        "    if code.co_argcount + code.co_kwonlyargcount == 1:\n",
+        "    if code.co_argcount + code.co_kwonlyargcount == 0:\n",
+        "ipcqueue/test_shortage.py::test_what_ends_a_connection_does_so_without_memory",
+    ),
+    Mutant(
         "what an interrupted entry has opened stays open",
         "ipcqueue/_link/loans.py",
         "                persist(Block.undo, self)  # a bound method would need memory\n",
