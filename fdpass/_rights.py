@@ -35,6 +35,7 @@ MAX_FDS = 253
 """The largest number of descriptors in one message; SCM_MAX_FD of the kernel."""
 
 _SCM_PIDFD = 4
+_SOL_SOCKET, _SCM_RIGHTS = int(socket.SOL_SOCKET), int(socket.SCM_RIGHTS)
 _INT = array("i").itemsize
 
 # Room for everything that can arrive. The kernel cuts off what does not fit, and then sets
@@ -61,6 +62,8 @@ def ancillary_space(max_fds: int) -> int:
 
 SEND_FLAGS = socket.MSG_NOSIGNAL
 RECEIVE_FLAGS = socket.MSG_CMSG_CLOEXEC
+# Computing with the flags of an enum takes twenty times as long.
+_CTRUNC, _TRUNC = int(socket.MSG_CTRUNC), int(socket.MSG_TRUNC)
 
 # Half a second in all, a guess: a live receiver reads sooner, and the caller can wait that long.
 RETRY_DELAYS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256)
@@ -81,10 +84,12 @@ def unpack(ancillary: Ancillary) -> tuple[list[int], list[int]]:
     sent: list[int] = []
     stray: list[int] = []
     for level, kind, payload in ancillary:
-        if level == socket.SOL_SOCKET and kind in (socket.SCM_RIGHTS, _SCM_PIDFD):
+        if level == _SOL_SOCKET and kind in (_SCM_RIGHTS, _SCM_PIDFD):
             whole = len(payload) - len(payload) % _INT  # a cut list may end inside a number
-            numbers = array("i", payload[:whole])
-            (sent if kind == socket.SCM_RIGHTS else stray).extend([n for n in numbers if n >= 0])
+            numbers = array("i", payload[:whole]).tolist()
+            if min(numbers, default=0) < 0:
+                numbers = [n for n in numbers if n >= 0]
+            (sent if kind == _SCM_RIGHTS else stray).extend(numbers)
     return sent, stray
 
 
@@ -206,9 +211,9 @@ class Incoming:
         if count > self.fds:
             raise WrongDescriptors(self.fds, count)
         # Test single bits: the kernel also returns flags such as MSG_CMSG_CLOEXEC.
-        if flags & socket.MSG_CTRUNC:
+        if flags & _CTRUNC:
             raise TruncatedDescriptors(self.fds, count)
-        if flags & socket.MSG_TRUNC:
+        if flags & _TRUNC:
             raise TruncatedData(f"expected at most {self.size} bytes, received a longer datagram")
         return 0 if self.tag is None else self._missing_of(self.tag, messages, count)
 

@@ -53,6 +53,8 @@ F_GET_SEALS = 1034
 _ADDITIONS = (socket.SO_PASSCRED, 34, 76)
 
 _LOOK = 1 << 16  # bytes
+_PEEK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
+_CTRUNC = int(socket.MSG_CTRUNC)
 
 _waiting: deque[Fd] = deque()  # to be closed by a thread, which takes the number when it does
 _threads: "set[weakref.ref[_Place]]" = set()  # may contain threads that have died
@@ -126,8 +128,8 @@ def _holds_descriptors(sock: socket.socket) -> bool:
     try:
         while True:
             # Without room for descriptors, the kernel only says that there are some (MSG_CTRUNC).
-            data, _, flags, _ = sock.recvmsg(_LOOK, 0, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-            if flags & socket.MSG_CTRUNC:
+            data, _, flags, _ = sock.recvmsg(_LOOK, 0, _PEEK)
+            if flags & _CTRUNC:
                 return True
             if not data:
                 return False

@@ -54,6 +54,7 @@ _ELSEWHERE = {
     "role": "Interface(), connect() or listen()",
     "on_error": "serve()",
 }
+_IN_LISTEN = {option: f"listen({write})" for option, write in INSTEAD.items()}
 
 
 def checked_stream(stream: socket.socket) -> socket.socket:
@@ -81,9 +82,10 @@ def check_interface_options(
     elsewhere: Any = MappingProxyType({}),
 ) -> None:
     """Raise TypeError for an unknown option of an interface; see lowlevel.check_options()."""
-    others = {option: where for option, where in _ELSEWHERE.items() if option not in own}
-    instead = {option: f"listen({write})" for option, write in INSTEAD.items()}
-    check_options(caller, options, own, others | elsewhere, instead)
+    others = {**_ELSEWHERE, **elsewhere}
+    for option in own:
+        others.pop(option, None)
+    check_options(caller, options, own, others, _IN_LISTEN)
 
 
 def check_listener_options(caller: str, options: Iterable[str], own: Iterable[str] = ()) -> None:

@@ -81,6 +81,7 @@ REFUSALS_PER_TURN = 16
 LOOK_AFTER_FILE = 60.0
 
 _QUOTA = Quota()
+_PEEK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
 
 # Errors that one client can cause on its way in: it is refused or not served, and the others are.
 CAUSED_BY_ONE = (QueueError, OSError, MemoryError)
@@ -275,7 +276,7 @@ class PendingClients(Owner):
         If it has left, close its socket.  So clients that only come and go cost no segments.
         """
         try:
-            candidate.spoken = bool(candidate.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+            candidate.spoken = bool(candidate.sock.recv(1, _PEEK))
         except BlockingIOError:
             return True
         except OSError:

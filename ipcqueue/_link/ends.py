@@ -1,6 +1,6 @@
 """The ends of the rings that an Agreement calls for: of which shape, and with which limits.
 
-Terms has loaded the modules of the shape that is imported here.
+Terms has loaded the classes of that shape.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from ipcqueue._ring.patience import suited
 from ipcqueue._ring.segment import limits_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ipcqueue._ring.patience import Patience
     from ipcqueue._ring.receiver import ReceiverEnd
     from ipcqueue._ring.sender import SenderEnd
@@ -44,26 +46,19 @@ def ends_of(agreement: Agreement, wire: Wire) -> tuple[SenderEnd | None, Receive
 
 def _sending_end(agreement: Agreement, wire: Wire, patience: Patience) -> SenderEnd:
     terms, own, peer = agreement.terms, agreement.own, agreement.peer
-    codec, size = terms.codec, own.identity.capacity
+    codec, size, both = terms.codec, own.identity.capacity, (own.mapping, peer.mapping)
     place = Place(size, codec.size, wire.fileno(), patience=patience, process=wire.process)
+    sender: Callable[..., SenderEnd] = terms.ends[0]
     if isinstance(codec, MessageCodec):
-        from ipcqueue._ring.frame_sender import FrameSender  # noqa: PLC0415
-
-        limits = limits_of(peer.identity)
-        return FrameSender(own.mapping, peer.mapping, place, codec, limits, terms.inline)
-    from ipcqueue._ring.slot_sender import SlotSender  # noqa: PLC0415
-
-    return SlotSender(own.mapping, peer.mapping, place, codec)
+        return sender(*both, place, codec, limits_of(peer.identity), terms.inline)
+    return sender(*both, place, codec)
 
 
 def _receiving_end(agreement: Agreement, wire: Wire, patience: Patience) -> ReceiverEnd:
     terms, own, peer = agreement.terms, agreement.own, agreement.peer
     codec, size, both = terms.codec, peer.identity.capacity, (own.mapping, peer.mapping)
     place = Place(size, codec.size, wire.fileno(), patience=patience)
+    receiver: Callable[..., ReceiverEnd] = terms.ends[1]
     if isinstance(codec, MessageCodec):
-        from ipcqueue._ring.frame_receiver import FrameReceiver  # noqa: PLC0415
-
-        return FrameReceiver(*both, place, codec, terms.limits, wire.attached)
-    from ipcqueue._ring.slot_receiver import SlotReceiver  # noqa: PLC0415
-
-    return SlotReceiver(*both, place, codec)
+        return receiver(*both, place, codec, terms.limits, wire.attached)
+    return receiver(*both, place, codec)

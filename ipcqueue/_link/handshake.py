@@ -7,6 +7,7 @@ segment's identity, which `check` compares with this side's own.
 from __future__ import annotations
 
 import mmap
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from ipcqueue._errors import CorruptPeer, RecordRefused, RoleRefused, VersionRefused
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from ipcqueue._ring.identity import Identity
 
 MAX_NAME_BYTES = 64
+_NO_SESSION = bytes(16)
 
 
 class Role:
@@ -80,12 +82,13 @@ def _check_words(peer: Identity) -> None:
             f"the peer's words are in line {peer.wake_line}, which is not from "
             f"{FIRST_WAKE_LINE} to {LAST_WAKE_LINE}"
         )
-    for what in ("generation", "base", "switch_at"):
-        if value := getattr(peer, what):
-            raise CorruptPeer(f"the peer's {what} is {value}, and must be 0")
+    if peer.generation or peer.base or peer.switch_at:
+        words = ((what, getattr(peer, what)) for what in ("generation", "base", "switch_at"))
+        what, value = next(filter(itemgetter(1), words))
+        raise CorruptPeer(f"the peer's {what} is {value}, and must be 0")
     if peer.reserved:
         raise CorruptPeer("the peer's segment has words that are not zero and must be")
-    if any(peer.session):
+    if peer.session != _NO_SESSION:
         raise CorruptPeer("the peer's segment belongs to a session, and there are none")
 
 

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
     from .terms import Terms
 
+# As numbers: the properties of a socket make members of an enum, which takes ten times as long.
+_family, _type = (vars(socket.SocketType)[what].__get__ for what in ("family", "type"))
+
 
 class Agreement(Owner):
     """The result of a handshake: all that a connection needs.
@@ -92,7 +95,7 @@ class Opening(Owner):
         self.begun = monotonic()
         self.deadline = deadline_of(terms.timeout)
         try:
-            if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
+            if _family(sock) != socket.AF_UNIX or _type(sock) != socket.SOCK_STREAM:
                 raise ValueError(f"expected an AF_UNIX SOCK_STREAM socket, got {sock!r}")
             sock.setblocking(False)
             self.peer = _peer_of(sock)

@@ -120,15 +120,22 @@ def default_records(size: int) -> int:
     return 1 << (count.bit_length() - 1)
 
 
-def _load_ends(*, frames: bool) -> None:
-    """Load the ends of one shape of ring: few programs need both, and each takes a millisecond.
+def _load_ends(*, frames: bool) -> tuple[Any, Any]:
+    """Return what sends and what receives by one shape of ring.
+
+    Loaded now: few programs need both shapes, and each takes a millisecond.
 
     Here, before anything is opened: to read a module takes a descriptor, and may fail.
     """
     if frames:
-        from ipcqueue._ring import frame_receiver, frame_sender  # noqa: F401, PLC0415
-    else:
-        from ipcqueue._ring import slot_receiver, slot_sender  # noqa: F401, PLC0415
+        from ipcqueue._ring.frame_receiver import FrameReceiver  # noqa: PLC0415
+        from ipcqueue._ring.frame_sender import FrameSender  # noqa: PLC0415
+
+        return FrameSender, FrameReceiver
+    from ipcqueue._ring.slot_receiver import SlotReceiver  # noqa: PLC0415
+    from ipcqueue._ring.slot_sender import SlotSender  # noqa: PLC0415
+
+    return SlotSender, SlotReceiver
 
 
 class Terms:
@@ -157,7 +164,7 @@ class Terms:
         self.codec: AnyCodec = codec_for(record)
         self.role = role
         frames = self.codec.shape == FRAMES
-        _load_ends(frames=frames)
+        self.ends = _load_ends(frames=frames)
         if capacity is None:
             capacity = DEFAULT_BYTES if frames else default_records(self.codec.size)
         least = mmap.PAGESIZE if frames else 1

@@ -56,6 +56,8 @@ GOODBYE = bytes((Opcode.WRITE, 0, Opcode.READ, 0))
 # Of the C module: what one read brings is kept in a room, where memory may be too short for
 # objects.
 _ROOM: int = _direct.ROOM
+_SEND_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+_CTRUNC = int(socket.MSG_CTRUNC)
 _waiting: Callable[[bytearray], int] = _direct.waiting
 _drop: Callable[[bytearray], None] = _direct.drop
 
@@ -227,7 +229,7 @@ class Wire(Owner):
     def send(message: bytes, sock: socket.socket) -> bool:
         """Send a control message; False if there is no room; raise OSError (a broken pipe)."""
         try:
-            sock.send(message, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            sock.send(message, _SEND_FLAGS)
         except BlockingIOError:
             return False
         return True
@@ -346,7 +348,7 @@ class Wire(Owner):
             # No bytecode between these can be interrupted.
             self._unread[0] = (data, rights, flags, None)
             deque(closing, maxlen=0)
-        if numbers or flags & socket.MSG_CTRUNC:  # there may have been no room even for the first
+        if numbers or flags & _CTRUNC:  # there may have been no room even for the first
             self._attach(data, numbers, flags)
         if not data:
             self.hung_up = True
@@ -371,7 +373,7 @@ class Wire(Owner):
         """Keep descriptors for the frame they belong to: those of the last message in `data`."""
         # There is room for one more than the peer may send, so such a shortage is its own doing.
         most = self._incoming if self._wary else self._max_fds
-        truncated = bool(flags & socket.MSG_CTRUNC) and len(numbers) <= most
+        truncated = bool(flags & _CTRUNC) and len(numbers) <= most
         whole = len(self._parser.rest + data) % 2 == 0
         wanted = bytes((Opcode.FDS, len(numbers)))
         welcome = (
@@ -415,7 +417,7 @@ def _milliseconds(seconds: float) -> float:
 def tell(sock: socket.socket, message: bytes) -> None:
     """Send what does no harm if it gets lost."""
     with contextlib.suppress(OSError):
-        sock.send(message, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        sock.send(message, _SEND_FLAGS)
 
 
 def hang_up(sock: socket.socket) -> None:

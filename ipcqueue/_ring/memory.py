@@ -76,34 +76,33 @@ class Mapping(Owner):
 
     def write_identity(self, identity: Identity) -> None:
         """Write it; only before the first peer sees the segment."""
-        raw = ffi.new("struct ipcq_identity *")
-        raw.magic = MAGIC
-        for field in (
-            "layout_version",
-            "byte_order",
-            "header_size",
-            "slot_size",
-            "capacity",
-            "segment_size",
-            "creator_pid",
-            "shape",
-            "max_message",
-            "accept_fds",
-            "accept_regions",
-            "accept_flags",
-            "wake_line",
-            "generation",
-            "base",
-            "switch_at",
-        ):
-            setattr(raw, field, getattr(identity, field))
+        words = {
+            "magic": MAGIC,
+            "layout_version": identity.layout_version,
+            "byte_order": identity.byte_order,
+            "header_size": identity.header_size,
+            "slot_size": identity.slot_size,
+            "capacity": identity.capacity,
+            "segment_size": identity.segment_size,
+            "creator_pid": identity.creator_pid,
+            "shape": identity.shape,
+            "max_message": identity.max_message,
+            "accept_fds": identity.accept_fds,
+            "accept_regions": identity.accept_regions,
+            "accept_flags": identity.accept_flags,
+            "wake_line": identity.wake_line,
+            "generation": identity.generation,
+            "base": identity.base,
+            "switch_at": identity.switch_at,
+        }
+        raw = ffi.new("struct ipcq_identity *", words)
         ffi.memmove(raw.fingerprint, identity.fingerprint, 16)
         ffi.memmove(raw.session, identity.session, 16)
         for into, text in ((raw.name, identity.name), (raw.record, identity.record)):
             data = text.encode()[: ffi.sizeof(into)]
             ffi.memmove(into, data, len(data))
         names = ffi.new("struct ipcq_names *")
-        ffi.memmove(names, identity.names, ffi.sizeof("struct ipcq_names"))
+        ffi.memmove(names, identity.names, len(identity.names))
         lib.ipcq_write_identity(self.at, raw, names)
 
     def set_closed(self, ends: int, peer: "Mapping", bell: int) -> None:
@@ -152,7 +151,7 @@ def map_segment(fd: int, size: int, *, writable: bool, mirrored: int = 0) -> Map
 def _text(field: Any) -> str:
     """Read a text field of a stranger: no control characters reach a terminal or a log."""
     text = bytes(ffi.buffer(field)).split(b"\0", 1)[0].decode(errors="replace")
-    return "".join(c if c.isprintable() else "?" for c in text)
+    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
 
 
 def allocate(kind: str, size: int, *kept: object) -> Any:

@@ -6,6 +6,7 @@ which this side can only read.  Drawn in core/layout.h.
 
 from __future__ import annotations
 
+import itertools
 import mmap
 import os
 from contextlib import contextmanager
@@ -31,9 +32,13 @@ SLOTS: int = lib.IPCQ_SLOTS
 FRAMES: int = lib.IPCQ_FRAMES
 
 # Nobody can change the size, write through a new mapping, or add seals.
+_WRITE = int(Seal.WRITE)
 SEALS = Seal.SHRINK | Seal.GROW | Seal.FUTURE_WRITE | Seal.SEAL
 
 WAKE_LINES = LAST_WAKE_LINE - FIRST_WAKE_LINE + 1
+# The words of two ends should rarely share a line.  A number for this process, which those that it
+# forks have as well, and a count: to ask the kernel for each would be a call.
+_made = itertools.count(os.urandom(1)[0])
 
 # The largest segment to accept from a peer by default, in bytes.  Making sure that one of this size
 # keeps its pages takes 4 ms, and an event loop waits for that long.
@@ -96,13 +101,13 @@ def create(
     """
     if not 1 <= codec.size <= MAX_SLOT_SIZE:
         raise ValueError(f"a record has 1 to {MAX_SLOT_SIZE} bytes, not {codec.size}")
-    size = needed(codec.size, capacity)
+    size, pid = needed(codec.size, capacity), os.getpid()
     identity = Identity(
         slot_size=codec.size,
         capacity=capacity,
         segment_size=size,
         fingerprint=codec.layout.fingerprint,
-        creator_pid=os.getpid(),
+        creator_pid=pid,
         name=name,
         record=codec.layout.description,
         shape=codec.shape,
@@ -110,7 +115,7 @@ def create(
         accept_fds=limits.fds,
         accept_regions=limits.regions,
         accept_flags=limits.shared + 2 * limits.sockets,
-        wake_line=FIRST_WAKE_LINE + os.urandom(1)[0] % WAKE_LINES,
+        wake_line=FIRST_WAKE_LINE + (pid + next(_made)) % WAKE_LINES,
         names=codec.names.table,
     )
     memfd = Memfd.create("memenpsf", size)
@@ -147,7 +152,7 @@ def adopt(
     with _refusing():
         memfd = Memfd.adopt(fd, max_size=max_segment, seals=SEALS, keep_pages=False)
     try:
-        if memfd.seals & Seal.WRITE:
+        if int(memfd.seals) & _WRITE:
             raise SealsRefused("the peer's segment: sealed so that even its owner cannot write")
         if memfd.size < HEADER_SIZE:
             raise SizeRefused(

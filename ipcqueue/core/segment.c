@@ -59,19 +59,23 @@ uint64_t ipcq_reserved(const void *segment, uint32_t line)
     return all;
 }
 
-static void copy_once(void *into, const void *source, size_t size)
+typedef uint64_t __attribute__((may_alias)) word;
+static_assert(sizeof(struct ipcq_identity) % sizeof(word) == 0, "whole words are copied");
+static_assert(sizeof(struct ipcq_names) % sizeof(word) == 0, "whole words are copied");
+
+static void copy_once(word *into, const void *source, size_t size)
 {
-    /* volatile: the compiler must not read a byte again after it was checked. */
-    const volatile unsigned char *from = source;
-    for (size_t i = 0; i < size; i++)
-        ((unsigned char *)into)[i] = from[i];
+    /* volatile: the compiler must not read a word again after it was checked. */
+    const volatile word *from = source;
+    for (size_t i = 0; i < size / sizeof(word); i++)
+        into[i] = from[i];
 }
 
 void ipcq_read_identity(const void *segment, struct ipcq_identity *into, struct ipcq_names *names)
 {
     const struct ipcq_segment *from = segment;
-    copy_once(into, &from->identity, sizeof *into);
-    copy_once(names, &from->names, sizeof *names);
+    copy_once((word *)into, &from->identity, sizeof *into);
+    copy_once((word *)names, &from->names, sizeof *names);
 }
 
 void ipcq_write_identity(void *segment, const struct ipcq_identity *from,

@@ -534,6 +534,21 @@ def test_nobody_reckons_with_a_timeout_before_it_is_seconds(module):
 
 
 @pytest.mark.parametrize("module", MODULES)
+def test_no_function_computes_with_flags_of_an_enum(module):
+    """It takes twenty times as long as with their numbers, of which a module makes constants."""
+
+    def computes(node):
+        return isinstance(node, ast.BinOp) and any(
+            isinstance(operand, ast.Attribute)
+            and (operand.attr.startswith("MSG_") or getattr(operand.value, "id", "") == "Seal")
+            for operand in (node.left, node.right)
+        )
+
+    found = {(file, function) for file, function in functions_that(module, computes) if function}
+    assert found <= {("fdpass/_memfd.py", "adopt")}  # a default
+
+
+@pytest.mark.parametrize("module", MODULES)
 def test_one_function_says_what_is_a_number(module):
     """isinstance(…, int) refuses numpy's; fdpass.lowlevel.index_of() takes all that have __index__."""
 

@@ -87,6 +87,13 @@ MUTANTS = [
         "signals/test_blocks.py::test_an_exception_anywhere_leaves_nothing_lent",
     ),
     Mutant(
+        "flags of an enum are computed with in each call",
+        "fdpass/_rights.py",
+        "        if flags & _TRUNC:\n",
+        "        if flags & socket.MSG_TRUNC:\n",
+        "project/test_layers.py::test_no_function_computes_with_flags_of_an_enum",
+    ),
+    Mutant(
         "close() needs memory before it closes",
         "ipcqueue/_link/endpoint.py",
         "        persist(Endpoint._close, self, ends)  # as in finish()\n",
@@ -750,14 +757,14 @@ MUTANTS = [
     Mutant(
         "truncated descriptors are ignored in a message",
         "fdpass/_rights.py",
-        "if flags & socket.MSG_CTRUNC:",
+        "if flags & _CTRUNC:",
         "if False:",
         "fdpass/test_socket.py::test_at_the_limit_of_open_descriptors_those_that_came_are_closed",
     ),
     Mutant(
         "truncated descriptors are ignored in a connection",
         "ipcqueue/_link/wire.py",
-        "truncated = bool(flags & socket.MSG_CTRUNC)",
+        "truncated = bool(flags & _CTRUNC)",
         "truncated = False",
         "ipcqueue/test_attachments.py::test_descriptors_that_this_process_may_not_open_end_the_connection",
     ),
