@@ -6,14 +6,12 @@ one, they are that as well: EndOfStream is a trio.EndOfChannel; ReceiverGone, Pe
 and DescriptorsLost are trio.BrokenResourceErrors; Closed is a trio.ClosedResourceError,
 ConcurrentUse a trio.BusyResourceError, Full a trio.WouldBlock.
 
-Each file mirrors the file of memenpsf or ipcqueue that serves threads, and uses it for everything
-that does not wait.
+What the doors for tasks have in common stands in memenpsf/_tasks.
 """
 
 from __future__ import annotations
 
 from .._loop import Ended
-from ._blocks import AsyncBorrowing, AsyncLoan
 from ._errors import (
     Aborted,
     Closed,
@@ -25,10 +23,9 @@ from ._errors import (
     PeerDied,
     ReceiverGone,
 )
-from ._interface import Interface, connect
-from ._listener import Listener, listen
+from ._interface import AsyncBorrowing, AsyncLoan, Interface, connect
+from ._listener import Listener, listen, serve
 from ._loop import run
-from ._serve import serve
 
 __all__ = [  # noqa: RUF022 (classes and functions first)
     "Interface", "connect", "listen", "Listener", "serve", "run", "Ended",

@@ -1,28 +1,22 @@
-"""Listener: many clients on one address, for tasks."""
+"""Listener, and serve: many clients on one address, for tasks of Trio."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import trio
-from trio.lowlevel import (
-    cancel_shielded_checkpoint,
-    checkpoint,
-    checkpoint_if_cancelled,
-    enable_ki_protection,
-)
+from trio.lowlevel import enable_ki_protection
 
-from ipcqueue import QueueError
 from ipcqueue.lowlevel import T
 
-from .._listening import AnyListener
-from .._pending import CAUSED_BY_ONE, PendingClients
-from ._errors import Closed, translated
+from .._tasks.listener import TaskListener
+from .._tasks.listener import listen as _listen
+from .._tasks.serve import serve as _serve
 from ._interface import Interface
-from ._tasks import Tasks, check_under_trio
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Awaitable, Callable
     from struct import Struct
     from typing import SupportsIndex, Unpack
 
@@ -30,9 +24,10 @@ if TYPE_CHECKING:
     from ipcqueue.lowlevel import NumpyDtype
 
     from .._options import ListenOptions
+    from .._policy import OnError
 
 
-class Listener(AnyListener, trio.abc.Listener[Interface[T]], Generic[T]):
+class Listener(TaskListener[T], trio.abc.Listener[Interface[T]]):
     """A server's address: gives an Interface for each client.  Made by listen().
 
     Handshakes of clients run side by side, so a slow or hostile client delays nobody.  A loop over
@@ -40,63 +35,16 @@ class Listener(AnyListener, trio.abc.Listener[Interface[T]], Generic[T]):
     end trio.serve_listeners: use memenpsf.trio.serve.
     """
 
+    interface = Interface
     _shown_as = "memenpsf.trio.Listener"
 
-    def __init__(self, pending: PendingClients) -> None:
-        super().__init__(pending)
-        pending.per_turn = _PER_TURN
-        self._accepting = trio.Lock()
-        self._tasks = Tasks()
+    if TYPE_CHECKING:
 
-    @enable_ki_protection
-    async def accept(self) -> Interface[T]:
-        """Return the next client.
-
-        Raises Refused, CorruptPeer or HandshakeTimeout for a client that did not get in, and
-        OSError if a resource is short; the listener stays usable.  Raises Closed once it is closed.
-        """
-        await checkpoint_if_cancelled()
-        async with self._accepting:
-            try:
-                endpoint = await self._tasks.drive(self._pending.next_client())
-            except QueueError as error:
-                raise translated(error) from error.__cause__
-        await cancel_shielded_checkpoint()
-        assert endpoint is not None  # noqa: S101 (there is no deadline)
-        try:
-            return Interface._of(endpoint, self._pending.terms, self._pending.role)  # noqa: SLF001 (one package)
-        except BaseException:  # no memory
-            endpoint.close()
-            raise
-
-    def __aiter__(self) -> Listener[T]:
-        """Yield clients until the listener is closed.
-
-        No client ends the loop: one that is refused, or not served because a resource is short, is
-        logged and skipped.  Within 10 s the first 20 of them are logged; the others are counted.
-        """
-        return self
-
-    async def __anext__(self) -> Interface[T]:
-        while True:
-            try:
-                return await self.accept()
-            except Closed:
-                raise StopAsyncIteration from None
-            except CAUSED_BY_ONE as error:
-                self._pending.log.add(error)
-
-    async def aclose(self) -> None:
-        """Stop listening and remove the socket file; accepted connections stay open."""
-        if not self._pending.closed:
-            self._tasks.end_waits()
-            self._pending.close()
-        await checkpoint()
+        async def accept(self) -> Interface[T]: ...
+        async def __anext__(self) -> Interface[T]: ...
 
 
-# The number of handshakes to begin or advance before other tasks run: each may take half a
-# millisecond.
-_PER_TURN = 1
+TaskListener.accept = enable_ki_protection(TaskListener.accept)  # type: ignore[method-assign]
 
 
 @overload
@@ -117,13 +65,80 @@ async def listen(
 ) -> Listener[Any]: ...
 async def listen(
     address: str | os.PathLike[str], record: Any, **options: Unpack[ListenOptions]
-) -> Listener[Any]:
+) -> Any:
     """Listen at an address: a bare name, a path, or @name (abstract); as memenpsf.listen.
 
     Other tasks run while it waits for other servers of this user to start.
     """
-    check_under_trio()
-    await checkpoint()
-    pending = PendingClients.unbound(address, record, **options)
-    await Tasks().drive(pending.binding())
-    return Listener(pending)
+    return await _listen(Listener, address, record, options)
+
+
+@overload
+async def serve(
+    handler: Callable[[Interface[bytes]], Awaitable[object]],
+    address: str | os.PathLike[str],
+    record: SupportsIndex,
+    *,
+    on_error: OnError = ...,
+    task_status: trio.TaskStatus[Listener[bytes]] = ...,
+    **options: Unpack[ListenOptions],
+) -> None: ...
+@overload
+async def serve(
+    handler: Callable[[Interface[tuple[Any, ...]]], Awaitable[object]],
+    address: str | os.PathLike[str],
+    record: str | Struct,
+    *,
+    on_error: OnError = ...,
+    task_status: trio.TaskStatus[Listener[tuple[Any, ...]]] = ...,
+    **options: Unpack[ListenOptions],
+) -> None: ...
+@overload
+async def serve(
+    handler: Callable[[Interface[T]], Awaitable[object]],
+    address: str | os.PathLike[str],
+    record: type[T] | Encoded[T],
+    *,
+    on_error: OnError = ...,
+    task_status: trio.TaskStatus[Listener[T]] = ...,
+    **options: Unpack[ListenOptions],
+) -> None: ...
+@overload
+async def serve(
+    handler: Callable[[Interface[Any]], Awaitable[object]],
+    address: str | os.PathLike[str],
+    record: NumpyDtype,
+    *,
+    on_error: OnError = ...,
+    task_status: trio.TaskStatus[Listener[Any]] = ...,
+    **options: Unpack[ListenOptions],
+) -> None: ...
+async def serve(
+    handler: Callable[[Interface[Any]], Awaitable[object]],
+    address: str | os.PathLike[str],
+    record: Any,
+    *,
+    on_error: OnError = "log",
+    task_status: trio.TaskStatus[Listener[Any]] = trio.TASK_STATUS_IGNORED,
+    **options: Unpack[ListenOptions],
+) -> None:
+    """Serve many clients: run handler(interface) in a task for each.
+
+    `await nursery.start(serve, …)` returns the Listener; closing that ends serve() once the
+    handlers are done.  The interface of a client is closed when its handler is done.
+
+    No client ends the server.  An exception from a client's own interface ends that client alone,
+    and is logged in one line; a client that is refused is logged, too.  Within 10 s the first 20
+    lines are logged; further ones are only counted.
+
+    `on_error` decides about any other exception of a handler, for example from another interface:
+    "log" it with its traceback and go on serving; "raise" it, as trio.serve_listeners does, which
+    ends all clients; or call a plain function on_error(interface, error), which may raise.  The
+    interface is closed by then.  Of an exception group, only the members that are not from the
+    client's interface count.  Cancelled, KeyboardInterrupt and the like always propagate.
+
+    Raises TypeError and ValueError before anything is opened, and all errors of listen().
+    """
+    await _serve(
+        Listener, handler, address, record, on_error, task_status.started, options, "task_status"
+    )

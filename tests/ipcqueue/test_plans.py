@@ -121,7 +121,7 @@ def test_what_is_published_is_said_to_be_also_without_memory(door, short_of_memo
     def by_threads(log):
         return _threads.drive(plan(log), lambda _: True)
 
-    class Tasks(memenpsf.trio._tasks.Tasks):
+    class Tasks(memenpsf.trio._waiting.Waiting):
         async def wait_for(self, wait):
             return True
 

@@ -34,13 +34,13 @@ VERBS = {
     "ipcqueue/_queue.py": {"Sender", "Receiver"},
     "ipcqueue/_link/loans.py": {"Block", "Loan", "Borrowing"},
     "memenpsf/_interface.py": {"Interface"},
-    "memenpsf/trio/_interface.py": {"Interface"},
-    "memenpsf/trio/_blocks.py": {"_Block"},
+    "memenpsf/_tasks/interface.py": {"TaskInterface"},
+    "memenpsf/_tasks/blocks.py": {"Block"},
 }
 # __exit__ is _leave, by way of C; _end_by is close and abort.
 BLOCKS = {"__enter__", "_leave", "_end_by", "__aenter__", "__aexit__"}
 # Not verbs: `of` wraps what has no interface yet; the others are for the doors, which are verbs.
-NO_VERBS = {"of", "begin", "try_open", "undo"}
+NO_VERBS = {"of", "over", "opened", "plain_socket", "ours", "begin", "try_open", "undo"}
 
 
 def methods():

@@ -55,7 +55,8 @@ PLAIN = {
     "ipcqueue._link.loans._Hold": "nothing but there or not",
     "ipcqueue._records.messages.MessageCodec": "two functions of the application",
     "ipcqueue._origin._Tag": "a weak reference",
-    "memenpsf.trio._tasks.Follower": "an event of Trio",
+    "memenpsf.trio._waiting.Follower": "an event of Trio",
+    "memenpsf.trio._waiting.Group": "a nursery of Trio",
     "ipcqueue._link.plans.Rounds": "borrows its endpoint for one call of a verb",
     "ipcqueue._link.terms.Terms": "what the application asks for",
     "ipcqueue._link.waiters.Waiter": "what one thread waits for; borrows the lock it sleeps on",
@@ -70,7 +71,7 @@ PLAIN = {
     "memenpsf._candidates.Places": "numbers",
     "memenpsf._seeking._Search": "paths, and errors",
     "memenpsf.Ended": "an error, and records of the application",
-    "memenpsf.trio._blocks.Done": "nothing at all",
+    "memenpsf._tasks.blocks.Done": "nothing at all",
 }
 
 

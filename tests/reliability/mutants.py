@@ -73,7 +73,7 @@ MUTANTS = [
     ),
     Mutant(
         "a plan of a task ends by an exception, which needs memory",
-        "memenpsf/trio/_tasks.py",
+        "memenpsf/_tasks/waiting.py",
         "                awaited = resume(plan, await self.wait_for(awaited), result)\n",
         "                awaited = plan.send(await self.wait_for(awaited))\n"
         "        except StopIteration as end:\n            result = [end.value]\n",
@@ -144,9 +144,9 @@ MUTANTS = [
     ),
     Mutant(
         "Trio may raise Ctrl-C where a block ends",
-        "memenpsf/trio/_blocks.py",
-        "    @enable_ki_protection\n    def __aexit__(",
-        "    def __aexit__(",
+        "memenpsf/trio/_interface.py",
+        '    Block: ("__aenter__", "__aexit__"),',
+        '    Block: ("__aenter__",),',
         "signals/test_blocks_trio.py",
     ),
     Mutant(
@@ -194,11 +194,11 @@ MUTANTS = [
     ),
     Mutant(
         "Trio hears no cause",
-        "memenpsf/trio/_interface.py",
+        "memenpsf/_tasks/interface.py",
         "            return default if record is None else record\n        except Exception as error:\n"
-        "            raise ours(error, self) from error.__cause__\n",
+        "            raise self._waiting.ours(error, self) from error.__cause__\n",
         "            return default if record is None else record\n        except Exception as error:\n"
-        "            raise ours(error, self) from None\n",
+        "            raise self._waiting.ours(error, self) from None\n",
         "memenpsf/test_trio_payloads.py::test_a_record_that_its_class_refuses_is_taken_and_the_next_one_comes",
     ),
     Mutant(
@@ -1146,7 +1146,7 @@ MUTANTS = [
     ),
     Mutant(
         "a record that waits for space is encoded again by a task",
-        "memenpsf/trio/_interface.py",
+        "memenpsf/_tasks/interface.py",
         "endpoint.sending().parcel_of(left)",
         "endpoint.sending().parcel(record)",
         "conformance/test_messages.py::test_a_record_is_encoded_once_however_long_it_waits[trio]",

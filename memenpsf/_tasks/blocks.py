@@ -1,8 +1,9 @@
 """Loans and borrowings, for async with blocks.
 
 Trio raises a Ctrl-C in the main task: at a checkpoint, or between any two bytecodes of code that is
-not protected from it.  A block is left by one protected function that is no coroutine: between the
-call of a coroutine function and its first step a Ctrl-C would leave the block open for good.
+not protected from it (trio/_interface.py protects these).  So a block is left by one function that
+is no coroutine: between the call of a coroutine function and its first step a Ctrl-C would leave
+the block open for good.
 """
 
 from __future__ import annotations
@@ -10,12 +11,8 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
-from trio.lowlevel import checkpoint_if_cancelled, enable_ki_protection
-
 from ipcqueue import Borrowing, Loan, QueueError
 from ipcqueue.lowlevel import Owner, persist, plans
-
-from ._errors import OURS, ours
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -23,18 +20,18 @@ if TYPE_CHECKING:
 
     from ipcqueue.lowlevel import Endpoint, Seconds, Wait
 
-    from ._tasks import Tasks
+    from .waiting import Waiting
 
 BlockT = TypeVar("BlockT", bound=Loan | Borrowing)
 
 
-class Waiting(Protocol):
-    """What of an Interface waits for its blocks."""
+class Interface(Protocol):
+    """What of an interface its blocks need."""
 
     _endpoint: Endpoint | None
-    _tasks: Tasks
+    _waiting: Waiting
 
-    async def _opened(self) -> Endpoint: ...
+    async def opened(self) -> Endpoint: ...
 
 
 class Done:
@@ -48,12 +45,12 @@ class Done:
 _DONE = Done()
 
 
-class _Block(Owner, Generic[BlockT]):
+class Block(Owner, Generic[BlockT]):
     """A block of ipcqueue for async with: `make` makes it, `plan` is how it is opened."""
 
     def __init__(
         self,
-        interface: Waiting,
+        interface: Interface,
         make: Callable[[Endpoint], BlockT],
         plan: Callable[[Endpoint, BlockT, Seconds], Generator[Wait, bool, None]],
         timeout: Seconds,
@@ -67,34 +64,37 @@ class _Block(Owner, Generic[BlockT]):
         self._block: BlockT | None = make(endpoint) if endpoint else None
 
     def __repr__(self) -> str:
-        kind = f"memenpsf.trio.{type(self).__name__}"
+        kind = f"{type(self).__module__}.{type(self).__name__}"
         try:
             block = self._block
             return f"<{kind} of {self._interface!r}: not open>" if block is None else repr(block)
         except Exception:
             return f"<{kind}: half made>"
 
-    @enable_ki_protection
+    def ours(self, error: Exception) -> Exception:
+        """Note of which interface an exception is, and put it into the words of the door."""
+        return self._interface._waiting.ours(error, self._interface)  # noqa: SLF001
+
     async def __aenter__(self) -> BlockT:
         begun: BlockT | None = None
         try:
             interface = self._interface
-            endpoint = interface._endpoint or await interface._opened()  # noqa: SLF001
+            endpoint = interface._endpoint or await interface.opened()  # noqa: SLF001
             block = self._block = self._block or self._make(endpoint)
-            await checkpoint_if_cancelled()
+            waiting = interface._waiting  # noqa: SLF001
+            await waiting.begin()
             block.begin()
             begun = block
             plan = self._plan(endpoint, block, self._timeout)
-            await interface._tasks.drive(plan)  # noqa: SLF001
+            await waiting.drive(plan)
             return block
         except BaseException as error:
             if begun is not None:
                 persist(type(begun).undo, begun)  # a bound method would need memory
             if not isinstance(error, Exception):
                 raise
-            raise ours(error, self._interface) from error.__cause__
+            raise self.ours(error) from error.__cause__
 
-    @enable_ki_protection
     def __aexit__(
         self,
         kind: type[BaseException] | None,
@@ -102,39 +102,32 @@ class _Block(Owner, Generic[BlockT]):
         traceback: TracebackType | None,
     ) -> Done:
         try:
-            _leave(self._interface, self._block, kind, error, traceback)
+            block = self._block
+            if block is not None:
+                block.__exit__(kind, error, traceback)
+            # What publish() or cancel() raised inside, in the words of the door.  Not what another
+            # connection has raised there, one of plain threads for example.
+            if isinstance(error, QueueError) and error.interface is self._interface:
+                said = self.ours(error)
+                if said is not error:
+                    raise said
             return _DONE
         except Exception as failure:
-            raise ours(failure, self._interface) from failure.__cause__
+            raise self.ours(failure) from failure.__cause__
 
 
-class AsyncLoan(_Block[Loan]):
+class TaskLoan(Block[Loan]):
     """An ipcqueue.Loan for an async with block."""
 
     def __init__(
-        self, interface: Waiting, size: int, timeout: Seconds, tag: int, flags: int
+        self, interface: Interface, size: int, timeout: Seconds, tag: int, flags: int
     ) -> None:
         make = partial(Loan, size=size, tag=tag, flags=flags)
         super().__init__(interface, make, plans.open_loan, timeout)
 
 
-class AsyncBorrowing(_Block[Borrowing]):
+class TaskBorrowing(Block[Borrowing]):
     """An ipcqueue.Borrowing for an async with block."""
 
-    def __init__(self, interface: Waiting, limit: int | None, timeout: Seconds) -> None:
+    def __init__(self, interface: Interface, limit: int | None, timeout: Seconds) -> None:
         super().__init__(interface, partial(Borrowing, limit=limit), plans.open_borrowing, timeout)
-
-
-def _leave(
-    interface: Waiting,
-    block: Loan | Borrowing | None,
-    kind: type[BaseException] | None,
-    error: BaseException | None,
-    traceback: TracebackType | None,
-) -> None:
-    """End a block; raise in Trio's words what publish() or cancel() raised inside it."""
-    if block is not None:
-        block.__exit__(kind, error, traceback)
-    # Not what another connection has raised there, one of plain threads for example.
-    if isinstance(error, QueueError) and type(error) in OURS and error.interface is interface:
-        raise error
