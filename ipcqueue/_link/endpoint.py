@@ -761,7 +761,7 @@ class Endpoint(Owner):
         self._own.close()
         self._peer.close()
         last = self._last_statistics
-        self._lease.close(served=last is None or bool(last.received or last.taken))
+        self._lease.close(served=last is None or bool(last.received or last.sent))
 
     def __del__(self, warn: Any = warnings.warn, finalizing: Any = sys.is_finalizing) -> None:
         # Takes no lock and says no goodbye: to forget an end is to drop it.

@@ -9,7 +9,7 @@ from ipcqueue import Closed
 from ipcqueue.lowlevel import NOW, Owner, persist, plans, resume
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Generator, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
     from contextlib import AbstractAsyncContextManager
     from typing import Protocol
 
@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     class Group(Protocol):
         """Tasks that end together."""
 
-        def start(self, function: Callable[..., Awaitable[object]], *args: Any) -> Started:
+        def start(
+            self, function: Callable[..., Coroutine[Any, Any, object]], *args: Any
+        ) -> Started:
             """Start function(*args) in a task."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import functools
 import math
@@ -20,6 +21,7 @@ import trio
 import ipcqueue
 import ipcqueue.lowlevel
 import memenpsf
+import memenpsf.asyncio
 import memenpsf.trio
 from memenpsf import BadRecord, Message, _options, _pending
 from tests.kit.doors import scenario
@@ -72,6 +74,9 @@ def doors(address):
 
         return call
 
+    def in_asyncio(function):
+        return lambda *arguments, **options: asyncio.run(function(*arguments, **options))
+
     async def handler(_):
         raise AssertionError
 
@@ -94,6 +99,16 @@ def doors(address):
         "trio serve": in_trio(
             lambda record, **options: memenpsf.trio.serve(handler, address, record, **options)
         ),
+        "asyncio Interface": over_socket(memenpsf.asyncio.Interface),
+        "asyncio connect": in_asyncio(
+            lambda record, **options: memenpsf.asyncio.connect(address, record, **options)
+        ),
+        "asyncio listen": in_asyncio(
+            lambda record, **options: memenpsf.asyncio.listen(address, record, **options)
+        ),
+        "asyncio serve": in_asyncio(
+            lambda record, **options: memenpsf.asyncio.serve(handler, address, record, **options)
+        ),
     }
 
 
@@ -111,6 +126,10 @@ DOORS = sorted(
         "trio connect",
         "trio listen",
         "trio serve",
+        "asyncio Interface",
+        "asyncio connect",
+        "asyncio listen",
+        "asyncio serve",
     ]
 )
 

@@ -75,6 +75,8 @@ async def test_no_more_than_a_limit_may_be_introducing_themselves(door, path, mo
                 silent.enter_context(stranger(path))
             async with door.tasks() as tasks:
                 accepting = tasks.start(listener.accept)
+                while len(listener._pending.handshakes) < 2:
+                    await door.others()
                 client = tasks.start(lambda: door.connect(path, "<Q"))
                 await tasks.blocked()
                 assert not accepting.done
@@ -99,6 +101,7 @@ async def test_closing_wakes_who_gives_others_a_respite(door, path, monkeypatch)
 
 
 @scenario
+@pytest.mark.deadline(20)
 async def test_all_who_accept_at_once_get_different_clients(door, path):
     names = {f"client {n}" for n in range(60)}
     async with await door.listen(path, "<Q") as listener:

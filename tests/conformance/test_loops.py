@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import json
@@ -20,6 +21,7 @@ import pytest
 import trio
 
 import memenpsf
+import memenpsf.asyncio
 import memenpsf.trio
 from memenpsf import Ended, Interface
 
@@ -112,7 +114,61 @@ class TrioLoop:
         return self._future.result()
 
 
-DOORS = {"threads": ThreadLoop, "trio": TrioLoop}
+class InThread:
+    """A source or sink for threads, whose calls are awaited; put() may wait."""
+
+    def __init__(self, it):
+        self._it = it
+
+    async def get(self):
+        await asyncio.sleep(0)
+        return self._it.get()
+
+    async def put(self, item):
+        await asyncio.to_thread(self._it.put, item)
+
+
+class AsyncioLoop:
+    """memenpsf.asyncio.run in a thread with a loop of its own."""
+
+    def __init__(
+        self, pool, stream, items=(), *,
+        source=None, sink=None, typ=0, record="<Q", capacity=CAPACITY, **options,
+    ):  # fmt: skip
+        started = threading.Event()
+
+        async def main():
+            self._loop = asyncio.get_running_loop()
+            self._source, self._arrived = asyncio.Queue(), asyncio.Queue()
+            for item in items:
+                self._source.put_nowait(item)
+            started.set()
+            return await memenpsf.asyncio.run(
+                "loop", capacity, typ, stream,
+                InThread(source) if source else self._source,
+                InThread(sink) if sink else self._arrived, record,
+                **options,
+            )  # fmt: skip
+
+        self._future = pool.submit(asyncio.run, main())
+        started.wait()
+
+    def feed(self, item):
+        self._loop.call_soon_threadsafe(self._source.put_nowait, item)
+
+    def result(self):
+        return self._future.result()
+
+    @property
+    def delivered(self):
+        return list(self._arrived._queue)
+
+    @property
+    def left(self):
+        return list(self._source._queue)
+
+
+DOORS = {"threads": ThreadLoop, "trio": TrioLoop, "asyncio": AsyncioLoop}
 doors = pytest.mark.parametrize("door", DOORS.values(), ids=DOORS)
 
 
@@ -333,7 +389,7 @@ def test_what_was_taken_from_the_source_and_not_published_is_reported(pool, door
 
 def has_taken_what_it_will(loop, published):
     """Wait until the loop has taken what there is room for, and no more."""
-    if isinstance(loop, ThreadLoop):
+    if not isinstance(loop, TrioLoop):
         until(lambda: loop.left == numbers(published, 100))
     else:
         until(lambda: loop._feeding.statistics().current_buffer_used <= 100 - published)
@@ -646,7 +702,8 @@ def test_type_zero_is_a_client_and_any_other_a_server(pool, door, monkeypatch, t
         raise SeenEnough
 
     monkeypatch.setattr("memenpsf._loop.Interface", interface)
-    monkeypatch.setattr("memenpsf.trio._loop.Interface", interface)
+    for door_of_tasks in ("trio", "asyncio"):
+        monkeypatch.setattr(f"memenpsf.{door_of_tasks}._loop.Interface", interface)
     here, there = socket.socketpair()
     with here, there, pytest.raises(SeenEnough):
         door(pool, here, typ=typ, allow_uids={1}).result()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import dataclasses
 import errno
 import inspect
@@ -18,6 +20,7 @@ import pytest
 import trio
 
 import memenpsf
+import memenpsf.asyncio
 import memenpsf.trio
 from memenpsf import _log, _pending, _policy, _reserve, _serve
 from tests.kit.waiting import until
@@ -110,8 +113,38 @@ class TrioServer(ThreadServer):
             raise leaf from None
 
 
-DOORS = {"threads": ThreadServer, "trio": TrioServer}
+class AsyncioServer(TrioServer):
+    """memenpsf.asyncio.serve in a thread with a loop of its own."""
+
+    Interface = memenpsf.asyncio.Interface
+
+    def __init__(self, pool, handler, path, record=bytes, **options):
+        ready = queue.SimpleQueue()
+
+        async def main():
+            self._loop = asyncio.get_running_loop()
+            await memenpsf.asyncio.serve(handler, path, record, started=ready.put, **options)
+
+        self._result = pool.submit(lambda: asyncio.run(main()))
+        self._result.add_done_callback(lambda _: ready.put(None))
+        self.listener = ready.get() or self.result()
+
+    def close(self):
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            asyncio.run_coroutine_threadsafe(self.listener.aclose(), self._loop).result()
+
+
+DOORS = {"threads": ThreadServer, "trio": TrioServer, "asyncio": AsyncioServer}
 doors = pytest.mark.parametrize("door", DOORS.values(), ids=DOORS)
+
+
+def at(door, name, *args, **options):
+    """Call a function of memenpsf, or of the same name at another door."""
+    if door is ThreadServer:
+        return getattr(memenpsf, name)(*args, **options)
+    if door is TrioServer:
+        return trio.run(lambda: getattr(memenpsf.trio, name)(*args, **options))
+    return asyncio.run(getattr(memenpsf.asyncio, name)(*args, **options))
 
 
 @pytest.fixture
@@ -352,6 +385,8 @@ def test_a_client_that_goes_while_its_handler_does_something_else_is_met_at_the_
     async def evil(interface):
         if door is TrioServer:
             await trio.to_thread.run_sync(gone.wait)
+        elif door is AsyncioServer:
+            await asyncio.to_thread(gone.wait)
         else:
             gone.wait()
         while True:
@@ -528,20 +563,14 @@ async def async_function(interface, error):
 )
 def test_on_error_is_checked_before_anything_is_opened(tmp_path, door, wrong, kind):
     with pytest.raises(kind):
-        if door is ThreadServer:
-            memenpsf.serve(print, tmp_path / "s", bytes, **wrong)
-        else:
-            trio.run(lambda: memenpsf.trio.serve(echo, tmp_path / "s", bytes, **wrong))
+        at(door, "serve", print if door is ThreadServer else echo, tmp_path / "s", bytes, **wrong)
     assert list(tmp_path.iterdir()) == []
 
 
 @doors
 def test_the_handler_is_checked_before_anything_is_opened(tmp_path, door):
     with pytest.raises(TypeError, match="handler"):
-        if door is ThreadServer:
-            memenpsf.serve("echo", tmp_path / "s", bytes)
-        else:
-            trio.run(memenpsf.trio.serve, "echo", tmp_path / "s", bytes)
+        at(door, "serve", "echo", tmp_path / "s", bytes)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -899,10 +928,7 @@ def test_without_memory_for_the_rest_nothing_stays_bound(tmp_path, monkeypatch, 
 
     monkeypatch.setattr(_reserve, "spare", spare)
     with pytest.raises(MemoryError):
-        if door is ThreadServer:
-            memenpsf.listen(tmp_path / "s", bytes)
-        else:
-            trio.run(memenpsf.trio.listen, tmp_path / "s", bytes)
+        at(door, "listen", tmp_path / "s", bytes)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -18,6 +18,7 @@ import trio
 import fdpass
 import ipcqueue
 import memenpsf
+import memenpsf.asyncio
 import memenpsf.trio
 from memenpsf import u64
 from tests.kit.doors import one_way_scenario, scenario
@@ -188,7 +189,7 @@ def test_a_handshake_of_trio_that_failed_is_shown():
     trio.run(main)
 
 
-@pytest.mark.parametrize("module", [fdpass, ipcqueue, memenpsf, memenpsf.trio])
+@pytest.mark.parametrize("module", [fdpass, ipcqueue, memenpsf, memenpsf.asyncio, memenpsf.trio])
 def test_what_is_half_made_is_shown_all_the_same(module):
     shown = set()
     for name in module.__all__:
@@ -251,7 +252,7 @@ def forgotten(holder):
 @scenario
 async def test_a_forgotten_listener_is_named_and_leaves_nothing(door, tmp_path):
     address = tmp_path / "s"
-    kind = "memenpsf.trio.Listener" if door.words is memenpsf.trio else "Listener"
+    kind = f"{door.module}Listener"
     listener = await door.listen(address, Tick)
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(address))

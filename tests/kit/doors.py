@@ -11,6 +11,7 @@ and one more line in DOORS.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import socket
@@ -24,6 +25,7 @@ import trio
 
 import ipcqueue
 import memenpsf
+import memenpsf.asyncio
 import memenpsf.trio
 
 # How long a thread sleeps without a break before it counts as blocked.  One that waits for the
@@ -202,6 +204,8 @@ class Threads:
     """memenpsf itself; a task is a thread."""
 
     words = memenpsf
+    module = ""
+    """What stands before the names of its classes."""
     CHECKS_EVERY_TIMEOUT = False  # also where a single record can be sent at once
 
     def __init__(self):
@@ -289,6 +293,7 @@ class Trio(Threads):
     """memenpsf.trio; all tasks in one loop."""
 
     words = memenpsf.trio
+    module = "memenpsf.trio."
     CHECKS_EVERY_TIMEOUT = True
 
     def _run(self, function):
@@ -318,6 +323,90 @@ class Trio(Threads):
         await trio.lowlevel.checkpoint()
 
 
+# -- asyncio ----------------------------------------------------------------------------------------
+
+
+class AsyncioGroup:
+    def __init__(self, group, calls):
+        self._group = group
+        self._calls = calls
+        self._tasks = []
+
+    def start(self, function, *args):
+        self._calls.append(call := Call())
+        self._tasks.append(self._group.create_task(call._run(function, args)))
+        return call
+
+    async def blocked(self):
+        """Return once none of the calls goes on without others."""
+        for _ in range(2):  # between them, whatever has come wakes who waits for it
+            while not all(map(is_blocked, self._tasks)):  # noqa: ASYNC110 (there is none)
+                await asyncio.sleep(0)
+            await asyncio.sleep(0.001)
+
+
+def is_blocked(task):
+    """Whether a task is done, or waits for what is still to come."""
+    waits_for = task._fut_waiter
+    return task.done() or (waits_for is not None and not waits_for.done())
+
+
+class Asyncio(Threads):
+    """memenpsf.asyncio; all tasks in one loop."""
+
+    module = "memenpsf.asyncio."
+
+    def _run(self, function):
+        asyncio.run(function())
+
+    async def interface(self, sock, record, **options):
+        side = memenpsf.asyncio.Interface(sock, record, **options)
+        try:
+            await side.do_handshake()
+        except BaseException:
+            side.close()
+            raise
+        return side
+
+    @contextlib.asynccontextmanager
+    async def tasks(self):
+        async with asyncio.TaskGroup() as group:
+            yield AsyncioGroup(group, self._calls)
+
+    async def connect(self, *args, **options):
+        return await memenpsf.asyncio.connect(*args, **options)
+
+    async def listen(self, *args, **options):
+        return await memenpsf.asyncio.listen(*args, **options)
+
+    async def others(self):
+        await asyncio.sleep(0)
+
+
+class Uvloop(Asyncio):
+    """The same on another event loop."""
+
+    def _run(self, function):
+        if uvloop is None:
+            pytest.skip("not installed: uvloop")
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(function())
+
+
+async def _nothing():
+    pass
+
+
+try:
+    import uvloop
+except ImportError:
+    uvloop = None
+else:
+    # Its first loop opens a pipe for the whole process.
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as _runner:
+        _runner.run(_nothing())
+
+
 # -- a queue ----------------------------------------------------------------------------------------
 
 
@@ -345,5 +434,5 @@ class Queue(Threads):
             yield one, other
 
 
-DOORS = {"threads": Threads, "trio": Trio}
+DOORS = {"threads": Threads, "trio": Trio, "asyncio": Asyncio, "uvloop": Uvloop}
 ONE_WAY = {"queue": Queue, **DOORS}

@@ -381,6 +381,17 @@ def test_all_of_the_trio_door_is_what_it_defines_and_how_a_loop_ends():
     assert set(memenpsf.trio.__all__) == {*offered, "Ended"}
 
 
+def test_the_doors_for_tasks_offer_the_same_but_for_the_words_of_errors():
+    import memenpsf.asyncio
+    import memenpsf.trio
+
+    errors = {name for name in memenpsf.trio.__all__ if hasattr(memenpsf, name)} - {
+        *memenpsf.asyncio.__all__
+    }
+    assert {*memenpsf.asyncio.__all__} | errors == {*memenpsf.trio.__all__}
+    assert all(issubclass(getattr(memenpsf, name), Exception) for name in errors)
+
+
 def test_memenpsf_offers_every_error_of_the_queue():
     import ipcqueue
     import memenpsf

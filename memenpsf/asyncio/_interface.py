@@ -1,0 +1,124 @@
+"""Interface: the verbs of memenpsf.Interface for asyncio."""
+
+from __future__ import annotations
+
+from itertools import repeat
+from typing import TYPE_CHECKING, Any, overload
+
+from ipcqueue.lowlevel import T, plans
+
+from .._tasks.blocks import TaskBorrowing, TaskLoan
+from .._tasks.interface import TaskInterface
+from .._tasks.interface import connect as _connect
+from ._waiting import TURN, Waiting
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterable
+    from struct import Struct
+    from typing import SupportsIndex, Unpack
+
+    from ipcqueue import Encoded
+    from ipcqueue.lowlevel import Endpoint, NumpyDtype, Seconds
+
+    from .._options import ConnectOptions, InterfaceOptions
+
+
+class AsyncLoan(TaskLoan):
+    """An ipcqueue.Loan for an async with block."""
+
+
+class AsyncBorrowing(TaskBorrowing):
+    """An ipcqueue.Borrowing for an async with block."""
+
+
+class Interface(TaskInterface[T]):
+    """One side of a two-way connection that moves typed records through shared memory.
+
+    The handshake takes place at the first call, or in `do_handshake`.  Any number of tasks of one
+    event loop may send and receive at once.
+    """
+
+    waiting = Waiting
+    loan_type = AsyncLoan
+    borrowing_type = AsyncBorrowing
+
+    # A turn: so many calls go straight to the ring.  Then others may run, and the next one begins.
+    _takes: Iterable[Iterable[Any]] = ()
+    _offers: Iterable[Callable[[Any], Any]] = ()
+
+    def _join(self, endpoint: Endpoint) -> None:
+        super()._join(endpoint)
+        self._takes, self._offers = repeat(endpoint.ready, TURN), repeat(endpoint.offer, TURN)
+
+    async def _next_turn(self) -> Endpoint:
+        endpoint = self._endpoint
+        if endpoint is None:
+            return await self.opened()
+        await self._waiting.checkpoint()  # nothing is taken or sent yet
+        return endpoint
+
+    if not TYPE_CHECKING:  # there, those of TaskInterface; what is done at once goes no further
+
+        async def recv(self, timeout=None, default=None):  # noqa: ANN001, ANN202
+            try:
+                for ready in self._takes:
+                    for record in ready:
+                        return record
+                    break
+                else:
+                    endpoint = await self._next_turn()
+                    self._takes = repeat(endpoint.ready, TURN)
+            except Exception as error:
+                raise self._waiting.ours(error, self) from error.__cause__
+            return await super().recv(timeout, default)
+
+        async def xmit(self, record, timeout=None, fds=None, regions=None):  # noqa: ANN001, ANN202
+            try:
+                if fds is None and regions is None:
+                    for offer in self._offers:
+                        if (left := offer(record)) is not None:
+                            endpoint = self._endpoint
+                            parcel = endpoint.sending().parcel_of(left)
+                            await self._waiting.drive(plans.push(endpoint, parcel, timeout))
+                        return
+                    endpoint = await self._next_turn()
+                    self._offers = repeat(endpoint.offer, TURN)
+            except Exception as error:
+                raise self._waiting.ours(error, self) from error.__cause__
+            await super().xmit(record, timeout, fds, regions)
+
+        recv.__doc__, xmit.__doc__ = TaskInterface.recv.__doc__, TaskInterface.xmit.__doc__
+
+
+@overload
+async def connect(
+    address: str | os.PathLike[str], record: SupportsIndex, **options: Unpack[InterfaceOptions]
+) -> Interface[bytes]: ...
+@overload
+async def connect(
+    address: str | os.PathLike[str], record: str | Struct, **options: Unpack[InterfaceOptions]
+) -> Interface[tuple[Any, ...]]: ...
+@overload
+async def connect(
+    address: str | os.PathLike[str],
+    record: type[T] | Encoded[T],
+    **options: Unpack[InterfaceOptions],
+) -> Interface[T]: ...
+@overload
+async def connect(
+    address: str | os.PathLike[str], record: NumpyDtype, **options: Unpack[InterfaceOptions]
+) -> Interface[Any]: ...
+async def connect(
+    address: str | os.PathLike[str],
+    record: Any,
+    *,
+    timeout: Seconds = 5.0,
+    **options: Unpack[ConnectOptions],
+) -> Any:
+    """Connect to a server; the address is a bare name, a path, or @name (abstract).
+
+    As memenpsf.connect: OSError at once if there is no server, HandshakeTimeout, and what
+    Interface raises.
+    """
+    return await _connect(Interface, address, record, timeout, options)

@@ -1,0 +1,138 @@
+"""Listener, and serve: many clients on one address, for tasks of asyncio."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, overload
+
+from ipcqueue.lowlevel import T
+
+from .._tasks.listener import TaskListener
+from .._tasks.listener import listen as _listen
+from .._tasks.serve import serve as _serve
+from ._interface import Interface
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Awaitable, Callable
+    from struct import Struct
+    from typing import SupportsIndex, Unpack
+
+    from ipcqueue import Encoded
+    from ipcqueue.lowlevel import NumpyDtype
+
+    from .._options import ListenOptions
+    from .._policy import OnError
+
+
+class Listener(TaskListener[T]):
+    """A server's address: gives an Interface for each client.  Made by listen().
+
+    Handshakes of clients run side by side, so a slow or hostile client delays nobody.  A loop over
+    the listener skips clients that do not get in; accept() raises the reason instead.
+    """
+
+    interface = Interface
+    _shown_as = "memenpsf.asyncio.Listener"
+
+    if TYPE_CHECKING:
+
+        async def accept(self) -> Interface[T]: ...
+        async def __anext__(self) -> Interface[T]: ...
+
+
+@overload
+async def listen(
+    address: str | os.PathLike[str], record: SupportsIndex, **options: Unpack[ListenOptions]
+) -> Listener[bytes]: ...
+@overload
+async def listen(
+    address: str | os.PathLike[str], record: str | Struct, **options: Unpack[ListenOptions]
+) -> Listener[tuple[Any, ...]]: ...
+@overload
+async def listen(
+    address: str | os.PathLike[str], record: type[T] | Encoded[T], **options: Unpack[ListenOptions]
+) -> Listener[T]: ...
+@overload
+async def listen(
+    address: str | os.PathLike[str], record: NumpyDtype, **options: Unpack[ListenOptions]
+) -> Listener[Any]: ...
+async def listen(
+    address: str | os.PathLike[str], record: Any, **options: Unpack[ListenOptions]
+) -> Any:
+    """Listen at an address: a bare name, a path, or @name (abstract); as memenpsf.listen.
+
+    Other tasks run while it waits for other servers of this user to start.
+    """
+    return await _listen(Listener, address, record, options)
+
+
+@overload
+async def serve(
+    handler: Callable[[Interface[bytes]], Awaitable[object]],
+    address: str | os.PathLike[str],
+    record: SupportsIndex,
+    *,
+    on_error: OnError = ...,
+    started: Callable[[Listener[bytes]], object] | None = ...,
+    **options: Unpack[ListenOptions],
+) -> None: ...
+@overload
+async def serve(
+    handler: Callable[[Interface[tuple[Any, ...]]], Awaitable[object]],
+    address: str | os.PathLike[str],
+    record: str | Struct,
+    *,
+    on_error: OnError = ...,
+    started: Callable[[Listener[tuple[Any, ...]]], object] | None = ...,
+    **options: Unpack[ListenOptions],
+) -> None: ...
+@overload
+async def serve(
+    handler: Callable[[Interface[T]], Awaitable[object]],
+    address: str | os.PathLike[str],
+    record: type[T] | Encoded[T],
+    *,
+    on_error: OnError = ...,
+    started: Callable[[Listener[T]], object] | None = ...,
+    **options: Unpack[ListenOptions],
+) -> None: ...
+@overload
+async def serve(
+    handler: Callable[[Interface[Any]], Awaitable[object]],
+    address: str | os.PathLike[str],
+    record: NumpyDtype,
+    *,
+    on_error: OnError = ...,
+    started: Callable[[Listener[Any]], object] | None = ...,
+    **options: Unpack[ListenOptions],
+) -> None: ...
+async def serve(
+    handler: Callable[[Interface[Any]], Awaitable[object]],
+    address: str | os.PathLike[str],
+    record: Any,
+    *,
+    on_error: OnError = "log",
+    started: Callable[[Listener[Any]], object] | None = None,
+    **options: Unpack[ListenOptions],
+) -> None:
+    """Serve many clients: run handler(interface) in a task for each.
+
+    `started` is called with the Listener once clients can connect; closing that ends serve() once
+    the handlers are done.  The interface of a client is closed when its handler is done.
+
+    No client ends the server.  An exception from a client's own interface ends that client alone,
+    and is logged in one line; a client that is refused is logged, too.  Within 10 s the first 20
+    lines are logged; further ones are only counted.
+
+    `on_error` decides about any other exception of a handler, for example from another interface:
+    "log" it with its traceback and go on serving; "raise" it from serve(), which
+    ends all clients; or call a plain function on_error(interface, error), which may raise.  The
+    interface is closed by then.  Of an exception group, only the members that are not from the
+    client's interface count.  CancelledError, KeyboardInterrupt and the like always propagate.
+
+    Raises TypeError and ValueError before anything is opened, and all errors of listen().
+    """
+    if started is not None and not callable(started):
+        raise TypeError(f"started is a function or None, not {started!r}")
+    tell = started or (lambda _: None)
+    await _serve(Listener, handler, address, record, on_error, tell, options, "started")

@@ -1,0 +1,177 @@
+"""How the tasks of asyncio wait."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import select
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from ipcqueue.lowlevel import monotonic, tag_error, tag_unless_given
+
+from .._tasks import waiting
+from .._tasks.waiting import poller
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Coroutine
+
+    from ipcqueue.lowlevel import Wait
+
+TURN = 64
+"""Calls of one interface that need not wait, until one lets other tasks run."""
+
+# How long to wait, in seconds, where no descriptor is left to wait with.
+_WITHOUT_DESCRIPTORS = 0.05
+
+
+def ours(error: Exception, interface: object, *, given: bool = False) -> Exception:
+    """Mark an exception as coming from this interface; see memenpsf.trio, which translates it."""
+    (tag_unless_given if given else tag_error)(error, interface)
+    return error
+
+
+class Follower:
+    """What a task sleeps on until another one has read the socket."""
+
+    def __init__(self) -> None:
+        self.released = asyncio.get_running_loop().create_future()
+
+    def release(self) -> None:
+        """Wake it."""
+        _wake(self.released, True)
+
+
+class Group:
+    """An asyncio.TaskGroup."""
+
+    def __init__(self, tasks: asyncio.TaskGroup) -> None:
+        self._tasks = tasks
+
+    def start(
+        self, function: Callable[..., Coroutine[Any, Any, object]], *args: Any
+    ) -> asyncio.Task[object]:
+        """Start function(*args) in a task."""
+        return self._tasks.create_task(function(*args))
+
+
+@contextlib.asynccontextmanager
+async def group() -> AsyncIterator[Group]:
+    """Open a group of tasks."""
+    async with asyncio.TaskGroup() as tasks:
+        yield Group(tasks)
+
+
+class Waiting(waiting.Waiting):
+    """Waits for one interface, under asyncio; in the loop in which it waited first."""
+
+    clock = staticmethod(monotonic)
+    follower = Follower
+    lock = asyncio.Lock
+    ours = staticmethod(ours)
+    group = staticmethod(group)
+    sink_closed = (asyncio.QueueShutDown,) if hasattr(asyncio, "QueueShutDown") else ()
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._sleepers: dict[asyncio.Future[bool], Callable[[], object]] = {}
+        self._calls = 0
+
+    def check_loop(self) -> None:
+        """Raise RuntimeError outside asyncio, and in another loop than before."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise RuntimeError(
+                "memenpsf.asyncio works under asyncio.run(), and here no loop of asyncio runs: for "
+                "Trio there is memenpsf.trio, for plain threads memenpsf"
+            ) from None
+        if self._loop is not loop:
+            if self._loop is not None:
+                state = "is closed" if self._loop.is_closed() else "runs elsewhere"
+                raise RuntimeError(
+                    f"this belongs to another event loop, which {state}: use it there, or make "
+                    "one for each loop"
+                )
+            self._loop = loop
+
+    async def begin(self) -> None:
+        """Let others run at every TURN-th call."""
+        self._calls += 1
+        if self._calls >= TURN:
+            self._calls = 0
+            await asyncio.sleep(0)
+
+    async def done(self) -> None:
+        """Go on: what can be done at once does not suspend."""
+
+    async def checkpoint(self) -> None:
+        """Let others run."""
+        await asyncio.sleep(0)
+
+    def end_waits(self) -> None:
+        """Wake all who sleep: what they wait for is about to be closed."""
+        for woken, forget in tuple(self._sleepers.items()):
+            forget()
+            _wake(woken, False)
+
+    async def sleep(self, wait: Wait) -> bool:
+        """Sleep for what a plan waits for; return whether that came.  Raises Closed."""
+        self.check_loop()
+        loop = asyncio.get_running_loop()
+        woken = loop.create_future() if wait.follower is None else wait.follower.released
+        with contextlib.ExitStack() as undo:
+            forget = self._watch(loop, wait, partial(_wake, woken, True), undo)
+            undo.callback(forget)
+            self._sleepers[woken] = forget
+            undo.callback(self._sleepers.pop, woken, None)
+            if wait.seconds != math.inf:
+                undo.callback(loop.call_later(max(0.0, wait.seconds), _wake, woken, False).cancel)
+            came = bool(await woken)
+        if came and wait.wire is not None and wait.events == select.POLLIN:
+            wait.wire.use(wait.wire.read)
+        return came
+
+    def _watch(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        wait: Wait,
+        wake: Callable[[], object],
+        undo: contextlib.ExitStack,
+    ) -> Callable[[], object]:
+        """Have the loop call `wake` when what is waited for has come; return how to forget that."""
+        way = select.POLLIN
+        if wait.follower is not None:
+            return _nothing
+        try:
+            if wait.wire is not None and wait.events == select.POLLIN:
+                fd = wait.wire.events_fileno()
+            elif wait.wire is not None:
+                fd = undo.enter_context(wait.wire.poller(wait.events)).fileno()
+            elif len(wait.interests) == 1 and wait.interests[0][1] in _WAYS:
+                ((fd, way),) = wait.interests
+            elif any(events for _, events in wait.interests):
+                fd = undo.enter_context(poller(wait.interests)).fileno()
+            else:  # for the time; or until the end of what end_waits() tells of
+                return _nothing
+        except OSError:  # no descriptor is left
+            return loop.call_later(_WITHOUT_DESCRIPTORS, wake).cancel
+        add, remove = _WAYS[way]
+        add(loop, fd, wake)
+        return lambda: loop.is_closed() or remove(loop, fd)
+
+
+_WAYS: dict[int, tuple[Callable[..., object], Callable[..., object]]] = {
+    select.POLLIN: (lambda loop, *a: loop.add_reader(*a), lambda loop, fd: loop.remove_reader(fd)),
+    select.POLLOUT: (lambda loop, *a: loop.add_writer(*a), lambda loop, fd: loop.remove_writer(fd)),
+}
+
+
+def _wake(woken: asyncio.Future[bool], came: bool) -> None:
+    if not woken.done():
+        woken.set_result(came)
+
+
+def _nothing() -> None:
+    """Forget nothing: a future is woken, or nobody waits for it."""
