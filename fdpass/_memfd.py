@@ -68,9 +68,7 @@ class Memfd(Fd):
         self = cls.__new__(cls)
         try:
             _create_in(self, name)
-            os.ftruncate(self._number, size)
-            # Without this call, a shortage of memory would be a SIGBUS at some later write.
-            os.posix_fallocate(self._number, 0, size)
+            _reserve(self._number, size)
         except BaseException:
             self.close()
             raise
@@ -250,6 +248,18 @@ def _fill(owner: Fd, name: str, flags: int) -> None:
     # One call of C code, as in _socket: otherwise a signal handler could raise before anything
     # owns the new number, and the descriptor would be lost.
     Fd.own((owner,), map(os.memfd_create, (name,), (flags,)))
+
+
+def _reserve(number: int, size: int) -> None:
+    """Give a new file its size and its memory."""
+    try:
+        os.ftruncate(number, size)
+        # Without this call, a shortage of memory would be a SIGBUS at some later write.
+        os.posix_fallocate(number, 0, size)
+    except OSError as error:
+        why = f"reserving {size} bytes of memory: {error.strerror}"
+        limit = " (raise the limit: ulimit -f)" if error.errno == errno.EFBIG else ""
+        raise OSError(error.errno, f"{why}{limit}") from error
 
 
 def _refuse_what_cannot_be(size: int) -> None:

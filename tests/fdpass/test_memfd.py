@@ -94,6 +94,7 @@ class TestCreate:
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         assert caught.value.errno == errno.EFBIG
+        assert "bytes of memory: File too large (raise the limit: ulimit -f)" in str(caught.value)
 
     def test_a_shortage_while_reserving_closes_the_file(self, monkeypatch):
         def short(*arguments):

@@ -764,7 +764,7 @@ MUTANTS = [
     Mutant(
         "memory is not reserved",
         "fdpass/_memfd.py",
-        "            os.posix_fallocate(self._number, 0, size)\n",
+        "        os.posix_fallocate(number, 0, size)\n",
         "",
         "fdpass/test_memfd.py::TestCreate::test_any_size_is_reserved_and_zero",
     ),
