@@ -28,7 +28,8 @@ def in_order(error: BaseException | None, interface: Any) -> bool:
     if isinstance(error, BaseExceptionGroup):
         return all(in_order(each, interface) for each in error.exceptions)
     if isinstance(error, SystemExit):
-        return error.code in {None, 0}
+        # Of any type: what is not an int is printed, and is an error to the system.
+        return error.code is None or (isinstance(error.code, int) and error.code == 0)
     if isinstance(error, _ENDS):
         return interface_of(error) is interface
     return error is None or isinstance(error, GeneratorExit)

@@ -228,6 +228,9 @@ LEFT = {
     "exit 0": (lambda one, other: SystemExit(0), True),
     "exit 1": (lambda one, other: SystemExit(1), False),
     "exit words": (lambda one, other: SystemExit("a mistake"), False),
+    "exit False": (lambda one, other: SystemExit(False), True),  # an int, and 0
+    "exit list": (lambda one, other: SystemExit([]), False),  # 1, as for all that is no int
+    "exit 0.0": (lambda one, other: SystemExit(0.0), False),
     "Ctrl-C": (lambda one, other: KeyboardInterrupt(), False),
     "own mistake": (lambda one, other: ValueError("x"), False),
     "own end": (lambda one, other: tagged_of(one, memenpsf.EndOfStream), True),

@@ -1026,6 +1026,13 @@ MUTANTS = [
         "conformance/test_half_close.py::test_how_a_block_is_left_says_how_it_ended",
     ),
     Mutant(
+        "an exit with any code that is equal to 0 is a good end",
+        "ipcqueue/_leaving.py",
+        "error.code is None or (isinstance(error.code, int) and error.code == 0)",
+        "error.code in {None, 0}",
+        "conformance/test_half_close.py::test_how_a_block_is_left_says_how_it_ended",
+    ),
+    Mutant(
         "a group is a good end if one of its members is",
         "ipcqueue/_leaving.py",
         "        return all(in_order(each",
