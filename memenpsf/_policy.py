@@ -27,7 +27,7 @@ from ipcqueue import (
     Unaccepted,
     interface_of,
 )
-from ipcqueue.lowlevel import Owner
+from ipcqueue.lowlevel import Owner, shown_peer
 
 from ._log import LimitedLog, logger, one_line
 from ._options import check_listener_options
@@ -137,7 +137,7 @@ class Policy(Owner):
             return _together(own, passing, error if clients is None else None)
         if self._on_error == "log":
             with contextlib.suppress(MemoryError):
-                self._failures.tell(f"the handler of client {interface.peer_name!r} failed:", own)
+                self._failures.tell(f"the handler of {_shown(interface)} failed:", own)
             return passing
         try:
             self._on_error(interface, own)
@@ -150,9 +150,9 @@ class Policy(Owner):
         ends = list(_leaves(error))
         for end in ends:
             if _is_mistake(end):
-                self._mistakes.tell(f"client {interface.peer_name!r}: ended by:", end)
+                self._mistakes.tell(f"{_shown(interface)}: ended by:", end)
                 return
-        self._ends.tell(f"client {interface.peer_name!r}: {one_line(ends[0])}")
+        self._ends.tell(f"{_shown(interface)}: {one_line(ends[0])}")
 
     def tell(self, failure: BaseException) -> None:
         """Log an exception that cannot be raised, because serve() raises another one."""
@@ -173,3 +173,9 @@ def _together(
     if whole is not None:
         return whole
     return BaseExceptionGroup("the handler of a client", [error, passing])
+
+
+def _shown(interface: Any) -> str:
+    """Show a client in the log: by its name, or else by its process."""
+    name = interface.peer_name
+    return f"client {name!r}" if name else f"client {shown_peer('', interface.peer.pid, '')}"
