@@ -327,10 +327,24 @@ def _plain_array(np: Any, records: Any, layout: Layout) -> Any:
 
 
 def _check_unit(np: Any, given: Any, dtype: Any) -> None:
-    """Raise TypeError for times without a unit, which numpy would take to be in that of dtype."""
-    if np.datetime_data(given.dtype)[0] == "generic" and not np.isnat(given).all():
+    """Raise TypeError for times whose unit says nothing of that of dtype.
+
+    Those without a unit numpy would take to be in that of dtype.  Of a duration in years or months
+    it would make one of mean years, 365.2425 days each.
+    """
+    unit, expected = (np.datetime_data(each)[0] for each in (given.dtype, dtype))
+    months = {"Y", "M"}
+    if unit == "generic":
+        why = "without a unit"
+        advice = "state its unit"
+    elif dtype.kind == "m" and (unit in months) != (expected in months):
+        why = f"of unit {unit}"
+        advice = "a month has no fixed number of days"
+    else:
+        return
+    if not np.isnat(given).all():
         name = given.dtype.type.__name__
-        raise TypeError(f"a {name} without a unit where {dtype} is expected: state its unit")
+        raise TypeError(f"a {name} {why} where {dtype} is expected: {advice}")
 
 
 def _check_lengths(np: Any, given: Any, dtype: Any) -> None:  # noqa: ARG001 (as _check_unit)

@@ -953,6 +953,22 @@ def test_a_time_is_converted_to_another_unit_if_nothing_is_lost():
         span.encode(np.timedelta64(30, "us"))
     with pytest.raises(BadRecord, match=r"a timedelta64 without a unit where timedelta64\[25us\]"):
         span.encode(np.int64(40).view("m8"))
+    # numpy would make it one of mean years, and back without loss
+    for given, dtype in (
+        (np.timedelta64(1, "Y"), "m8[s]"),
+        (np.timedelta64(400, "M"), "m8[h]"),
+        (np.timedelta64(365, "D"), "m8[Y]"),
+    ):
+        codec = codec_for(np.dtype(dtype))
+        with pytest.raises(BadRecord, match="a month has no fixed number of days"):
+            codec.encode(given)
+        with pytest.raises(BadRecord, match="a month has no fixed number of days"):
+            codec.encode_many(np.array([given]))
+        assert np.isnat(codec.decode(codec.encode(np.array("NaT", given.dtype)[()])))
+    years = codec_for(np.dtype("m8[M]"))
+    assert years.decode(years.encode(np.timedelta64(2, "Y"))) == np.timedelta64(24, "M")
+    days = codec_for(np.dtype("M8[D]"))
+    assert days.decode(days.encode(np.datetime64("2024", "Y"))) == np.datetime64("2024-01-01")
     for codec in (moment, span):  # "not a time" has no unit, and needs none
         kind = type(codec.decode(bytes(8)))
         never = np.int64(-(2**63)).view(np.dtype(kind))
