@@ -11,7 +11,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from ipcqueue._errors import CorruptPeer, RecordRefused, RoleRefused, VersionRefused
-from ipcqueue._records.names import check_names
+from ipcqueue._records.names import NO_NAMES, check_names
 from ipcqueue._ring.identity import FIRST_WAKE_LINE, HEADER_SIZE, LAST_WAKE_LINE, MAGIC
 
 from .control import HELLO, Opcode, refusal
@@ -51,8 +51,10 @@ def checked_name(name: str) -> str:
     return name
 
 
-def check(mine: Identity, role: Role, peer: Identity, file_size: int) -> None:
-    """Raise unless the peer's segment fits mine.
+def check(
+    mine: Identity, role: Role, peer: Identity, file_size: int, names: Names = NO_NAMES
+) -> None:
+    """Raise unless the peer's segment fits mine; `names` are those of my record's fields.
 
     VersionRefused, RecordRefused and RoleRefused say what both sides want; CorruptPeer says
     that the segment contradicts itself or its file of `file_size` bytes.
@@ -64,15 +66,23 @@ def check(mine: Identity, role: Role, peer: Identity, file_size: int) -> None:
         if ours != theirs:
             raise VersionRefused(f"{what} here is {ours:#x}, the peer's is {theirs:#x}")
     if mine.layout != peer.layout:
-        raise RecordRefused(
-            f"a record here is [{mine.record}], the peer's is [{peer.record}]"
-            + (" (same words, other fingerprint)" if mine.record == peer.record else "")
-        )
+        raise _other_record(mine, peer, names)
     if role.receives != (peer.capacity > 0):
         does = "sends" if peer.capacity else "only receives"
         raise RoleRefused(f"this end {role}, and its peer {does}")
     _check_words(peer)
     _check_ring(peer, file_size)
+
+
+def _other_record(mine: Identity, peer: Identity, names: Names) -> RecordRefused:
+    """Return the error for records of two layouts."""
+    from ipcqueue._records.difference import difference  # noqa: PLC0415 (most programs do without)
+
+    both = f"a record here is [{mine.record}], the peer's is [{peer.record}]"
+    if mine.record == peer.record:
+        return RecordRefused(f"{both} (same words, other fingerprint)")
+    first = difference(mine.record, peer.record, names, peer.names)
+    return RecordRefused(f"{both}; {first}" if first else both)
 
 
 def _check_words(peer: Identity) -> None:

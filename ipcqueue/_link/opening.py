@@ -205,8 +205,9 @@ class Opening(Owner):
 
     def _adopt_segment(self) -> Segment:
         def judge(identity: Identity, size: int) -> None:
-            check(self._segments[0].identity, self.terms.role, identity, size)
-            check_fields(self.terms.codec.names, identity)
+            names = self.terms.codec.names
+            check(self._segments[0].identity, self.terms.role, identity, size, names)
+            check_fields(names, identity)
             self.lease.take(size)
 
         segment = adopt(self._received.pop(), self.terms.max_segment, judge)

@@ -93,6 +93,13 @@ def check_names(mine: Names, theirs: bytes, size: int) -> str:
     return ""
 
 
+def places_of(table: bytes) -> dict[int, int]:
+    """Return the offset for each hash that a table states, in its order."""
+    count, *words = _TABLE.unpack(table)
+    shown = 2 * min(count, MAX_NAMES)
+    return dict(zip(words[2 : 2 + shown : 2], words[3 : 3 + shown : 2], strict=True))
+
+
 # Where kinds of records have their names
 
 

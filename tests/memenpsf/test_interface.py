@@ -143,21 +143,28 @@ def test_equal_layouts_meet_whatever_states_them(pool, one):
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "says_one", "says_other"),
+    ("one", "other", "says_one", "says_other", "first"),
     [
-        ("<QdI", "<QdH", "20 bytes: 0:u64 8:f64 16:u32", "18 bytes: 0:u64 8:f64 16:u16"),
-        (8, 16, "8 bytes: 0:char[8]", "16 bytes: 0:char[16]"),
-        ("<Q", "<q", "8 bytes: 0:u64", "8 bytes: 0:i64"),
-        (Tick, np.dtype("<f8"), "20 bytes: 0:u64 8:f64 16:u32", "8 bytes: 0:f64"),
+        ("<QdI", "<QdH", "20 bytes: 0:u64 8:f64 16:u32", "18 bytes: 0:u64 8:f64 16:u16",
+         ("byte 16", "u32", "u16")),
+        (8, 16, "8 bytes: 0:char[8]", "16 bytes: 0:char[16]", ("byte 8", "nothing", "char")),
+        ("<Q", "<q", "8 bytes: 0:u64", "8 bytes: 0:i64", ("byte 0", "u64", "i64")),
+        (Tick, np.dtype("<f8"), "20 bytes: 0:u64 8:f64 16:u32", "8 bytes: 0:f64",
+         ("byte 0", "u64 'number'", "f64")),
     ],
-)
+)  # fmt: skip
 def test_different_layouts_are_refused_on_both_sides_and_both_are_shown(
-    pool, one, other, says_one, says_other
+    pool, one, other, says_one, says_other, first
 ):
     a, b = outcomes(pool, (one, {}), (other, {}))
-    for error, mine, theirs in ((a, says_one, says_other), (b, says_other, says_one)):
+    at, has_one, has_other = first
+    for error, mine, theirs, here in (
+        (a, says_one, says_other, has_one),
+        (b, says_other, says_one, has_other),
+    ):
         assert type(error) is memenpsf.RecordRefused
-        assert str(error) == f"a record here is [{mine}], the peer's is [{theirs}]"
+        shown = f"a record here is [{mine}], the peer's is [{theirs}]; they differ first at {at}: "
+        assert str(error).startswith(f"{shown}{here} here, ")
 
 
 def test_a_user_id_that_is_not_admitted_is_refused_on_both_sides(pool):

@@ -1660,6 +1660,20 @@ MUTANTS = [
         "ipcqueue/test_record.py::test_a_time_is_converted_to_another_unit_if_nothing_is_lost",
     ),
     Mutant(
+        "the peer's first difference is at the beginning of its run",
+        "ipcqueue/_records/difference.py",
+        "offset, left = self.offset + number * self.itemsize, self.number - number",
+        "offset, left = self.offset, self.number - number",
+        "ipcqueue/test_difference.py::test_the_first_difference_is_said_with_what_both_sides_have_there",
+    ),
+    Mutant(
+        "where words are cut a difference is made up",
+        "ipcqueue/_records/difference.py",
+        "    if cut or (",
+        "    if (",
+        "ipcqueue/test_difference.py::test_nothing_is_said_where_nobody_knows",
+    ),
+    Mutant(
         "a number is a truth",
         "ipcqueue/core/python/truths.c",
         "truth = value == 0 || value == 1 ? (int)value : -1;",
@@ -1732,7 +1746,7 @@ MUTANTS = [
     Mutant(
         "names at other offsets are let through",
         "ipcqueue/_link/opening.py",
-        "            check_fields(self.terms.codec.names, identity)\n",
+        "            check_fields(names, identity)\n",
         "",
         "conformance/test_layouts.py::test_fields_that_are_swapped_are_refused_by_their_names",
     ),
