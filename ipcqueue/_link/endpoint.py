@@ -769,8 +769,14 @@ class Endpoint(Owner):
             if not self._forked() and not finalizing():
                 warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
             self.closed = True  # for what the garbage collector finalizes after this
-            self.wire.release(shared=self._forked())
-            self._release()
+            try:
+                self.wire.release(shared=self._forked())
+                self._release()
+            except Exception:
+                # As the interpreter ends, modules may be None already; the exit gives all back.
+                if not finalizing():
+                    raise
+                self.wire.sock.close()  # a socket would complain
 
     def __repr__(self) -> str:
         return shown(self, getattr(self, "_shown_as", type(self).__name__))

@@ -1674,6 +1674,13 @@ MUTANTS = [
         "ipcqueue/test_difference.py::test_nothing_is_said_where_nobody_knows",
     ),
     Mutant(
+        "an end that outlives its modules complains",
+        "ipcqueue/_link/endpoint.py",
+        "                if not finalizing():\n                    raise\n                self",
+        "                if True:\n                    raise\n                self",
+        "reliability/test_exit.py::test_ends_that_outlive_their_modules_are_silent",
+    ),
+    Mutant(
         "a number is a truth",
         "ipcqueue/core/python/truths.c",
         "truth = value == 0 || value == 1 ? (int)value : -1;",

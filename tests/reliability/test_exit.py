@@ -59,3 +59,31 @@ def test_exit_with_live_objects_is_silent(tmp_path, mode, how):
     assert (done.stdout, done.stderr, done.returncode) == ("the end\n", "", 0)
     # The next server replaces the socket file, the only thing left.
     assert [path.name for path in tmp_path.iterdir()] == ["socket"]
+
+
+# Finalized after fdpass has become None to who imported it: the hook keeps these globals for longer.
+LATE = """\
+import socket, sys, threading
+import fdpass, memenpsf
+
+threading.excepthook = lambda arguments: None
+records = memenpsf.pair(8)
+messages = memenpsf.pair(bytes, accept=memenpsf.Accept(fds=1, regions=1))
+messages[0].xmit(bytes(500_000))
+with fdpass.MemoryRegion.create(4096) as region:
+    messages[0].xmit(b"attached", fds=[0], regions=[region])
+messages[0].xmit(b"not received", fds=[0])
+received = messages[1].recv(), messages[1].recv_message()
+messages[1].recv_ctrl_msg()
+print("the end", flush=True)
+"""
+
+
+@pytest.mark.parametrize("mode", [[], ["-X", "dev"]], ids=["", "development mode"])
+def test_ends_that_outlive_their_modules_are_silent(mode):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, *mode, "-c", LATE],
+        env=environment, capture_output=True, text=True, check=False, timeout=50,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr, done.returncode) == ("the end\n", "", 0)
