@@ -37,7 +37,7 @@ def extension(name: str, header: str, own: str, core: str = "") -> Extension:
 DIRECT = extension(
     "_direct",
     "direct",
-    "sender batches lending receiver shelf taking prefetch iteration socket module",
+    "sender batches lending receiver shelf taking prefetch iteration socket lock module",
     "ring slots frames segment",
 )
 

@@ -16,7 +16,7 @@ from fdpass import (
 from fdpass.lowlevel import Closable, Owner, monotonic, seconds_of, shown_seconds
 
 from ._connection import Connection
-from ._direct import persist, resume
+from ._direct import RLock, persist, resume
 from ._guesses import GUESSED, check_many, guess, listed
 from ._leaving import leave
 from ._link import plans
@@ -55,6 +55,7 @@ __all__ = [
     "Owner",
     "PairOptions",
     "QueueOptions",
+    "RLock",
     "Receives",
     "Role",
     "Seconds",

@@ -8,7 +8,16 @@ import threading
 from typing import TYPE_CHECKING, Any, Generic, overload
 
 from ipcqueue import Closed, ConcurrentUse
-from ipcqueue.lowlevel import Closable, T, deadline_of, drive, seconds_of, shown_seconds, wait_for
+from ipcqueue.lowlevel import (
+    Closable,
+    RLock,
+    T,
+    deadline_of,
+    drive,
+    seconds_of,
+    shown_seconds,
+    wait_for,
+)
 
 from ._interface import Interface
 from ._listening import AnyListener
@@ -37,7 +46,7 @@ class Listener(AnyListener, Closable, Generic[T]):
 
     def __init__(self, pending: PendingClients) -> None:
         super().__init__(pending)
-        self._lock = threading.RLock()
+        self._lock = RLock()
         # Whether the thread that holds the lock is in the middle of a turn. A signal handler in
         # that thread gets the lock, too, and must then change nothing.
         self._busy = False

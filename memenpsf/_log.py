@@ -10,11 +10,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import threading
 from typing import TYPE_CHECKING
 
 from ipcqueue import QueueError
-from ipcqueue.lowlevel import Owner, monotonic, printable, shown_peer
+from ipcqueue.lowlevel import Owner, RLock, monotonic, printable, shown_peer
 
 if TYPE_CHECKING:
     from ipcqueue.lowlevel import Endpoint
@@ -52,7 +51,7 @@ class LimitedLog(Owner):
         self._address = address
         self._level = level
         self._others = others
-        self._lock = threading.RLock()  # a signal handler that interrupts tell() may call close()
+        self._lock = RLock()  # a signal handler that interrupts tell() may call close()
         self._since = -math.inf
         self._lines = 0
         self._untold = 0

@@ -22,7 +22,7 @@ import threading
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from fdpass.lowlevel import Owner, renewed_after_fork
-from ipcqueue._direct import persist
+from ipcqueue._direct import RLock, persist
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -96,7 +96,7 @@ class Waiters(Owner):
     """The waiters of one connection.  Threads: everything here may be called from any."""
 
     def __init__(self) -> None:
-        self.mutex = threading.RLock()
+        self.mutex = RLock()
         self.reading = False
         """Whether somebody reads the socket, or sleeps until it can be read."""
         self.counts = [0] * len(Event)
@@ -107,7 +107,7 @@ class Waiters(Owner):
 
     def renew_locks(self) -> None:
         """In a forked child: forget who held them."""
-        self.mutex = threading.RLock()
+        self.mutex = RLock()
         self.followers = set()
 
     def enter(self, waiter: Waiter, event: Event) -> None:

@@ -17,7 +17,6 @@ import select
 import socket
 import struct
 import termios
-import threading
 from collections import deque
 from functools import partial
 from itertools import chain
@@ -32,7 +31,7 @@ from fdpass.lowlevel import (
     unpack,
 )
 from ipcqueue import _direct
-from ipcqueue._direct import persist
+from ipcqueue._direct import RLock, persist
 from ipcqueue._errors import Closed, CorruptPeer, DescriptorsLost, QueueError
 from ipcqueue._ring.arrivals import close_received
 from ipcqueue._ring.frame import MAX_ATTACHED
@@ -93,7 +92,7 @@ class Wire(Owner):
         """How often in a row descriptors were left in the socket, as their user has no room."""
         self._incoming = 0  # descriptors that are just being read
         self._unwelcome: list[list[fdpass.Fd]] = []  # until they are closed
-        self._lock = threading.RLock()
+        self._lock = RLock()
         self._users = 0  # threads that have the socket's number in hand
         self._poll = select.poll()  # for one thread at a time, the reader
         self.watch(self._poll, select.POLLIN)
@@ -112,7 +111,7 @@ class Wire(Owner):
 
     def renew_locks(self) -> None:
         """In a forked child: forget who held them."""
-        self._lock = threading.RLock()
+        self._lock = RLock()
 
     # -- the socket in hand ----------------------------------------------------------------------
 

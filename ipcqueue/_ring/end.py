@@ -3,7 +3,8 @@
 Threads: a step of Python here is several calls of the core, between which other threads may run,
 so each end has a lock; a single call of the core keeps the GIL (_build.py) and needs none.  The
 lock is re-entrant, because a signal handler may interrupt its own thread inside and use the same
-end.
+end.  It is no threading.RLock, whose with block needs memory to be entered and to be left
+(core/python/lock.c).
 
 Whole steps.  A signal handler may run, and raise (Ctrl-C), or another thread, between two
 bytecodes: CPython looks for them after each call, at the start of a function and when it jumps
@@ -30,11 +31,11 @@ Each of these is marked "one step"; none of them may have a call between its par
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING, Any
 
 from fdpass.lowlevel import Owner, renewed_after_fork
 from ipcqueue._core import ffi
+from ipcqueue._direct import RLock
 from ipcqueue._errors import ConcurrentUse, ForkedUse
 
 from .codes import DONE, FORKED, RingError
@@ -110,7 +111,7 @@ class End(Owner):
         self.capacity = place.capacity
         self._unit = place.unit
         self._last_indices = (place.start, place.start)
-        self._lock = threading.RLock()
+        self._lock = RLock()
         self._ring: Any = ring
         self._memory: Any = memory.at  # of the slots or frames that it shows in place
         self._generation = fork_generation()
@@ -122,7 +123,7 @@ class End(Owner):
 
     def renew_locks(self) -> None:
         """In a forked child: forget who held them."""
-        self._lock = threading.RLock()
+        self._lock = RLock()
 
     def _usable(self) -> Any:
         """Return the ring if it can be used after all, None if it is closed.

@@ -12,6 +12,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 from functools import partial
 
 import pytest
@@ -191,6 +192,66 @@ def test_a_batch_for_which_there_is_no_memory_stays(spec, short_of_memory):
         receiver.fetch(call, 2)
 
     assert short_of_memory(prepare, receive, check, 10) > 0
+
+
+def no_spare_tuples():
+    """Return what has them: CPython keeps 2,000 of each length for the next that is made."""
+    return [(n, n, n) for n in range(2001)]
+
+
+def test_a_lock_is_taken_and_released_without_memory(short_of_memory):
+    def use(lock, _):
+        with lock:
+            pass
+
+    def check(result, lock, _):
+        by_another = []
+        thread = threading.Thread(target=lambda: by_another.append(lock.acquire(blocking=False)))
+        thread.start()
+        thread.join()
+        assert by_another == [True], "it is held for ever"
+
+    assert short_of_memory(lambda: (direct.RLock(), no_spare_tuples()), use, check, 10) == 0
+
+
+def test_a_lock_is_that_of_one_thread_and_of_whom_it_calls():
+    lock = direct.RLock()
+    with pytest.raises(KeyError), lock, lock:
+        raise KeyError
+    with pytest.raises(RuntimeError, match="un-acquired"):
+        lock.release()
+    with lock:
+        by_another = []
+        thread = threading.Thread(target=lambda: by_another.append(lock.acquire(timeout=0)))
+        thread.start()
+        thread.join()
+        assert by_another == [False]
+    gc.collect()  # which visits it
+
+
+def test_a_lock_for_which_there_is_no_memory_is_not_made(short_of_memory):
+    def check(result):
+        assert result is MemoryError or result.acquire()
+
+    assert 3 < short_of_memory(list, direct.RLock, check) < 40
+
+
+@pytest.mark.parametrize("spec", [8, bytes])
+def test_a_loan_is_published_or_the_block_says_that_it_is_not(spec, short_of_memory):
+    def prepare():
+        one, other = pair_of(spec)
+        loan = one.loan(8 if spec is bytes else 1)
+        loan.__enter__().data[:] = b"12345678"
+        return one, other, loan.__exit__, no_spare_tuples()
+
+    def leave(one, other, leave_block, _):
+        leave_block(None, None, None)
+
+    def check(result, one, other, *_):
+        with one, other:
+            assert rest(other) == ([] if result is MemoryError else [b"12345678"])
+
+    assert short_of_memory(prepare, leave, check) > 0
 
 
 def test_a_batch_sent_without_memory_is_sent_up_to_some_record(short_of_memory):

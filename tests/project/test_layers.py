@@ -647,6 +647,26 @@ def test_no_loop_is_over_what_a_signal_handler_may_change(module):
         )
 
 
+# Where they may be: a thread sleeps on the first, without a with block.  The second stays a danger,
+# because Condition asks its lock for private methods: if there is no memory to leave such a block,
+# serve() may wait for ever.
+LOCKS = {("ipcqueue/_link/waiters.py", "Lock"), ("memenpsf/_serve.py", "Condition")}
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if not m.startswith("fdpass/")])
+def test_a_with_block_that_holds_a_lock_needs_no_memory(module):
+    """Where there is none, a lock of CPython's stays held; ipcqueue._direct.RLock does not."""
+    for node in ast.walk(parsed(module)):
+        if isinstance(node, ast.ImportFrom):
+            assert node.module != "threading", node.lineno
+        elif (
+            isinstance(node, ast.Attribute)
+            and getattr(node.value, "id", None) == "threading"
+            and node.attr in {"Lock", "RLock", "Condition", "Semaphore", "BoundedSemaphore"}
+        ):
+            assert (module, node.attr) in LOCKS, f"{module}:{node.lineno} has a {node.attr}"
+
+
 @pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("ipcqueue/")])
 def test_what_must_be_done_after_an_exception_is_persisted_in(module):
     """A second exception of a signal handler may strike in each call that cleans up after a first.

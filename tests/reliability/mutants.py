@@ -43,6 +43,33 @@ MUTANTS = [
         "ipcqueue/test_loan.py::test_what_is_borrowed_is_not_copied",
     ),
     Mutant(
+        "a lock needs memory to be released",
+        "ipcqueue/core/python/lock.c",
+        """static PyObject *leave(PyObject *release, PyObject *const *Py_UNUSED(args), Py_ssize_t Py_UNUSED(n))
+{
+    return PyObject_CallNoArgs(release);
+}
+
+static PyMethodDef leaving = {
+    "__exit__", (PyCFunction)(void (*)(void))leave, METH_FASTCALL, "Release the lock."};
+""",
+        """static PyObject *leave(PyObject *release, PyObject *Py_UNUSED(args))
+{
+    return PyObject_CallNoArgs(release);
+}
+
+static PyMethodDef leaving = {"__exit__", leave, METH_VARARGS, "Release the lock."};
+""",
+        "ipcqueue/test_shortage.py::test_a_lock_is_taken_and_released_without_memory",
+    ),
+    Mutant(
+        "an end has a lock that needs memory to be taken",
+        "ipcqueue/_ring/end.py",
+        "from ipcqueue._direct import RLock\n",
+        "from threading import RLock\n",
+        "ipcqueue/test_shortage.py::test_a_loan_is_published_or_the_block_says_that_it_is_not",
+    ),
+    Mutant(
         "what a handler raises while a batch is built is forgotten",
         "ipcqueue/_ring/frame_builder.py",
         "(done and not built) or leads_outside(failure.__traceback__)",

@@ -15,8 +15,8 @@
  * its variable it does not.  Where a record may stand before that, shelf.c says.
  *
  * One extension of several files: sender.c, batches.c and lending.c, receiver.c, shelf.c, taking.c, prefetch.c
- * and iteration.c, socket.c, module.c.  What only one of them uses stands there and is static; this
- * header has what several do.  None of it is seen outside the extension (-fvisibility=hidden).
+ * and iteration.c, socket.c, lock.c, module.c.  What only one of them uses stands there and is static;
+ * this header has what several do.  None of it is seen outside the extension (-fvisibility=hidden).
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -206,6 +206,7 @@ extern PyType_Spec SlotSender_spec, FrameSender_spec, SlotReceiver_spec, FrameRe
 
 struct state {
     PyTypeObject *iteration, *batch, *call;
+    PyObject *rlock; /* threading.RLock, see lock.c */
 };
 
 extern PyModuleDef definition;
@@ -218,3 +219,6 @@ static inline struct state *state_of(Receiver *self)
 }
 
 int add_socket(PyObject *module);
+
+/* lock.c */
+int add_lock(PyObject *module);

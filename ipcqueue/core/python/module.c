@@ -129,9 +129,9 @@ static int execute(PyObject *module)
             return -1;
         Py_DECREF(type);
     }
-    if (add_socket(module) < 0)
-        return -1;
     struct state *state = PyModule_GetState(module);
+    if (add_socket(module) < 0 || add_lock(module) < 0)
+        return -1;
     if ((state->iteration = add_type(module, &Iteration_spec)) == NULL ||
         (state->batch = add_type(module, &Batch_spec)) == NULL ||
         (state->call = add_type(module, &Call_spec)) == NULL)
@@ -145,6 +145,7 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->iteration);
     Py_VISIT(state->batch);
     Py_VISIT(state->call);
+    Py_VISIT(state->rlock);
     return 0;
 }
 
@@ -154,6 +155,7 @@ static int module_clear(PyObject *module)
     Py_CLEAR(state->iteration);
     Py_CLEAR(state->batch);
     Py_CLEAR(state->call);
+    Py_CLEAR(state->rlock);
     return 0;
 }
 
