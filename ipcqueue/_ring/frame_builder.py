@@ -322,7 +322,9 @@ class FrameBuilder(_direct.FrameReceiver, ReceiverEnd):  # type: ignore[misc]
             owned.append(regions)
             for group in groups:  # one by one, because the next may fail
                 region = self._adopt(group, limits.region, shared=limits.shared)
-                regions += [region]
+                # Not +=: until CPython 3.12, if an empty list gets no memory for what is added,
+                # that is never freed (list_extend).
+                regions.append(region)
         return Built(end, number, Framed(data, tag, flags), fds, regions)
 
     def _copied(self, large: _Large) -> bytes | None:

@@ -254,6 +254,30 @@ def test_a_loan_is_published_or_the_block_says_that_it_is_not(spec, short_of_mem
     assert short_of_memory(prepare, leave, check) > 0
 
 
+# A region that could not be noted is closed when it is collected, and says so.
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_region_for_which_there_is_no_memory_stays_open_for_nobody(short_of_memory):
+    def prepare():
+        before = open_descriptors()
+        one, other = memenpsf.pair(bytes, accept=memenpsf.Accept(regions=1))
+        with fdpass.MemoryRegion.create(4096) as region:
+            one.xmit(b"text", regions=[region])
+        return one, other, before
+
+    def receive(one, other, _):
+        return other.recv_message(timeout=0)
+
+    def check(result, one, other, before):
+        with one, other:
+            received = other.recv_message(timeout=0) if result is MemoryError else result
+            assert received.record == b"text"
+            received.close()
+        assert open_descriptors() == before
+
+    assert short_of_memory(prepare, receive, check, 250) > 100
+
+
 def test_a_batch_sent_without_memory_is_sent_up_to_some_record(short_of_memory):
     for spec, many in ((8, [bytes([n] * 8) for n in range(200)]), (bytes, [b"text"] * 300)):
 

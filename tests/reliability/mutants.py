@@ -70,6 +70,13 @@ static PyMethodDef leaving = {"__exit__", leave, METH_VARARGS, "Release the lock
         "ipcqueue/test_shortage.py::test_a_loan_is_published_or_the_block_says_that_it_is_not",
     ),
     Mutant(
+        "a region goes into an empty list by +=",
+        "ipcqueue/_ring/frame_builder.py",
+        "regions.append(region)",
+        "regions += [region]",
+        "ipcqueue/test_shortage.py::test_a_region_for_which_there_is_no_memory_stays_open_for_nobody",
+    ),
+    Mutant(
         "what a handler raises while a batch is built is forgotten",
         "ipcqueue/_ring/frame_builder.py",
         "(done and not built) or leads_outside(failure.__traceback__)",
