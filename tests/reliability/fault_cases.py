@@ -13,6 +13,7 @@ A case is three words, by which it can be repeated alone:
 
 from __future__ import annotations
 
+import ast  # noqa: F401 (traceback imports it when it is used: not without memory, which loses a file)
 import collections
 import contextlib
 import ctypes
