@@ -2,12 +2,15 @@
 
 import ctypes
 import gc
+import importlib
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
-OURS = ("fdpass", "ipcqueue", "memenpsf", "tests")
+PACKAGES = ("fdpass", "ipcqueue", "memenpsf")
+OURS = (*PACKAGES, "tests")
 HOLDERS = (dict, type, tuple, property, staticmethod, classmethod, types.FunctionType)
 
 
@@ -17,6 +20,7 @@ def keep_code():
     CPython 3.12 and 3.13 drop a reference to the code too often if there is no memory for a function
     (gh-122752, mended in 3.14).  After a few tests the code would be freed, and in use.
     """
+    _import_all()  # some modules are imported only when a connection first needs them
     seen = set()
     left = [vars(it) for name, it in tuple(sys.modules.items()) if name.split(".")[0] in OURS]
     while left:
@@ -29,6 +33,16 @@ def keep_code():
             left += each.co_consts
         elif isinstance(each, HOLDERS):
             left += gc.get_referents(each)
+
+
+def _import_all():
+    """Import every module of the packages, but for those that need Trio or a compiler."""
+    for package in PACKAGES:
+        root = Path(importlib.import_module(package).__file__).parent
+        for file in root.rglob("*.py"):
+            *parents, name = file.relative_to(root.parent).with_suffix("").parts
+            if "trio" not in (*parents, name) and name not in {"__init__", "_build"}:
+                importlib.import_module(".".join((*parents, name)))
 
 
 @pytest.fixture
