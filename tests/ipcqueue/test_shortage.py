@@ -422,7 +422,7 @@ def test_what_ends_a_connection_does_so_without_memory(verb, short_of_memory):
         other.close()
 
     failures = short_of_memory(prepare, lambda one, other, end: end(), check, 80)
-    assert failures > 3
+    assert failures > 0  # CPython 3.14 asks for less
 
 
 def test_tuples_are_packed_with_memory_or_not_at_all(short_of_memory):
