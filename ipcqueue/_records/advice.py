@@ -12,6 +12,7 @@ _MOMENT = (
     " timedelta64[ns]"
 )
 _LETTERS = 'annotate it as char(8), or Annotated[bytes, "8s"], as long as need be'
+_PATH = 'annotate it as Annotated[str, "255s"], and send str(path)'
 # By name, so that nothing is imported for it.
 _ADVICE = {
     "builtins.bytes": _LETTERS,
@@ -26,7 +27,8 @@ _ADVICE = {
     "decimal.Decimal": "annotate it as i64, and send how many of the smallest unit it is",
     "fractions.Fraction": "annotate it as tuple[i64, i64], and send its two parts",
     "uuid.UUID": "annotate it as char(16), and send its .bytes",
-    "pathlib.Path": 'annotate it as Annotated[str, "255s"], and send str(path)',
+    "pathlib.Path": _PATH,
+    "pathlib._local.Path": _PATH,  # CPython 3.13
     "numpy.ndarray": "annotate it as Annotated[list[f64], 8], or take a numpy.dtype as the record",
 }
 
