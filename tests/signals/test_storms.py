@@ -47,35 +47,41 @@ if how == "both":
     thread.start()
 
 got, n = [], 0
+
 # An interrupt comes only after the one before was acknowledged, and what must not be interrupted
 # between two statements has no call and no jump backwards in it.
+def run():
+    global acknowledge, got, n, over
+    if acknowledge:
+        acknowledge = False
+        os.write(1, b"!")
+    if how.startswith("push"):
+        n = end.indices()[0]
+    while interrupts < storms or not how.startswith("push"):
+        if how == "pop":
+            record = end.pop()
+            got += [record]
+        elif how == "pop_many":
+            records = end.pop_many()
+            got += records
+        elif how == "pop_messages":
+            message = end.recv_ctrl_msg(timeout=None)
+            got += [message]
+        elif how == "both":
+            record = end.pop(None)
+            got += [record]
+        elif how == "push":
+            end.push((n,))
+            n += 1
+        else:
+            end.push_many([(k,) for k in range(n, n + 7)])
+            n += 7
+    over = True
+
+# A function, as CPython 3.13 leaves the end of some loops in a `try` without it (gh-130279).
 while not over:
     try:
-        if acknowledge:
-            acknowledge = False
-            os.write(1, b"!")
-        if how.startswith("push"):
-            n = end.indices()[0]
-        while interrupts < storms or not how.startswith("push"):
-            if how == "pop":
-                record = end.pop()
-                got += [record]
-            elif how == "pop_many":
-                records = end.pop_many()
-                got += records
-            elif how == "pop_messages":
-                message = end.recv_ctrl_msg(timeout=None)
-                got += [message]
-            elif how == "both":
-                record = end.pop(None)
-                got += [record]
-            elif how == "push":
-                end.push((n,))
-                n += 1
-            else:
-                end.push_many([(k,) for k in range(n, n + 7)])
-                n += 7
-        over = True
+        run()
     except KeyboardInterrupt:
         interrupts += 1
         acknowledge = True
