@@ -24,7 +24,7 @@ import weakref
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
-from fdpass.lowlevel import Owner, index_of, monotonic
+from fdpass.lowlevel import Owner, index_of, monotonic, renewed_after_fork
 from ipcqueue._direct import persist
 from ipcqueue._errors import (
     Closed,
@@ -125,7 +125,14 @@ class Endpoint(Owner):
         if self.receiver is not None:
             self.ready = self.receiver.ready(False)
             self.ready_messages = self.receiver.ready(False, Received)
+        renewed_after_fork(self)
         self._released = False
+
+    def renew_locks(self) -> None:
+        """In a forked child: forget who held them."""
+        for it in (self.wire, self.waiters, self.sender, self.receiver):
+            if it is not None:
+                it.renew_locks()
 
     def belongs_to(self, owner: object, shown_as: str) -> None:
         """Note the object that the user has: errors are tagged with it, and warnings name it."""

@@ -21,7 +21,7 @@ import math
 import threading
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from fdpass.lowlevel import Owner, renewed_after_fork
+from fdpass.lowlevel import Owner
 from ipcqueue._direct import RLock, persist
 
 if TYPE_CHECKING:
@@ -103,7 +103,6 @@ class Waiters(Owner):
         """How many wait for each event."""
         self.followers: set[Follower] = set()
         self.follower: Callable[[], Follower] = held_lock
-        renewed_after_fork(self)
 
     def renew_locks(self) -> None:
         """In a forked child: forget who held them."""

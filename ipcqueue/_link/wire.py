@@ -27,7 +27,6 @@ from fdpass.lowlevel import (
     RECEIVE_FLAGS,
     Owner,
     closing_all,
-    renewed_after_fork,
     unpack,
 )
 from ipcqueue import _direct
@@ -107,7 +106,6 @@ class Wire(Owner):
         # that tells: those that nobody asked for would be here until they are closed.
         self._most_at_once = accepts_fds if lease.counts_descriptors else -1
         self._wary = lease.counts_descriptors and accepts_fds > 0
-        renewed_after_fork(self)
 
     def renew_locks(self) -> None:
         """In a forked child: forget who held them."""

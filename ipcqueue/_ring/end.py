@@ -33,7 +33,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fdpass.lowlevel import Owner, renewed_after_fork
+from fdpass.lowlevel import Owner
 from ipcqueue._core import ffi
 from ipcqueue._direct import RLock
 from ipcqueue._errors import ConcurrentUse, ForkedUse
@@ -119,7 +119,6 @@ class End(Owner):
         self._withdrawn: Any = None  # closed, but its indices can still be read
         self._borrower: weakref.ref[Any] | None = None
         self._views = Views()
-        renewed_after_fork(self)
 
     def renew_locks(self) -> None:
         """In a forked child: forget who held them."""

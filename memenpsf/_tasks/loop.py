@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 async def run(
     kind: type[TaskInterface[Any]],
-    ends: tuple[AsyncIterable[Any], Callable[[Any], Awaitable[object]]],
+    ends: Callable[[], tuple[AsyncIterable[Any], Callable[[Any], Awaitable[object]]]],
     name: str,
     cap: int,
     typ: int,
@@ -39,7 +39,7 @@ async def run(
     on_source_end: OnSourceEnd,
     options: Options,
 ) -> Ended:
-    """Move records between a connection and two queues: `ends` are a source and a sink.
+    """Move records between a connection and two queues: `ends` returns a source and a sink.
 
     See the run() of a door.
     """
@@ -55,7 +55,7 @@ async def run(
     )
     async with interface:
         await interface.do_handshake()
-        return await Loop(interface, *ends, on_source_end).run()
+        return await Loop(interface, *ends(), on_source_end).run()
 
 
 class Loop(Owner):

@@ -35,7 +35,7 @@ async def run(
 
     As memenpsf.run; the end of the source is None in `recvr`, or its shutdown (Python >= 3.13).
     """
-    ends = _items(recvr), sender.put
+    ends = lambda: (_items(recvr), sender.put)  # noqa: E731
     return await _run(Interface, ends, name, cap, typ, stream, record, on_source_end, options)
 
 

@@ -34,5 +34,5 @@ async def run(
 
     As memenpsf.run; the end of the source is that of `recvr`, or None in it.
     """
-    ends = recvr, sender.send
+    ends = lambda: (recvr, sender.send)  # noqa: E731
     return await _run(Interface, ends, name, cap, typ, stream, record, on_source_end, options)

@@ -226,7 +226,7 @@ def test_the_same_under_trio():
     async def main():
         one, other = memenpsf.pair(Message, capacity=RING)
         one.xmit_many([TAGGED] * (MAX_BUILT + 3))
-        ours = memenpsf.trio.Interface._of(other._endpoint, _terms(other), "client")
+        ours = memenpsf.trio.Interface.of(other._endpoint, _terms(other), "client")
         assert len(await ours.recv_vectored()) == MAX_BUILT
         async with ours.borrow() as borrowed:
             assert len(borrowed) == 3

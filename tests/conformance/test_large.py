@@ -209,7 +209,7 @@ def test_under_trio_others_run_between_the_pieces(monkeypatch):
         sent = [content(1), b"small", content(2)]
         for message in sent:
             one.xmit(message)
-        ours = memenpsf.trio.Interface._of(other._endpoint, Terms(bytes, BOTH), "client")
+        ours = memenpsf.trio.Interface.of(other._endpoint, Terms(bytes, BOTH), "client")
         ran, pieces = [], copies(monkeypatch, lambda _: None)
 
         async def clock():
@@ -246,7 +246,7 @@ def test_under_trio_who_waits_for_something_else_waits_beside_a_piece(monkeypatc
         one, other = memenpsf.pair(bytes)
         sent = content(1)
         one.xmit(sent)
-        ours = memenpsf.trio.Interface._of(other._endpoint, Terms(bytes, BOTH), "client")
+        ours = memenpsf.trio.Interface.of(other._endpoint, Terms(bytes, BOTH), "client")
         async with trio.open_nursery() as nursery:
             copies(monkeypatch, lambda _: nursery.cancel_scope.cancel())
             await ours.recv()
