@@ -13,6 +13,7 @@ with a limit and a timeout, control messages, and how a connection can end.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import functools
 import math
@@ -20,7 +21,7 @@ import os
 import shutil
 import sys
 import time
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import trio
 from counters import Sample, interval_argument, interval_command
@@ -28,6 +29,7 @@ from display import Table, line, screen
 from recording import Recorder, RecordingError
 
 import memenpsf
+import memenpsf.asyncio
 import memenpsf.trio
 from memenpsf import EndOfStream, PeerDied, QueueError, ReceiverGone
 
@@ -93,9 +95,9 @@ def watch(address: str, session: Session) -> None:
             raise
 
 
-async def watch_trio(address: str, session: Session) -> None:
-    """Show the stream, as a Trio task; otherwise the same."""
-    interface = await memenpsf.trio.connect(address, Sample, name=NAME, capacity=1)
+async def watch_by_task(door: Any, address: str, session: Session) -> None:
+    """Show the stream, as a task of Trio or asyncio; otherwise the same."""
+    interface = await door.connect(address, Sample, name=NAME, capacity=1)
     async with interface:
         with session:
             if session.command:
@@ -106,7 +108,7 @@ async def watch_trio(address: str, session: Session) -> None:
                     session.take(
                         await interface.recv_vectored(session.limit, session.seconds_left())
                     )
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, asyncio.CancelledError):  # asyncio cancels at Ctrl-C
                 interface.close()
                 raise
 
@@ -148,6 +150,7 @@ def arguments() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--trio", action="store_true", help="run on Trio instead of plain blocking calls")
+    add("--asyncio", action="store_true", help="run on asyncio instead of plain blocking calls")
     add("--address", default="counters", help="a bare name, a path, or @name (default: counters)")
     add(
         "--interval",
@@ -171,7 +174,9 @@ def main() -> int:
     session = Session(options, show)
     try:
         if options.trio:
-            trio.run(watch_trio, options.address, session)
+            trio.run(watch_by_task, memenpsf.trio, options.address, session)
+        elif options.asyncio:
+            asyncio.run(watch_by_task(memenpsf.asyncio, options.address, session))
         else:
             watch(options.address, session)
     except KeyboardInterrupt:

@@ -1,6 +1,6 @@
 """Streams the counters of this machine, live or recorded, to any number of clients.
 
-    python ipc_server.py              # in one terminal; or with --trio
+    python ipc_server.py              # in one terminal; or with --trio, or --asyncio
     python ipc_client.py              # in another, as often as you like
 
     python ipc_client.py --record FILE --seconds 10
@@ -15,6 +15,7 @@ client can use either server.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import functools
 import itertools
@@ -33,6 +34,7 @@ from recording import RecordingError
 from source import Feed, Live, Replay, Source
 
 import memenpsf
+import memenpsf.asyncio
 import memenpsf.trio
 from memenpsf import EndOfStream, QueueError, ReceiverGone
 
@@ -173,38 +175,21 @@ class ThreadServer:
             self._inbox.get()()
 
 
-class TrioServer:
-    """The server on Trio: a task for each client, and one for the rounds."""
+class TaskServer:
+    """What the servers on event loops share: a task for each client."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, lock: Any) -> None:
         self._source = source
-        self._feeds: dict[memenpsf.trio.Interface, Feed] = {}
+        self._feeds: dict[Any, Feed] = {}
         self._numbers = itertools.count(1)
-        self._sending = trio.Lock()  # or an offer might be made before the last one is settled
-        self._nap = trio.CancelScope()
+        self._ended = False
+        self._sending = lock  # or an offer might be made before the last one is settled
 
-    async def run(self, address: str, **options: Any) -> None:
-        """Serve until SIGINT or SIGTERM."""
-        serve = functools.partial(memenpsf.trio.serve, **options)
-        with trio.open_signal_receiver(*STOP) as signals:
-            async with trio.open_nursery() as nursery:
-                listener = await nursery.start(serve, self._attend, address, Sample)
-                log.info(SERVING, self._source, listener.address)
-                nursery.start_soon(self._rounds)
-                number = await anext(signals)
-                for interface in self._feeds:
-                    interface.close()  # in good order: what is cancelled aborts
-                nursery.cancel_scope.cancel()
-        log.info(stopped_by(number))
+    def plan_anew(self) -> None:
+        """Have the rounds begin as the source says now."""
+        raise NotImplementedError
 
-    async def _rounds(self) -> None:
-        while True:
-            with trio.CancelScope() as self._nap:
-                await trio.sleep(self._source.seconds_left())
-            if not self._nap.cancelled_caught:
-                await self._broadcast(self._source.next_round())
-
-    async def _attend(self, interface: memenpsf.trio.Interface) -> None:
+    async def _attend(self, interface: Any) -> None:
         self._feeds[interface] = feed = Feed(next(self._numbers), interface.peer.pid)
         started = time.monotonic()
         try:
@@ -218,16 +203,15 @@ class TrioServer:
                 await self._hear(interface, feed, None)
             feed.log(ALL_SENT)
         except ENDS as end:
-            feed.log(farewell(end))
+            if not self._ended:
+                feed.log(farewell(end))
         finally:
             del self._feeds[interface]
 
-    async def _hear(
-        self, interface: memenpsf.trio.Interface, feed: Feed, timeout: float | None
-    ) -> None:
+    async def _hear(self, interface: Any, feed: Feed, timeout: float | None) -> None:
         if message := await interface.recv_ctrl_msg(timeout):
             notice = feed.command(self._source, message)
-            self._nap.cancel()
+            self.plan_anew()
             await self._broadcast(notice)
 
     async def _broadcast(self, samples: list[Sample]) -> None:
@@ -235,12 +219,86 @@ class TrioServer:
             for interface, feed in list(self._feeds.items()):
                 await self._send(interface, feed, samples)
 
-    async def _send(
-        self, interface: memenpsf.trio.Interface, feed: Feed, samples: list[Sample]
-    ) -> None:
+    async def _send(self, interface: Any, feed: Feed, samples: list[Sample]) -> None:
         offered = feed.offer(samples)
         with contextlib.suppress(*ENDS):  # the task that attends to it meets the same end
             feed.settle(offered, await interface.xmit_many(offered, timeout=0))
+
+    def _close(self) -> None:
+        self._ended = True
+        for interface in self._feeds:
+            interface.close()  # in good order: what is cancelled aborts
+
+
+class TrioServer(TaskServer):
+    """The server on Trio."""
+
+    def __init__(self, source: Source) -> None:
+        super().__init__(source, trio.Lock())
+        self._nap = trio.CancelScope()
+
+    def plan_anew(self) -> None:
+        """Have the rounds begin as the source says now."""
+        self._nap.cancel()
+
+    async def run(self, address: str, **options: Any) -> None:
+        """Serve until SIGINT or SIGTERM."""
+        serve = functools.partial(memenpsf.trio.serve, **options)
+        with trio.open_signal_receiver(*STOP) as signals:
+            async with trio.open_nursery() as nursery:
+                listener = await nursery.start(serve, self._attend, address, Sample)
+                log.info(SERVING, self._source, listener.address)
+                nursery.start_soon(self._rounds)
+                number = await anext(signals)
+                self._close()
+                nursery.cancel_scope.cancel()
+        log.info(stopped_by(number))
+
+    async def _rounds(self) -> None:
+        while True:
+            with trio.CancelScope() as self._nap:
+                await trio.sleep(self._source.seconds_left())
+            if not self._nap.cancelled_caught:
+                await self._broadcast(self._source.next_round())
+
+
+class AsyncioServer(TaskServer):
+    """The server on asyncio."""
+
+    def __init__(self, source: Source) -> None:
+        super().__init__(source, asyncio.Lock())
+        self._changed = asyncio.Event()
+
+    def plan_anew(self) -> None:
+        """Have the rounds begin as the source says now."""
+        self._changed.set()
+
+    async def run(self, address: str, **options: Any) -> None:
+        """Serve until SIGINT or SIGTERM."""
+        signals: asyncio.Queue[int] = asyncio.Queue()
+        for each in STOP:
+            asyncio.get_running_loop().add_signal_handler(each, signals.put_nowait, each)
+        async with asyncio.TaskGroup() as group:
+            serving = memenpsf.asyncio.serve(
+                self._attend, address, Sample, started=self._say, **options
+            )
+            tasks = [group.create_task(each) for each in (serving, self._rounds())]
+            number = await signals.get()
+            self._close()
+            for task in tasks:
+                task.cancel()
+        log.info(stopped_by(number))
+
+    def _say(self, listener: memenpsf.asyncio.Listener) -> None:
+        log.info(SERVING, self._source, listener.address)
+
+    async def _rounds(self) -> None:
+        while True:
+            self._changed.clear()
+            try:
+                await asyncio.wait_for(self._changed.wait(), self._source.seconds_left())
+            except TimeoutError:
+                await self._broadcast(self._source.next_round())
 
 
 def stopped_by(number: int) -> str:
@@ -271,6 +329,7 @@ def arguments() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--trio", action="store_true", help="run on Trio instead of threads")
+    add("--asyncio", action="store_true", help="run on asyncio instead of threads")
     add("--address", default="counters", help="a bare name, a path, or @name (default: counters)")
     add(
         "--capacity",
@@ -316,6 +375,8 @@ def serve(options: argparse.Namespace) -> None:
     where = {"address": options.address, "name": "ipc_server", "capacity": options.capacity}
     if options.trio:
         trio.run(functools.partial(TrioServer(source).run, **where))
+    elif options.asyncio:
+        asyncio.run(AsyncioServer(source).run(**where))
     else:
         ThreadServer(source).run(**where)
 

@@ -7,8 +7,8 @@
         for record in listener.accept():
             print(record)
 
-For Trio, import memenpsf.trio: the same verbs, awaitable.  Built on ipcqueue (the one-way queue)
-and fdpass (descriptors); imports neither Trio nor numpy.
+For Trio and asyncio, import memenpsf.trio or memenpsf.asyncio: the same verbs, awaitable.  Built on
+ipcqueue (the one-way queue) and fdpass (descriptors); imports neither Trio, asyncio nor numpy.
 """
 
 import typing

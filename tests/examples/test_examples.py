@@ -267,9 +267,12 @@ def test_a_command_changes_the_interval_for_all():
 
 # The programs
 
-KINDS = [(), ("--trio",)]
-kinds_of_server = pytest.mark.parametrize("server_kind", KINDS, ids=["threads", "trio"])
-kinds_of_client = pytest.mark.parametrize("client_kind", KINDS, ids=["plain", "trio"])
+KINDS = [(), ("--trio",), ("--asyncio",)]
+kinds_of_server = pytest.mark.parametrize("server_kind", KINDS, ids=["threads", "trio", "asyncio"])
+kinds_of_client = pytest.mark.parametrize("client_kind", KINDS, ids=["plain", "trio", "asyncio"])
+some_mixes = pytest.mark.parametrize(
+    ("server_kind", "client_kind"), list(zip(KINDS, [*KINDS[1:], KINDS[0]], strict=True))
+)
 
 RUN = "os.execv(sys.executable, [sys.executable, '-X', 'dev', *sys.argv[1:]])\n"
 END_OF_STREAM = "ipc_client: the server has ended the stream\n"
@@ -344,8 +347,7 @@ def test_a_replay_is_shown_exactly_and_can_be_recorded_again(
     assert stop(serving) == (0, "ended by SIGTERM\n", "")
 
 
-@kinds_of_server
-@kinds_of_client
+@some_mixes
 def test_live_counters_are_recorded_and_replayed_as_they_were(
     server, client, server_kind, client_kind, tmp_path
 ):
@@ -379,8 +381,7 @@ def test_the_log_of_a_server(server, client, server_kind, recorded):
     ]
 
 
-@kinds_of_server
-@kinds_of_client
+@some_mixes
 def test_a_client_commands_the_interval_of_all(server, client, server_kind, client_kind):
     serving = server(*server_kind, "--interval", "25.5")
     watching = client()
