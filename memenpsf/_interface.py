@@ -10,7 +10,6 @@ from ipcqueue.lowlevel import (
     Sends,
     T,
     Terms,
-    deadline_of,
     drive,
     drop_socket,
     guess,
@@ -42,7 +41,7 @@ if TYPE_CHECKING:
         Seconds,
     )
 
-    from ._options import ConnectOptions, InterfaceOptions
+    from ._options import ConnectOptions, InterfaceOptions, SeekOptions
 
 
 class Interface(Sends[T], Receives[T]):
@@ -145,27 +144,28 @@ guess(
 
 @overload
 def connect(
-    address: str | os.PathLike[str], record: SupportsIndex, **options: Unpack[InterfaceOptions]
+    address: str | os.PathLike[str], record: SupportsIndex, **options: Unpack[SeekOptions]
 ) -> Interface[bytes]: ...
 @overload
 def connect(
-    address: str | os.PathLike[str], record: str | Struct, **options: Unpack[InterfaceOptions]
+    address: str | os.PathLike[str], record: str | Struct, **options: Unpack[SeekOptions]
 ) -> Interface[tuple[Any, ...]]: ...
 @overload
 def connect(
     address: str | os.PathLike[str],
     record: type[T] | Encoded[T],
-    **options: Unpack[InterfaceOptions],
+    **options: Unpack[SeekOptions],
 ) -> Interface[T]: ...
 @overload
 def connect(
-    address: str | os.PathLike[str], record: NumpyDtype, **options: Unpack[InterfaceOptions]
+    address: str | os.PathLike[str], record: NumpyDtype, **options: Unpack[SeekOptions]
 ) -> Interface[Any]: ...
 def connect(
     address: str | os.PathLike[str],
     record: Any,
     *,
     timeout: Seconds = 5.0,
+    retry: Seconds = 0,
     **options: Unpack[ConnectOptions],
 ) -> Interface[Any]:
     """Connect to a server; the address is a bare name, a path, or @name (abstract).
@@ -178,15 +178,19 @@ def connect(
     a dead server has left its file; both say where was looked, and which servers are there.  A file
     newer than 0.25 s may be of a server that is just starting, so it is tried for so long.
     HandshakeTimeout, and what Interface raises.
+
+    With `retry`, client and server may start in any order: while there is no server, it tries again
+    for `retry` seconds (None: for ever), at least ten times a second, and raises the same errors
+    afterwards, which say for how long it tried.  `timeout` is the time for the handshake; it begins
+    when a server is found.  What happens after that is not tried again.
     """
     # Slow to import, and not needed by programs that bring their own sockets.
     from ._seeking import connecting  # noqa: PLC0415
 
-    deadline = deadline_of(timeout)
     where, terms, role = prepare_to_connect(address, record, timeout, options)
-    found = drive(connecting(where, timeout))
+    found = drive(connecting(where, timeout, retry))
     opening = Opening(found.sock, terms)
-    opening.deadline = deadline
+    opening.deadline = found.deadline
     opening.address = str(found.address)
     opening.who = f"the server at {opening.address}"
     interface: Interface[Any] = Interface.of(open_endpoint(opening))

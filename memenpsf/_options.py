@@ -22,16 +22,21 @@ if TYPE_CHECKING:
     from ._quota import Quota
 
     class ConnectOptions(Options, total=False):
-        """The options of connect() beside its timeout."""
+        """The options of connect() beside its times."""
 
         name: str
         capacity: int | None
         role: Literal["client", "server"]
 
     class InterfaceOptions(ConnectOptions, total=False):
-        """All options of an Interface, and so of connect()."""
+        """All options of an Interface."""
 
         timeout: Seconds
+
+    class SeekOptions(InterfaceOptions, total=False):
+        """All options of connect()."""
+
+        retry: Seconds
 
     class ListenOptions(InterfaceOptions, total=False):
         """The options of listen() and serve()."""
@@ -52,6 +57,7 @@ _ELSEWHERE = {
     "group": "listen()",
     "quota": "listen()",
     "role": "Interface(), connect() or listen()",
+    "retry": "connect()",
     "on_error": "serve()",
 }
 _IN_LISTEN = {option: f"listen({write})" for option, write in INSTEAD.items()}
@@ -90,7 +96,9 @@ def check_interface_options(
 
 def check_listener_options(caller: str, options: Iterable[str], own: Iterable[str] = ()) -> None:
     """Raise TypeError for an unknown option of a listener; `own` are further ones of the caller."""
-    others = {"on_error": "serve()"} if "on_error" not in own else {}
+    others = {"retry": "connect()"}
+    if "on_error" not in own:
+        others["on_error"] = "serve()"
     check_options(caller, options, (*LISTENING, *own), others, INSTEAD)
 
 
@@ -100,7 +108,7 @@ def prepare_to_connect(
     """Check the arguments of connect() before anything is opened; return address, terms, role."""
     from ._address import resolve  # noqa: PLC0415 (slow to import, and not needed by pair())
 
-    check_interface_options("connect", options, ("role",))
+    check_interface_options("connect", options, ("role", "retry"))
     role = checked_role(options.pop("role", "client"))
     where = resolve(address)
     if "allow_uids" not in options and (uids := where.default_uids) is not None:

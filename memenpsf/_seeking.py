@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from ipcqueue import HandshakeTimeout
-from ipcqueue.lowlevel import Wait, deadline_of, monotonic, shown_seconds
+from ipcqueue.lowlevel import Wait, deadline_of, monotonic, seconds_of, shown_seconds
 
 from ._address import STARTING, just_bound, named, no_directory
 from ._places import RUNTIME, TEMPORARY, delays, open_place, places
@@ -43,39 +43,53 @@ _LONGEST = 40  # characters of a name
 
 
 class Found(NamedTuple):
-    """A connected socket, and where its server listens."""
+    """A connected socket, where its server listens, and when its `timeout` is over."""
 
     sock: socket.socket
     address: Address
+    deadline: float
 
 
-def connecting(address: Address, timeout: Seconds) -> Generator[Wait, bool, Found]:
+def connecting(
+    address: Address, timeout: Seconds, retry: Seconds = 0
+) -> Generator[Wait, bool, Found]:
     """Connect to a server: a plan.
 
-    Raises OSError at once if there is no server, HandshakeTimeout if its backlog stays full.  A
+    While there is no server it tries again, until `retry` seconds have passed; then it raises
+    OSError.  `timeout` begins when there is one.  HandshakeTimeout if its backlog stays full.  A
     socket file that refuses connections, but is younger than a quarter of a second, may belong to
-    a starting server: it is tried again until it is older.
+    a starting server: it is tried again until it is older, even if `retry` is 0.
     """
-    deadline = deadline_of(timeout)
-    patience = monotonic() + STARTING
+    began = monotonic()
+    patience = began + seconds_of(retry, "retry")
+    patience_with_starting = max(patience, min(began + STARTING, deadline_of(timeout)))
+    deadline: float | None = None  # while there is a server: `timeout` after it was found
     pauses = delays()
     with contextlib.ExitStack() as undo:
         sock = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
         sock.setblocking(False)
         while True:
             search = _Search(address)
-            if search.connect(sock):
+            connected = search.connect(sock)
+            if connected or search.found:
+                if deadline is None:
+                    deadline = deadline_of(timeout)
+                until = deadline
+            else:
+                until = patience_with_starting if search.may_be_starting else patience
+                deadline = None
+            if connected:
                 undo.pop_all()
-                return Found(sock, search.address)
+                return Found(sock, search.address, until)
             now = monotonic()
-            if not search.found and not (search.may_be_starting and now < min(patience, deadline)):
-                search.give_up()
-            if now >= deadline:
+            if not search.found and (now >= until or search.forbidden):
+                search.give_up(retry)
+            if now >= until:
                 raise HandshakeTimeout(
                     f"{search.address}: the server had no room within {shown_seconds(timeout)}: "
                     "it is there, but it accepts nobody now, or too slowly"
                 )
-            yield Wait(min(next(pauses), deadline - now))
+            yield Wait(min(next(pauses), until - now))
 
 
 def connect_once(address: Address, sock: socket.socket) -> bool:
@@ -131,18 +145,22 @@ class _Search:
                 usable.append(candidate)
         return usable
 
-    def give_up(self) -> NoReturn:
+    @property
+    def forbidden(self) -> bool:
+        """Whether no place could be searched, because none may be used by this user."""
+        return all(isinstance(error, PermissionError) for _, error in self._looked)
+
+    def give_up(self, retry: Seconds) -> NoReturn:
         """Raise the most likely error, with everything that may help."""
-        foreign = [error for _, error in self._looked if isinstance(error, PermissionError)]
-        if len(foreign) == len(self._looked):
-            raise foreign[0]
+        if self.forbidden:
+            raise self._looked[0][1]
         refused = [each for each in self._looked if each[1].errno == errno.ECONNREFUSED]
         where, _ = (refused or self._looked)[0]
         number = errno.ECONNREFUSED if refused else errno.ENOENT
-        raise OSError(number, f"{os.strerror(number)}: {self._report()}", str(where)) from None
+        raise OSError(number, f"{os.strerror(number)}: {self._report(retry)}", str(where)) from None
 
-    def _report(self) -> str:
-        lines = []
+    def _report(self, retry: Seconds) -> str:
+        lines = [f"tried for {shown_seconds(retry)}"] if retry else []
         if self._address.is_name:
             looked = [
                 str(where) + (f" ({error.strerror})" if isinstance(error, PermissionError) else "")

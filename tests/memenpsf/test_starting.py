@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import math
 import os
 import shutil
 import socket
 import subprocess
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -102,7 +104,7 @@ def test_a_client_waits_for_a_server_that_is_just_starting(tmp_path, always_youn
         plan = connecting(resolve(path), 5.0)
         assert step(plan) is None
         server.listen()
-        sock, address = step(plan)
+        sock, address, _ = step(plan)
         with sock:
             assert sock.getpeername() == str(address) == str(path)
 
@@ -114,7 +116,7 @@ def test_a_client_waits_for_a_bare_name_in_any_place(runtime, always_young):
         plan = connecting(resolve("prices"), None)
         assert step(plan) is None
         server.listen()
-        sock, address = step(plan)
+        sock, address, _ = step(plan)
         with sock:
             assert sock.getpeername() == str(address)
 
@@ -165,6 +167,100 @@ def test_a_server_that_died_as_it_started_is_waited_for_for_a_moment_only(tmp_pa
         dead.bind(str(tmp_path / "s"))
     with pytest.raises(ConnectionRefusedError):
         memenpsf.connect(tmp_path / "s", 8, timeout=None)
+
+
+# -- before bind() ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("address", ["prices", "./prices", "./later/prices", "@memenpsf-test-late"])
+@pytest.mark.parametrize("timeout", [0, 5.0, None])
+def test_a_client_that_tries_again_finds_a_server_that_starts_later(
+    monkeypatch, tmp_path, never_young, address, timeout
+):
+    monkeypatch.chdir(tmp_path)
+    plan = connecting(resolve(address), timeout, retry=None)
+    for _ in range(20):
+        assert step(plan) is None
+    (tmp_path / "later").mkdir()
+    began = _seeking.monotonic()
+    with memenpsf.listen(address, 8) as listener:
+        found = step(plan)
+        with found.sock:
+            assert str(found.address) == listener.address
+        # The time that it looked for a server is not taken from the handshake.
+        assert found.deadline >= began + (math.inf if timeout is None else timeout)
+
+
+def test_it_tries_again_where_a_dead_server_has_left_its_file(tmp_path, never_young):
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(tmp_path / "s"))
+    plan = connecting(resolve(tmp_path / "s"), 5.0, retry=1e9)
+    assert step(plan) is None
+    with memenpsf.listen(tmp_path / "s", 8), step(plan).sock:
+        pass
+
+
+def test_a_server_that_had_no_room_and_is_gone_is_looked_for_again(tmp_path, never_young):
+    path = tmp_path / "s"
+    plan = connecting(resolve(path), 1e9, retry=1e9)
+    with socket.socket(socket.AF_UNIX) as full, socket.socket(socket.AF_UNIX) as client:
+        full.bind(str(path))
+        full.listen(0)
+        client.connect(str(path))
+        assert step(plan) is None
+    path.unlink()
+    assert step(plan) is None
+    began = _seeking.monotonic()
+    with memenpsf.listen(path, 8):
+        found = step(plan)
+        with found.sock:
+            assert found.deadline >= began + 1e9
+
+
+def test_no_room_within_the_timeout_is_an_error_however_long_it_may_retry(tmp_path):
+    with socket.socket(socket.AF_UNIX) as full, socket.socket(socket.AF_UNIX) as client:
+        full.bind(str(tmp_path / "s"))
+        full.listen(0)
+        client.connect(str(tmp_path / "s"))
+        with pytest.raises(memenpsf.HandshakeTimeout, match="no room within 0 s"):
+            step(connecting(resolve(tmp_path / "s"), 0, retry=None))
+
+
+def test_it_does_not_try_again_where_this_user_may_not_look(runtime):
+    (runtime / "memenpsf").write_text("not a directory")
+    with pytest.raises(PermissionError):
+        step(connecting(resolve("prices"), 5.0, retry=None))
+
+
+def test_pauses_are_bounded_by_the_time_that_is_left(tmp_path):
+    plan = connecting(resolve(tmp_path / "s"), 5.0, retry=1e-9)
+    with contextlib.suppress(FileNotFoundError):
+        assert next(plan).seconds <= 1e-9
+    plan = connecting(resolve(tmp_path / "s"), 5.0, retry=None)
+    assert max(next(plan).seconds for _ in range(20)) == 0.1
+
+
+@pytest.mark.parametrize(
+    ("retry", "text"), [(1e-6, "1e-06 s"), (0.03, "0.03 s"), (timedelta(milliseconds=30), "0.03 s")]
+)
+@pytest.mark.parametrize("address", ["prices", "./prices", "./dead", "@memenpsf-test-late"])
+def test_the_error_says_for_how_long_it_tried_and_where(
+    monkeypatch, tmp_path, runtime, never_young, address, retry, text
+):
+    monkeypatch.chdir(tmp_path)
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(tmp_path / "dead"))
+    with pytest.raises(OSError, match=rf"\(tried for {text}[;)]") as caught:
+        memenpsf.connect(address, 8, retry=retry)
+    known = {"prices": errno.ENOENT, "./prices": errno.ENOENT}
+    assert caught.value.errno == known.get(address, errno.ECONNREFUSED)
+    where = resolve(address).path or (address if "@" in address else runtime / "memenpsf/prices")
+    assert str(where) in str(caught.value)
+    if address == "prices":
+        assert f"searched {where}" in str(caught.value)
+    with pytest.raises(OSError, match="no server listens there") as caught:
+        memenpsf.connect(address, 8)
+    assert "tried" not in str(caught.value)
 
 
 @pytest.mark.parametrize("skew", [-1e6, 1e6])

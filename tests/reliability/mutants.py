@@ -1123,6 +1123,20 @@ static PyMethodDef leaving = {"__exit__", leave, METH_VARARGS, "Release the lock
         "memenpsf/test_starting.py::test_a_client_waits_for_a_server_that_is_just_starting",
     ),
     Mutant(
+        "a client looks for a server in the time of its handshake",
+        "memenpsf/_seeking.py",
+        "                deadline = None\n",
+        "                deadline = deadline or deadline_of(timeout)\n",
+        "memenpsf/test_starting.py::test_a_client_that_tries_again_finds_a_server_that_starts_later",
+    ),
+    Mutant(
+        "a client tries again for ever where it may not look",
+        "memenpsf/_seeking.py",
+        "(now >= until or search.forbidden)",
+        "now >= until",
+        "memenpsf/test_starting.py::test_it_does_not_try_again_where_this_user_may_not_look",
+    ),
+    Mutant(
         "a server is deaf before its file is removed",
         "memenpsf/_listener.py",
         "        pending.bound.remove_file()  #",
