@@ -25,7 +25,6 @@ from ipcqueue.lowlevel import (
     Terms,
     advance,
     check_many,
-    deadline_of,
     drop_socket,
     guess,
     leave,
@@ -152,12 +151,12 @@ class TaskInterface(Owner, Generic[T]):
         return checked_stream(stream)
 
     @classmethod
-    def over(cls, found: Found, terms: Terms, role: str, deadline: float) -> Self:
-        """Take a connected socket; the handshake ends at `deadline`, a monotonic()."""
+    def over(cls, found: Found, terms: Terms, role: str) -> Self:
+        """Take a connected socket; the handshake ends at its deadline."""
         self = cls.__new__(cls)
         self.role = role
         self._opening = opening = Opening(found.sock, terms)
-        opening.deadline = deadline
+        opening.deadline = found.deadline
         opening.address = str(found.address)
         opening.who = f"the server at {opening.address}"
         self._set_up(terms, self._opening.peer)
@@ -598,18 +597,18 @@ async def connect(
     address: str | os.PathLike[str],
     record: Any,
     timeout: Seconds,
+    retry: Seconds,
     options: ConnectOptions,
 ) -> Any:
     """Connect to a server; return an interface of this kind.  See memenpsf.connect."""
     waiting = kind.waiting()
     waiting.check_loop()
-    deadline = deadline_of(timeout)
     where, terms, role = prepare_to_connect(address, record, timeout, options)
     await waiting.checkpoint()
     with contextlib.ExitStack() as undo:
-        found = await waiting.drive(connecting(where, timeout))
+        found = await waiting.drive(connecting(where, timeout, retry))
         undo.enter_context(found.sock)
-        interface = kind.over(found, terms, role, deadline)
+        interface = kind.over(found, terms, role)
         undo.callback(interface.close)
         await interface.do_handshake()
         undo.pop_all()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ipcqueue import Encoded
     from ipcqueue.lowlevel import Endpoint, NumpyDtype, Seconds
 
-    from .._options import ConnectOptions, InterfaceOptions
+    from .._options import ConnectOptions, SeekOptions
 
 
 class AsyncLoan(TaskLoan):
@@ -93,32 +93,33 @@ class Interface(TaskInterface[T]):
 
 @overload
 async def connect(
-    address: str | os.PathLike[str], record: SupportsIndex, **options: Unpack[InterfaceOptions]
+    address: str | os.PathLike[str], record: SupportsIndex, **options: Unpack[SeekOptions]
 ) -> Interface[bytes]: ...
 @overload
 async def connect(
-    address: str | os.PathLike[str], record: str | Struct, **options: Unpack[InterfaceOptions]
+    address: str | os.PathLike[str], record: str | Struct, **options: Unpack[SeekOptions]
 ) -> Interface[tuple[Any, ...]]: ...
 @overload
 async def connect(
     address: str | os.PathLike[str],
     record: type[T] | Encoded[T],
-    **options: Unpack[InterfaceOptions],
+    **options: Unpack[SeekOptions],
 ) -> Interface[T]: ...
 @overload
 async def connect(
-    address: str | os.PathLike[str], record: NumpyDtype, **options: Unpack[InterfaceOptions]
+    address: str | os.PathLike[str], record: NumpyDtype, **options: Unpack[SeekOptions]
 ) -> Interface[Any]: ...
 async def connect(
     address: str | os.PathLike[str],
     record: Any,
     *,
     timeout: Seconds = 5.0,
+    retry: Seconds = 0,
     **options: Unpack[ConnectOptions],
 ) -> Any:
     """Connect to a server; the address is a bare name, a path, or @name (abstract).
 
-    As memenpsf.connect: OSError at once if there is no server, HandshakeTimeout, and what
-    Interface raises.
+    As memenpsf.connect: OSError at once, or after `retry` seconds, if there is no server;
+    HandshakeTimeout, and what Interface raises.
     """
-    return await _connect(Interface, address, record, timeout, options)
+    return await _connect(Interface, address, record, timeout, retry, options)
