@@ -59,6 +59,7 @@ _ELSEWHERE = {
     "role": "Interface(), connect() or listen()",
     "retry": "connect()",
     "on_error": "serve()",
+    "drain": "memenpsf.serve()",
 }
 _IN_LISTEN = {option: f"listen({write})" for option, write in INSTEAD.items()}
 
@@ -96,9 +97,7 @@ def check_interface_options(
 
 def check_listener_options(caller: str, options: Iterable[str], own: Iterable[str] = ()) -> None:
     """Raise TypeError for an unknown option of a listener; `own` are further ones of the caller."""
-    others = {"retry": "connect()"}
-    if "on_error" not in own:
-        others["on_error"] = "serve()"
+    others = {each: _ELSEWHERE[each] for each in ("retry", "on_error", "drain") if each not in own}
     check_options(caller, options, (*LISTENING, *own), others, INSTEAD)
 
 

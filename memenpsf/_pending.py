@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from ipcqueue.lowlevel import Endpoint
 
     from ._address import Bound
+    from ._thread_quota import ThreadQuota
 
 # The number of clients in the queues, of all users.  Each holds one descriptor.  A guess: an eighth
 # of the usual 1024.
@@ -148,6 +149,8 @@ class PendingClients(Owner):
         self.terms = Terms(record, BOTH_WAYS, **options)
         self._max_pending = quota.places
         self._max_pending_per_uid = quota.pending
+        self.max_threads = quota.threads
+        self.thread_quota: ThreadQuota | None = None  # set by who serves with threads
         largest = max(64 * self.terms.max_segment, 2 * self.terms.segment_size)
         self.quota = Shares(
             quota.connections,
@@ -259,7 +262,10 @@ class PendingClients(Owner):
             return False
         self._resume = None
         try:
-            share = self.quota.open(peer_credentials(sock).uid)
+            uid = peer_credentials(sock).uid
+            if self.thread_quota is not None:
+                self.thread_quota.check(uid, self._pending_uids())
+            share = self.quota.open(uid)
         except CAUSED_BY_ONE as error:
             refuse(sock, error)
             self._turned_away += 1
@@ -269,6 +275,14 @@ class PendingClients(Owner):
         if self._is_there(candidate) and (excess := self._candidates.add(candidate)) is not None:
             self._turn_away(excess, "too many clients wait for a handshake here")
         return True
+
+    def _pending_uids(self) -> Iterator[int]:
+        """Yield the user of each client that accept() may return later."""
+        yield from (candidate.share.uid for candidate in tuple(self._candidates))
+        yield from (opening.peer.uid for opening in tuple(self.handshakes))
+        yield from (
+            each.peer.uid for each in tuple(self._outcomes) if not isinstance(each, Exception)
+        )
 
     def _is_there(self, candidate: Candidate) -> bool:
         """Whether a client is still connected; note if it has sent something.

@@ -11,6 +11,10 @@ from ipcqueue.lowlevel import checked_number
 PLACES = 64
 PENDING = 32
 
+# The number of threads of serve().  A guess: more clients than the usual 1024 descriptors allow,
+# and far fewer threads than systemd and containers allow a service.
+THREADS = 512
+
 _MAX = 1 << 62  # of any field
 
 
@@ -20,6 +24,7 @@ class _Quota(NamedTuple):
     descriptors: int | None
     pending: int
     places: int
+    threads: int
 
 
 class Quota(_Quota):
@@ -30,7 +35,8 @@ class Quota(_Quota):
     segments and of this side's segments for them (None: 64 times `max_segment`, or twice this
     side's segment, whichever is larger); `descriptors` (None: seven eighths of those that this
     process may open); `pending`, handshakes under way (32).  For all users together: `places`,
-    handshakes under way (64).  listen() says what happens to a client over a limit.
+    handshakes under way (64); `threads` of memenpsf.serve (512), of which one user may have three
+    quarters.  listen() and serve() say what happens to a client over a limit.
 
     It is immutable.  Each field is at least 1; otherwise it raises TypeError or ValueError, which
     name the field.
@@ -46,6 +52,7 @@ class Quota(_Quota):
         descriptors: int | None = None,
         pending: int = PENDING,
         places: int = PLACES,
+        threads: int = THREADS,
     ) -> Self:
         return super().__new__(
             cls,
@@ -54,6 +61,7 @@ class Quota(_Quota):
             None if descriptors is None else _limit("descriptors", descriptors),
             _limit("pending", pending),
             _limit("places", places),
+            _limit("threads", threads),
         )
 
     @classmethod

@@ -7,11 +7,12 @@ import inspect
 import threading
 from typing import TYPE_CHECKING, Any, overload
 
-from ipcqueue.lowlevel import Owner
+from ipcqueue.lowlevel import Owner, seconds_of
 
 from ._listener import Listener
 from ._pending import PendingClients
 from ._policy import OnError, Policy, check_serving
+from ._thread_quota import ThreadQuota
 
 if TYPE_CHECKING:
     import os
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from typing import SupportsIndex, Unpack
 
     from ipcqueue import Encoded
-    from ipcqueue.lowlevel import NumpyDtype, T
+    from ipcqueue.lowlevel import NumpyDtype, Seconds, T
 
     from ._interface import Interface
     from ._options import ListenOptions
@@ -33,6 +34,7 @@ def serve(
     record: SupportsIndex,
     *,
     on_error: OnError = ...,
+    drain: Seconds = ...,
     started: Callable[[Listener[bytes]], object] | None = ...,
     **options: Unpack[ListenOptions],
 ) -> None: ...
@@ -43,6 +45,7 @@ def serve(
     record: str | Struct,
     *,
     on_error: OnError = ...,
+    drain: Seconds = ...,
     started: Callable[[Listener[tuple[Any, ...]]], object] | None = ...,
     **options: Unpack[ListenOptions],
 ) -> None: ...
@@ -53,6 +56,7 @@ def serve(
     record: type[T] | Encoded[T],
     *,
     on_error: OnError = ...,
+    drain: Seconds = ...,
     started: Callable[[Listener[T]], object] | None = ...,
     **options: Unpack[ListenOptions],
 ) -> None: ...
@@ -63,6 +67,7 @@ def serve(
     record: NumpyDtype,
     *,
     on_error: OnError = ...,
+    drain: Seconds = ...,
     started: Callable[[Listener[Any]], object] | None = ...,
     **options: Unpack[ListenOptions],
 ) -> None: ...
@@ -72,22 +77,30 @@ def serve(
     record: Any,
     *,
     on_error: OnError = "log",
+    drain: Seconds = None,
     started: Callable[[Listener[Any]], object] | None = None,
     **options: Unpack[ListenOptions],
 ) -> None:
     """Serve many clients: run handler(interface) in a thread for each, until it is stopped.
 
     It listens as memenpsf.listen, with the same options, and calls `started` with the Listener once
-    clients can connect.  Listener.close(), from any thread or signal handler, stops it: serve()
-    returns when the handlers are done.  Ctrl-C closes every interface, so that a handler that uses
-    one gets Closed, and is raised when the handlers are done; a second Ctrl-C does not wait for
-    them.  The interface of a client is closed when its handler is done.
+    clients can connect.  The interface of a client is closed when its handler is done.
+
+    Listener.close(), from any thread or signal handler, stops it.  The handlers have `drain`
+    seconds to finish (None: for ever; 0: none); after that every interface is aborted, so that a
+    handler that uses one gets Closed and its client Aborted.  serve() returns when the handlers are
+    done.  Ctrl-C aborts every interface at once, and is raised when the handlers are done; a second
+    Ctrl-C does not wait for them.
 
     No client ends the server.  An exception from a client's own interface ends that client alone,
     and is logged in one line: the client has left, accepts only short messages, sends records that
     cannot be decoded, reads nothing in time, and so on.  A client that is refused, or for which no
-    thread can be started, is logged, too.  Within 10 s the first 20 lines are logged; further ones
-    are only counted.
+    thread can be started, is logged and counts as refused, too.  Within 10 s the first 20 lines are
+    logged; further ones are only counted.
+
+    `threads` of the Quota limits the threads, 512 by default; the clients of one user (by uid) may
+    have three quarters of them.  A client has one from accept() on until its handler is done.  A
+    client for which there is none gets LimitRefused at once; it does not wait.
 
     `on_error` decides about any other exception of a handler, for example from another interface:
     "log" it with its traceback and go on serving; "raise" it from serve(), which ends all clients;
@@ -97,13 +110,17 @@ def serve(
 
     Raises TypeError and ValueError before anything is opened, and what memenpsf.listen raises.
     """
-    check_serving(handler, on_error, options, "started")
+    check_serving(handler, on_error, options, "drain", "started")
     if inspect.iscoroutinefunction(handler):
         raise TypeError(f"the handler is a plain function; for {handler!r} use memenpsf.trio.serve")
     if started is not None and not callable(started):
         raise TypeError(f"started is a function or None, not {started!r}")
-    with Listener(PendingClients(address, record, **options)) as listener:
-        _Server(handler, listener, Policy(on_error, listener.address)).run(started)
+    patience = min(seconds_of(drain, "drain"), threading.TIMEOUT_MAX)
+    pending = PendingClients(address, record, **options)
+    with Listener(pending) as listener:
+        server = _Server(handler, listener, Policy(on_error, listener.address))
+        pending.thread_quota = ThreadQuota(pending.max_threads, server.uids)
+        server.run(started, patience)
 
 
 # Seconds that a thread whose start() was interrupted may take to run; usually about 0.1 ms.
@@ -122,7 +139,12 @@ class _Server(Owner):
         self._done: list[threading.Thread] = []  # their clients are gone; to be joined
         self._failure: BaseException | None = None
 
-    def run(self, started: Callable[[Listener[Any]], object] | None) -> None:
+    def uids(self) -> list[int]:
+        """Return the user of each client that has a thread."""
+        return [interface.peer.uid for interface in tuple(self._clients)]
+
+    def run(self, started: Callable[[Listener[Any]], object] | None, patience: float) -> None:
+        """Serve until it is stopped; handlers have `patience` seconds to finish."""
         try:
             if started is not None:
                 started(self._listener)
@@ -131,7 +153,7 @@ class _Server(Owner):
                 self._attend(interface)
                 self._join()
             with self._changed:
-                self._changed.wait_for(lambda: self._failure or not self._clients)
+                self._changed.wait_for(lambda: self._failure or not self._clients, patience)
         finally:
             self._listener.close()
             clients = self._snapshot()
@@ -178,7 +200,9 @@ class _Server(Owner):
                 self._clients.pop(interface, None)
             with contextlib.suppress(Exception):
                 interface.abort()
-            self._listener._pending.log.add(error)  # noqa: SLF001 (of one package)
+            pending = self._listener._pending  # noqa: SLF001 (of one package)
+            pending.refused += 1  # by this thread alone, as in turn()
+            pending.log.add(error)
 
     def _run(self, interface: Interface[Any]) -> None:
         try:

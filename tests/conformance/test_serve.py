@@ -956,6 +956,7 @@ def test_a_client_that_cannot_have_a_thread_is_not_served_and_the_others_are(
             assert is_served(later)
     server.stop()
     assert "client not served: can't start new thread" in log.text
+    assert server.listener.refused == 1
 
 
 def test_a_thread_that_runs_though_it_did_not_start_ends_quietly(pool, tmp_path, monkeypatch):

@@ -5,16 +5,18 @@ import os
 import resource
 import socket
 
+import fdpass
 import memenpsf
-from ipcqueue.lowlevel import Opening, Role, Terms, advance
+from ipcqueue.lowlevel import Credentials, Opening, Role, Terms, advance
+from memenpsf import _pending
 from tests.kit.settling import settle
 
 
 class Client:
     """A client in steps that do not wait, so that one thread can play both sides."""
 
-    def __init__(self, path, record="<Q", **options):
-        sock = connected(path)
+    def __init__(self, path, record="<Q", sock=None, **options):
+        sock = sock or connected(path)
         terms = Terms(record, Role(sends=True, receives=True), **options)
         self.opening = Opening(sock, terms)
         self.endpoint = None
@@ -68,3 +70,27 @@ def room_for_descriptors(count):
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         for fd in fill:
             os.close(fd)
+
+
+@contextlib.contextmanager
+def inventing(monkeypatch):
+    """Clients of any user: connect with invented(path, uid), which is the name they bind to."""
+
+    def credentials(sock):
+        name = sock.getpeername()
+        if isinstance(name, bytes) and name.startswith(b"\0uid-"):
+            return Credentials(1, int(name.split(b"-")[1]), 1)
+        return real(sock)
+
+    def connect(path, uid):
+        sock = stack.enter_context(socket.socket(socket.AF_UNIX))
+        sock.bind(f"\0uid-{uid}-{os.getpid()}-{len(sockets)}")
+        sockets.append(sock)
+        sock.connect(str(path))
+        return sock
+
+    real, sockets = fdpass.peer_credentials, []
+    monkeypatch.setattr(fdpass, "peer_credentials", credentials)
+    monkeypatch.setattr(_pending, "peer_credentials", credentials)
+    with contextlib.ExitStack() as stack:
+        yield connect

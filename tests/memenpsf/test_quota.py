@@ -24,11 +24,11 @@ from trio.testing import wait_all_tasks_blocked
 import fdpass
 import memenpsf
 import memenpsf.trio
-from ipcqueue.lowlevel import Credentials, Opening, Role, Terms, advance
+from ipcqueue.lowlevel import Opening, Role, Terms, advance
 from memenpsf import Quota, _pending, _quota, _reserve, _shares
 from memenpsf._pending import PendingClients
 from memenpsf._shares import Shares
-from tests.kit.clients import Client, connected, room_for_descriptors
+from tests.kit.clients import Client, connected, inventing, room_for_descriptors
 
 NOBODY = 65534
 HELLO = b"\x10\x01"
@@ -134,25 +134,8 @@ def test_without_a_limit_of_descriptors_there_is_none_of_connections(monkeypatch
 
 @pytest.fixture
 def invented(monkeypatch):
-    """Clients of any user: connect with invented(path, uid), which is the name they bind to."""
-
-    def credentials(sock):
-        name = sock.getpeername()
-        if isinstance(name, bytes) and name.startswith(b"\0uid-"):
-            return Credentials(1, int(name.split(b"-")[1]), 1)
-        return real(sock)
-
-    def connect(path, uid):
-        sock = stack.enter_context(socket.socket(socket.AF_UNIX))
-        sock.bind(f"\0uid-{uid}-{os.getpid()}-{len(sockets)}")
-        sockets.append(sock)
-        sock.connect(str(path))
-        return sock
-
-    real, sockets = fdpass.peer_credentials, []
-    monkeypatch.setattr(fdpass, "peer_credentials", credentials)
-    monkeypatch.setattr(_pending, "peer_credentials", credentials)
-    with contextlib.ExitStack() as stack:
+    """Clients of any user: connect with invented(path, uid)."""
+    with inventing(monkeypatch) as connect:
         yield connect
 
 
@@ -657,7 +640,9 @@ def test_a_client_that_left_without_a_word_costs_no_memory(path, invented, monke
         assert pending.quota.shares(7) == []
 
 
-@pytest.mark.parametrize("limit", ["connections", "bytes", "descriptors", "pending", "places"])
+@pytest.mark.parametrize(
+    "limit", ["connections", "bytes", "descriptors", "pending", "places", "threads"]
+)
 @pytest.mark.parametrize(("value", "error"), [(0, ValueError), (-1, ValueError), ("9", TypeError)])
 def test_a_limit_that_is_none_is_refused_where_it_is_stated(limit, value, error):
     with pytest.raises(error, match=f"{limit} of Quota is"):
@@ -695,7 +680,7 @@ def test_a_quota_is_a_value():
     quota = Quota(connections=3, bytes=1 << 20)
     assert quota == Quota(bytes=1 << 20, connections=3)
     assert repr(quota) == (
-        "Quota(connections=3, bytes=1048576, descriptors=None, pending=32, places=64)"
+        "Quota(connections=3, bytes=1048576, descriptors=None, pending=32, places=64, threads=512)"
     )
     with pytest.raises(AttributeError):
         quota.pending = 4

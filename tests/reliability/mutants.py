@@ -1427,6 +1427,27 @@ static PyMethodDef leaving = {"__exit__", leave, METH_VARARGS, "Release the lock
         "conformance/test_serve.py::test_even_with_raise_no_client_ends_the_server",
     ),
     Mutant(
+        "silent clients of one user take all threads",
+        "memenpsf/_thread_quota.py",
+        "        if count >= limit:\n",
+        "        if False:\n",
+        "memenpsf/test_serve_threads.py::test_silent_clients_of_one_user_do_not_take_all_threads",
+    ),
+    Mutant(
+        "threads are counted for nobody",
+        "memenpsf/_serve.py",
+        "return [interface.peer.uid for interface in tuple(self._clients)]",
+        "return []",
+        "memenpsf/test_serve_threads.py::test_a_handler_has_its_thread_until_it_is_done_though_its_client_is_gone",
+    ),
+    Mutant(
+        "handlers may go on for ever",
+        "memenpsf/_serve.py",
+        "not self._clients, patience)",
+        "not self._clients, None)",
+        "memenpsf/test_serve_threads.py::test_handlers_that_do_not_finish_in_time_get_closed_and_their_clients_aborted",
+    ),
+    Mutant(
         "a client that can have no thread ends the server",
         "memenpsf/_serve.py",
         "        except (RuntimeError, MemoryError) as error:",
