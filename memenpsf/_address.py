@@ -94,7 +94,8 @@ def resolve(address: str | os.PathLike[str]) -> Address:
     """Parse an address; raise ValueError or TypeError for anything else."""
     given = os.fspath(address) if hasattr(address, "__fspath__") else address
     if not isinstance(given, str):
-        raise TypeError(f"an address is a str or a path, not {address!r}")
+        hint = "; of a descriptor, socket.socket(fileno=...)" if hasattr(given, "__index__") else ""
+        raise TypeError(f"an address is a str or a path, not {address!r}{hint}")
     if "\0" in given or given in {"", "@", ".", ".."}:
         raise ValueError(f"an address is a name, a path, or @name, not {given!r}")
     scheme, is_url, _ = given.partition("://")
@@ -196,6 +197,20 @@ class Bound(Owner):
             return _inode(path.lstat()) != self.inode
         except OSError:
             return True
+
+    @property
+    def is_shut_down(self) -> bool:
+        """Whether another process has ended the socket for all: none has one that is bound here."""
+        return False
+
+    def interests(self, events: int) -> list[tuple[int, int]]:
+        """Return the descriptors to poll for clients, with the events of each."""
+        return [(self.sock.fileno(), events)]
+
+    def interrupt(self) -> None:
+        """Wake the threads that wait for a client; for good, as no new client comes either."""
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
 
     def remove_file(self) -> None:
         """Remove the file unless it is another server's by now; a second call does nothing.

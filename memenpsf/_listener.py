@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import socket
 import threading
 from typing import TYPE_CHECKING, Any, Generic, overload
 
@@ -24,7 +22,6 @@ from ._listening import AnyListener
 from ._pending import CAUSED_BY_ONE, PendingClients
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterator
     from struct import Struct
     from typing import SupportsIndex, Unpack
@@ -32,7 +29,7 @@ if TYPE_CHECKING:
     from ipcqueue import Encoded
     from ipcqueue.lowlevel import NumpyDtype, Seconds, Wait
 
-    from ._options import ListenOptions
+    from ._options import ListenAt, ListenOptions
 
 
 class Listener(AnyListener, Closable, Generic[T]):
@@ -126,8 +123,7 @@ class Listener(AnyListener, Closable, Generic[T]):
             pending.close()
             return
         pending.bound.remove_file()  # while it listens: other servers replace a dead one's file
-        with contextlib.suppress(OSError):
-            pending.bound.sock.shutdown(socket.SHUT_RDWR)  # wakes threads in accept()
+        pending.bound.interrupt()
         with self._lock:
             # In a signal handler that interrupted accept(), leave this to accept().
             if not self._busy:
@@ -136,24 +132,28 @@ class Listener(AnyListener, Closable, Generic[T]):
 
 @overload
 def listen(
-    address: str | os.PathLike[str], record: SupportsIndex, **options: Unpack[ListenOptions]
+    address: ListenAt, record: SupportsIndex, **options: Unpack[ListenOptions]
 ) -> Listener[bytes]: ...
 @overload
 def listen(
-    address: str | os.PathLike[str], record: str | Struct, **options: Unpack[ListenOptions]
+    address: ListenAt, record: str | Struct, **options: Unpack[ListenOptions]
 ) -> Listener[tuple[Any, ...]]: ...
 @overload
 def listen(
-    address: str | os.PathLike[str], record: type[T] | Encoded[T], **options: Unpack[ListenOptions]
+    address: ListenAt, record: type[T] | Encoded[T], **options: Unpack[ListenOptions]
 ) -> Listener[T]: ...
 @overload
 def listen(
-    address: str | os.PathLike[str], record: NumpyDtype, **options: Unpack[ListenOptions]
+    address: ListenAt, record: NumpyDtype, **options: Unpack[ListenOptions]
 ) -> Listener[Any]: ...
-def listen(
-    address: str | os.PathLike[str], record: Any, **options: Unpack[ListenOptions]
-) -> Listener[Any]:
+def listen(address: ListenAt, record: Any, **options: Unpack[ListenOptions]) -> Listener[Any]:
     """Listen at an address: a bare name, a path, or @name (abstract).
+
+    Instead of an address it takes a socket that listens already (AF_UNIX, SOCK_STREAM; ValueError
+    for any other): from systemd, or from a parent for several servers that it forks.  It takes the
+    socket, also when this fails, and makes it non-blocking for all that share it.  close() closes
+    this process's descriptor, and neither removes the file nor ends the others; `mode` and `group`
+    are up to the program that binds it.  Each process has a quota of its own.
 
     The options of Interface apply to each client.  The socket file of a dead server is replaced.
     That of a live server is not: OSError (EADDRINUSE).  An abstract address admits this user and

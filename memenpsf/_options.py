@@ -13,13 +13,15 @@ if TYPE_CHECKING:
     import os
     import socket
     from collections.abc import Iterable
-    from typing import Literal
+    from typing import Literal, TypeAlias
 
     from ipcqueue import Options
     from ipcqueue.lowlevel import Seconds
 
     from ._address import Address
     from ._quota import Quota
+
+    ListenAt: TypeAlias = str | os.PathLike[str] | socket.socket  # an address, or what listens
 
     class ConnectOptions(Options, total=False):
         """The options of connect() beside its times."""

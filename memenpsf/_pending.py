@@ -36,6 +36,7 @@ from ipcqueue.lowlevel import (
 
 from ._address import BACKLOG, checked_permissions, resolve, starting
 from ._candidates import Candidate, Candidates, Conduct, Places
+from ._given import Given, checked_listening, taking
 from ._log import ConnectionLog, RefusalLog, logger
 from ._options import BOTH_WAYS, check_listener_options, checked_role
 from ._quota import Quota, checked_quota
@@ -43,12 +44,12 @@ from ._reserve import Reserve
 from ._shares import Shares
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Generator, Iterator
 
     from ipcqueue.lowlevel import Endpoint
 
     from ._address import Bound
+    from ._options import ListenAt
     from ._thread_quota import ThreadQuota
 
 # The number of clients in the queues, of all users.  Each holds one descriptor.  A guess: an eighth
@@ -102,22 +103,26 @@ class PendingClients(Owner):
     _reserve: Reserve
     _look_after_file: float
 
-    def __init__(self, address: str | os.PathLike[str], record: Any, **options: Any) -> None:
-        self._set_up(address, record, **options)
+    def __init__(self, address: ListenAt, record: Any, **options: Any) -> None:
+        with taking(address):
+            self._set_up(address, record, **options)
         drive(self.binding())
 
     @classmethod
-    def unbound(
-        cls, address: str | os.PathLike[str], record: Any, **options: Any
-    ) -> PendingClients:
+    def unbound(cls, address: ListenAt, record: Any, **options: Any) -> PendingClients:
         """Check the arguments only; the caller has to run binding() next."""
         self = cls.__new__(cls)
-        self._set_up(address, record, **options)
+        with taking(address):
+            self._set_up(address, record, **options)
         return self
 
     def binding(self) -> Generator[Wait, bool, None]:
-        """Bind the address: a plan."""
-        self.bound = yield from starting(self._where, self._permissions)
+        """Bind the address, unless a listening socket was given: a plan."""
+        if self._given is None:
+            self.bound = yield from starting(self._where, self._permissions)
+        else:
+            with taking(self._given):
+                self.bound = Given(self._where, self._given)
         try:
             self.log = RefusalLog(self.bound.address)
             self._connected = ConnectionLog(self.bound.address)
@@ -130,7 +135,7 @@ class PendingClients(Owner):
 
     def _set_up(
         self,
-        address: str | os.PathLike[str],
+        address: ListenAt,
         record: Any,
         *,
         mode: int | None = None,
@@ -141,8 +146,13 @@ class PendingClients(Owner):
     ) -> None:
         check_listener_options("listen", options)
         checked_quota(quota)
-        self._where = where = resolve(address)
-        self._permissions = checked_permissions(where, mode, group)
+        self._given = address if isinstance(address, socket.socket) else None
+        if isinstance(address, socket.socket):
+            where = checked_listening(address, mode, group)
+        else:
+            where = resolve(address)
+            self._permissions = checked_permissions(where, mode, group)
+        self._where = where
         if "allow_uids" not in options and (uids := where.default_uids) is not None:
             options["allow_uids"] = uids
         self.role = checked_role(role)
@@ -187,8 +197,7 @@ class PendingClients(Owner):
     def _rest(self, deadline: float) -> Generator[Wait, bool, None]:
         seconds = self.cooldown()
         if seconds and not self.closed:
-            interests = [(self.bound.sock.fileno(), 0)]
-            yield self._wait_for(interests, min(deadline, monotonic() + seconds))
+            yield self._wait_for(self.bound.interests(0), min(deadline, monotonic() + seconds))
 
     @staticmethod
     def _wait_for(interests: list[tuple[int, int]], until: float) -> Wait:
@@ -255,6 +264,8 @@ class PendingClients(Owner):
         try:
             sock, _ = self.bound.sock.accept()
         except (BlockingIOError, ConnectionAbortedError):
+            if self.bound.is_shut_down and not self.closed:
+                self._end_of_clients()
             return False
         except OSError as error:
             if self._resume is None:
@@ -275,6 +286,11 @@ class PendingClients(Owner):
         if self._is_there(candidate) and (excess := self._candidates.add(candidate)) is not None:
             self._turn_away(excess, "too many clients wait for a handshake here")
         return True
+
+    def _end_of_clients(self) -> None:
+        """Close, because another process that shares the listening socket has shut it down."""
+        logger.warning("%s: somebody has shut down the listening socket", self.bound.address)
+        self.close()
 
     def _pending_uids(self) -> Iterator[int]:
         """Yield the user of each client that accept() may return later."""
@@ -466,7 +482,7 @@ class PendingClients(Owner):
     def interests(self) -> Iterator[tuple[int, int]]:
         """Yield the descriptors to poll before the next turn, and the events of each."""
         events = select.POLLIN if self._resume is None else 0  # 0: only that it is closed
-        yield self.bound.sock.fileno(), events
+        yield from self.bound.interests(events)
         for opening in tuple(self.handshakes):
             yield opening.fileno(), opening.events
         for candidate in tuple(self._candidates):

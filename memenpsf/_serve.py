@@ -15,7 +15,6 @@ from ._policy import OnError, Policy, check_serving
 from ._thread_quota import ThreadQuota
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable
     from struct import Struct
     from typing import SupportsIndex, Unpack
@@ -24,13 +23,13 @@ if TYPE_CHECKING:
     from ipcqueue.lowlevel import NumpyDtype, Seconds, T
 
     from ._interface import Interface
-    from ._options import ListenOptions
+    from ._options import ListenAt, ListenOptions
 
 
 @overload
 def serve(
     handler: Callable[[Interface[bytes]], object],
-    address: str | os.PathLike[str],
+    address: ListenAt,
     record: SupportsIndex,
     *,
     on_error: OnError = ...,
@@ -41,7 +40,7 @@ def serve(
 @overload
 def serve(
     handler: Callable[[Interface[tuple[Any, ...]]], object],
-    address: str | os.PathLike[str],
+    address: ListenAt,
     record: str | Struct,
     *,
     on_error: OnError = ...,
@@ -52,7 +51,7 @@ def serve(
 @overload
 def serve(
     handler: Callable[[Interface[T]], object],
-    address: str | os.PathLike[str],
+    address: ListenAt,
     record: type[T] | Encoded[T],
     *,
     on_error: OnError = ...,
@@ -63,7 +62,7 @@ def serve(
 @overload
 def serve(
     handler: Callable[[Interface[Any]], object],
-    address: str | os.PathLike[str],
+    address: ListenAt,
     record: NumpyDtype,
     *,
     on_error: OnError = ...,
@@ -73,7 +72,7 @@ def serve(
 ) -> None: ...
 def serve(
     handler: Callable[[Interface[Any]], object],
-    address: str | os.PathLike[str],
+    address: ListenAt,
     record: Any,
     *,
     on_error: OnError = "log",

@@ -1137,6 +1137,27 @@ static PyMethodDef leaving = {"__exit__", leave, METH_VARARGS, "Release the lock
         "memenpsf/test_starting.py::test_it_does_not_try_again_where_this_user_may_not_look",
     ),
     Mutant(
+        "a listening socket that was given is shut down for all",
+        "memenpsf/_given.py",
+        "        with contextlib.suppress(ValueError):  # it is closed: nobody waits any more\n",
+        "        super().interrupt()\n        if False:\n",
+        "conformance/test_given.py::test_who_shares_the_socket_goes_on_listening",
+    ),
+    Mutant(
+        "a listening socket that was given makes accept() wait",
+        "memenpsf/_given.py",
+        "        sock.setblocking(False)\n",
+        "",
+        "conformance/test_given.py::test_clients_are_accepted_and_the_file_stays",
+    ),
+    Mutant(
+        "a server spins on a listening socket that another has shut down",
+        "memenpsf/_pending.py",
+        "            if self.bound.is_shut_down and not self.closed:\n",
+        "            if False:\n",
+        "conformance/test_given.py::test_a_socket_that_another_process_shuts_down_is_closed",
+    ),
+    Mutant(
         "a server is deaf before its file is removed",
         "memenpsf/_listener.py",
         "        pending.bound.remove_file()  #",
