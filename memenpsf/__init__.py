@@ -73,6 +73,7 @@ from ._quota import Quota
 if typing.TYPE_CHECKING:
     from ._listener import Listener, listen
     from ._loop import Ended, run
+    from ._pipe import PipeEnd, pipe, pipe_end
     from ._serve import serve
 else:
 
@@ -86,6 +87,10 @@ else:
             from . import _loop  # noqa: PLC0415
 
             return getattr(_loop, name)
+        if name in {"PipeEnd", "pipe", "pipe_end"}:
+            from . import _pipe  # noqa: PLC0415
+
+            return getattr(_pipe, name)
         if name == "serve":
             from . import _serve  # noqa: PLC0415
 
@@ -100,6 +105,7 @@ __version__ = _VERSION
 
 __all__ = [  # noqa: RUF022 (classes and functions first)
     "Interface", "connect", "listen", "Listener", "pair", "run", "Ended", "serve",
+    "pipe", "pipe_end", "PipeEnd",
     "Accept", "Spin", "Quota", "Options", "Statistics", "interface_of",
     "Message", "Encoded", "Received", "Loan", "Borrowing", "Credentials",
     "QueueError", "BadRecord", "TooLarge", "Unaccepted", "DecodeFailed", "LoanError",

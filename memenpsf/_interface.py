@@ -52,6 +52,11 @@ class Interface(Sends[T], Receives[T]):
     same.  Any number of threads may send and receive at once.  For the rest see Connection.
     """
 
+    _instead = (
+        "let the other process open an end of its own: give it the address, for connect(), or, as "
+        "it is started, an end of memenpsf.pipe(), which is not open yet; or give it received "
+        "records, which are values"
+    )
     _role = BOTH_WAYS
     role: str = "client"
 

@@ -95,7 +95,10 @@ class PendingClients(Owner):
     Only binding may wait: for other servers of this user that are starting.
     """
 
-    _instead = "let the other process listen at an address of its own"
+    _instead = (
+        "let the other process listen by itself: give it a listening socket, which listen() takes, "
+        "or an address of its own"
+    )
 
     bound: Bound
     log: RefusalLog

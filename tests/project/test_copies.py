@@ -141,9 +141,15 @@ def test_every_class_refuses_copies_or_is_known_to_own_nothing():
     assert not {name for name in PLAIN if name in OWNERS}
 
 
+# What can be handed to a child as multiprocessing starts it; it refuses at every other time.
+HANDED = {("memenpsf.PipeEnd", "__reduce_ex__")}
+
+
 @pytest.mark.parametrize("name", OWNERS)
 def test_no_owner_overrides_how_it_refuses(name):
     for word in ("__copy__", "__deepcopy__", "__getstate__", "__reduce__", "__reduce_ex__"):
+        if (name, word) in HANDED:
+            continue
         mine = getattr(OWNERS[name], word, None)
         assert mine is getattr(object if word == "__getstate__" else Owner, word, None)
 

@@ -1158,6 +1158,27 @@ static PyMethodDef leaving = {"__exit__", leave, METH_VARARGS, "Release the lock
         "conformance/test_given.py::test_a_socket_that_another_process_shuts_down_is_closed",
     ),
     Mutant(
+        "an end is opened again by its own process",
+        "memenpsf/_pipe.py",
+        "        sock, self._sock = self._checked(), None\n        return sock\n",
+        "        return self._checked()\n",
+        "memenpsf/test_pipe.py::test_an_end_is_opened_once",
+    ),
+    Mutant(
+        "the end of a child is for the children of the child",
+        "memenpsf/_pipe.py",
+        "    sock.set_inheritable(False)  # not for",
+        "    sock.set_inheritable(True)  # not for",
+        "memenpsf/test_pipe.py::test_the_end_of_a_program_is_not_for_its_children",
+    ),
+    Mutant(
+        "an end that is handed to a child has lost whom it admits",
+        "memenpsf/_pipe.py",
+        '        options["allow_uids"] = terms.allow_uids\n',
+        "        pass\n",
+        "memenpsf/test_pipe.py::test_every_kind_of_record_is_handed_on_with_its_options",
+    ),
+    Mutant(
         "a server is deaf before its file is removed",
         "memenpsf/_listener.py",
         "        pending.bound.remove_file()  #",
