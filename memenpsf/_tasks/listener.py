@@ -12,10 +12,9 @@ from .._pending import CAUSED_BY_ONE, PendingClients
 from .interface import TaskInterface, shown_as
 
 if TYPE_CHECKING:
-    import os
     from typing import Self
 
-    from .._options import ListenOptions
+    from .._options import ListenAt, ListenOptions
 
 # The number of handshakes to begin or advance before other tasks run: each may take half a
 # millisecond.
@@ -91,7 +90,7 @@ class TaskListener(AnyListener, Generic[T]):
 
 async def listen(
     kind: type[TaskListener[Any]],
-    address: str | os.PathLike[str],
+    address: ListenAt,
     record: Any,
     options: ListenOptions,
 ) -> Any:

@@ -10,17 +10,16 @@ from .._policy import OnError, Policy, check_serving
 from .listener import TaskListener, listen
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Awaitable, Callable
 
-    from .._options import ListenOptions
+    from .._options import ListenAt, ListenOptions
     from .interface import TaskInterface
 
 
 async def serve(
     kind: type[TaskListener[Any]],
     handler: Callable[[Any], Awaitable[object]],
-    address: str | os.PathLike[str],
+    address: ListenAt,
     record: Any,
     on_error: OnError,
     started: Callable[[Any], object],

@@ -12,7 +12,6 @@ from .._tasks.serve import serve as _serve
 from ._interface import Interface
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Awaitable, Callable
     from struct import Struct
     from typing import SupportsIndex, Unpack
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from ipcqueue import Encoded
     from ipcqueue.lowlevel import NumpyDtype
 
-    from .._options import ListenOptions
+    from .._options import ListenAt, ListenOptions
     from .._policy import OnError
 
 
@@ -42,24 +41,22 @@ class Listener(TaskListener[T]):
 
 @overload
 async def listen(
-    address: str | os.PathLike[str], record: SupportsIndex, **options: Unpack[ListenOptions]
+    address: ListenAt, record: SupportsIndex, **options: Unpack[ListenOptions]
 ) -> Listener[bytes]: ...
 @overload
 async def listen(
-    address: str | os.PathLike[str], record: str | Struct, **options: Unpack[ListenOptions]
+    address: ListenAt, record: str | Struct, **options: Unpack[ListenOptions]
 ) -> Listener[tuple[Any, ...]]: ...
 @overload
 async def listen(
-    address: str | os.PathLike[str], record: type[T] | Encoded[T], **options: Unpack[ListenOptions]
+    address: ListenAt, record: type[T] | Encoded[T], **options: Unpack[ListenOptions]
 ) -> Listener[T]: ...
 @overload
 async def listen(
-    address: str | os.PathLike[str], record: NumpyDtype, **options: Unpack[ListenOptions]
+    address: ListenAt, record: NumpyDtype, **options: Unpack[ListenOptions]
 ) -> Listener[Any]: ...
-async def listen(
-    address: str | os.PathLike[str], record: Any, **options: Unpack[ListenOptions]
-) -> Any:
-    """Listen at an address: a bare name, a path, or @name (abstract); as memenpsf.listen.
+async def listen(address: ListenAt, record: Any, **options: Unpack[ListenOptions]) -> Any:
+    """Listen at an address, or on a socket that listens already; as memenpsf.listen.
 
     Other tasks run while it waits for other servers of this user to start.
     """
@@ -69,7 +66,7 @@ async def listen(
 @overload
 async def serve(
     handler: Callable[[Interface[bytes]], Awaitable[object]],
-    address: str | os.PathLike[str],
+    address: ListenAt,
     record: SupportsIndex,
     *,
     on_error: OnError = ...,
@@ -79,7 +76,7 @@ async def serve(
 @overload
 async def serve(
     handler: Callable[[Interface[tuple[Any, ...]]], Awaitable[object]],
-    address: str | os.PathLike[str],
+    address: ListenAt,
     record: str | Struct,
     *,
     on_error: OnError = ...,
@@ -89,7 +86,7 @@ async def serve(
 @overload
 async def serve(
     handler: Callable[[Interface[T]], Awaitable[object]],
-    address: str | os.PathLike[str],
+    address: ListenAt,
     record: type[T] | Encoded[T],
     *,
     on_error: OnError = ...,
@@ -99,7 +96,7 @@ async def serve(
 @overload
 async def serve(
     handler: Callable[[Interface[Any]], Awaitable[object]],
-    address: str | os.PathLike[str],
+    address: ListenAt,
     record: NumpyDtype,
     *,
     on_error: OnError = ...,
@@ -108,7 +105,7 @@ async def serve(
 ) -> None: ...
 async def serve(
     handler: Callable[[Interface[Any]], Awaitable[object]],
-    address: str | os.PathLike[str],
+    address: ListenAt,
     record: Any,
     *,
     on_error: OnError = "log",

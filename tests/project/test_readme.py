@@ -25,7 +25,17 @@ def promised(snippet):
 
 def test_there_are_snippets_of_each_kind():
     assert len(SERVERS) == 2
-    pages = ["asyncio", "children", "ends", "fdpass", "messages", "records", "records", "reference", "servers"]
+    pages = [
+        "asyncio",
+        "children",
+        "ends",
+        "fdpass",
+        "messages",
+        "records",
+        "records",
+        "reference",
+        "servers",
+    ]
     assert [page.stem for page, _ in ALONE] == pages
 
 
