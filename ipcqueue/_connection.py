@@ -165,15 +165,23 @@ class Connection(Closable, Generic[T]):
 
     @tagged
     def fileno(self) -> int:
-        """Return the socket's descriptor, to watch; see arm().  Raises Closed."""
-        return self._endpoint.fileno()
+        """Return a descriptor for an event loop to watch; see arm().
+
+        It becomes readable with a doorbell or a control message, at the end of the connection, and
+        when the peer's process has exited (where peer_pidfd() is not None).  It is no socket, and
+        belongs to this object.  The first call opens two descriptors, until this side is closed.
+
+        Raises Closed; OSError (no descriptor is left).
+        """
+        return self._endpoint.events_fileno()
 
     @tagged
     def peer_pidfd(self) -> int | None:
-        """Return a pidfd of the peer, to watch beside fileno(); None where the kernel has none.
+        """Return a pidfd of the peer; None where the kernel has none.
 
         It becomes readable when the peer's process has exited, which the socket does not tell as
-        long as a child of the peer's holds it open.  Borrowed; Linux 6.5.  Raises Closed.
+        long as a child of the peer's holds it open.  fileno() then becomes readable, too.
+        Borrowed; Linux 6.5.  Raises Closed.
         """
         return self._endpoint.peer_pidfd()
 

@@ -73,9 +73,10 @@ class Sender(Sends[T]):
     def arm(self) -> bool:
         """Ask that fileno() become readable when there is space; False if there is already.
 
-        For foreign event loops: until True comes back, go on working; then wait, without any
-        other call in between, as that might read the doorbell.  Without arm() none comes.  Not
-        while a thread waits on the same connection (ConcurrentUse).
+        For foreign event loops: until True comes back, go on working; then wait.  Without arm() no
+        doorbell comes.  Other calls may be made meanwhile, by any thread or task: if one of them
+        reads the doorbell, fileno() stays readable.  It may be readable for nothing, so look, and
+        call arm() again.  Up to eight tasks can arm one end before their loop polls fileno().
         """
         return self._endpoint.arm(records=False, space=True)
 
@@ -144,9 +145,10 @@ class Receiver(Receives[T]):
     def arm(self) -> bool:
         """Ask that fileno() become readable at the next record; False if one is there already.
 
-        For foreign event loops: until True comes back, go on taking; then wait, without any
-        other call in between, as that might read the doorbell.  Without arm() none comes.  Not
-        while a thread waits on the same connection (ConcurrentUse).
+        For foreign event loops: until True comes back, go on taking; then wait.  Without arm() no
+        doorbell comes.  Other calls may be made meanwhile, by any thread or task: if one of them
+        reads the doorbell, fileno() stays readable.  It may be readable for nothing, so look, and
+        call arm() again.  Up to eight tasks can arm one end before their loop polls fileno().
         """
         return self._endpoint.arm(records=True, space=False)
 

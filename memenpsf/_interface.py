@@ -127,9 +127,13 @@ class Interface(Sends[T], Receives[T]):
         """Ask that fileno() become readable at the next record (or when there is space).
 
         For foreign event loops.  Returns False if there is something to do already: go on
-        working and call it again.  After True, wait without any other call in between, as that
-        might read the doorbell; without arm() none comes.  ConcurrentUse while a thread waits on
-        the same connection.
+        working and call it again.  After True, wait until fileno() is readable; without arm() no
+        doorbell comes.  Other calls may be made meanwhile, by any thread or task: if one of them
+        reads the doorbell, fileno() stays readable.  It may be readable for nothing, so look, and
+        call arm() again.
+
+        Up to eight tasks can arm one interface, for different things, before their loop polls
+        fileno(): it wakes all of them.  Raises ForkedUse; OSError as fileno() does.
         """
         return self._endpoint.arm(records=records, space=space)
 

@@ -183,7 +183,7 @@ def listen(address: ListenAt, record: Any, **options: Unpack[ListenOptions]) -> 
     sent and that the client has not read from its socket.  A connection over this limit waits, as
     for lack of space: messages of the client stay in its socket, messages to it wait in xmit.  One
     message at a time always goes through.  Descriptors that recv_message() has returned belong to
-    the program, and do not count.
+    the program, and do not count; neither does the one that fileno() and arm() add.
 
     `places` of the Quota limits the handshakes under way for all users: 64.  If all places are
     taken, the user with the most handshakes loses its oldest one to a user with fewer.  Up to 128

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 # One sixth is for a user's connections; the rest is for attachments, other users, other uses.
 _PART_FOR_CONNECTIONS = 6
 
-# Descriptors of a connection: the socket, both segments, a pidfd, and an epoll under Trio.
+# Descriptors of a connection: the socket, both segments, a pidfd, and an epoll of event loops.  One
+# whose program calls fileno() or arm() itself has one more, which is not counted.
 PER_CONNECTION = 5
 
 # A user may have seven eighths of the descriptors, all users together fifteen sixteenths.

@@ -28,7 +28,6 @@ from fdpass.lowlevel import Owner, index_of, monotonic, renewed_after_fork
 from ipcqueue._direct import persist
 from ipcqueue._errors import (
     Closed,
-    ConcurrentUse,
     CorruptPeer,
     ForkedUse,
     QueueError,
@@ -58,7 +57,7 @@ from .ends import accepted_fds, ends_of
 from .flight import Flight
 from .shown import shown
 from .statistics import Statistics
-from .waiters import MESSAGE, RECORDS, SPACE, Wait, Waiters
+from .waiters import MESSAGE, RECORDS, SPACE, Event, Wait, Waiters
 from .wire import Wire, hang_up, has_room, tell
 
 if TYPE_CHECKING:
@@ -72,7 +71,8 @@ if TYPE_CHECKING:
     from ipcqueue._ring.sender import SenderEnd
 
     from .opening import Agreement, Opening
-    from .waiters import Event, Follower
+    from .waiters import Follower
+    from .watches import Bell, Watch
 
 # From 2 ms to 128: many senders may wait for a peer that reads nothing.
 MAX_RETRY_DOUBLINGS = 6
@@ -108,6 +108,7 @@ class Endpoint(Owner):
         self.alarms = FalseAlarms()
         accepts_fds = accepted_fds(terms)
         self.wire = Wire(agreement.sock, agreement.process, agreement.lease, accepts_fds)
+        self.wire.watches, self.wire.alert = self.waiters.watches, self.waiters.alert
         self.readable = Wait(wire=self.wire, events=select.POLLIN)
         self._own, self._peer = own, peer
         self._lease = agreement.lease
@@ -163,6 +164,12 @@ class Endpoint(Owner):
     def fileno(self) -> int:
         """Return the socket's descriptor; raise Closed."""
         return self.wire.fileno()
+
+    def events_fileno(self) -> int:
+        """Return a descriptor for event loops to poll; raise Closed, OSError (none is left)."""
+        if self.closed:
+            raise Closed("this side has closed the connection")
+        return self.wire.bell_fileno()
 
     def peer_pidfd(self) -> int | None:
         """Return a pidfd of the peer's process, None if the kernel does not tell; raise Closed."""
@@ -549,20 +556,53 @@ class Endpoint(Owner):
         elif event is SPACE and self.sender is not None:
             self.sender.disarm()
 
-    def arm(self, *, records: bool, space: bool) -> bool:
-        """For foreign event loops: see Receiver.arm."""
+    def watch(self, watch: Watch, events: Iterable[Event]) -> set[Event]:
+        """Have a watch woken at any of `events`; return those that have come already.
+
+        It may be woken for nothing.  unwatch() ends it.  Raises ForkedUse.
+        """
         self._check_usable()
-        with self.waiters.mutex:
-            if self.waiters.reading or any(self.waiters.counts):
-                raise ConcurrentUse("arm() while another thread waits on the same connection")
+        self.waiters.stand_down(watch)  # what is read now is no news: it is looked for below
         self.read_if_free()
-        events = [MESSAGE] + [RECORDS] * records + [SPACE] * space
         with self.waiters.mutex:
-            if all(self.announce(event, self._wanted(event)) for event in events):
-                return True
-            for event in events:
-                self.withdraw(event)
-        return False
+            self.waiters.stand(watch)
+            looked = [(event, self.announce(event, self._wanted(event))) for event in events]
+            if watch not in self.waiters.watches:  # announce() has read what was left unread
+                return {*events}
+            return {event for event, is_to_come in looked if not is_to_come}
+
+    def unwatch(self, watch: Watch) -> None:
+        """Undo watch(); repeatable."""
+        with self.waiters.mutex:
+            self.waiters.stand_down(watch)
+            for event in Event:
+                if not self.waiters.is_wanted(event):
+                    self.withdraw(event)
+
+    def arm(self, *, records: bool, space: bool) -> bool:
+        """For foreign event loops: see Interface.arm."""
+        self._check_usable()
+        asked = {MESSAGE, *[RECORDS] * records, *[SPACE] * space}
+        try:
+            bell = self.wire.bell()
+            return self.wire.use(lambda _: self._arm(bell, asked))
+        except Closed:
+            return False
+
+    def _arm(self, bell: Bell, asked: set[Event]) -> bool:
+        try:
+            with self.waiters.mutex:
+                come = self.watch(bell, (*(bell.events | asked),))
+                may_wait = bell.settle(asked, come)
+                if bell.rung:  # all who wait with it look again, and arm it again
+                    self.unwatch(bell)
+                elif not may_wait:
+                    for event in tuple(asked - bell.events):
+                        self.withdraw(event)
+                return may_wait
+        except BaseException:
+            persist(bell.release)
+            raise
 
     def _wanted(self, event: Event) -> int:
         return self.enough() if event is SPACE else 1
@@ -754,6 +794,7 @@ class Endpoint(Owner):
                 ring.close()
         if not self.wire.released:
             self._say_goodbye(ends, self.wire.sock)
+        self.waiters.alert()  # a closed socket wakes nobody who polls it
         self.wire.close()  # unless somebody has it in hand
         self._release()
 

@@ -11,6 +11,10 @@ One that entered later announced itself after the read, so the doorbell that ans
 come.  A reader stops being one without the mutex.  So what counts is whether somebody was reading
 when the waiter entered: if so, the release is still to come; if not, nobody reads before the
 section ends.
+
+A Watch (watches.py) waits for the socket itself to become readable, without being the reader.  So
+every reader wakes all of them *before* it reads what has come: an exception after the read could
+keep it from doing so.  A Watch that begins while somebody is reading follows, too.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Protocol
 
+    from .watches import Watch
     from .wire import Wire
 
     class Follower(Protocol):
@@ -102,12 +107,15 @@ class Waiters(Owner):
         self.counts = [0] * len(Event)
         """How many wait for each event."""
         self.followers: set[Follower] = set()
+        self.watches: set[Watch] = set()
+        """Who waits from outside and was not woken yet; never another set: a Wire looks at it."""
         self.follower: Callable[[], Follower] = held_lock
 
     def renew_locks(self) -> None:
         """In a forked child: forget who held them."""
         self.mutex = RLock()
         self.followers = set()
+        self.watches.clear()
 
     def enter(self, waiter: Waiter, event: Event) -> None:
         """Count a waiter; before it announces what it waits for, and with the mutex held."""
@@ -139,12 +147,40 @@ class Waiters(Owner):
             self.counts[event] -= 1
             waiter.counted = False
         with self.mutex:
-            if not self.counts[event]:
+            if not self.is_wanted(event):
                 withdraw(event)
             if waiter.follows is not None:
                 self.followers.discard(waiter.follows)
             if waiter.led and self.followers:
                 self.wake_followers()
+
+    def is_wanted(self, event: Event) -> bool:
+        """Whether anybody waits for this event; with the mutex held."""
+        if self.counts[event]:
+            return True
+        return any(event in watch.events for watch in tuple(self.watches))
+
+    def stand(self, watch: Watch) -> None:
+        """Have a watch woken before anything more is read; with the mutex held.
+
+        Before what it waits for is announced.
+        """
+        self.watches.add(watch)
+        if self.reading:  # perhaps what it waits for
+            self.followers.add(watch)
+
+    def stand_down(self, watch: Watch) -> None:
+        """Do not wake a watch any more."""
+        with self.mutex:
+            self.watches.discard(watch)
+            self.followers.discard(watch)
+
+    def alert(self) -> None:
+        """Wake every watch: somebody is about to read what may concern it."""
+        with self.mutex:
+            for watch in tuple(self.watches):
+                watch.release()
+                self.watches.discard(watch)
 
     def read_if_free(self, read: Callable[[], T]) -> T | None:
         """Call read() as the reader; None if somebody else is reading."""

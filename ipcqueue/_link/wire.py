@@ -20,7 +20,7 @@ import termios
 from collections import deque
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import fdpass
 from fdpass.lowlevel import (
@@ -36,9 +36,10 @@ from ipcqueue._ring.arrivals import close_received
 from ipcqueue._ring.frame import MAX_ATTACHED
 
 from .control import ControlParser, Opcode
+from .watches import Bell
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from .lease import Lease
     from .process import Process
@@ -97,6 +98,11 @@ class Wire(Owner):
         self.watch(self._poll, select.POLLIN)
         self._rung = [(sock.fileno(), select.POLLIN)]  # what it says of a doorbell and no more
         self._events: select.epoll | None = None
+        self._bell: Bell | None = None
+        self._bell_is_hung = False  # whether it is among the events
+        self.watches: Collection[object] = ()
+        """Who is to be woken by `alert` before anything is read."""
+        self.alert: Callable[[], None] = _nobody_watches
         self._unread: list[Any] = []  # results of recvmsg(), or what they turned out to be
         self._room = bytearray(_ROOM)  # one such result, where memory is too short to have it there
         self._parser = ControlParser()
@@ -173,7 +179,8 @@ class Wire(Owner):
             fds = fdpass.Fd.blank(len(numbers))
             fdpass.Fd.own(fds, numbers)
             fdpass.close_untrusted(fds)
-        for held in (self._events, self.process):
+        bell, self._bell, self.watches = self._bell, None, ()
+        for held in (self._events, self.process, None if bell is None else bell.eventfd):
             if held is not None:
                 held.close()
         if shared:
@@ -205,6 +212,35 @@ class Wire(Owner):
                 except OSError:
                     return number
                 self._events = events
+            return self._events.fileno()
+
+    def bell(self) -> Bell:
+        """Return what wakes event loops, through bell_fileno(); raise as that does."""
+        self.bell_fileno()
+        bell = self._bell
+        if bell is None:
+            self._check_open()
+        return cast("Bell", bell)
+
+    def bell_fileno(self) -> int:
+        """Return a descriptor as events_fileno() does, which is readable also when bell() is rung.
+
+        Raises Closed, OSError (no descriptor is left).
+        """
+        with self._lock:
+            self._check_open()
+            if self._events is None:
+                events = select.epoll()
+                self.watch(events, select.EPOLLIN)
+                self._events = events
+            if not self._bell_is_hung:
+                # Step by step, since Ctrl-C may strike after each of them.
+                if self._bell is None:
+                    self._bell = Bell(self.use)
+                self._bell.eventfd.open()
+                with contextlib.suppress(FileExistsError):
+                    self._events.register(self._bell.eventfd, select.EPOLLIN)
+                self._bell_is_hung = True
             return self._events.fileno()
 
     def poller(self, events: int) -> select.epoll:
@@ -321,7 +357,14 @@ class Wire(Owner):
         return len(data)
 
     def _receive(self, sock: socket.socket, most: int, wary: bool) -> int:
-        """Read once into the list of what is unread: see `receive` of core/python/socket.c."""
+        """Read once into the list of what is unread: see `receive` of core/python/socket.c.
+
+        Those who watch are told of it first (see Waiters), so nothing is read that came since.
+        """
+        if self.watches:
+            if not self.is_behind() and not self._poll.poll(0):
+                raise BlockingIOError
+            self.alert()
         unread, room, whole = self._unread, self._room, not self._parser.rest
         return _direct.receive(sock, RECEIVE_FLAGS, whole, unread, room, most, wary) or 0
 
@@ -404,6 +447,10 @@ class Wire(Owner):
             raise error
         self.end = self.end or error
         self._unread[0] = (data, [], 0, None)
+
+
+def _nobody_watches() -> None:
+    """Stand for what wakes those who watch."""
 
 
 def _milliseconds(seconds: float) -> float:

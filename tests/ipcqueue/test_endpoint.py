@@ -900,7 +900,7 @@ class TestClose:
 
     def test_a_number_closed_is_never_closed_or_used_again(self, ends):
         sender = ends[0]
-        number = sender.fileno()
+        number = sender._endpoint.fileno()
         sender.close()
         another = os.open("/dev/null", os.O_RDONLY)
         if another != number:

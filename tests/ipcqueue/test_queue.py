@@ -190,7 +190,7 @@ class TestConnection:
             assert sender.capacity == receiver.capacity == 128
             assert sender.record is receiver.record is Quote
             assert sender.peer == receiver.peer == (os.getpid(), os.getuid(), os.getgid())
-            assert sender.fileno() == ours.fileno()
+            assert sender._endpoint.fileno() == ours.fileno()
             assert not sender.closed
             assert repr(sender).startswith("<Sender 'ours' fd ")
             assert " with 'théirs' (pid " in repr(sender)
@@ -481,7 +481,7 @@ class TestTwoProcesses:
     def test_a_peer_that_breaks_the_protocol_is_told(self, peer):
         child, sock = peer(
             "receiver = Receiver(sock, '<Q')\nsay('ready')\n"
-            "os.write(receiver.fileno(), b'\\x03\\x00')\nsay('said')\n"
+            "os.write(receiver._endpoint.fileno(), b'\\x03\\x00')\nsay('said')\n"
             "try:\n    receiver.pop()\n"
             "except QueueError as error:\n    say(type(error).__name__, error)\n"
             "receiver.close()\n"

@@ -658,7 +658,7 @@ def test_a_doorbell_that_the_kernel_has_no_memory_for_is_rung_at_the_next_push(e
     sender, receiver = ipcqueue.pair("<Q", 4)
     with sender, receiver:
         assert receiver.arm()
-        refused("sendto", error, lambda: sender.push((1,)), sender.fileno())
+        refused("sendto", error, lambda: sender.push((1,)), sender._endpoint.fileno())
         assert not readable(receiver)
         sender.push((2,))
         assert readable(receiver)
@@ -670,7 +670,7 @@ def test_a_doorbell_that_cannot_be_rung_for_other_reasons_is_not_tried_again(err
     sender, receiver = ipcqueue.pair("<Q", 4)
     with sender, receiver:
         assert receiver.arm()
-        refused("sendto", error, lambda: sender.push((1,)), sender.fileno())
+        refused("sendto", error, lambda: sender.push((1,)), sender._endpoint.fileno())
         sender.push((2,))
         assert not readable(receiver)
 
@@ -695,8 +695,8 @@ def test_a_socket_that_cannot_be_looked_at_is_not_quiet():
         ring = receiver._endpoint.receiver._ring
         assert lib.ipcq_is_silent(ring)
         look = partial(lib.ipcq_is_silent, ring)
-        assert not refused("recvfrom", errno.ENOTCONN, look, receiver.fileno())
-        assert not refused("recvfrom", errno.ECONNRESET, look, receiver.fileno())
+        assert not refused("recvfrom", errno.ENOTCONN, look, receiver._endpoint.fileno())
+        assert not refused("recvfrom", errno.ECONNRESET, look, receiver._endpoint.fileno())
         assert lib.ipcq_is_silent(ring)
         sender.send_ctrl_msg(b"\x80\x01")
         assert not lib.ipcq_is_silent(ring)
@@ -890,7 +890,7 @@ def test_a_message_whose_descriptors_cannot_be_sent_is_not_sent(error, raised):
     with one, other, fdpass.Fd(os.memfd_create("file")) as file:
         send = partial(one.xmit, b"text", timeout=0, fds=[file])
         with pytest.raises(raised):
-            refused("sendmsg", error, send, one.fileno())
+            refused("sendmsg", error, send, one._endpoint.fileno())
         assert other.recv(timeout=0) is None
         if raised is not memenpsf.PeerDied:
             send()

@@ -361,9 +361,14 @@ def test_a_foreign_loop_is_woken_after_arm_and_only_then():
         one.xmit((1,))
         assert readable(other)
         assert not other.arm()
+        assert readable(other)  # until it is armed: another task may have armed it before
         assert other.recv() == (1,)
+        assert other.arm()
+        assert not readable(other)
+        assert one.recv(timeout=0) is None
         one.xmit((2,))
-        assert not readable(other)  # nobody asked
+        assert readable(other)
+        assert one.statistics().doorbells == 2
         assert one.arm(records=False, space=True)
         assert not readable(one)
         assert other.recv() == (2,)

@@ -408,8 +408,8 @@ def bury(pid):
 
 def events(interface):
     poll = select.poll()
-    poll.register(interface, select.POLLIN | select.POLLRDHUP)
-    return dict(poll.poll(0)).get(interface.fileno(), 0)
+    poll.register(interface._endpoint, select.POLLIN | select.POLLRDHUP)
+    return dict(poll.poll(0)).get(interface._endpoint.fileno(), 0)
 
 
 def readable(interface):
