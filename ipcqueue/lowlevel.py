@@ -13,7 +13,7 @@ from fdpass import (
     is_ambiguous_uid,
     peer_credentials,
 )
-from fdpass.lowlevel import Closable, Owner, monotonic, seconds_of, shown_seconds
+from fdpass.lowlevel import Closable, Owner, index_of, monotonic, seconds_of, shown_seconds
 
 from ._connection import Connection
 from ._direct import RLock, persist, resume
@@ -28,6 +28,7 @@ from ._link.options import PairOptions, QueueOptions, checked_number
 from ._link.shown import printable, shown_peer, shown_record
 from ._link.terms import Terms, check_options, checked_socket, deadline_of
 from ._link.waiters import NOW, Event, Wait
+from ._link.watches import EventFd, Watch
 from ._origin import tag_error, tag_unless_given, tagged
 from ._queue import open_pair
 from ._ring.memory import ABORTED
@@ -46,6 +47,7 @@ __all__ = [
     "D",
     "Endpoint",
     "Event",
+    "EventFd",
     "Fd",
     "Lease",
     "MemoryRegion",
@@ -63,6 +65,7 @@ __all__ = [
     "T",
     "Terms",
     "Wait",
+    "Watch",
     "advance",
     "check_many",
     "check_options",
@@ -72,6 +75,7 @@ __all__ = [
     "drive",
     "drop_socket",
     "guess",
+    "index_of",
     "is_ambiguous_uid",
     "leave",
     "listed",

@@ -75,6 +75,7 @@ if typing.TYPE_CHECKING:
     from ._loop import Ended, run
     from ._pipe import PipeEnd, pipe, pipe_end
     from ._serve import serve
+    from ._wait import wait
 else:
 
     def __getattr__(name: str) -> object:
@@ -95,6 +96,10 @@ else:
             from . import _serve  # noqa: PLC0415
 
             return _serve.serve
+        if name == "wait":
+            from . import _wait  # noqa: PLC0415
+
+            return _wait.wait
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
     def __dir__() -> list[str]:
@@ -105,7 +110,7 @@ __version__ = _VERSION
 
 __all__ = [  # noqa: RUF022 (classes and functions first)
     "Interface", "connect", "listen", "Listener", "pair", "run", "Ended", "serve",
-    "pipe", "pipe_end", "PipeEnd",
+    "pipe", "pipe_end", "PipeEnd", "wait",
     "Accept", "Spin", "Quota", "Options", "Statistics", "interface_of",
     "Message", "Encoded", "Received", "Loan", "Borrowing", "Credentials",
     "QueueError", "BadRecord", "TooLarge", "Unaccepted", "DecodeFailed", "LoanError",

@@ -86,6 +86,28 @@ class Listener(AnyListener, Closable, Generic[T]):
             raise
         return interface
 
+    def _has_client(self) -> bool | None:
+        """Whether accept() would not wait: a client is there, or an error, or the end.
+
+        None if another thread is accepting: then it is the one that works.  For memenpsf.wait.
+        """
+        if not self._lock.acquire(blocking=False):
+            return None
+        if self._busy:
+            self._lock.release()
+            return None
+        try:
+            self._busy = True
+            return self._pending.closed or self._pending.work()
+        finally:
+            # As in accept(): no call comes first, at whose beginning a signal handler could raise.
+            self._busy = False
+            try:
+                if self._pending.closed:  # perhaps by a signal handler, which left this to us
+                    self._pending.close()
+            finally:
+                self._lock.release()
+
     def _wait(self, awaited: Wait) -> bool:
         try:
             self._busy = False
@@ -122,6 +144,8 @@ class Listener(AnyListener, Closable, Generic[T]):
         if not pending.bound.ours:
             pending.close()
             return
+        for wake in tuple(pending.watchers):
+            wake()
         pending.bound.remove_file()  # while it listens: other servers replace a dead one's file
         pending.bound.interrupt()
         with self._lock:

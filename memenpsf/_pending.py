@@ -44,7 +44,7 @@ from ._reserve import Reserve
 from ._shares import Shares
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
     from ipcqueue.lowlevel import Endpoint
 
@@ -180,8 +180,11 @@ class PendingClients(Owner):
         self.per_turn = BACKLOG  # the largest number of handshakes that a turn begins or advances
         self.refused = 0
         self._refused_or_gone = 0
+        self.rests_until = -math.inf  # this monotonic(), for those who do not wait in next_client()
         self._turned_away = 0  # since the last pause: clients that got no handshake
         self.closed = False
+        self.watchers: set[Callable[[], None]] = set()
+        """What to call once `closed` is set: polling the socket does not tell it for sure."""
 
     def next_client(self, deadline: float = math.inf) -> Generator[Wait, bool, Endpoint | None]:
         """Return the next client: a plan.  None at the deadline.
@@ -213,6 +216,20 @@ class PendingClients(Owner):
         before it sent anything is ignored: another server may only have checked whether this one
         lives.
         """
+        self.work()
+        if not self._outcomes:
+            return None
+        outcome = self._outcomes.popleft()
+        if isinstance(outcome, Exception):
+            self.refused += 1
+            raise outcome
+        return outcome
+
+    def work(self) -> bool:
+        """Do what can be done now; return whether turn() would return a client or raise an error.
+
+        Raises Closed.
+        """
         if self.closed:
             raise Closed("this side has closed the listener")
         self._warn_if_lost()
@@ -224,13 +241,7 @@ class PendingClients(Owner):
         self._begin_handshakes()
         for opening in self._due():
             self._attempt(opening)
-        if not self._outcomes:
-            return None
-        outcome = self._outcomes.popleft()
-        if isinstance(outcome, Exception):
-            self.refused += 1
-            raise outcome
-        return outcome
+        return bool(self._outcomes)
 
     def _warn_if_lost(self) -> None:
         """Log once that no client can find this server any more.

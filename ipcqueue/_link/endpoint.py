@@ -563,7 +563,9 @@ class Endpoint(Owner):
         """
         self._check_usable()
         self.waiters.stand_down(watch)  # what is read now is no news: it is looked for below
-        self.read_if_free()
+        if not self.ended:
+            size = self.waiters.read_if_free(self.read_once)
+            self.alarms.wake_ups += bool(size)
         with self.waiters.mutex:
             self.waiters.stand(watch)
             looked = [(event, self.announce(event, self._wanted(event))) for event in events]
@@ -573,6 +575,8 @@ class Endpoint(Owner):
 
     def unwatch(self, watch: Watch) -> None:
         """Undo watch(); repeatable."""
+        if self._forked():
+            return  # the ring is the parent's
         with self.waiters.mutex:
             self.waiters.stand_down(watch)
             for event in Event:

@@ -20,13 +20,14 @@ keep it from doing so.  A Watch that begins while somebody is reading follows, t
 from __future__ import annotations
 
 import contextlib
-import enum
 import math
 import threading
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from fdpass.lowlevel import Owner
 from ipcqueue._direct import RLock, persist
+
+from .events import MESSAGE, RECORDS, SPACE, Event
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -42,19 +43,9 @@ if TYPE_CHECKING:
             """Wake who sleeps on it."""
 
 
+__all__ = ["MESSAGE", "NOW", "RECORDS", "SPACE", "Event", "Wait", "Waiter", "Waiters"]
+
 T = TypeVar("T")
-
-
-class Event(enum.IntEnum):
-    """What one can wait for."""
-
-    RECORDS = 0
-    SPACE = 1
-    MESSAGE = 2
-
-
-# To look one up in the class costs more than what is done with it.
-RECORDS, SPACE, MESSAGE = Event
 
 
 class Wait(NamedTuple):

@@ -18,7 +18,7 @@ from ipcqueue._errors import Closed
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .waiters import Event
+    from .events import Event
 
 # How many tasks of one event loop can arm one Bell before the loop polls it, and still all be
 # woken; also how often a loop may wake for nothing after one of them has changed its mind.

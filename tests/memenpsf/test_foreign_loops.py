@@ -15,9 +15,12 @@ import pytest
 
 import ipcqueue
 import memenpsf
+from tests.kit import waiting
 from tests.kit.places import at_every_place, interrupt
 from tests.kit.settling import settle
-from tests.kit.waiting import in_thread, until  # noqa: F401 (a fixture)
+from tests.kit.waiting import until
+
+in_thread = waiting.in_thread
 
 
 def descriptors():
@@ -150,7 +153,7 @@ def test_a_loop_that_changes_its_mind_sleeps_soon(sides):
     assert readable(one)
 
 
-def test_a_thread_that_waits_beside_a_loop_takes_nothing_from_it(sides, in_thread):  # noqa: F811
+def test_a_thread_that_waits_beside_a_loop_takes_nothing_from_it(sides, in_thread):
     one, other = sides
     waiting = in_thread(one.recv_ctrl_msg, None)
     until(lambda: one._endpoint.waiters.reading)

@@ -345,6 +345,7 @@ def test_what_only_type_checkers_read_is_not_made_at_run_time(module):
         ("memenpsf", "Ended", "memenpsf._loop"),
         ("memenpsf", "serve", "memenpsf._serve"),
         ("memenpsf", "pipe", "memenpsf._pipe"),
+        ("memenpsf", "wait", "memenpsf._wait"),
     ],
 )
 def test_what_not_every_program_uses_is_imported_on_first_use(package, name, module):

@@ -30,6 +30,7 @@ def test_there_are_snippets_of_each_kind():
         "children",
         "ends",
         "fdpass",
+        "many",
         "messages",
         "records",
         "records",

@@ -36,6 +36,55 @@ class Mutant(NamedTuple):
 
 MUTANTS = [
     Mutant(
+        "wait() leaves what it has armed",
+        "memenpsf/_wait.py",
+        "    leave_all(sources)\n",
+        "",
+        "memenpsf/test_wait.py::test_a_record_wakes_it",
+    ),
+    Mutant(
+        "wait() is not woken by who reads for it",
+        "memenpsf/_sources.py",
+        "        self._watch = Watch(wake)",
+        "        self._watch = Watch(lambda: None)",
+        "memenpsf/test_wait.py::test_what_another_thread_reads_wakes_it_as_well",
+    ),
+    Mutant(
+        "wait() does not back off",
+        "memenpsf/_sources.py",
+        "        if endpoint.should_back_off():",
+        "        if False and endpoint.should_back_off():",
+        "memenpsf/test_wait.py::test_a_peer_that_rings_for_nothing_is_left_alone",
+    ),
+    Mutant(
+        "a doorbell for nothing is not counted by wait()",
+        "ipcqueue/_link/endpoint.py",
+        "            self.alarms.wake_ups += bool(size)",
+        "            pass",
+        "memenpsf/test_wait.py::test_a_peer_that_rings_for_nothing_is_left_alone",
+    ),
+    Mutant(
+        "a listener that rests is looked at",
+        "memenpsf/_sources.py",
+        "        if now < pending.rests_until:",
+        "        if False:",
+        "memenpsf/test_wait.py::test_a_listener_leaves_clients_alone_for_a_while_after_turning_one_away",
+    ),
+    Mutant(
+        "the end of a listener wakes nobody",
+        "memenpsf/_listener.py",
+        "            wake()\n",
+        "            pass\n",
+        "memenpsf/test_wait.py::test_closing_a_listener_tells_who_watches_it",
+    ),
+    Mutant(
+        "wait() never looks again",
+        "memenpsf/_wait.py",
+        "min(until, now + slice_, ",
+        "min(until, ",
+        "memenpsf/test_wait.py::test_a_record_without_a_doorbell_is_found_after_a_second_at_most",
+    ),
+    Mutant(
         "those who watch are told after the read",
         "ipcqueue/_link/wire.py",
         "            self.alert()\n        unread",
