@@ -74,6 +74,7 @@ if typing.TYPE_CHECKING:
     from ._listener import Listener, listen
     from ._loop import Ended, run
     from ._pipe import PipeEnd, pipe, pipe_end
+    from ._receiver_set import ReceiverSet
     from ._serve import serve
     from ._wait import wait
 else:
@@ -96,6 +97,10 @@ else:
             from . import _serve  # noqa: PLC0415
 
             return _serve.serve
+        if name == "ReceiverSet":
+            from . import _receiver_set  # noqa: PLC0415
+
+            return _receiver_set.ReceiverSet
         if name == "wait":
             from . import _wait  # noqa: PLC0415
 
@@ -110,7 +115,7 @@ __version__ = _VERSION
 
 __all__ = [  # noqa: RUF022 (classes and functions first)
     "Interface", "connect", "listen", "Listener", "pair", "run", "Ended", "serve",
-    "pipe", "pipe_end", "PipeEnd", "wait",
+    "pipe", "pipe_end", "PipeEnd", "wait", "ReceiverSet",
     "Accept", "Spin", "Quota", "Options", "Statistics", "interface_of",
     "Message", "Encoded", "Received", "Loan", "Borrowing", "Credentials",
     "QueueError", "BadRecord", "TooLarge", "Unaccepted", "DecodeFailed", "LoanError",

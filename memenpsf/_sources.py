@@ -11,7 +11,7 @@ import select
 from typing import TYPE_CHECKING, Any
 
 from ipcqueue import Closed, Sender
-from ipcqueue.lowlevel import Event, Owner, Receives, Watch, monotonic
+from ipcqueue.lowlevel import Event, Owner, Receives, RLock, Watch, monotonic
 
 from ._listener import Listener
 
@@ -39,6 +39,13 @@ class Source(Owner):
         """Return what to poll after look() has returned False, and for which events."""
         raise NotImplementedError
 
+    def look_aside(self) -> bool:
+        """Return whether there is something to do where look() found nothing, and nothing woke us.
+
+        So it should always be False.
+        """
+        return False
+
     def leave(self) -> None:
         """Undo what look() has done; repeatable."""
 
@@ -56,13 +63,14 @@ class ConnectionSource(Source):
         """Return whether a record can be received, or the end; else arm it."""
         endpoint, self.due = self.endpoint, math.inf
         if endpoint.watch(self._watch, (Event.RECORDS,)):
+            endpoint.unwatch(self._watch)  # which spares the peer a doorbell
             return True
         if endpoint.should_back_off():  # its peer wakes us for nothing
             self.due = monotonic() + endpoint.back_off_length()
         return False
 
     def look_aside(self) -> bool:
-        """Return whether there is something to do, without arming it: nothing should be found."""
+        """Return whether a record came without a doorbell; count it as a rescue."""
         found: bool = self.endpoint.has_come(Event.RECORDS, 1)
         self.endpoint.rescues += found
         return found
@@ -87,7 +95,9 @@ class ListenerSource(Source):
 
     def __init__(self, given: Listener[Any], wake: Callable[[], None]) -> None:
         super().__init__(given)
-        self._wake = wake
+        self._wake_up = wake
+        self._lock = RLock()
+        self._left = False
         self._pending = given._pending  # noqa: SLF001 (one package)
         self._interests: Sequence[tuple[int, int]] = ()
 
@@ -109,12 +119,19 @@ class ListenerSource(Source):
             self.due, self._interests = pending.next_deadline(), list(pending.interests())
         return bool(can_accept) or pending.closed  # by another thread, which closes its sockets
 
+    def _wake(self) -> None:
+        with self._lock:  # after leave() it calls nothing
+            if not self._left:
+                self._wake_up()
+
     def interests(self) -> Sequence[tuple[int, int]]:
         """Return the sockets of the listener and of those clients that introduce themselves."""
         return [each for each in tuple(self._interests) if each[0] >= 0]
 
     def leave(self) -> None:
         """Do not hear of its end any more."""
+        with self._lock:
+            self._left = True
         self._pending.watchers.discard(self._wake)
 
 

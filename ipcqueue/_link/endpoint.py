@@ -579,7 +579,7 @@ class Endpoint(Owner):
             return  # the ring is the parent's
         with self.waiters.mutex:
             self.waiters.stand_down(watch)
-            for event in Event:
+            for event in (RECORDS, SPACE, MESSAGE):
                 if not self.waiters.is_wanted(event):
                     self.withdraw(event)
 

@@ -138,7 +138,7 @@ class Waiters(Owner):
             self.counts[event] -= 1
             waiter.counted = False
         with self.mutex:
-            if not self.is_wanted(event):
+            if not self.counts[event] and not (self.watches and self.is_wanted(event)):
                 withdraw(event)
             if waiter.follows is not None:
                 self.followers.discard(waiter.follows)

@@ -71,6 +71,7 @@ PLAIN = {
     "ipcqueue._ring.slot_sender.SlotParcel": "a record of the application",
     "memenpsf._candidates.Conduct": "numbers",
     "memenpsf._candidates.Places": "numbers",
+    "memenpsf._gathering.Turn": "borrows a member of a set",
     "memenpsf._seeking._Search": "paths, and errors",
     "memenpsf.Ended": "an error, and records of the application",
     "memenpsf._tasks.blocks.Done": "nothing at all",

@@ -346,6 +346,7 @@ def test_what_only_type_checkers_read_is_not_made_at_run_time(module):
         ("memenpsf", "serve", "memenpsf._serve"),
         ("memenpsf", "pipe", "memenpsf._pipe"),
         ("memenpsf", "wait", "memenpsf._wait"),
+        ("memenpsf", "ReceiverSet", "memenpsf._receiver_set"),
     ],
 )
 def test_what_not_every_program_uses_is_imported_on_first_use(package, name, module):
@@ -618,6 +619,7 @@ FIXED = {
     "_decoding",  # replaced as a whole
     "_listener",  # of clients, by accept()
     "_looked",  # of one search for a server
+    "_next_out",  # an iterator of C
     "_raw",  # replaced as a whole
     "_ready",  # an iterator of C
     "_segments",  # of a handshake, which one caller drives

@@ -31,6 +31,7 @@ def test_there_are_snippets_of_each_kind():
         "ends",
         "fdpass",
         "many",
+        "many",
         "messages",
         "records",
         "records",

@@ -1,0 +1,440 @@
+"""Gathering: many connections and listeners, and which of them has something; it never waits.
+
+A member is either queued in `_line`, because it may have something, or it is armed and registered
+in one epoll.  A member that has nothing costs nothing until it is woken: by its descriptors, or by
+a thread that reads its socket for another purpose (a Watch).
+
+Members take turns: at most QUANTUM records of one, then the next.  After each turn the epoll is
+asked who was woken, and those are queued behind the others.  So a member that has a record is
+served after at most QUANTUM records of each other member that is ready.
+
+A door calls attempt() until it gives something, and drives round() in between.  A record that was
+taken is returned without any call after that, since a signal handler may raise in each of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import operator
+import os
+import select
+from collections import deque
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from ipcqueue import Closed, DecodeFailed, ForkedUse, HandshakeTimeout
+from ipcqueue.lowlevel import EventFd, Owner, RLock, Wait, leave, monotonic, persist, tag_error
+
+from ._pending import CAUSED_BY_ONE
+from ._sources import ConnectionSource, ListenerSource, Source, source_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterable
+
+# Records of one member in a row, while others are ready.
+QUANTUM = 16
+# Records of one member in recv_vectored() without a limit.
+BATCH = 1024
+# Seconds after which armed members are looked at even if nothing woke them.  It should never find
+# anything; statistics().rescues of the member counts when it does.
+RESCUE = 1.0
+# Seconds to leave a member alone after an error that is neither its end nor of one record.
+REST = 0.05
+
+
+class Member(Owner):
+    """One connection or listener of a Gathering."""
+
+    def __init__(self, gathering: Gathering, given: Any, *, adopts: bool, own: bool) -> None:
+        self.gathering = gathering
+        self.given = given
+        self.adopts = adopts  # a listener's clients become members
+        self.own = own  # to be closed by the set
+        self.queued = False
+        self.left = False
+        self.fds: set[int] = set()  # registered
+        self.nested: select.epoll | None = None  # a listener's: its descriptors change all the time
+        source = source_of(given, self.wake, "a ReceiverSet")
+        if source is None:
+            raise TypeError(
+                f"a ReceiverSet has interfaces, receivers and listeners, not {given!r}: for others "
+                "use memenpsf.wait()"
+            )
+        self.source: Source = source
+        if isinstance(source, ConnectionSource):
+            self.ready: Iterable[Any] = source.endpoint.ready
+            self.take = source.endpoint.try_pop
+        else:
+            self.ready, self.take = (), self._accept
+
+    def wake(self) -> None:
+        """Have it looked at soon; from any thread."""
+        if self.queued:
+            return
+        self.gathering.woken.append(self)
+        self.gathering.waking.ring()
+
+    def take_many(self, limit: int) -> Any:
+        """Take up to `limit` records; None if there are none."""
+        if isinstance(self.source, ConnectionSource):
+            return self.source.endpoint.try_pop_many(limit, bounded=True)
+        client = self._accept()
+        return None if client is None else [client]
+
+    def _accept(self) -> Any:
+        try:
+            client = self.given.accept(timeout=0)
+        except HandshakeTimeout:
+            raise  # of one client
+        except TimeoutError:
+            return None
+        if self.adopts:
+            try:
+                self.gathering.add(client, own=True)
+            except BaseException:
+                client.close()
+                raise
+        return client
+
+
+class Turn:
+    """The turn of a member: as long as `left` is above 0, its records can be taken."""
+
+    __slots__ = ("given", "left", "member", "ready")
+
+    def __init__(self, member: Member | None) -> None:
+        self.member = member
+        self.given = None if member is None else member.given
+        self.ready: Iterable[Any] = () if member is None else member.ready
+        self.left = 0 if member is None else QUANTUM
+
+
+class Gathering(Owner):
+    """The members of a set.  Threads: everything here may be called from any."""
+
+    def __init__(self) -> None:
+        self.closed = False
+        self.members: dict[int, Member] = {}  # by id(given)
+        self.turn = Turn(None)
+        self.woken: deque[Member] = deque()
+        self.waking = EventFd()
+        self._line: deque[Member] = deque()
+        self._out: deque[tuple[Any, Any]] = deque()  # what is to be returned first
+        self._next_out = iter(self._out.popleft, None)
+        self._polled: deque[list[tuple[int, int]]] = deque()
+        self._by_fd: dict[int, Member] = {}
+        self._due: dict[Member, float] = {}
+        self._rescue = monotonic() + RESCUE
+        self._mutex = RLock()
+        self._waiting: set[object] = set()  # who polls the epoll
+        self._pid = os.getpid()
+        self._epoll = select.epoll()
+        try:
+            self.waking.open()
+            self._epoll.register(self.waking, select.EPOLLIN)
+        except BaseException:
+            persist(self._release)
+            raise
+
+    # -- members ---------------------------------------------------------------------------------
+
+    def add(self, given: Any, *, adopts: bool = False, own: bool = False) -> None:
+        """Add a connection or a listener."""
+        self._check_open()
+        member = Member(self, given, adopts=adopts, own=own)
+        if adopts and not isinstance(member.source, ListenerSource):
+            raise TypeError(f"clients=True is for listeners, not for {given!r}")
+        with self._mutex:
+            self._check_open()
+            if id(given) in self.members:
+                raise ValueError(f"{given!r} is in this set already")
+            self.members[id(given)] = member
+            member.wake()
+
+    def remove(self, given: Any) -> None:
+        """Remove a member; raise KeyError if it is none."""
+        with self._mutex:
+            member = self.members.get(id(given))
+            if member is None:
+                raise KeyError(given)
+            persist(self._drop, member)
+
+    def _drop(self, member: Member) -> None:
+        """Do it; each step can be repeated."""
+        member.left = True
+        if self.turn.member is member:
+            self.turn.left = 0
+        self.members.pop(id(member.given), None)
+        self._due.pop(member, None)
+        if self._is_forked():
+            return  # the epoll is the parent's, too
+        member.source.leave()
+        for fd in tuple(member.fds):
+            if self._by_fd.get(fd) is member:
+                del self._by_fd[fd]
+                with contextlib.suppress(OSError, ValueError):  # one of them is closed already
+                    self._epoll.unregister(fd)
+        if member.nested is not None:
+            member.nested.close()
+
+    def _check_open(self) -> None:
+        if self._is_forked():
+            raise ForkedUse("this set belongs to the parent process; a child may only close it")
+        if self.closed:
+            raise Closed("this side has closed the set")
+
+    def _is_forked(self) -> bool:
+        return os.getpid() != self._pid
+
+    # -- taking ----------------------------------------------------------------------------------
+
+    def attempt(self) -> tuple[Any, Any] | None:
+        """Take a record; None if no member has any.
+
+        Instead of a record there may be the exception that took its place.  Raises Closed.
+        """
+        while True:
+            turn = self.turn
+            if turn.left > 0 and turn.member is not None:
+                # After a record was taken comes no call that a signal handler could interrupt.
+                try:
+                    for record in turn.ready:
+                        turn.left -= 1
+                        return turn.given, record
+                    if (record := turn.member.take()) is not None:
+                        turn.left -= 1
+                        return turn.given, record
+                except Exception as error:  # noqa: BLE001 (returned)
+                    self.note(turn.member, error)
+            try:
+                for event in self._next_out if self._out else ():
+                    return event
+            except IndexError:
+                pass  # another thread was faster
+            if not self._advance(turn):
+                return None
+
+    def attempt_many(self, limit: int) -> list[tuple[Any, Any]]:
+        """Take up to `limit` records of each member that is ready."""
+        batches: list[tuple[Any, Any]] = []
+        try:
+            while True:
+                with self._mutex:
+                    self._check_open()
+                    self._collect()
+                    members = tuple(self._line)
+                self._let_sleep(
+                    [each for each in members if self._took_nothing(each, limit, batches)]
+                )
+                with contextlib.suppress(IndexError):  # another thread was faster
+                    while self._out:
+                        for given, event in self._next_out:
+                            batches += ((given, [event]),)
+                            break
+                if batches or not self._line:  # else something has come since it was looked for
+                    break
+        except BaseException:
+            persist(self._give_back, batches)
+            raise
+        return batches
+
+    def _took_nothing(self, member: Member, limit: int, batches: list[tuple[Any, Any]]) -> bool:
+        """Take up to `limit` records of a member into `batches`; return whether there were none."""
+        try:
+            batches += ((member.given, None if member.left else member.take_many(limit)),)
+            if batches[-1][1] is None:
+                del batches[-1]
+                return True
+        except Exception as error:  # noqa: BLE001 (returned)
+            self.note(member, error)
+            return True
+        return False
+
+    def _give_back(self, batches: list[tuple[Any, Any]]) -> None:
+        """Keep what was taken for the next call."""
+        each = []
+        for given, records in tuple(batches):
+            each += [(given, record) for record in (() if records is None else records)]
+        steps: list[Callable[[], object]] = [partial(self._out.extend, each), batches.clear]
+        deque(map(operator.call, steps), maxlen=0)  # one call, so that nothing is kept twice
+
+    def note(self, member: Member | None, error: Exception) -> None:
+        """Note what is returned instead of a record, and whether the member leaves."""
+        if self._is_forked():
+            raise error
+        if member is None or member.left:
+            return
+        source = member.source
+        if isinstance(source, ConnectionSource):
+            tag_error(error, member.given)
+            endpoint = source.endpoint
+            ended = endpoint.closed or endpoint.ending.receiving is not None
+        else:
+            ended = isinstance(error, Closed)
+            if not ended and isinstance(error, CAUSED_BY_ONE):
+                source.given._pending.log.add(error)  # noqa: SLF001 (one package)
+                return
+        event = member.given, error
+        if not ended and not isinstance(error, DecodeFailed):
+            self._due[member] = monotonic() + REST
+            if self.turn.member is member:
+                self.turn.left = 0
+        persist(self._note_event, member, event, ended)
+
+    def _note_event(self, member: Member, event: tuple[Any, Any], ended: bool) -> None:
+        if all(each is not event for each in tuple(self._out)):
+            self._out.append(event)
+        if ended:
+            with self._mutex:
+                self._drop(member)
+            if member.own:
+                member.given.close()
+
+    # -- turns -----------------------------------------------------------------------------------
+
+    def _advance(self, turn: Turn) -> bool:
+        """End this turn, if nobody else has done so, and begin the next; False if all sleep."""
+        with self._mutex:
+            self._check_open()
+            if self.turn is turn:
+                self._collect()  # first: those who were woken come before another turn of this one
+                if self._line and (member := self._line[0]) is turn.member:
+                    if self._rests(member, found_nothing=turn.left > 0):
+                        self._line.popleft()
+                    else:
+                        self._line.rotate(-1)
+                while self._line and self._line[0].left:
+                    self._line.popleft()
+                self.turn = Turn(self._line[0] if self._line else None)
+            return self.turn.member is not None
+
+    def _let_sleep(self, members: list[Member]) -> None:
+        """End the turns of members in which nothing was found."""
+        with self._mutex:
+            for member in tuple(members):
+                if member in self._line and self._rests(member, found_nothing=True):
+                    self._line.remove(member)
+            self.turn = Turn(None)
+
+    def _rests(self, member: Member, *, found_nothing: bool) -> bool:
+        """Whether a member need not be queued: it has left, or sleeps until it is woken."""
+        if member.left or member in self._due:
+            member.queued = False
+            return True
+        if not found_nothing:
+            return False
+        member.queued = False  # first: from now on it may be woken
+        try:
+            asleep = not member.source.look()
+            if asleep:
+                self._register(member)
+        except (OSError, ValueError):  # closed meanwhile; or no memory: then it is tried again
+            asleep = False
+        if asleep and member.source.due < math.inf:
+            self._due[member] = member.source.due
+        member.queued = not asleep
+        return asleep
+
+    def _register(self, member: Member) -> None:
+        """Have the epoll tell once when something comes for a member."""
+        interests = member.source.interests()
+        if isinstance(member.source, ListenerSource):
+            before, member.nested = member.nested, select.epoll()
+            for fd, events in interests:
+                member.nested.register(fd, events)
+            interests = [(member.nested.fileno(), select.EPOLLIN)]
+            if before is not None:
+                before.close()
+        for fd, events in interests:
+            self._by_fd[fd] = member
+            member.fds.add(fd)
+            try:
+                self._epoll.modify(fd, events | select.EPOLLONESHOT)
+            except FileNotFoundError:
+                self._epoll.register(fd, events | select.EPOLLONESHOT)
+
+    def _collect(self) -> None:
+        """Queue the members that were woken."""
+        # In one call: the kernel tells each of them once.
+        self._polled.extend(map(self._epoll.poll, (0,)))
+        while self._polled:
+            for fd, _ in self._polled[0]:
+                if fd == self.waking.fileno():
+                    self.waking.silence()
+                elif (member := self._by_fd.get(fd)) is not None:
+                    self._queue(member)
+            del self._polled[0]
+        while self.woken:
+            self._queue(self.woken[0])
+            del self.woken[0]
+        self._look_at_the_clock()
+
+    def _look_at_the_clock(self) -> None:
+        """Queue the members that have rested, and those whose doorbell was lost."""
+        now = monotonic()
+        for member, due in tuple(self._due.items()):
+            if now >= due:
+                self._queue(member)
+        if now >= self._rescue:
+            self._rescue = now + RESCUE
+            for member in tuple(self.members.values()):
+                if not member.queued and member.source.look_aside():
+                    self._queue(member)
+
+    def _queue(self, member: Member) -> None:
+        if not member.queued and not member.left:
+            self._line.append(member)
+            member.queued = True
+        self._due.pop(member, None)
+
+    # -- waiting ---------------------------------------------------------------------------------
+
+    def round(self, until: float) -> Generator[Wait, bool, bool]:
+        """After an attempt in vain, wait for something until `until`, a monotonic(): a plan.
+
+        False if time is up.
+        """
+        now, this = monotonic(), object()
+        if now >= until:
+            return False
+        try:
+            with self._mutex:
+                self._waiting.add(this)
+                self._check_open()
+                due = min(until, self._rescue, *self._due.values())
+                interests = [(self._epoll.fileno(), select.POLLIN)]
+            yield Wait(max(0.0, due - now), interests=interests)
+        finally:
+            persist(self._end_wait, this)
+        return True
+
+    def _end_wait(self, this: object) -> None:
+        with self._mutex:
+            self._waiting.discard(this)
+            if self.closed and not self._waiting:
+                self._release()
+
+    # -- the end ---------------------------------------------------------------------------------
+
+    def close(self, error: BaseException | None = None) -> None:
+        """End the membership of all, and wake who waits; repeatable.
+
+        Members that have joined by themselves are closed, or aborted: see leave().
+        """
+        self.closed = True
+        if self._is_forked():
+            self._mutex = RLock()  # a thread of the parent may hold the other
+        with self._mutex:
+            for member in tuple(self.members.values()):
+                self._drop(member)
+                if member.own:
+                    leave(member.given, error)
+            if self._is_forked() or not self._waiting:
+                self._release()
+            else:
+                self.waking.ring()
+
+    def _release(self) -> None:
+        self._epoll.close()
+        self.waking.close()
