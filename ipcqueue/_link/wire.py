@@ -4,6 +4,9 @@ A Wire reads doorbells, control messages of the application, and the descriptors
 messages; it keeps them until somebody takes them, and returns what a read has brought and whether
 that was the end.  It knows of no ring and of no endpoint; it waits in doze() and poll() alone.
 
+The file is long because one read concerns all of this: bytes, descriptors, who is told of it, and
+the end; a second file would only have half of each rule.
+
 A read can be interrupted (Ctrl-C) between any two bytecodes, so one C call reads into `_unread`,
 and it is digested from there, entirely or not at all.  How the connection ended is remembered
 (`end`, `hung_up`), and each later read returns it again.
