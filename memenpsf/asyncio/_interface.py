@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from typing import SupportsIndex, Unpack
 
     from ipcqueue import Encoded
-    from ipcqueue.lowlevel import Endpoint, NumpyDtype, Seconds
+    from ipcqueue.lowlevel import Endpoint, N, NumpyDtype, Seconds
 
     from .._options import ConnectOptions, SeekOptions
 
@@ -42,6 +42,18 @@ class Interface(TaskInterface[T]):
     waiting = Waiting
     loan_type = AsyncLoan
     borrowing_type = AsyncBorrowing
+
+    if TYPE_CHECKING:
+        # Of numpy scalars many are an array; checkers want to hear that of this very class.
+        @overload
+        async def recv_vectored(
+            self: Interface[N], limit: int | None = None, timeout: Seconds = None
+        ) -> Any: ...
+        @overload
+        async def recv_vectored(
+            self, limit: int | None = None, timeout: Seconds = None
+        ) -> list[T]: ...
+        async def recv_vectored(self, limit: int | None = None, timeout: Seconds = None) -> Any: ...
 
     # A turn: so many calls go straight to the ring.  Then others may run, and the next one begins.
     _takes: Iterable[Iterable[Any]] = ()

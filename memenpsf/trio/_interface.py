@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from typing import SupportsIndex, Unpack
 
     from ipcqueue import Encoded
-    from ipcqueue.lowlevel import NumpyDtype, Seconds
+    from ipcqueue.lowlevel import N, NumpyDtype, Seconds
 
     from .._options import ConnectOptions, SeekOptions
 
@@ -47,6 +47,18 @@ class Interface(TaskInterface[T], trio.abc.Channel[T]):
     waiting = Waiting
     loan_type = AsyncLoan
     borrowing_type = AsyncBorrowing
+
+    if TYPE_CHECKING:
+        # Of numpy scalars many are an array; checkers want to hear that of this very class.
+        @overload
+        async def recv_vectored(
+            self: Interface[N], limit: int | None = None, timeout: Seconds = None
+        ) -> Any: ...
+        @overload
+        async def recv_vectored(
+            self, limit: int | None = None, timeout: Seconds = None
+        ) -> list[T]: ...
+        async def recv_vectored(self, limit: int | None = None, timeout: Seconds = None) -> Any: ...
 
     async def send(self, value: T) -> None:
         """Send a record, as xmit does (trio.abc.SendChannel)."""

@@ -421,6 +421,6 @@ def test_signals_at_every_place_leave_nobody_announced(each, reading):
         )
         assert it.waiters.mutex.acquire(blocking=False)
         it.waiters.mutex.release()
-        assert not it.waiters.mutex._is_owned()
+        assert not it.waiters.mutex.release.__self__._is_owned()
 
     assert each(prepare, call, interrupt, check) > 10

@@ -55,6 +55,7 @@ PLAIN = {
     "ipcqueue._link.loans._Hold": "nothing but there or not",
     "ipcqueue._records.messages.MessageCodec": "two functions of the application",
     "ipcqueue._origin._Tag": "a weak reference",
+    "ipcqueue._direct.RLock": "a lock, as those of threading",
     "memenpsf.asyncio._waiting.Follower": "a future of asyncio",
     "memenpsf.asyncio._waiting.Group": "a TaskGroup of asyncio",
     "memenpsf.trio._waiting.Follower": "an event of Trio",

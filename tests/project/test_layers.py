@@ -620,11 +620,13 @@ FIXED = {
     "_listener",  # of clients, by accept()
     "_looked",  # of one search for a server
     "_next_out",  # an iterator of C
+    "_offers",  # an iterator of C
     "_raw",  # replaced as a whole
     "_ready",  # an iterator of C
     "_segments",  # of a handshake, which one caller drives
     "_slots",  # replaced as a whole
     "_source",  # a channel of Trio
+    "_takes",  # an iterator of C
     "fds",  # of a message that the application has
     "ready",  # as _ready
     "ready_messages",  # as _ready

@@ -213,7 +213,7 @@ def holds_a_lock_of(endpoint):
     """Whether this thread is where no other can go on."""
     rings = endpoint.sender._lock, endpoint.receiver._lock
     locks = endpoint.waiters.mutex, endpoint.wire._lock, *rings
-    return any(lock._is_owned() for lock in locks)
+    return any(lock.release.__self__._is_owned() for lock in locks)
 
 
 class TestHandOverAnywhere:

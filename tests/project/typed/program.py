@@ -8,6 +8,7 @@ import numpy as np
 
 import ipcqueue
 import memenpsf
+import memenpsf.asyncio
 import memenpsf.trio
 from memenpsf import Accept, Encoded, Message, Quota, Received, Spin, f64, u16, u64
 
@@ -122,6 +123,16 @@ async def handle(interface: memenpsf.trio.Interface[Tick]) -> None:
     assert_type(await interface.recv(timeout=1), Tick | None)
     assert_type(await interface.recv(timeout=1, default=0), Tick | int)
     assert_type(await interface.recv_vectored(), list[Tick])
+
+
+async def handle_in_asyncio(interface: memenpsf.asyncio.Interface[Tick]) -> None:
+    async for tick in interface:
+        assert_type(tick, Tick)
+    assert_type(await interface.recv(timeout=1), Tick | None)
+    assert_type(await interface.recv_vectored(), list[Tick])
+    async with await memenpsf.asyncio.listen("ticks", TICKS) as listener:
+        assert_type(await listener.accept(), memenpsf.asyncio.Interface[Tick])
+    await memenpsf.asyncio.serve(handle_in_asyncio, "ticks", Tick)
 
 
 async def trios() -> None:
