@@ -104,7 +104,7 @@ COVERED_TESTS ?= tests/reliability/test_models_of_the_queue.py $(filter-out %/te
 # Each file in a process of its own: some switch the tracer off, which coverage.py does not get over.
 # The tracer needs memory, too.
 UNTRACED := no_memory_for or memory_is_short
-COVER := $(CURDIR)/$(BIN)/python -m coverage run -m pytest -q -k "not storm and not ($(UNTRACED))" $(ARGUMENTS)
+COVER := $(CURDIR)/$(BIN)/python -m coverage run -m pytest -q -k "not storm and not uvloop and not ($(UNTRACED))" $(ARGUMENTS)
 
 # Without the tests whose signals come faster than a program that is traced can handle them.
 coverage: $(COVERED)/built
