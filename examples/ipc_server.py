@@ -190,10 +190,11 @@ class TaskServer:
         raise NotImplementedError
 
     async def _attend(self, interface: Any) -> None:
-        self._feeds[interface] = feed = Feed(next(self._numbers), interface.peer.pid)
+        feed = Feed(next(self._numbers), interface.peer.pid)
         started = time.monotonic()
         try:
-            async with self._sending:
+            async with self._sending:  # no round comes before the greeting
+                self._feeds[interface] = feed
                 await self._send(interface, feed, self._source.greeting())
             for due, samples in self._source.script:
                 while (left := started + due - time.monotonic()) > 0:
@@ -206,7 +207,7 @@ class TaskServer:
             if not self._ended:
                 feed.log(farewell(end))
         finally:
-            del self._feeds[interface]
+            self._feeds.pop(interface, None)
 
     async def _hear(self, interface: Any, feed: Feed, timeout: float | None) -> None:
         if message := await interface.recv_ctrl_msg(timeout):
