@@ -112,9 +112,15 @@ class Waiting(waiting.Waiting):
 
     def end_waits(self) -> None:
         """Wake all who sleep: what they wait for is about to be closed."""
-        for woken, forget in tuple(self._sleepers.items()):
-            forget()
+        for woken in tuple(self._sleepers):
+            self._forget(woken)
             _wake(woken, False)
+
+    def _forget(self, woken: asyncio.Future[bool]) -> None:
+        """Have the loop wake a sleeper no more: once, as the descriptor may be another's then."""
+        forget = self._sleepers.pop(woken, None)
+        if forget is not None:
+            forget()
 
     async def sleep(self, wait: Wait) -> bool:
         """Sleep for what a plan waits for; return whether that came.  Raises Closed."""
@@ -122,10 +128,8 @@ class Waiting(waiting.Waiting):
         loop = asyncio.get_running_loop()
         woken = loop.create_future() if wait.follower is None else wait.follower.released
         with contextlib.ExitStack() as undo:
-            forget = self._watch(loop, wait, partial(_wake, woken, True), undo)
-            undo.callback(forget)
-            self._sleepers[woken] = forget
-            undo.callback(self._sleepers.pop, woken, None)
+            self._sleepers[woken] = self._watch(loop, wait, partial(_wake, woken, True), undo)
+            undo.callback(self._forget, woken)
             if wait.seconds != math.inf:
                 undo.callback(loop.call_later(max(0.0, wait.seconds), _wake, woken, False).cancel)
             came = bool(await woken)

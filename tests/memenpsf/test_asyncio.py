@@ -226,6 +226,29 @@ def test_closing_wakes_all_who_wait(run):
     run(main())
 
 
+def test_who_was_woken_by_close_leaves_the_next_user_of_a_number_alone(run):
+    async def main():
+        loop, read = asyncio.get_running_loop(), asyncio.Event()
+        async with Pair() as (one, _):
+            waiting = asyncio.create_task(one.recv())
+            await asyncio.sleep(0.001)
+            number = one._endpoint.wire.events_fileno()
+            one.close()
+            reader, writer = os.pipe()
+            os.dup2(reader, number)
+            os.close(reader)
+            loop.add_reader(number, read.set)
+            with pytest.raises(memenpsf.Closed):
+                await waiting
+            os.write(writer, b"x")
+            await asyncio.wait_for(read.wait(), 5)
+            loop.remove_reader(number)
+            os.close(number)
+            os.close(writer)
+
+    run(main())
+
+
 def test_an_interface_belongs_to_the_loop_in_which_it_waited_first(run):
     async def make():
         pair = Pair()

@@ -349,9 +349,16 @@ static PyMethodDef leaving = {"__exit__", leave, METH_VARARGS, "Release the lock
     Mutant(
         "a task of asyncio that is cancelled stays with the loop",
         "memenpsf/asyncio/_waiting.py",
-        "            undo.callback(forget)\n",
+        "            undo.callback(self._forget, woken)\n",
         "",
         "memenpsf/test_asyncio.py::test_cancelling_at_every_place_loses_nothing_and_doubles_nothing",
+    ),
+    Mutant(
+        "a task of asyncio that was woken by close() forgets a descriptor of another",
+        "memenpsf/asyncio/_waiting.py",
+        "        forget = self._sleepers.pop(woken, None)\n",
+        "        forget = self._sleepers.get(woken)\n",
+        "memenpsf/test_asyncio.py::test_who_was_woken_by_close_leaves_the_next_user_of_a_number_alone",
     ),
     Mutant(
         "closing wakes no task of asyncio",
