@@ -539,7 +539,7 @@ def test_a_peer_that_breaks_the_protocol_is_raised_with_what_was_not_sent(pool, 
     with loop_and_peer(pool, door, numbers(100)) as (loop, peer):
         assert peer.recv() == (0,)
         until(lambda: peer._endpoint.receiver.indices() == (1 + CAPACITY, 1))
-        os.write(peer.fileno(), b"\x4d\x00")
+        os.write(peer._endpoint.fileno(), b"\x4d\x00")
         with pytest.raises(memenpsf.CorruptPeer) as caught:
             loop.result()
     assert caught.value.unsent + loop.left == numbers(1 + CAPACITY, 100)
@@ -654,7 +654,7 @@ def test_a_record_that_does_not_fit_is_raised_after_what_came_before_it_is_sent(
 @doors
 def test_a_peer_that_breaks_the_protocol_is_raised(pool, door):
     with loop_and_peer(pool, door, numbers(100)) as (loop, peer):
-        os.write(peer.fileno(), b"\x4d\x00")
+        os.write(peer._endpoint.fileno(), b"\x4d\x00")
         with pytest.raises(memenpsf.CorruptPeer, match="opcode 77"):
             loop.result()
 

@@ -30,7 +30,7 @@ FOR_OTHERS = {
 }
 HANDLE_IT = {"or_end", "_until"}
 # What has methods of the same names and is no end of a ring.
-ENDPOINTS = {"endpoint", "_endpoint", "_open_endpoint", "self"}
+ENDPOINTS = {"endpoint", "_endpoint", "_gathering", "_open_endpoint", "self"}
 
 
 def name_of(node):
