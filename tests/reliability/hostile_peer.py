@@ -532,7 +532,7 @@ async def accept_and_serve(listener, shape, chance, took, outcomes):
     pending = listener._pending
     while (endpoint := pending.turn()) is None:  # noqa: ASYNC110 (nothing tells a second door)
         await trio.sleep(0.0001)
-    async with memenpsf.trio.Interface._of(endpoint, pending.terms, "server") as it:
+    async with memenpsf.trio.Interface.of(endpoint, pending.terms, "server") as it:
         await serve_trio(it, shape, chance, took, outcomes)
 
 
