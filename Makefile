@@ -84,8 +84,8 @@ endef
 # loaded first; it frees little of what it holds when it exits, so leaks are not looked for; and its
 # own allocator would hide its objects.
 sanitize: $(SANITIZED)/built
-	rm -rf $(SANITIZED)/tests $(SANITIZED)/examples
-	cp -r tests examples $(SANITIZED)
+	rm -rf $(SANITIZED)/tests $(SANITIZED)/examples $(SANITIZED)/docs
+	cp -r tests examples docs $(SANITIZED)
 	cd $(SANITIZED) && \
 		MEMENPSF_SANITIZED=1 PYTHONPATH="$$PWD" PYTHONMALLOC=malloc \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
@@ -108,9 +108,9 @@ COVER := $(CURDIR)/$(BIN)/python -m coverage run -m pytest -q -k "not storm and 
 
 # Without the tests whose signals come faster than a program that is traced can handle them.
 coverage: $(COVERED)/built
-	rm -rf $(COVERED)/tests $(COVERED)/examples $(COVERED)/.coverage*
+	rm -rf $(COVERED)/tests $(COVERED)/examples $(COVERED)/docs $(COVERED)/.coverage*
 	find $(COVERED) -name '*.gcda' -delete
-	cp -r tests examples $(COVERED)
+	cp -r tests examples docs $(COVERED)
 	cp tests/covered/sitecustomize.py $(COVERED)
 	cp tests/covered/coveragerc $(COVERED)/.coveragerc
 	cd $(COVERED) && export PYTHONPATH="$$PWD" MEMENPSF_TIMES=0.02 && \
@@ -134,9 +134,9 @@ INTERPRETER_TESTS ?= tests/project/test_interpreters.py \
 interpreters:
 	for python in $(PYTHONS); do \
 		copy=build/interpreters/$$(basename $$python); \
-		rm -rf $$copy/fdpass $$copy/ipcqueue $$copy/memenpsf $$copy/tests $$copy/examples && \
+		rm -rf $$copy/fdpass $$copy/ipcqueue $$copy/memenpsf $$copy/tests $$copy/examples $$copy/docs && \
 		mkdir -p $$copy && \
-		cp -r fdpass ipcqueue memenpsf tests examples setup.py pyproject.toml README.md LICENSE $$copy && \
+		cp -r fdpass ipcqueue memenpsf tests examples docs setup.py pyproject.toml README.md LICENSE $$copy && \
 		rm -f $$copy/ipcqueue/*.so && \
 		$$python -m venv $$copy/.venv && \
 		(cd $$copy && PYTHONWARNINGS=ignore .venv/bin/python -m pip install --quiet --editable '.[test]' && \
