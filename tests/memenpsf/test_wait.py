@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import os
+import select
 import socket
 import time
 
@@ -90,6 +91,25 @@ def test_what_another_thread_reads_wakes_it_as_well(pairs, in_thread):
     assert waiting.result() == [one]
     other.send_ctrl_msg(b"\x80\x01")
     assert reader.result() == b"\x80\x01"
+
+
+def test_what_is_read_between_the_look_and_the_sleep_wakes_it(pairs, monkeypatch):
+    (one, other), *_ = pairs
+
+    def driven(plan):
+        wait = next(plan)
+        other.xmit((1,))
+        assert one.recv_ctrl_msg() is None  # but it has read the doorbell
+        poll = select.poll()
+        for interest in wait.interests:
+            poll.register(*interest)
+        assert poll.poll(0)
+        with pytest.raises(StopIteration) as end:
+            plan.send(True)
+        return end.value.value
+
+    monkeypatch.setattr("memenpsf._wait.drive", driven)
+    assert memenpsf.wait([one]) == [one]
 
 
 @pytest.mark.parametrize("end", ["close", "abort", "send_eof"])
