@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 SIZES = (16, 64, 1024, 16384)
 BATCH = 4096  # records of a measurement of calls
 REPEATS = 5
-CAPACITY = 8192
+CAPACITY = BATCH  # 64 MiB of the largest
 
 
 class Ours:
