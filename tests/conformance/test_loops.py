@@ -108,7 +108,10 @@ class TrioLoop:
         self._started.wait()
 
     def feed(self, item):
-        self._token.run_sync_soon(self._feeding.send_nowait, item)
+        try:
+            self._token.run_sync_soon(self._feeding.send_nowait, item)
+        except trio.RunFinishedError:  # as the other side has ended it
+            self.left.append(item)
 
     def result(self):
         return self._future.result()
@@ -154,7 +157,10 @@ class AsyncioLoop:
         started.wait()
 
     def feed(self, item):
-        self._loop.call_soon_threadsafe(self._source.put_nowait, item)
+        try:
+            self._loop.call_soon_threadsafe(self._source.put_nowait, item)
+        except RuntimeError:  # it is closed, as the other side has ended it
+            self._source.put_nowait(item)
 
     def result(self):
         return self._future.result()
