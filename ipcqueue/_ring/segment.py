@@ -32,8 +32,8 @@ SLOTS: int = lib.IPCQ_SLOTS
 FRAMES: int = lib.IPCQ_FRAMES
 
 # Nobody can change the size, write through a new mapping, or add seals.
-_WRITE = int(Seal.WRITE)
 SEALS = Seal.SHRINK | Seal.GROW | Seal.FUTURE_WRITE | Seal.SEAL
+_WRITE = int(Seal.WRITE)
 
 WAKE_LINES = LAST_WAKE_LINE - FIRST_WAKE_LINE + 1
 # The words of two ends should rarely share a line.  A number for this process, which those that it

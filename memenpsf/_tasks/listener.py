@@ -9,12 +9,12 @@ from ipcqueue.lowlevel import T
 
 from .._listening import AnyListener
 from .._pending import CAUSED_BY_ONE, PendingClients
-from .interface import TaskInterface, shown_as
 
 if TYPE_CHECKING:
     from typing import Self
 
     from .._options import ListenAt, ListenOptions
+    from .interface import TaskInterface
 
 # The number of handshakes to begin or advance before other tasks run: each may take half a
 # millisecond.
@@ -82,10 +82,6 @@ class TaskListener(AnyListener, Generic[T]):
             self._waiting.end_waits()
             self._pending.close()
         await self._waiting.checkpoint()
-
-    @property
-    def _shown_as(self) -> str:  # type: ignore[override]
-        return shown_as(type(self))
 
 
 async def listen(

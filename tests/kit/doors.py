@@ -272,6 +272,28 @@ class Threads:
         time.sleep(0.001)  # noqa: ASYNC251 (nothing is asynchronous here)
 
 
+# -- tasks ------------------------------------------------------------------------------------------
+
+
+class Tasks(Threads):
+    """What the doors for event loops have in common; `offers` is the package."""
+
+    async def interface(self, sock, record, **options):
+        side = self.offers.Interface(sock, record, **options)
+        try:
+            await side.do_handshake()
+        except BaseException:
+            side.close()
+            raise
+        return side
+
+    async def connect(self, *args, **options):
+        return await self.offers.connect(*args, **options)
+
+    async def listen(self, *args, **options):
+        return await self.offers.listen(*args, **options)
+
+
 # -- Trio -------------------------------------------------------------------------------------------
 
 
@@ -289,35 +311,20 @@ class TrioGroup:
         await trio.testing.wait_all_tasks_blocked(0.001)
 
 
-class Trio(Threads):
+class Trio(Tasks):
     """memenpsf.trio; all tasks in one loop."""
 
-    words = memenpsf.trio
+    offers = words = memenpsf.trio
     module = "memenpsf.trio."
     CHECKS_EVERY_TIMEOUT = True
 
     def _run(self, function):
         trio.run(function)
 
-    async def interface(self, sock, record, **options):
-        side = memenpsf.trio.Interface(sock, record, **options)
-        try:
-            await side.do_handshake()
-        except BaseException:
-            side.close()
-            raise
-        return side
-
     @contextlib.asynccontextmanager
     async def tasks(self):
         async with trio.open_nursery() as nursery:
             yield TrioGroup(nursery, self._calls)
-
-    async def connect(self, *args, **options):
-        return await memenpsf.trio.connect(*args, **options)
-
-    async def listen(self, *args, **options):
-        return await memenpsf.trio.listen(*args, **options)
 
     async def others(self):
         await trio.lowlevel.checkpoint()
@@ -351,33 +358,19 @@ def is_blocked(task):
     return task.done() or (waits_for is not None and not waits_for.done())
 
 
-class Asyncio(Threads):
+class Asyncio(Tasks):
     """memenpsf.asyncio; all tasks in one loop."""
 
+    offers = memenpsf.asyncio
     module = "memenpsf.asyncio."
 
     def _run(self, function):
         asyncio.run(function())
 
-    async def interface(self, sock, record, **options):
-        side = memenpsf.asyncio.Interface(sock, record, **options)
-        try:
-            await side.do_handshake()
-        except BaseException:
-            side.close()
-            raise
-        return side
-
     @contextlib.asynccontextmanager
     async def tasks(self):
         async with asyncio.TaskGroup() as group:
             yield AsyncioGroup(group, self._calls)
-
-    async def connect(self, *args, **options):
-        return await memenpsf.asyncio.connect(*args, **options)
-
-    async def listen(self, *args, **options):
-        return await memenpsf.asyncio.listen(*args, **options)
 
     async def others(self):
         await asyncio.sleep(0)
