@@ -1,7 +1,7 @@
 """Loans and borrowings, for async with blocks.
 
 Trio raises a Ctrl-C in the main task: at a checkpoint, or between any two bytecodes of code that is
-not protected from it (trio/_interface.py protects these).  So a block is left by one function that
+not protected from it (see trio/_protection.py).  So a block is left by one function that
 is no coroutine: between the call of a coroutine function and its first step a Ctrl-C would leave
 the block open for good.
 """

@@ -6,14 +6,14 @@ import socket
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import trio
-from trio.lowlevel import enable_ki_protection
 
 from ipcqueue.lowlevel import T
 
 from .._options import checked_stream
-from .._tasks.blocks import Block, TaskBorrowing, TaskLoan
+from .._tasks.blocks import TaskBorrowing, TaskLoan
 from .._tasks.interface import TaskInterface
 from .._tasks.interface import connect as _connect
+from ._protection import protect
 from ._waiting import Waiting
 
 if TYPE_CHECKING:
@@ -78,18 +78,7 @@ class Interface(TaskInterface[T], trio.abc.Channel[T]):
         return checked_stream(stream)
 
 
-# Trio raises a Ctrl-C in the main task between any two bytecodes of what is not protected from it.
-_PROTECTED = {
-    TaskInterface: (
-        "opened", "xmit", "xmit_nowait", "xmit_many", "await_space", "recv", "recv_vectored",
-        "recv_message", "send_ctrl_msg", "recv_ctrl_msg", "finish", "send_eof", "_end_by",
-        "aclose", "__anext__", "__aexit__",
-    ),
-    Block: ("__aenter__", "__aexit__"),
-}  # fmt: skip
-for _kind, _names in _PROTECTED.items():
-    for _name in _names:
-        setattr(_kind, _name, enable_ki_protection(vars(_kind)[_name]))
+protect(Interface, AsyncLoan, AsyncBorrowing)
 
 
 @overload

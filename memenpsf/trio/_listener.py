@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, overload
 
 import trio
-from trio.lowlevel import enable_ki_protection
 
 from ipcqueue.lowlevel import T
 
@@ -13,6 +12,7 @@ from .._tasks.listener import TaskListener
 from .._tasks.listener import listen as _listen
 from .._tasks.serve import serve as _serve
 from ._interface import Interface
+from ._protection import protect
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -43,7 +43,7 @@ class Listener(TaskListener[T], trio.abc.Listener[Interface[T]]):
         async def __anext__(self) -> Interface[T]: ...
 
 
-TaskListener.accept = enable_ki_protection(TaskListener.accept)  # type: ignore[method-assign]
+protect(Listener)
 
 
 @overload
