@@ -21,16 +21,34 @@ import os
 import select
 from collections import deque
 from functools import partial
+from itertools import repeat
+from operator import length_hint
 from typing import TYPE_CHECKING, Any
 
-from ipcqueue import Closed, DecodeFailed, ForkedUse, HandshakeTimeout
-from ipcqueue.lowlevel import EventFd, Owner, RLock, Wait, leave, monotonic, persist, tag_error
+from ipcqueue import Closed, DecodeFailed, ForkedUse
+from ipcqueue.lowlevel import (
+    NOW,
+    Event,
+    EventFd,
+    Owner,
+    RLock,
+    Wait,
+    leave,
+    monotonic,
+    persist,
+    seconds_of,
+    tag_error,
+)
 
 from ._pending import CAUSED_BY_ONE
-from ._sources import ConnectionSource, ListenerSource, Source, source_of
+from ._sources import ConnectionSource, ListenerSource, source_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable
+    from collections.abc import Callable, Generator, Iterable, Iterator
+
+    from ipcqueue.lowlevel import Seconds
+
+    from ._sources import Source
 
 # Records of one member in a row, while others are ready.
 QUANTUM = 16
@@ -55,18 +73,17 @@ class Member(Owner):
         self.left = False
         self.fds: set[int] = set()  # registered
         self.nested: select.epoll | None = None  # a listener's: its descriptors change all the time
-        source = source_of(given, self.wake, "a ReceiverSet")
-        if source is None:
-            raise TypeError(
-                f"a ReceiverSet has interfaces, receivers and listeners, not {given!r}: for others "
-                "use memenpsf.wait()"
-            )
-        self.source: Source = source
+        self.source = source = gathering.source_of(given, self.wake)
         if isinstance(source, ConnectionSource):
             self.ready: Iterable[Any] = source.endpoint.ready
             self.take = source.endpoint.try_pop
         else:
             self.ready, self.take = (), self._accept
+
+    def is_halfway(self) -> bool:
+        """Whether the last attempt has copied a piece of a large message, and others may run."""
+        source = self.source
+        return isinstance(source, ConnectionSource) and source.endpoint.unfinished(Event.RECORDS)
 
     def wake(self) -> None:
         """Have it looked at soon; from any thread."""
@@ -83,13 +100,8 @@ class Member(Owner):
         return None if client is None else [client]
 
     def _accept(self) -> Any:
-        try:
-            client = self.given.accept(timeout=0)
-        except HandshakeTimeout:
-            raise  # of one client
-        except TimeoutError:
-            return None
-        if self.adopts:
+        client = self.given._take_client()  # noqa: SLF001 (one package)
+        if self.adopts and client is not None:
             try:
                 self.gathering.add(client, own=True)
             except BaseException:
@@ -99,21 +111,35 @@ class Member(Owner):
 
 
 class Turn:
-    """The turn of a member: as long as `left` is above 0, its records can be taken."""
+    """The turn of a member: QUANTUM records at most."""
 
-    __slots__ = ("given", "left", "member", "ready")
+    __slots__ = ("member", "quantum", "taken")
 
     def __init__(self, member: Member | None) -> None:
         self.member = member
-        self.given = None if member is None else member.given
-        self.ready: Iterable[Any] = () if member is None else member.ready
-        self.left = 0 if member is None else QUANTUM
+        self.quantum: Iterator[Any] = repeat(None if member is None else member.given, QUANTUM)
+        # Each step takes what is ready, and nothing in Python stands between that and the caller.
+        self.taken = zip(self.quantum, () if member is None else member.ready, strict=False)
+
+    @property
+    def left(self) -> int:
+        """How many attempts are left."""
+        return length_hint(self.quantum)
+
+    def end(self) -> None:
+        """Have nothing more taken."""
+        deque(self.quantum, maxlen=0)
 
 
 class Gathering(Owner):
-    """The members of a set.  Threads: everything here may be called from any."""
+    """The members of a set.  Threads: everything here may be called from any.
 
-    def __init__(self) -> None:
+    A door for tasks has a subclass, in which they share one thread.
+    """
+
+    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
+        """Make an empty set; `clock` is that of deadlines."""
+        self._clock = clock
         self.closed = False
         self.members: dict[int, Member] = {}  # by id(given)
         self.turn = Turn(None)
@@ -136,6 +162,20 @@ class Gathering(Owner):
         except BaseException:
             persist(self._release)
             raise
+
+    # -- what differs between the doors -----------------------------------------------------------
+
+    def source_of(self, given: Any, wake: Callable[[], None]) -> Source:
+        """Return the source that an object is; raise TypeError if it cannot be a member."""
+        source = source_of(given, wake, "a ReceiverSet")
+        if source is None:
+            raise no_member(given, "interfaces, receivers and listeners")
+        return source
+
+    def ours(self, error: Exception, given: object) -> Exception:
+        """Mark an exception as coming from a member, in the words of the door."""
+        tag_error(error, given)
+        return error
 
     # -- members ---------------------------------------------------------------------------------
 
@@ -164,7 +204,7 @@ class Gathering(Owner):
         """Do it; each step can be repeated."""
         member.left = True
         if self.turn.member is member:
-            self.turn.left = 0
+            self.turn.end()
         self.members.pop(id(member.given), None)
         self._due.pop(member, None)
         if self._is_forked():
@@ -196,44 +236,43 @@ class Gathering(Owner):
         """
         while True:
             turn = self.turn
-            if turn.left > 0 and turn.member is not None:
-                # After a record was taken comes no call that a signal handler could interrupt.
-                try:
-                    for record in turn.ready:
-                        turn.left -= 1
-                        return turn.given, record
-                    if (record := turn.member.take()) is not None:
-                        turn.left -= 1
-                        return turn.given, record
-                except Exception as error:  # noqa: BLE001 (returned)
-                    self.note(turn.member, error)
+            # After a record was taken comes no call that a signal handler could interrupt.
+            try:
+                for got in turn.taken:
+                    return got
+                if turn.member is not None:
+                    for given in turn.quantum:
+                        if (record := turn.member.take()) is not None:
+                            return given, record
+                        break
+            except Exception as error:  # noqa: BLE001 (returned)
+                self.note(turn.member, error)
             try:
                 for event in self._next_out if self._out else ():
                     return event
             except IndexError:
                 pass  # another thread was faster
-            if not self._advance(turn):
+            halfway = turn.member is not None and turn.member.is_halfway()
+            if not self._advance(turn) or halfway:
                 return None
 
     def attempt_many(self, limit: int) -> list[tuple[Any, Any]]:
-        """Take up to `limit` records of each member that is ready."""
+        """Take up to `limit` records of each member that is ready.
+
+        None of any does not mean that all sleep: round() looks whether they do.
+        """
         batches: list[tuple[Any, Any]] = []
         try:
-            while True:
-                with self._mutex:
-                    self._check_open()
-                    self._collect()
-                    members = tuple(self._line)
-                self._let_sleep(
-                    [each for each in members if self._took_nothing(each, limit, batches)]
-                )
-                with contextlib.suppress(IndexError):  # another thread was faster
-                    while self._out:
-                        for given, event in self._next_out:
-                            batches += ((given, [event]),)
-                            break
-                if batches or not self._line:  # else something has come since it was looked for
-                    break
+            with self._mutex:
+                self._check_open()
+                self._collect()
+                members = tuple(self._line)
+            self._let_sleep([each for each in members if self._took_nothing(each, limit, batches)])
+            with contextlib.suppress(IndexError):  # another thread was faster
+                while self._out:
+                    for given, event in self._next_out:
+                        batches += ((given, [event]),)
+                        break
         except BaseException:
             persist(self._give_back, batches)
             raise
@@ -267,7 +306,6 @@ class Gathering(Owner):
             return
         source = member.source
         if isinstance(source, ConnectionSource):
-            tag_error(error, member.given)
             endpoint = source.endpoint
             ended = endpoint.closed or endpoint.ending.receiving is not None
         else:
@@ -275,11 +313,11 @@ class Gathering(Owner):
             if not ended and isinstance(error, CAUSED_BY_ONE):
                 source.given._pending.log.add(error)  # noqa: SLF001 (one package)
                 return
-        event = member.given, error
+        event = member.given, self.ours(error, member.given)
         if not ended and not isinstance(error, DecodeFailed):
             self._due[member] = monotonic() + REST
             if self.turn.member is member:
-                self.turn.left = 0
+                self.turn.end()
         persist(self._note_event, member, event, ended)
 
     def _note_event(self, member: Member, event: tuple[Any, Any], ended: bool) -> None:
@@ -307,6 +345,9 @@ class Gathering(Owner):
                 while self._line and self._line[0].left:
                     self._line.popleft()
                 self.turn = Turn(self._line[0] if self._line else None)
+                if self._line and self._waiting:
+                    # The epoll has told us alone; while we see to one record, others can be taken.
+                    self.waking.ring()
             return self.turn.member is not None
 
     def _let_sleep(self, members: list[Member]) -> None:
@@ -322,7 +363,7 @@ class Gathering(Owner):
         if member.left or member in self._due:
             member.queued = False
             return True
-        if not found_nothing:
+        if not found_nothing or member.is_halfway():
             return False
         member.queued = False  # first: from now on it may be woken
         try:
@@ -390,21 +431,31 @@ class Gathering(Owner):
 
     # -- waiting ---------------------------------------------------------------------------------
 
+    def deadline(self, timeout: Seconds) -> float:
+        """Return the time of the clock that is `timeout` seconds from now."""
+        return math.inf if timeout is None else self._clock() + seconds_of(timeout)
+
     def round(self, until: float) -> Generator[Wait, bool, bool]:
-        """After an attempt in vain, wait for something until `until`, a monotonic(): a plan.
+        """After an attempt in vain, wait for something until `until`, a deadline(): a plan.
 
         False if time is up.
         """
-        now, this = monotonic(), object()
-        if now >= until:
+        this = object()
+        if self._line:  # something has come since, or another piece of a large message can be had
+            yield NOW
+            return True
+        if (left := until - self._clock()) <= 0:
             return False
         try:
             with self._mutex:
-                self._waiting.add(this)
                 self._check_open()
-                due = min(until, self._rescue, *self._due.values())
-                interests = [(self._epoll.fileno(), select.POLLIN)]
-            yield Wait(max(0.0, due - now), interests=interests)
+                # In an event loop one task can wait for a descriptor.  Where there are two of them
+                # it makes an epoll of its own.
+                fds = (self._epoll, self.waking) if self._waiting else (self._epoll,)
+                interests = [(fd.fileno(), select.POLLIN) for fd in fds]
+                self._waiting.add(this)
+                due = min(self._rescue, *self._due.values(), math.inf)
+            yield Wait(max(0.0, min(left, due - monotonic())), interests=interests)
         finally:
             persist(self._end_wait, this)
         return True
@@ -438,3 +489,8 @@ class Gathering(Owner):
     def _release(self) -> None:
         self._epoll.close()
         self.waking.close()
+
+
+def no_member(given: object, members: str) -> TypeError:
+    """Return the error for an object that cannot be a member of a set, which has `members`."""
+    return TypeError(f"a ReceiverSet has {members}, not {given!r}: for others use memenpsf.wait()")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any, Generic, overload
 
-from ipcqueue import Closed, ConcurrentUse
+from ipcqueue import Closed, ConcurrentUse, HandshakeTimeout
 from ipcqueue.lowlevel import (
     Closable,
     RLock,
@@ -87,10 +87,7 @@ class Listener(AnyListener, Closable, Generic[T]):
         return interface
 
     def _has_client(self) -> bool | None:
-        """Whether accept() would not wait: a client is there, or an error, or the end.
-
-        None if another thread is accepting: then it is the one that works.  For memenpsf.wait.
-        """
+        # If another thread is accepting, it is the one that works.
         if not self._lock.acquire(blocking=False):
             return None
         if self._busy:
@@ -107,6 +104,14 @@ class Listener(AnyListener, Closable, Generic[T]):
                     self._pending.close()
             finally:
                 self._lock.release()
+
+    def _take_client(self) -> Interface[T] | None:
+        try:
+            return self.accept(timeout=0)
+        except HandshakeTimeout:
+            raise  # of one client
+        except TimeoutError:
+            return None
 
     def _wait(self, awaited: Wait) -> bool:
         try:
@@ -140,12 +145,10 @@ class Listener(AnyListener, Closable, Generic[T]):
         it only closes the child's copy of the descriptor.
         """
         pending = self._pending
-        pending.closed = True
+        pending.end()
         if not pending.bound.ours:
             pending.close()
             return
-        for wake in tuple(pending.watchers):
-            wake()
         pending.bound.remove_file()  # while it listens: other servers replace a dead one's file
         pending.bound.interrupt()
         with self._lock:

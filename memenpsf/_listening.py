@@ -30,6 +30,16 @@ class AnyListener(Owner):
         """How many clients were refused or failed to introduce themselves."""
         return self._pending.refused
 
+    # For sets of many:
+
+    def _has_client(self) -> bool | None:
+        """Whether _take_client() would return a client or raise; None if another call accepts."""
+        raise NotImplementedError
+
+    def _take_client(self) -> Any:
+        """Return the next client if one is there, else None; raise as accept() does."""
+        raise NotImplementedError
+
     def __repr__(self) -> str:
         try:
             pending = self._pending

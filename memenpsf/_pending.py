@@ -514,9 +514,16 @@ class PendingClients(Owner):
             deadlines += [candidate.deadline for candidate in tuple(self._candidates)]
         return min(deadlines)
 
+    def end(self) -> None:
+        """Have close() to come: wake all who watch."""
+        self.closed = True
+        if self.bound.ours:
+            for wake in tuple(self.watchers):
+                wake()
+
     def close(self) -> None:
         """Stop listening, and drop the clients that accept() has not returned."""
-        self.closed = True
+        self.end()
         if self.bound.ours:
             self.log.close()
             self._connected.close()

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
 from typing import TYPE_CHECKING, Any
 
 from ipcqueue import Closed
-from ipcqueue.lowlevel import Closable, checked_number, deadline_of, drive, persist
+from ipcqueue.lowlevel import Closable, drive, persist
 
-from ._gathering import BATCH, Gathering
+from ._gathering import Gathering
+from ._membership import AnyReceiverSet, checked_limit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from ipcqueue.lowlevel import Seconds
 
-_MAX_BATCH = 1 << 62
 
-
-class ReceiverSet(Closable):
+class ReceiverSet(AnyReceiverSet, Closable):
     """Many interfaces, receivers and listeners, and one loop that receives from all of them.
 
         with memenpsf.ReceiverSet([one, other]) as readers:
@@ -41,39 +38,10 @@ class ReceiverSet(Closable):
     A set needs two descriptors, and one more for each listener.  A forked child may only close it.
     """
 
-    _instead = "let the other process connect by itself, and make a set of its own"
+    _shown_as = "ReceiverSet"
 
-    def __init__(self, members: Iterable[Any] = ()) -> None:
-        """Make a set of these members; raises as add() does, and OSError."""
-        self._gathering = Gathering()
-        try:
-            for member in members:
-                self.add(member)
-        except BaseException:
-            persist(self._gathering.close)
-            raise
-
-    def add(self, source: Any, *, clients: bool = False) -> None:
-        """Add an interface, a receiver or a listener; also while another thread receives.
-
-        `clients`: the clients of this listener join by themselves.  Raises TypeError for anything
-        else, ValueError for a member, Closed, ForkedUse.
-        """
-        self._gathering.add(source, adopts=clients)
-
-    def remove(self, source: Any) -> None:
-        """Remove a member, which stays open; raise KeyError if it is none.
-
-        A thread that is just receiving may still return one record of it.  A client that has joined
-        by itself belongs to the caller from now on.
-        """
-        self._gathering.remove(source)
-
-    def __len__(self) -> int:
-        return len(self._gathering.members)
-
-    def __contains__(self, source: object) -> bool:
-        return id(source) in self._gathering.members
+    def _gather(self) -> Gathering:
+        return Gathering()
 
     def recv(self, timeout: Seconds = None) -> tuple[Any, Any] | None:
         """Return the next (source, record); None if none came within `timeout` seconds.
@@ -82,16 +50,14 @@ class ReceiverSet(Closable):
         be added.  Raises Closed once the set is closed, perhaps by another thread; ForkedUse.
         """
         turn = self._gathering.turn
-        if turn.left > 0:  # as attempt() does, for speed
-            try:
-                for record in turn.ready:
-                    turn.left -= 1
-                    return turn.given, record
-            except Exception as error:  # noqa: BLE001 (returned)
-                self._gathering.note(turn.member, error)
+        try:
+            for taken in turn.taken:  # as attempt() does, for speed
+                return taken
+        except Exception as error:  # noqa: BLE001 (returned)
+            self._gathering.note(turn.member, error)
         if (got := self._gathering.attempt()) is not None:
             return got
-        until = deadline_of(timeout)
+        until = self._gathering.deadline(timeout)
         while drive(self._gathering.round(until)):
             if (got := self._gathering.attempt()) is not None:
                 return got
@@ -106,12 +72,10 @@ class ReceiverSet(Closable):
         exception in place of records, or a client of a listener, is a list of one.  Empty if none
         came in time.  Raises as recv does.
         """
-        most = BATCH if limit is None else checked_number("limit", limit, _MAX_BATCH)
-        if most == 0:
-            raise ValueError("limit is at least 1 record, not 0")
+        most = checked_limit(limit)
         if batches := self._gathering.attempt_many(most):
             return batches
-        until = deadline_of(timeout)
+        until = self._gathering.deadline(timeout)
         while drive(self._gathering.round(until)):
             if batches := self._gathering.attempt_many(most):
                 return batches
@@ -127,38 +91,10 @@ class ReceiverSet(Closable):
             if got is not None:
                 yield got
 
-    @property
-    def closed(self) -> bool:
-        """Whether it is closed."""
-        return self._gathering.closed
-
-    def close(self) -> None:
-        """Forget all members, and close those that have joined by themselves; idempotent.
-
-        Threads that wait in recv() get Closed; a loop over the set ends.
-        """
-        persist(self._gathering.close)
-
     def __exit__(self, *exc_info: object) -> None:
         """Close; clients that have joined by themselves end as the with block of an interface."""
         error = exc_info[1]
         persist(self._gathering.close, error if isinstance(error, BaseException) else None)
-
-    def __repr__(self) -> str:
-        gathering: Any = vars(self).get("_gathering")
-        if gathering is None:
-            return f"<{type(self).__name__}: half made>"
-        state = "closed" if gathering.closed else f"{len(gathering.members)} members"
-        return f"<{type(self).__name__}: {state}>"
-
-    def __del__(self, warn: Any = warnings.warn, finalizing: Any = sys.is_finalizing) -> None:
-        gathering: Any = vars(self).get("_gathering")
-        if gathering is None or gathering.closed or finalizing():
-            return
-        try:
-            warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
-        finally:
-            gathering.close()
 
 
 ReceiverSet.__module__ = "memenpsf"  # as of all public names; see __init__

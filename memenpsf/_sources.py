@@ -18,6 +18,8 @@ from ._listener import Listener
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from ._listening import AnyListener
+
 # Seconds to leave a listener alone where another thread accepts its clients.
 ELSEWHERE = 0.05
 
@@ -93,7 +95,7 @@ class ConnectionSource(Source):
 class ListenerSource(Source):
     """A listener, whose clients can be accepted."""
 
-    def __init__(self, given: Listener[Any], wake: Callable[[], None]) -> None:
+    def __init__(self, given: AnyListener, wake: Callable[[], None]) -> None:
         super().__init__(given)
         self._wake_up = wake
         self._lock = RLock()

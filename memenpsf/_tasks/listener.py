@@ -13,6 +13,8 @@ from .._pending import CAUSED_BY_ONE, PendingClients
 if TYPE_CHECKING:
     from typing import Self
 
+    from ipcqueue.lowlevel import Endpoint
+
     from .._options import ListenAt, ListenOptions
     from .interface import TaskInterface
 
@@ -47,11 +49,25 @@ class TaskListener(AnyListener, Generic[T]):
             except QueueError as error:
                 raise self._waiting.ours(error, None) from error.__cause__
         assert endpoint is not None  # noqa: S101 (there is no deadline)
+        return self._accepted(endpoint)
+
+    def _accepted(self, endpoint: Endpoint) -> TaskInterface[Any]:
         try:
             return self.interface.of(endpoint, self._pending.terms, self._pending.role)
         except BaseException:  # no memory
             endpoint.close()
             raise
+
+    def _has_client(self) -> bool | None:
+        if self._accepting.locked():
+            return None  # that task is the one that works
+        return self._pending.closed or self._pending.work()
+
+    def _take_client(self) -> TaskInterface[Any] | None:
+        if self._accepting.locked():
+            return None
+        endpoint = self._pending.turn()
+        return None if endpoint is None else self._accepted(endpoint)
 
     def __aiter__(self) -> Self:
         """Yield clients until the listener is closed.

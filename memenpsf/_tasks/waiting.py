@@ -21,6 +21,12 @@ if TYPE_CHECKING:
         def release(self) -> None:
             """Wake who sleeps on it."""
 
+    class Lock(AbstractAsyncContextManager[Any], Protocol):
+        """A lock for tasks."""
+
+        def locked(self) -> bool:
+            """Whether a task holds it."""
+
     class Started(Protocol):
         """A task of a group."""
 
@@ -46,7 +52,7 @@ class Waiting(Owner):
     """The time by which deadlines are reckoned."""
     follower: ClassVar[Callable[[], Follower]]
     """Makes what a task sleeps on until another one has read the socket."""
-    lock: Callable[[], AbstractAsyncContextManager[Any]]
+    lock: Callable[[], Lock]
     """Makes a lock for tasks."""
     ours: Callable[..., Exception]
     """Notes of which interface an exception is, and puts it into the words of the door."""

@@ -13,12 +13,15 @@ from .._loop import Ended
 from ._interface import AsyncBorrowing, AsyncLoan, Interface, connect
 from ._listener import Listener, listen, serve
 from ._loop import run
+from ._receiver_set import ReceiverSet
 
 __all__ = [  # noqa: RUF022 (classes and functions first)
-    "Interface", "connect", "listen", "Listener", "serve", "run", "Ended",
+    "Interface", "connect", "listen", "Listener", "serve", "run", "Ended", "ReceiverSet",
     "AsyncLoan", "AsyncBorrowing",
 ]  # fmt: skip
 
 # Tracebacks show these names as memenpsf.asyncio.X, whichever file defines them.
-for _offered in (Interface, connect, listen, Listener, serve, run, AsyncLoan, AsyncBorrowing):
+for _offered in (
+    Interface, connect, listen, Listener, serve, run, ReceiverSet, AsyncLoan, AsyncBorrowing,
+):  # fmt: skip
     _offered.__module__ = __name__

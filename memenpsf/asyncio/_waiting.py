@@ -77,6 +77,7 @@ class Waiting(waiting.Waiting):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._sleepers: dict[asyncio.Future[bool], Callable[[], object]] = {}
         self._calls = 0
+        self.turn = TURN
 
     def check_loop(self) -> None:
         """Raise RuntimeError outside asyncio, and in another loop than before."""
@@ -97,9 +98,9 @@ class Waiting(waiting.Waiting):
             self._loop = loop
 
     async def begin(self) -> None:
-        """Let others run at every TURN-th call."""
+        """Let others run after a turn of calls."""
         self._calls += 1
-        if self._calls >= TURN:
+        if self._calls >= self.turn:
             self._calls = 0
             await asyncio.sleep(0)
 

@@ -26,9 +26,10 @@ from ._errors import (
 from ._interface import AsyncBorrowing, AsyncLoan, Interface, connect
 from ._listener import Listener, listen, serve
 from ._loop import run
+from ._receiver_set import ReceiverSet
 
 __all__ = [  # noqa: RUF022 (classes and functions first)
-    "Interface", "connect", "listen", "Listener", "serve", "run", "Ended",
+    "Interface", "connect", "listen", "Listener", "serve", "run", "Ended", "ReceiverSet",
     "AsyncLoan", "AsyncBorrowing",
     "DescriptorsLost", "Full", "Closed", "EndOfStream", "ReceiverGone", "PeerDied", "Aborted",
     "CorruptPeer", "ConcurrentUse",
@@ -36,7 +37,7 @@ __all__ = [  # noqa: RUF022 (classes and functions first)
 
 # Tracebacks show these names as memenpsf.trio.X, whichever file defines them.
 for _offered in (
-    Interface, connect, listen, Listener, serve, run, AsyncLoan, AsyncBorrowing,
+    Interface, connect, listen, Listener, serve, run, ReceiverSet, AsyncLoan, AsyncBorrowing,
     DescriptorsLost, Full, Closed, EndOfStream, ReceiverGone, PeerDied, Aborted, CorruptPeer,
     ConcurrentUse,
 ):  # fmt: skip

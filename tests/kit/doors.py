@@ -5,8 +5,8 @@ that the door makes, in the words of memenpsf; `@scenario` makes a test of it th
 door.  At the door for threads nothing is ever suspended: a verb that waits holds up the thread that
 drives the coroutine.
 
-A new door is one more class here, with `run`, `interface`, `tasks`, `connect`, `listen` and `others`,
-and one more line in DOORS.
+A new door is one more class here, with `run`, `interface`, `tasks`, `connect`, `listen`,
+`receiver_set` and `others`, and one more line in DOORS.
 """
 
 from __future__ import annotations
@@ -46,6 +46,11 @@ def one_way_scenario(function):
 def trio_scenario(function):
     """Make a test of what Trio alone promises."""
     return _over({"trio": Trio}, function)
+
+
+def task_scenario(function):
+    """Make a test of what the doors for event loops promise."""
+    return _over({name: door for name, door in DOORS.items() if issubclass(door, Tasks)}, function)
 
 
 def _over(doors, function):
@@ -153,6 +158,53 @@ class Awaited:
     async def borrow(self, *args, **kwargs):
         with self.it.borrow(*args, **kwargs) as borrowed:
             yield borrowed
+
+
+class AwaitedSet(Awaited):
+    """A ReceiverSet whose members are awaited, too."""
+
+    def __init__(self, members):
+        self._wrapped = {}
+        super().__init__(memenpsf.ReceiverSet(self._bare(each) for each in members))
+
+    def _bare(self, member):
+        it = getattr(member, "it", member)
+        self._wrapped[id(it)] = member
+        return it
+
+    def _wrap(self, got):
+        source, records = got
+        if isinstance(records, list):
+            return self._wrapped[id(source)], [self._wrap_record(each) for each in records]
+        return self._wrapped[id(source)], self._wrap_record(records)
+
+    def _wrap_record(self, record):
+        if not isinstance(record, memenpsf.Interface):
+            return record
+        return self._wrapped.setdefault(id(record), Awaited(record))
+
+    def add(self, member, **options):
+        self.it.add(self._bare(member), **options)
+
+    def remove(self, member):
+        self.it.remove(self._bare(member))
+
+    def __len__(self):
+        return len(self.it)
+
+    def __contains__(self, member):
+        return self._bare(member) in self.it
+
+    async def recv(self, timeout=None):
+        got = self.it.recv(timeout)
+        return None if got is None else self._wrap(got)
+
+    async def recv_vectored(self, limit=None, timeout=None):
+        return [self._wrap(each) for each in self.it.recv_vectored(limit, timeout)]
+
+    async def __aiter__(self):
+        for each in self.it:
+            yield self._wrap(each)
 
 
 class ThreadCall(Call):
@@ -267,6 +319,9 @@ class Threads:
     async def listen(self, *args, **options):
         return Awaited(memenpsf.listen(*args, **options))
 
+    def receiver_set(self, *members):
+        return AwaitedSet(members)
+
     async def others(self):
         """Let others run, in a loop that looks whether something has happened."""
         time.sleep(0.001)  # noqa: ASYNC251 (nothing is asynchronous here)
@@ -293,6 +348,9 @@ class Tasks(Threads):
     async def listen(self, *args, **options):
         return await self.offers.listen(*args, **options)
 
+    def receiver_set(self, *members):
+        return self.offers.ReceiverSet(members)
+
 
 # -- Trio -------------------------------------------------------------------------------------------
 
@@ -304,7 +362,14 @@ class TrioGroup:
 
     def start(self, function, *args):
         self._calls.append(call := Call())
-        self._nursery.start_soon(call._run, function, args)
+        scope = trio.CancelScope()
+        call.cancel = scope.cancel
+
+        async def task():
+            with scope:
+                await call._run(function, args)
+
+        self._nursery.start_soon(task)
         return call
 
     async def blocked(self):
@@ -341,7 +406,8 @@ class AsyncioGroup:
 
     def start(self, function, *args):
         self._calls.append(call := Call())
-        self._tasks.append(self._group.create_task(call._run(function, args)))
+        self._tasks.append(task := self._group.create_task(call._run(function, args)))
+        call.cancel = task.cancel
         return call
 
     async def blocked(self):

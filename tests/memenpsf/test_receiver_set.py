@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import math
 import os
 import select
 import socket
@@ -18,7 +19,6 @@ import memenpsf
 import memenpsf.trio
 from ipcqueue.lowlevel import Event, Watch
 from memenpsf import ReceiverSet, _gathering, _sources
-from memenpsf._gathering import QUANTUM
 from tests.kit import waiting
 from tests.kit.places import at_every_place, interrupt
 from tests.kit.waiting import until
@@ -65,40 +65,6 @@ def drained(readers):
         yield got
 
 
-def test_each_record_comes_with_its_source(three, readers):
-    for n, (_, there) in enumerate(three):
-        there.xmit_many([(n,), (n + 10,)])
-    got = collections.defaultdict(list)
-    for source, record in drained(readers):
-        got[source].append(record)
-    assert got == {here: [(n,), (n + 10,)] for n, (here, _) in enumerate(three)}
-    assert readers.recv(timeout=0.001) is None
-    assert list(drained(readers)) == []
-
-
-def test_a_record_wakes_it_again_and_again(three, readers, in_thread):
-    for n in range(30):
-        receiving = in_thread(readers.recv)
-        until(lambda: asleep(readers))
-        here, there = three[n % 3]
-        there.xmit((n,))
-        assert receiving.result() == (here, (n,))
-    for _, there in three:
-        assert there.statistics().doorbells == 10
-
-
-def test_what_another_thread_reads_wakes_it_as_well(three, readers, in_thread):
-    here, there = three[0]
-    reader = in_thread(here.recv_ctrl_msg, None)
-    until(lambda: here._endpoint.waiters.reading)
-    receiving = in_thread(readers.recv)
-    until(lambda: asleep(readers))
-    there.xmit((1,))
-    assert receiving.result() == (here, (1,))
-    there.send_ctrl_msg(b"\x80\x01")
-    assert reader.result() == b"\x80\x01"
-
-
 def test_control_messages_wake_nobody_for_good(three, readers, in_thread):
     here, there = three[0]
     receiving = in_thread(readers.recv)
@@ -110,44 +76,6 @@ def test_control_messages_wake_nobody_for_good(three, readers, in_thread):
 
 
 # -- fairness ---------------------------------------------------------------------------------
-
-
-def test_a_flood_does_not_starve_a_trickle(three, readers):
-    (flood, to_flood), (trickle, to_trickle), (other, to_other) = three
-    to_flood.xmit_many([(0,)] * 1000)
-    to_other.xmit_many([(0,)] * 1000)
-    for n in range(20):
-        for _ in range(n):  # at any place of a turn
-            readers.recv()
-        to_trickle.xmit((n,))
-        before = collections.Counter()
-        while (source := readers.recv()[0]) is not trickle:
-            before[source] += 1
-        assert before[flood] <= QUANTUM
-        assert before[other] <= QUANTUM
-
-
-def test_a_member_that_joins_is_served_as_soon(three, connect):
-    (flood, to_flood), *_ = three
-    to_flood.xmit_many([(0,)] * 1000)
-    here, there = connect()
-    there.xmit((1,))
-    with ReceiverSet([flood]) as readers:
-        readers.recv()
-        readers.add(here)
-        sources = [readers.recv()[0] for _ in range(QUANTUM + 1)]
-        assert sources.index(here) <= QUANTUM
-
-
-def test_a_batch_of_each_is_returned(three, readers):
-    for _, there in three:
-        there.xmit_many([(n,) for n in range(100)])
-    whole = [(n,) for n in range(100)]
-    batches = readers.recv_vectored(limit=60)
-    assert batches == [(here, whole[:60]) for here, _ in three]
-    assert readers.recv_vectored() == [(here, whole[60:]) for here, _ in three]
-    assert readers.recv_vectored(timeout=0) == []
-    assert readers.recv_vectored(timeout=0.001) == []
 
 
 @pytest.mark.deadline(10)
@@ -175,18 +103,6 @@ def test_a_batch_is_no_longer_than_a_thousand_records(connect):
         assert len(records) == 1024
 
 
-def test_batches_are_waited_for_and_mix_with_single_records(three, readers, in_thread):
-    for n in range(10):
-        receiving = in_thread(readers.recv_vectored)
-        until(lambda: asleep(readers))
-        here, there = three[n % 3]
-        there.xmit((n,))
-        assert receiving.result() == [(here, [(n,)])]
-        there.xmit_many([(1,), (2,), (3,)])
-        assert readers.recv() == (here, (1,))
-        assert readers.recv_vectored() == [(here, [(2,), (3,)])]
-
-
 def test_members_that_have_nothing_cost_nothing(connect, monkeypatch):
     flood, to_flood = connect()
     idle = [connect(capacity=4)[0] for _ in range(20)]
@@ -203,36 +119,6 @@ def test_members_that_have_nothing_cost_nothing(connect, monkeypatch):
 
 
 # -- what may come instead of a record --------------------------------------------------------
-
-
-@pytest.mark.parametrize("asleep_first", [False, True])
-@pytest.mark.parametrize(
-    ("end", "error"),
-    [
-        ("close", memenpsf.EndOfStream),
-        ("send_eof", memenpsf.EndOfStream),
-        ("abort", memenpsf.Aborted),
-    ],
-)
-def test_an_end_is_returned_behind_what_came_before_and_ends_nobody_else(
-    three, readers, end, error, asleep_first
-):
-    if asleep_first:
-        assert readers.recv(timeout=0) is None
-    (here, there), (other, to_other), _ = three
-    there.xmit((1,))
-    getattr(there, end)()
-    got = list(drained(readers))
-    assert got[0] == (here, (1,))
-    assert got[1][0] is here
-    assert isinstance(got[1][1], error)
-    assert memenpsf.interface_of(got[1][1]) is here
-    assert len(got) == len(readers) == 2
-    assert here not in readers
-    assert other in readers
-    to_other.xmit((2,))
-    assert readers.recv() == (other, (2,))
-    assert not here.closed
 
 
 def test_an_end_in_batches_is_a_list_of_one(three, readers):
@@ -318,17 +204,6 @@ def test_a_member_that_somebody_borrows_from_rests(three, readers, monkeypatch, 
         assert next(r for s, r in readers if s is here and isinstance(r, tuple)) == (1,)
 
 
-def test_a_member_that_its_owner_closes_is_returned_as_closed(three, readers, in_thread):
-    receiving = in_thread(readers.recv)
-    until(lambda: asleep(readers))
-    here, _ = three[0]
-    here.close()
-    source, error = receiving.result()
-    assert source is here
-    assert isinstance(error, memenpsf.Closed)
-    assert len(readers) == 2
-
-
 def test_closing_an_end_wakes_those_who_watch_it(connect):
     here, _ = connect()
     told = []
@@ -338,61 +213,7 @@ def test_closing_an_end_wakes_those_who_watch_it(connect):
     assert told == [True]
 
 
-def test_ends_of_many_at_once_are_all_returned(three, readers):
-    for here, there in three:
-        there.xmit((1,))
-        there.close()
-        here.statistics()
-    got = list(drained(readers))
-    assert sorted(type(r).__name__ for _, r in got) == ["EndOfStream"] * 3 + ["tuple"] * 3
-    assert len(readers) == 0
-
-
 # -- who is in it -----------------------------------------------------------------------------
-
-
-def test_members_come_and_go_while_a_thread_waits(connect, in_thread):
-    (one, to_one), (two, to_two) = connect(), connect()
-    with ReceiverSet() as readers:
-        receiving = in_thread(readers.recv)
-        until(lambda: asleep(readers))
-        to_one.xmit((1,))
-        readers.add(one)
-        assert receiving.result() == (one, (1,))
-        readers.add(two)
-        receiving = in_thread(readers.recv)
-        until(lambda: asleep(readers))
-        readers.remove(one)
-        to_one.xmit((2,))
-        to_two.xmit((3,))
-        assert receiving.result() == (two, (3,))
-        assert one.recv() == (2,)
-        assert not one._endpoint.waiters.watches
-        assert one not in readers
-        readers.add(one)
-        to_one.xmit((4,))
-        assert readers.recv() == (one, (4,))
-
-
-def test_a_member_that_is_removed_in_its_turn_gives_no_more(three, readers):
-    here, there = three[0]
-    there.xmit_many([(n,) for n in range(9)])
-    assert readers.recv() == (here, (0,))
-    readers.remove(here)
-    assert list(drained(readers)) == []
-    assert here.recv_vectored() == [(n,) for n in range(1, 9)]
-    assert readers.recv_vectored(timeout=0) == []
-
-
-def test_members_are_counted_and_found(three, readers):
-    assert len(readers) == 3
-    assert all(here in readers for here, _ in three)
-    assert three[0][1] not in readers
-    assert repr(readers) == "<ReceiverSet: 3 members>"
-    with pytest.raises(ValueError, match="is in this set already"):
-        readers.add(three[0][0])
-    with pytest.raises(KeyError):
-        readers.remove(three[0][1])
 
 
 def test_receivers_are_members_senders_and_others_are_not(three, readers, connect):
@@ -425,14 +246,6 @@ def test_a_set_of_what_is_no_member_leaves_nothing_behind():
         ReceiverSet([3])
 
 
-def test_messages_of_any_length_with_descriptors_come_too(connect):
-    here, there = connect(bytes, capacity=4096, accept=memenpsf.Accept(fds=1))
-    with ReceiverSet([here]) as readers:
-        there.xmit(b"text", fds=[0])
-        there.xmit(bytes(100_000))
-        assert [record for _, record in drained(readers)] == [b"text", bytes(100_000)]
-
-
 # -- listeners --------------------------------------------------------------------------------
 
 
@@ -445,44 +258,6 @@ def listener(tmp_path):
 def client(listener, *records):
     with memenpsf.connect(listener.address, "<Q") as interface:
         interface.xmit_many(records)
-
-
-def test_clients_join_by_themselves_and_are_closed_at_their_end(listener, in_thread):
-    with ReceiverSet() as readers:
-        readers.add(listener, clients=True)
-        clients = [in_thread(client, listener, (n,), (n + 1,)) for n in range(3)]
-        joined, got, ended = [], [], []
-        while len(ended) < 3:
-            source, record = readers.recv()
-            if source is listener:
-                assert record in readers
-                joined.append(record)
-            elif isinstance(record, memenpsf.EndOfStream):
-                ended.append(source)
-                assert source.closed
-            else:
-                got.append(record)
-        assert sorted(got) == [(0,), (1,), (1,), (2,), (2,), (3,)]
-        assert {*joined} == {*ended}
-        assert len(readers) == 1
-        for each in clients:
-            each.result()
-
-
-def test_clients_belong_to_the_caller_otherwise(listener, in_thread):
-    with ReceiverSet([listener]) as readers:
-        connecting = in_thread(client, listener, (1,))
-        source, interface = readers.recv()
-        assert source is listener
-        assert interface not in readers
-        with interface:
-            assert interface.recv() == (1,)
-        connecting.result()
-        connecting = in_thread(client, listener, (1,))
-        ((source, (interface,)),) = readers.recv_vectored()
-        with interface:
-            assert interface.recv() == (1,)
-        connecting.result()
 
 
 def test_a_client_that_does_not_get_in_is_logged_and_ends_nothing(listener, in_thread, caplog):
@@ -506,73 +281,7 @@ def test_a_client_that_says_nothing_in_time_is_logged(tmp_path):
             assert listener.refused == 1
 
 
-def test_closing_a_listener_is_returned(listener, in_thread):
-    with ReceiverSet([listener]) as readers:
-        receiving = in_thread(readers.recv)
-        until(lambda: asleep(readers))
-        listener.close()
-        source, error = receiving.result()
-        assert source is listener
-        assert isinstance(error, memenpsf.Closed)
-        assert len(readers) == 0
-        assert not listener._pending.watchers
-
-
-@pytest.mark.parametrize(
-    ("error", "seen"), [(None, memenpsf.EndOfStream), (KeyError, memenpsf.Aborted)]
-)
-def test_the_clients_that_joined_end_with_the_set(listener, in_thread, error, seen):
-    def talk():
-        with memenpsf.connect(listener.address, "<Q") as interface:
-            interface.xmit((1,))
-            with pytest.raises(seen):
-                interface.recv()
-
-    talking = None
-    with contextlib.suppress(KeyError), ReceiverSet() as readers:
-        readers.add(listener, clients=True)
-        talking = in_thread(talk)
-        _, interface = readers.recv()
-        assert readers.recv() == (interface, (1,))
-        if error is not None:
-            raise error
-    assert interface.closed
-    talking.result()
-
-
 # -- its end ----------------------------------------------------------------------------------
-
-
-def test_a_loop_goes_on_until_the_set_is_closed(three, readers):
-    (here, there), *_ = three
-    there.xmit_many([(n,) for n in range(50)])
-    seen = []
-    for source, record in readers:
-        assert source is here
-        seen.append(record)
-        if len(seen) == 40:
-            readers.close()
-    assert seen == [(n,) for n in range(40)]
-    assert here.recv() == (40,)
-    assert not here.closed
-
-
-@pytest.mark.parametrize("verb", ["recv", "recv_vectored"])
-def test_closing_wakes_those_who_wait(three, readers, in_thread, verb):
-    receiving = [in_thread(getattr(readers, verb)) for _ in range(3)]
-    until(lambda: len(readers._gathering._waiting) == 3)
-    readers.close()
-    for each in receiving:
-        with pytest.raises(memenpsf.Closed):
-            each.result()
-    assert readers.closed
-    assert len(readers) == 0
-    readers.close()
-    for call in (readers.recv, readers.recv_vectored, lambda: readers.add(three[0][0])):
-        with pytest.raises(memenpsf.Closed, match="closed the set"):
-            call()
-    assert repr(readers) == "<ReceiverSet: closed>"
-    assert not any(here._endpoint.waiters.watches for here, _ in three)
 
 
 def test_a_forgotten_set_warns_and_is_closed(three):
@@ -602,14 +311,20 @@ def test_a_forked_child_may_only_close_it(three, readers):
     assert readers.recv() == (here, (1,))
 
 
-@pytest.mark.parametrize("wrong", [-1, "1", True])
-def test_arguments_are_checked(readers, wrong):
-    with pytest.raises((TypeError, ValueError)):
-        readers.recv(wrong)
-    with pytest.raises((TypeError, ValueError)):
-        readers.recv_vectored(wrong)
-    with pytest.raises(ValueError, match="at least 1 record"):
-        readers.recv_vectored(0)
+def test_who_takes_one_of_many_wakes_another(connect):
+    """The epoll has told it alone, and it may not come back for long."""
+    here, there = connect()
+    with ReceiverSet([here]) as readers:
+        gathering = readers._gathering
+        assert gathering.attempt() is None
+        waiting = gathering.round(math.inf)
+        ((fd, _),) = next(waiting).interests
+        there.xmit_many([(1,), (2,)])
+        assert gathering.attempt() == (here, (1,))
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        assert poll.poll(0)
+        waiting.close()
 
 
 # -- threads, signals, and what should not happen ---------------------------------------------

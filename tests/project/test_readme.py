@@ -32,6 +32,7 @@ def test_there_are_snippets_of_each_kind():
         "fdpass",
         "many",
         "many",
+        "many",
         "messages",
         "records",
         "records",
