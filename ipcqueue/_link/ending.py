@@ -73,3 +73,11 @@ def told_sender(closed: int, *, gone: bool) -> QueueError | None:
     if closed & ABORTED:
         return Aborted("the peer has given up: nobody will receive what is sent")
     return died() if gone else None
+
+
+def again(end: QueueError) -> QueueError:
+    """Return an end to raise: a new one each time.
+
+    Two threads that raise one exception write into its traceback.
+    """
+    return type(end)(*end.args)

@@ -187,7 +187,7 @@ MUTANTS = [
     ),
     Mutant(
         "a doorbell for nothing is not counted by wait()",
-        "ipcqueue/_link/endpoint.py",
+        "ipcqueue/_link/side.py",
         "            self.alarms.wake_ups += bool(size)",
         "            pass",
         "memenpsf/test_wait.py::test_a_peer_that_rings_for_nothing_is_left_alone",
@@ -264,7 +264,7 @@ MUTANTS = [
     ),
     Mutant(
         "a bell that an exception has broken off stays silent",
-        "ipcqueue/_link/endpoint.py",
+        "ipcqueue/_link/side.py",
         "            persist(bell.release)",
         "            pass",
         "memenpsf/test_foreign_loops.py::test_an_exception_at_any_place_of_arm_loses_no_wake_up",
@@ -681,7 +681,7 @@ static PyMethodDef leaving = {"__exit__", leave, METH_VARARGS, "Release the lock
     ),
     Mutant(
         "who waits for a control message looks for it for ever beside a large message",
-        "ipcqueue/_link/endpoint.py",
+        "ipcqueue/_link/side.py",
         "return event is RECORDS and self.receiver is not None",
         "return self.receiver is not None",
         "conformance/test_large.py::test_under_trio_who_waits_for_something_else_waits_beside_a_piece",
@@ -1192,7 +1192,7 @@ static PyMethodDef leaving = {"__exit__", leave, METH_VARARGS, "Release the lock
     ),
     Mutant(
         "who waits for space takes a peer that has left for it",
-        "ipcqueue/_link/endpoint.py",
+        "ipcqueue/_link/side.py",
         "sender.find_space(sender.enough)",
         "sender.has_space(sender.enough)",
         "conformance/test_trouble.py::test_a_peer_that_has_ended",
