@@ -5,13 +5,13 @@ segments and the ends of the rings in them, and it knows how the connection ende
 the Agreement of an Opening (opening.py).  How to wait is in plans.py, and the doors do it:
 `_threads` for threads, `memenpsf.trio` for tasks.
 
-The file is long because each attempt of every verb is here, beside the end that it may meet: the
-end comes through the same socket as messages and descriptors, in one order with them.
+What it shares with sides that have other peers is in side.py (sending, waiting) and receiving.py.
+The file is long because how a connection ends is one matter: who notices it, what it means to whom,
+and how this side says it.
 
 How it ends: see ending.py.  The peer's end is noticed by reading the socket, by a push, which
 looks at it now and then, and by who finds the ring empty.  It is noted in `ending`, once for each
-direction.  The note is made *before* the ring is found empty for the last time, so a receiver that
-sees both has drained everything.
+direction.
 """
 
 from __future__ import annotations
@@ -24,27 +24,13 @@ import weakref
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
-from fdpass.lowlevel import index_of, monotonic, renewed_after_fork
+from fdpass.lowlevel import monotonic, renewed_after_fork
 from ipcqueue._direct import persist
-from ipcqueue._errors import (
-    Closed,
-    CorruptPeer,
-    QueueError,
-)
-from ipcqueue._records.codec import in_place
+from ipcqueue._errors import Closed, CorruptPeer, QueueError
 from ipcqueue._records.messages import MessageCodec, Received
-from ipcqueue._ring.bounds import Budget
-from ipcqueue._ring.codes import CORRUPT, GONE, RingError, corrupt
+from ipcqueue._ring.codes import CORRUPT, GONE, RingError
 from ipcqueue._ring.end import Traffic
-from ipcqueue._ring.frame import MAX_ATTACHED
-from ipcqueue._ring.memory import (
-    ABORTED,
-    IN_ORDER,
-    KNOWN_ENDS,
-    NO_MORE,
-    TAKES_NONE,
-    fork_generation,
-)
+from ipcqueue._ring.memory import ABORTED, IN_ORDER, KNOWN_ENDS, NO_MORE, fork_generation
 from ipcqueue._ring.patience import BUSY
 from ipcqueue._ring.segment import limits_of
 
@@ -54,8 +40,8 @@ from .control import application_message, err
 from .ending import Ending, again, died, told_receiver, told_sender
 from .ends import accepted_fds, ends_of
 from .flight import Flight
+from .receiving import Receiving
 from .shown import shown
-from .side import Side
 from .statistics import Statistics
 from .waiters import Wait, Waiters
 from .wire import Wire, hang_up, has_room, tell
@@ -78,7 +64,7 @@ MAX_RETRY_DOUBLINGS = 6
 T = TypeVar("T")
 
 
-class Endpoint(Side):
+class Endpoint(Receiving):
     """One side of an open connection; see the module.  Takes all that an Agreement consists of.
 
     Threads: everything here may be called from any.  A call that reads the socket does so as the
@@ -178,134 +164,9 @@ class Endpoint(Side):
 
     # -- records ---------------------------------------------------------------------------
 
-    def try_pop(self) -> Any:
-        """Take a record; None if there is none yet.  Raises how the connection ended."""
-        for record in self.ready:
-            return record
-        return self.or_end(self.receiving().try_pop)
-
-    def try_pop_many(self, limit: int, *, bounded: bool = False) -> Any:
-        """Take up to `limit` records, None if there are none yet; see try_pop.
-
-        `bounded`: fewer, if they are more than some milliseconds' work; see _ring/bounds.py.
-        """
-        receiver = self.receiving()
-        records = receiver.pop_ready(limit, bounded=bounded)
-        if records is not None:
-            return records
-
-        def attempt() -> Any:
-            budget = Budget(bounded=bounded)
-            receiver.prepare(limit, budget)
-            for _ in range(MAX_ATTACHED):
-                if receiver.lacking is None or not self.read_missing():
-                    break
-                if receiver.lacking is not None:
-                    break  # they have not come
-                receiver.prepare(limit, budget)
-            return receiver.try_pop_many(limit, budget)
-
-        return self.or_end(attempt)
-
-    def try_receive(self) -> Received | None:
-        """Take a message with what is attached to it; see try_pop."""
-        receiver = self.receiving()
-        for message in self.ready_messages:  # to which nothing is attached
-            return message
-        frames = isinstance(self.codec, MessageCodec)
-        if frames and not self.wire.attached and receiver.has_records():
-            # Who asks so expects descriptors, and an attempt without them costs more.
-            self.read_if_free()
-        return self.or_end(receiver.try_receive)
-
-    def or_end(self, attempt: Callable[[], T | None]) -> T | None:
-        """Call `attempt`; if it finds nothing and never will, raise how the connection ended.
-
-        It also raises what trouble of the receiving end means; see raise_meaning().
-        """
-        receiver = self.receiving()
-        try:
-            while True:
-                end = self.ending.receiving  # noted before the ring is found empty: see the module
-                # After this comes no call that Ctrl-C could interrupt, if there is a result.
-                result = attempt()
-                while result is None and (position := receiver.lacking) is not None:
-                    # The sender sends descriptors before it publishes their message.
-                    read = self.read_missing()
-                    result = attempt()
-                    if result is None and (not read or self.wire.held_back):
-                        return None
-                    if result is None and receiver.lacking == position:
-                        if self.ending.over:  # DescriptorsLost, for instance
-                            self.raise_end()
-                        raise corrupt("a message came without its descriptors")
-                if result is not None or receiver.unfinished:
-                    return result
-                if end is not None:
-                    receiver.drop_strays()
-                    self.raise_end()
-                if not self._peer.mapping.closed() & ~TAKES_NONE:
-                    return None
-                self.read_if_free()  # what it sent before comes first: a refusal, for instance
-                self._hear()
-        except RingError as error:
-            trouble = error.args
-        self.raise_meaning(*trouble, sending=False)
-
-    def read_missing(self) -> bool:
-        """Read descriptors that a message lacks; False if somebody else is reading.
-
-        No more than has come through the socket up to now: they are among that, and a peer that
-        goes on sending would keep us here.
-        """
-        left = self.with_socket(self.wire.backlog)
-        while self.receiving().lacking is not None:
-            read = self.read_more()
-            if read is None:
-                return False
-            left -= read
-            if read == 0 or left <= 0:
-                break
-        return True
-
-    def read_more(self) -> int | None:
-        """Read once from the socket; return how many bytes, None if somebody else is reading.
-
-        As read_if_free(), but also when the connection has ended.
-        """
-        return self.waiters.read_if_free(self.read_once)
-
-    def most(self, limit: int | None) -> int:
-        """Return how many records to take at once at most: `limit`, but no more than a ringful.
-
-        Without a limit, what the peer chose must not be more than some milliseconds' work.
-        """
-        receiver = self.receiving()
-        capacity = receiver.capacity
-        if limit is None:
-            return min(capacity, receiver.most_at_once())
-        if type(limit) is not int:
-            try:
-                limit = index_of(limit)
-            except TypeError:
-                expected = "a number of records (int) or None"
-                raise TypeError(f"limit is {expected}, not {limit!r}") from None
-        if limit < 0:
-            raise ValueError(f"limit is at least 0 records, not {limit}")
-        return min(limit, capacity)
-
     def check_message_size(self, size: int) -> None:
         """Raise TooLarge for a message that the peer does not take."""
         self._peer_limits.check_size(size)
-
-    @property
-    def shows_arrays(self) -> bool:
-        """Whether as_records() makes arrays."""
-        return not isinstance(self.codec, MessageCodec) and self.codec.view is not in_place
-
-    def as_records(self, view: memoryview) -> Any:
-        """Return memory as the application shall see records in it."""
-        return view if isinstance(self.codec, MessageCodec) else self.codec.view(view)
 
     def statistics(self) -> Statistics:
         """Return the counters as they are now; after close(), as they were then."""
@@ -373,11 +234,6 @@ class Endpoint(Side):
             return self.with_socket(partial(self.wire.send, message))
         except (BrokenPipeError, ConnectionResetError):
             self.raise_meaning(GONE, sending=True)
-
-    def note_read(self) -> None:
-        """Have the receiving end know that the socket was read just now, and has not ended."""
-        if not self.ended and not self.wire.is_behind():
-            self.receiving().note_read()
 
     def read_once(self) -> int:
         """Read once from the socket, as the reader: doorbells, messages, descriptors, the end.

@@ -24,7 +24,7 @@ ABOVE = sorted(
 ATTEMPTS = {*methods_that_raise(), "attempt"}
 # Functions that attempt something for one that handles RingError, and which one that is.
 FOR_OTHERS = {
-    ("ipcqueue/_link/endpoint.py", "attempt"): "or_end",
+    ("ipcqueue/_link/receiving.py", "attempt"): "or_end",
     ("ipcqueue/_link/loans.py", "_lend"): "or_end",
     ("ipcqueue/_verbs.py", "_join"): "xmit, which calls what this keeps",
 }

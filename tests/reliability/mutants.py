@@ -695,7 +695,7 @@ static PyMethodDef leaving = {"__exit__", leave, METH_VARARGS, "Release the lock
     ),
     Mutant(
         "a message that is copied in part is forgotten at the end",
-        "ipcqueue/_link/endpoint.py",
+        "ipcqueue/_link/receiving.py",
         "                if result is not None or receiver.unfinished:\n",
         "                if result is not None:\n",
         "conformance/test_large.py::test_under_trio_others_run_between_the_pieces",
@@ -1199,14 +1199,14 @@ static PyMethodDef leaving = {"__exit__", leave, METH_VARARGS, "Release the lock
     ),
     Mutant(
         "the end overtakes the last records",
-        "ipcqueue/_link/endpoint.py",
+        "ipcqueue/_link/receiving.py",
         "                if end is not None:\n                    receiver.drop",
         "                if self.ending.receiving:\n                    receiver.drop",
         "ipcqueue/test_endpoint.py::TestPeersEnd::test_what_is_published_last_is_not_overtaken_by_the_end",
     ),
     Mutant(
         "the end is noted before the ring is empty",
-        "ipcqueue/_link/endpoint.py",
+        "ipcqueue/_link/receiving.py",
         "                # After this comes no call that Ctrl-C could interrupt, if there is a result.\n",
         "                if end is not None:\n                    self.raise_end()\n",
         "ipcqueue/test_endpoint.py::TestPeersEnd::test_what_is_held_after_an_interrupt_comes_before_the_end",
@@ -1257,7 +1257,7 @@ static PyMethodDef leaving = {"__exit__", leave, METH_VARARGS, "Release the lock
     ),
     Mutant(
         "the end of a stream is told before a refusal that came before it",
-        "ipcqueue/_link/endpoint.py",
+        "ipcqueue/_link/receiving.py",
         "                self.read_if_free()  # what it sent before comes first: a refusal, for instance\n",
         "",
         "ipcqueue/test_endpoint.py::TestPeersEnd::test_a_refusal_comes_before_the_end_that_follows_it",
@@ -1603,7 +1603,7 @@ static PyMethodDef leaving = {"__exit__", leave, METH_VARARGS, "Release the lock
     ),
     Mutant(
         "descriptors that are left in the socket for now are missed",
-        "ipcqueue/_link/endpoint.py",
+        "ipcqueue/_link/receiving.py",
         "                if result is None and (not read or self.wire.held_back):\n",
         "                if result is None and not read:\n",
         "memenpsf/test_quota.py::test_a_message_whose_descriptors_wait_is_no_broken_promise",
