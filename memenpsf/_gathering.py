@@ -71,7 +71,9 @@ class Member(Owner):
         self.own = own  # to be closed by the set
         self.queued = False
         self.left = False
-        self.fds: set[int] = set()  # registered
+        self.promising = True  # look() has found something: an attempt pays that takes long in vain
+        self.fds: set[int] = set()  # registered, or about to be
+        self.registered = False  # all of them
         self.nested: select.epoll | None = None  # a listener's: its descriptors change all the time
         self.source = source = gathering.source_of(given, self.wake)
         if isinstance(source, ConnectionSource):
@@ -95,8 +97,11 @@ class Member(Owner):
     def take_many(self, limit: int) -> Any:
         """Take up to `limit` records; None if there are none."""
         if isinstance(self.source, ConnectionSource):
-            return self.source.endpoint.try_pop_many(limit, bounded=True)
-        client = self._accept()
+            endpoint = self.source.endpoint
+            if not self.promising:
+                return endpoint.receiving().pop_ready(limit, bounded=True)
+            return endpoint.try_pop_many(limit, bounded=True)
+        client = self._accept() if self.promising else None
         return None if client is None else [client]
 
     def _accept(self) -> Any:
@@ -240,7 +245,7 @@ class Gathering(Owner):
             try:
                 for got in turn.taken:
                     return got
-                if turn.member is not None:
+                if turn.member is not None and turn.member.promising:
                     for given in turn.quantum:
                         if (record := turn.member.take()) is not None:
                             return given, record
@@ -367,7 +372,8 @@ class Gathering(Owner):
             return False
         member.queued = False  # first: from now on it may be woken
         try:
-            asleep = not member.source.look()
+            member.promising = member.source.look()
+            asleep = not member.promising
             if asleep:
                 self._register(member)
         except (OSError, ValueError):  # closed meanwhile; or no memory: then it is tried again
@@ -379,7 +385,7 @@ class Gathering(Owner):
 
     def _register(self, member: Member) -> None:
         """Have the epoll tell once when something comes for a member."""
-        interests = member.source.interests()
+        interests = member.source.interests(again=member.registered)
         if isinstance(member.source, ListenerSource):
             before, member.nested = member.nested, select.epoll()
             for fd, events in interests:
@@ -394,6 +400,7 @@ class Gathering(Owner):
                 self._epoll.modify(fd, events | select.EPOLLONESHOT)
             except FileNotFoundError:
                 self._epoll.register(fd, events | select.EPOLLONESHOT)
+        member.registered = True
 
     def _collect(self) -> None:
         """Queue the members that were woken."""

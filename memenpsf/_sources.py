@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from ._listening import AnyListener
 
+_RECORDS = (Event.RECORDS,)
+
 # Seconds to leave a listener alone where another thread accepts its clients.
 ELSEWHERE = 0.05
 
@@ -37,8 +39,11 @@ class Source(Owner):
         """Return whether there is something to do; if not, have interests() tell when there is."""
         raise NotImplementedError
 
-    def interests(self) -> Sequence[tuple[int, int]]:
-        """Return what to poll after look() has returned False, and for which events."""
+    def interests(self, *, again: bool = False) -> Sequence[tuple[int, int]]:
+        """Return what to poll after look() has returned False, and for which events.
+
+        `again`: without what comes once only and was among them before.
+        """
         raise NotImplementedError
 
     def look_aside(self) -> bool:
@@ -64,7 +69,7 @@ class ConnectionSource(Source):
     def look(self) -> bool:
         """Return whether a record can be received, or the end; else arm it."""
         endpoint, self.due = self.endpoint, math.inf
-        if endpoint.watch(self._watch, (Event.RECORDS,)):
+        if endpoint.watch(self._watch, _RECORDS):
             endpoint.unwatch(self._watch)  # which spares the peer a doorbell
             return True
         if endpoint.should_back_off():  # its peer wakes us for nothing
@@ -77,15 +82,18 @@ class ConnectionSource(Source):
         self.endpoint.rescues += found
         return found
 
-    def interests(self) -> Sequence[tuple[int, int]]:
+    def interests(self, *, again: bool = False) -> Sequence[tuple[int, int]]:
         """Return the socket and the peer's pidfd; nothing while it backs off."""
         if self.due < math.inf:
             return ()
+        endpoint = self.endpoint
         try:
-            fds = self.endpoint.fileno(), self.endpoint.peer_pidfd()
+            sock = endpoint.fileno(), select.POLLIN
+            # Who has died stays so, and look() notices that by itself.
+            pidfd = None if again else endpoint.peer_pidfd()
         except Closed:
             return ()  # it wakes those who watch it
-        return [(fd, select.POLLIN) for fd in fds if fd is not None]
+        return (sock,) if pidfd is None else (sock, (pidfd, select.POLLIN))
 
     def leave(self) -> None:
         """Disarm it."""
@@ -126,7 +134,7 @@ class ListenerSource(Source):
             if not self._left:
                 self._wake_up()
 
-    def interests(self) -> Sequence[tuple[int, int]]:
+    def interests(self, *, again: bool = False) -> Sequence[tuple[int, int]]:
         """Return the sockets of the listener and of those clients that introduce themselves."""
         return [each for each in tuple(self._interests) if each[0] >= 0]
 
@@ -150,7 +158,7 @@ class DescriptorSource(Source):
         """Return whether it is readable, or has ended, or is closed by now."""
         return bool(self._poll.poll(0))
 
-    def interests(self) -> Sequence[tuple[int, int]]:
+    def interests(self, *, again: bool = False) -> Sequence[tuple[int, int]]:
         """Return the descriptor."""
         return self._interests
 

@@ -228,12 +228,15 @@ class Side(Owner):
         if not self.ended:
             size = self.waiters.read_if_free(self.read_once)
             self.alarms.wake_ups += bool(size)
+        come = set()
         with self.waiters.mutex:
             self.waiters.stand(watch)
-            looked = [(event, self.announce(event, self._wanted(event))) for event in events]
+            for event in events:
+                if not self.announce(event, self._wanted(event)):
+                    come.add(event)
             if watch not in self.waiters.watches:  # announce() has read what was left unread
-                return {*events}
-            return {event for event, is_to_come in looked if not is_to_come}
+                come.update(events)
+        return come
 
     def unwatch(self, watch: Watch) -> None:
         """Undo watch(); repeatable."""
