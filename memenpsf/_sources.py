@@ -134,7 +134,7 @@ class ListenerSource(Source):
             if not self._left:
                 self._wake_up()
 
-    def interests(self, *, again: bool = False) -> Sequence[tuple[int, int]]:
+    def interests(self, *, again: bool = False) -> Sequence[tuple[int, int]]:  # noqa: ARG002
         """Return the sockets of the listener and of those clients that introduce themselves."""
         return [each for each in tuple(self._interests) if each[0] >= 0]
 
@@ -158,7 +158,7 @@ class DescriptorSource(Source):
         """Return whether it is readable, or has ended, or is closed by now."""
         return bool(self._poll.poll(0))
 
-    def interests(self, *, again: bool = False) -> Sequence[tuple[int, int]]:
+    def interests(self, *, again: bool = False) -> Sequence[tuple[int, int]]:  # noqa: ARG002
         """Return the descriptor."""
         return self._interests
 

@@ -333,7 +333,9 @@ class TaskInterface(Owner, Generic[T]):
             seconds_of(timeout)
             endpoint = self._endpoint or await self.opened()
             await self._waiting.begin()
-            return await self._waiting.drive(plans.push_many(endpoint, records, timeout))
+            sent = await self._waiting.drive(plans.push_many(endpoint, records, timeout))
+            self._waiting.count(sent)
+            return sent
         except Exception as error:
             check_many(records, error)
             raise self._waiting.ours(error, self, given=True) from error.__cause__
@@ -402,7 +404,10 @@ class TaskInterface(Owner, Generic[T]):
             await self._waiting.begin()
             attempt = lambda: endpoint.try_pop_many(most, bounded=bounded)  # noqa: E731
             records = await self._waiting.take(endpoint, attempt, Event.RECORDS, timeout)
-            return endpoint.codec.decode_many(b"", 0) if records is None else records
+            if records is None:
+                return endpoint.codec.decode_many(b"", 0)
+            self._waiting.count(len(records))
+            return records
         except Exception as error:
             raise self._waiting.ours(error, self) from error.__cause__
 

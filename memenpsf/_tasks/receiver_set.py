@@ -69,6 +69,8 @@ class TaskReceiverSet(AnyReceiverSet):
         """
         most = checked_limit(limit)
         batches = await self._take(lambda: self._gathering.attempt_many(most) or None, timeout)
+        for _, records in batches or ():
+            self._waiting.count(len(records))
         return batches or []
 
     async def _take(self, attempt: Callable[[], G | None], timeout: Seconds) -> G | None:

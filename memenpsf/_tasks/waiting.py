@@ -67,6 +67,9 @@ class Waiting(Owner):
     sink_closed: ClassVar[tuple[type[Exception], ...]]
     """What the queues of the event loop raise when nobody takes from them any more."""
 
+    def count(self, records: int) -> None:
+        """Note how many records the call before has moved, for those who let others run by that."""
+
     def check_loop(self) -> None:
         """Raise RuntimeError where no event loop of this door runs."""
         raise NotImplementedError

@@ -1,6 +1,6 @@
 """The verbs of memenpsf for asyncio, on its own event loop or uvloop: the same names, awaitable.
 
-As is the custom of asyncio, a call that can be done at once does not suspend; but after 64 of them
+As is the custom of asyncio, a call that can be done at once does not suspend; but after 64 records
 in a row one interface lets other tasks run.  Cancelling a call loses nothing: it takes a record
 from the ring only after its last cancellation point.  Exceptions are those of memenpsf.
 

@@ -13,6 +13,7 @@ from ipcqueue.lowlevel import monotonic, tag_error, tag_unless_given
 
 from .._tasks import waiting
 from .._tasks.waiting import poller
+from ._hub import Hub
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from ipcqueue.lowlevel import Wait
 
 TURN = 64
-"""Calls of one interface that need not wait, until one lets other tasks run."""
+"""Records that one interface moves without waiting, until it lets other tasks run."""
 
 # How long to wait, in seconds, where no descriptor is left to wait with.
 _WITHOUT_DESCRIPTORS = 0.05
@@ -76,6 +77,7 @@ class Waiting(waiting.Waiting):
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._sleepers: dict[asyncio.Future[bool], Callable[[], object]] = {}
+        self._hub: Hub | None = None
         self._calls = 0
         self.turn = TURN
 
@@ -104,6 +106,10 @@ class Waiting(waiting.Waiting):
             self._calls = 0
             await asyncio.sleep(0)
 
+    def count(self, records: int) -> None:
+        """Have a batch count as so many calls."""
+        self._calls += max(0, records - 1)
+
     async def done(self) -> None:
         """Go on: what can be done at once does not suspend."""
 
@@ -116,6 +122,9 @@ class Waiting(waiting.Waiting):
         for woken in tuple(self._sleepers):
             self._forget(woken)
             _wake(woken, False)
+        hub, self._hub = self._hub, None
+        if hub is not None:
+            hub.leave()
 
     def _forget(self, woken: asyncio.Future[bool]) -> None:
         """Have the loop wake a sleeper no more: once, as the descriptor may be another's then."""
@@ -127,16 +136,45 @@ class Waiting(waiting.Waiting):
         """Sleep for what a plan waits for; return whether that came.  Raises Closed."""
         self.check_loop()
         loop = asyncio.get_running_loop()
+        if wait.wire is not None and wait.events == select.POLLIN:
+            return await self._doze(loop, wait.wire, wait.seconds)
         woken = loop.create_future() if wait.follower is None else wait.follower.released
         with contextlib.ExitStack() as undo:
             self._sleepers[woken] = self._watch(loop, wait, partial(_wake, woken, True), undo)
             undo.callback(self._forget, woken)
             if wait.seconds != math.inf:
                 undo.callback(loop.call_later(max(0.0, wait.seconds), _wake, woken, False).cancel)
+            return bool(await woken)
+
+    async def _doze(self, loop: asyncio.AbstractEventLoop, wire: Any, seconds: float) -> bool:
+        """Sleep until there is something to read, and read it: what most sleeps are."""
+        woken, fd, timer = loop.create_future(), wire.events_fileno(), None
+        wake, hub = partial(_wake, woken, True), self._hub
+        self._sleepers[woken] = _nothing
+        try:
+            try:
+                if hub is None:
+                    hub = self._hub = Hub.entered(loop)
+                hub.wake_once(fd, wake)
+            except OSError:  # no descriptor is left
+                seconds = min(seconds, _WITHOUT_DESCRIPTORS)
+            if seconds != math.inf:
+                timer = loop.call_later(max(0.0, seconds), _wake, woken, False)
             came = bool(await woken)
-        if came and wait.wire is not None and wait.events == select.POLLIN:
-            wait.wire.use(wait.wire.read)
+        finally:
+            self._sleepers.pop(woken, None)
+            if hub is not None:
+                hub.forget(fd, wake)
+            if timer is not None:
+                timer.cancel()
+        if came:
+            wire.use(wire.read)
         return came
+
+    def __del__(self) -> None:
+        hub = getattr(self, "_hub", None)
+        if hub is not None:
+            hub.leave()
 
     def _watch(
         self,
@@ -150,9 +188,7 @@ class Waiting(waiting.Waiting):
         if wait.follower is not None:
             return _nothing
         try:
-            if wait.wire is not None and wait.events == select.POLLIN:
-                fd = wait.wire.events_fileno()
-            elif wait.wire is not None:
+            if wait.wire is not None:
                 fd = undo.enter_context(wait.wire.poller(wait.events)).fileno()
             elif len(wait.interests) == 1 and wait.interests[0][1] in _WAYS:
                 ((fd, way),) = wait.interests

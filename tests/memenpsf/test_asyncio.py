@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import threading
 
 import pytest
 import trio
 
 import memenpsf
 import memenpsf.asyncio
+from memenpsf.asyncio import _hub
+from memenpsf.asyncio._waiting import Waiting
 from tests.kit import doors
 
 LOOPS = {"asyncio": asyncio.new_event_loop}
@@ -105,6 +108,36 @@ def test_others_run_after_so_many_calls_that_need_not_wait(run, way):
                 before = seen
                 await go(count)
                 assert count // TURN - 1 <= seen - before <= 2 * count // TURN + 2
+            beside.cancel()
+
+    run(main())
+
+
+@pytest.mark.parametrize("way", ["recv_vectored", "xmit_many"])
+def test_others_run_after_so_many_records_in_batches(run, way):
+    async def main():
+        async with Pair(capacity=4 * TURN) as (one, other):
+            await one.xmit((0,))
+            await other.recv()
+            batch, turns = [(n,) for n in range(TURN)], 0
+
+            async def others():
+                nonlocal turns
+                while True:
+                    turns += 1
+                    await asyncio.sleep(0)
+
+            beside = asyncio.ensure_future(others())
+            for _ in range(20):
+                if way == "xmit_many":
+                    await one.xmit_many(batch)
+                    for _ in batch:
+                        assert next(iter(other._endpoint.ready)) is not None
+                else:
+                    for record in batch:
+                        one.xmit_nowait(record)
+                    assert await other.recv_vectored() == batch
+            assert turns >= 19
             beside.cancel()
 
     run(main())
@@ -276,6 +309,50 @@ def test_another_loop_is_told():
 
     with there:
         trio.run(main)
+
+
+def test_a_forked_child_that_closes_leaves_the_sleepers_of_its_parent_alone(run):
+    async def main():
+        async with Pair() as (one, other):
+            reading = asyncio.ensure_future(other.recv())
+            for _ in range(4):
+                await asyncio.sleep(0)
+            child = os.fork()
+            if child == 0:
+                other.close()
+                os._exit(0)
+            os.waitpid(child, 0)  # noqa: ASYNC222
+            await one.xmit((1,))
+            assert await reading == (1,)
+            assert await asyncio.wait_for(other.recv(timeout=0.001), 10) is None
+
+    run(main())
+
+
+def test_the_loop_polls_nothing_once_the_last_connection_is_closed(run):
+    async def main():
+        async with Pair() as one, Pair() as other:
+            for _, side in (one, other):
+                assert await side.recv(timeout=0.001) is None
+            assert len(_hub._hubs) == 1
+        assert _hub._hubs == {}
+
+    run(main())
+
+
+@pytest.mark.deadline(10)
+def test_what_another_thread_forgets_leaves_the_loop_as_well(run):
+    async def main():
+        waitings = [Waiting()]
+        waitings[0]._hub = _hub.Hub.entered(asyncio.get_running_loop())
+        thread = threading.Thread(target=waitings.clear)
+        thread.start()
+        thread.join()
+        assert len(_hub._hubs) == 1
+        while _hub._hubs:  # noqa: ASYNC110 (there is none)
+            await asyncio.sleep(0)
+
+    run(main())
 
 
 def test_a_forked_child_may_only_close():

@@ -165,6 +165,27 @@ MUTANTS = [
         "memenpsf/test_task_receiver_sets.py::test_others_run_while_a_set_need_not_wait",
     ),
     Mutant(
+        "a forked child takes the hub out of its parent's loop",
+        "memenpsf/asyncio/_hub.py",
+        "os.getpid() == self._pid and not self._loop.is_closed()",
+        "not self._loop.is_closed()",
+        "memenpsf/test_asyncio.py::test_a_forked_child_that_closes_leaves_the_sleepers_of_its_parent_alone",
+    ),
+    Mutant(
+        "a hub stays in its loop for good",
+        "memenpsf/asyncio/_waiting.py",
+        "        if hub is not None:\n            hub.leave()\n\n    def _forget",
+        "\n    def _forget",
+        "memenpsf/test_asyncio.py::test_the_loop_polls_nothing_once_the_last_connection_is_closed",
+    ),
+    Mutant(
+        "a batch counts as one call",
+        "memenpsf/asyncio/_waiting.py",
+        "        self._calls += max(0, records - 1)\n",
+        "",
+        "memenpsf/test_asyncio.py::test_others_run_after_so_many_records_in_batches",
+    ),
+    Mutant(
         "wait() leaves what it has armed",
         "memenpsf/_wait.py",
         "    leave_all(sources)\n",
