@@ -90,7 +90,7 @@ class Receiving(Side):
             while True:
                 end = self.ending.receiving  # noted before the ring is found empty: see the module
                 # After this comes no call that Ctrl-C could interrupt, if there is a result.
-                result = attempt()
+                result = None if receiver.is_empty() else attempt()
                 while result is None and (position := receiver.lacking) is not None:
                     # The sender sends descriptors before it publishes their message.
                     read = self.read_missing()

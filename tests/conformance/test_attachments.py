@@ -42,6 +42,7 @@ async def test_each_message_has_its_own_descriptors_and_regions(door):
     async with door.pair(bytes, capacity=4096, accept=memenpsf.Accept(fds=9)) as (one, other):
         for end in (one, other):
             end._endpoint.wire.events_fileno()  # made by the first who waits
+        assert await other.recv_message(timeout=0.001) is None  # and so is what a loop polls
         before = open_descriptors()
 
         async def send():

@@ -556,17 +556,17 @@ class TestPeersEnd:
         endpoint = peer.endpoint
         arguments = (4,) if verb == "try_pop_many" else ()
 
-        def find_nothing(*arguments):
-            nothing = real(*arguments)
-            setattr(endpoint.receiver, verb, real)
+        def is_empty():
+            nothing = real()
+            endpoint.receiver.is_empty = real
             peer.publish(1)
             peer.poke(ENDED, ended)
             peer.sock.close()
             turns(endpoint)
             return nothing
 
-        real = getattr(endpoint.receiver, verb)
-        setattr(endpoint.receiver, verb, find_nothing)
+        real = endpoint.receiver.is_empty
+        endpoint.receiver.is_empty = is_empty
         first = getattr(endpoint, verb)(*arguments)
         assert endpoint.ended
         if not ended:  # a crash; an end that is said is looked at once more at once
