@@ -1,4 +1,4 @@
-"""memenpsf.asyncio beside what else asyncio has: how many records a second, how long a round trip.
+"""memenpsf.asyncio beside what else asyncio has, and zmq.asyncio: how many records a second, how long a round trip.
 
     python -m benchmarks.event_loops                   # asyncio and uvloop, all sizes
     python -m benchmarks.event_loops --loops asyncio --sizes 64 --seconds 0.5
@@ -8,7 +8,7 @@ microseconds for each record or round trip.
 
 - calls: one process; the records wait already (recv) or there is space (xmit).
 - one way: a task sends records to another task, one by one; `many` by recv_vectored.
-- round trip: a second process echoes.
+- round trip: a second process, on another processor, echoes.
 
 asyncio.Queue hands a reference over inside one process; all others copy the bytes.
 """
@@ -23,6 +23,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -115,6 +116,77 @@ class Raw:
         self.sock.close()
 
 
+class Pipes:
+    """A pipe for each direction, by loop.connect_read_pipe() and connect_write_pipe()."""
+
+    name = "pipes"
+
+    async def open(self, sock: socket.socket, size: int) -> None:
+        """Make a pipe, and give its other end away."""
+        loop = asyncio.get_running_loop()
+        reading, writing = os.pipe()
+        socket.send_fds(sock, [b"p"], [writing])
+        os.close(writing)
+        _, (theirs,), _, _ = await asyncio.to_thread(socket.recv_fds, sock, 1, 1)
+        sock.close()
+        self.size, self.reader = size, asyncio.StreamReader()
+        protocol = asyncio.StreamReaderProtocol(self.reader)
+        self._reads, _ = await loop.connect_read_pipe(lambda: protocol, os.fdopen(reading, "rb", 0))
+        transport, writes = await loop.connect_write_pipe(
+            asyncio.streams.FlowControlMixin, os.fdopen(theirs, "wb", 0)
+        )
+        self.writer = asyncio.StreamWriter(transport, writes, None, loop)
+
+    async def send(self, data: bytes) -> None:
+        """Send a record."""
+        self.writer.write(data)
+        await self.writer.drain()
+
+    async def receive(self) -> bytes:
+        """Receive a record."""
+        return await self.reader.readexactly(self.size)
+
+    async def close(self) -> None:
+        """End it."""
+        self.writer.close()
+        self._reads.close()
+
+
+class Zmq:
+    """zmq.asyncio: a PUSH and a PULL socket over ipc://."""
+
+    name = "zmq.asyncio"
+
+    async def open(self, sock: socket.socket, _: int) -> None:
+        """Bind an address of its own, and connect to that of the other side."""
+        import zmq.asyncio  # noqa: PLC0415 (not installed everywhere)
+
+        self._directory = tempfile.TemporaryDirectory()
+        address = f"ipc://{self._directory.name}/s"
+        self._context = zmq.asyncio.Context()
+        self.pull = self._context.socket(zmq.PULL)
+        self.pull.bind(address)
+        sock.send(address.encode())
+        theirs = await asyncio.to_thread(sock.recv, 1000)
+        sock.close()
+        self.push = self._context.socket(zmq.PUSH)
+        self.push.connect(theirs.decode())
+
+    async def send(self, data: bytes) -> None:
+        """Send a record."""
+        await self.push.send(data)
+
+    async def receive(self) -> bytes:
+        """Receive a record."""
+        data: bytes = await self.pull.recv()
+        return data
+
+    async def close(self) -> None:
+        """End it."""
+        self._context.destroy(linger=0)
+        self._directory.cleanup()
+
+
 class Queue:
     """Two asyncio.Queues inside one process."""
 
@@ -135,7 +207,7 @@ class Queue:
         """Do nothing."""
 
 
-KINDS: dict[str, Callable[[], Any]] = {kind.name: kind for kind in (Ours, Streams, Raw)}
+KINDS: dict[str, Callable[[], Any]] = {kind.name: kind for kind in (Ours, Streams, Raw, Pipes, Zmq)}
 
 
 async def pair(name: str, size: int) -> tuple[Any, Any]:
@@ -233,10 +305,21 @@ async def echo(name: str, sock: socket.socket, size: int) -> None:
 
 
 async def round_trips(name: str, loop: str, size: int, seconds: float) -> float:
+    """Return seconds for each round trip to another process, on another processor."""
+    processors = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(processors)})
+    try:
+        return await trips_to(max(processors), name, loop, size, seconds)
+    finally:
+        os.sched_setaffinity(0, processors)
+
+
+async def trips_to(processor: int, name: str, loop: str, size: int, seconds: float) -> float:
     """Return seconds for each round trip to another process."""
     here, there = socket.socketpair()
     command = [sys.executable, "-m", "benchmarks.event_loops", "--echo", name, "--loops", loop]
     command += ["--sizes", str(size), "--fd", str(there.fileno()), "--parent", str(os.getpid())]
+    command += ["--processor", str(processor)]
     environment = {**os.environ, "PYTHONPATH": module_path()}
     with there:
         process = subprocess.Popen(  # noqa: ASYNC220 (before anything is measured)
@@ -281,7 +364,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--loops", default="asyncio,uvloop")
     parser.add_argument("--sizes", default=",".join(map(str, SIZES)))
     parser.add_argument("--seconds", type=float, default=0.3)
-    for hidden in ("--echo", "--fd", "--parent"):
+    for hidden in ("--echo", "--fd", "--parent", "--processor"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -306,6 +389,7 @@ def main() -> None:
     options = arguments()
     if options.echo:
         die_with_parent(int(options.parent))
+        os.sched_setaffinity(0, {int(options.processor)})
         sock = socket.socket(fileno=int(options.fd))
         in_loop(options.loops, echo(options.echo, sock, int(options.sizes)))
         return
