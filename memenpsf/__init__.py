@@ -71,6 +71,7 @@ from ._interface import Interface, connect, pair
 from ._quota import Quota
 
 if typing.TYPE_CHECKING:
+    from ._dealing import deal
     from ._listener import Listener, listen
     from ._loop import Ended, run
     from ._pipe import PipeEnd, pipe, pipe_end
@@ -82,30 +83,22 @@ else:
     def __getattr__(name: str) -> object:
         """Import a name on first use: it is slow to import, and few programs need it."""
         if name in {"Listener", "listen"}:
-            from . import _listener  # noqa: PLC0415
-
-            return getattr(_listener, name)
-        if name in {"Ended", "run"}:
-            from . import _loop  # noqa: PLC0415
-
-            return getattr(_loop, name)
-        if name in {"PipeEnd", "pipe", "pipe_end"}:
-            from . import _pipe  # noqa: PLC0415
-
-            return getattr(_pipe, name)
-        if name == "serve":
-            from . import _serve  # noqa: PLC0415
-
-            return _serve.serve
-        if name == "ReceiverSet":
-            from . import _receiver_set  # noqa: PLC0415
-
-            return _receiver_set.ReceiverSet
-        if name == "wait":
-            from . import _wait  # noqa: PLC0415
-
-            return _wait.wait
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            from . import _listener as _module  # noqa: PLC0415
+        elif name in {"Ended", "run"}:
+            from . import _loop as _module  # noqa: PLC0415
+        elif name in {"PipeEnd", "pipe", "pipe_end"}:
+            from . import _pipe as _module  # noqa: PLC0415
+        elif name == "deal":
+            from . import _dealing as _module  # noqa: PLC0415
+        elif name == "serve":
+            from . import _serve as _module  # noqa: PLC0415
+        elif name == "ReceiverSet":
+            from . import _receiver_set as _module  # noqa: PLC0415
+        elif name == "wait":
+            from . import _wait as _module  # noqa: PLC0415
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(_module, name)
 
     def __dir__() -> list[str]:
         return sorted({*globals(), *__all__})
@@ -115,7 +108,7 @@ __version__ = _VERSION
 
 __all__ = [  # noqa: RUF022 (classes and functions first)
     "Interface", "connect", "listen", "Listener", "pair", "run", "Ended", "serve",
-    "pipe", "pipe_end", "PipeEnd", "wait", "ReceiverSet",
+    "pipe", "pipe_end", "PipeEnd", "deal", "wait", "ReceiverSet",
     "Accept", "Spin", "Quota", "Options", "Statistics", "interface_of",
     "Message", "Encoded", "Received", "Loan", "Borrowing", "Credentials",
     "QueueError", "BadRecord", "TooLarge", "Unaccepted", "DecodeFailed", "LoanError",

@@ -345,6 +345,7 @@ def test_what_only_type_checkers_read_is_not_made_at_run_time(module):
         ("memenpsf", "Ended", "memenpsf._loop"),
         ("memenpsf", "serve", "memenpsf._serve"),
         ("memenpsf", "pipe", "memenpsf._pipe"),
+        ("memenpsf", "deal", "memenpsf._dealing"),
         ("memenpsf", "wait", "memenpsf._wait"),
         ("memenpsf", "ReceiverSet", "memenpsf._receiver_set"),
     ],

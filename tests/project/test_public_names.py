@@ -72,6 +72,7 @@ def test_a_traceback_names_what_can_be_caught():
         "import memenpsf; thing = memenpsf.Listener",
         "import memenpsf; thing = memenpsf.listen",
         "import memenpsf; thing = memenpsf.serve",
+        "import memenpsf; thing = memenpsf.deal",
         "import memenpsf; thing = memenpsf.wait",
         "import memenpsf; thing = memenpsf.ReceiverSet",
         "import fdpass; thing = fdpass.MemoryRegistry",

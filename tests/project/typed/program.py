@@ -73,6 +73,10 @@ def send(ticks: memenpsf.Interface[Tick]) -> None:
     ticks.xmit_many(Tick(n, 2.5) for n in range(3))
 
 
+def deal(ticks: memenpsf.Interface[Tick]) -> None:
+    assert_type(list(memenpsf.deal([Tick(1, 2.5)], [ticks], most=9)), list[Tick])
+
+
 def connect() -> None:
     options = Accept(fds=1)
     assert_type(memenpsf.connect("ticks", Tick, wait=Spin(1e-4)), memenpsf.Interface[Tick])
