@@ -331,6 +331,8 @@ class FrameSender(_direct.FrameSender, SenderEnd):  # type: ignore[misc]
 
     def push_many(self, records: Iterable[Any]) -> int | BatchSending:
         """Encode messages and publish what fits; see SenderEnd."""
+        if type(records) is not list:
+            records = list(records)  # what C takes in one go
         done = self.push_all(records)
         if type(done) is int:
             return done
