@@ -20,6 +20,7 @@ pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 
 import memenpsf
+from tests.kit.programs import said
 
 REPOSITORY = Path(__file__).parent.parent.parent
 DASHBOARD = REPOSITORY / "examples" / "dashboard"
@@ -259,7 +260,7 @@ class Events:
 
 def ended(process):
     """Wait for the end of a program; return its status, and what it said since it was last read."""
-    output, errors = process.stdout.read(), process.stderr.read()
+    output, errors = process.stdout.read(), said(process.stderr)
     return process.wait(), output, errors
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.kit.programs import said
+
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 
 with pytest.MonkeyPatch.context() as patch:
@@ -314,7 +316,7 @@ def server(example, address):
 
 def ended(process):
     """Wait for the end of a program; return its status, and what it said since it was last read."""
-    output, errors = process.stdout.read(), process.stderr.read()
+    output, errors = process.stdout.read(), said(process.stderr)
     return process.wait(), output, errors
 
 
