@@ -63,7 +63,9 @@ def deadline(endpoint: Endpoint, timeout: Seconds) -> float:
 class Rounds:
     """What happens between the attempts of one call of a verb."""
 
-    __slots__ = ("_deadline", "_event", "_only", "_over", "_spun", "_stuck", "_units", "endpoint")
+    __slots__ = (
+        "_deadline", "_event", "_looks", "_only", "_over", "_spun", "_stuck", "_units", "endpoint",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -86,6 +88,8 @@ class Rounds:
         self._stuck = stuck
         self._spun = spun or not endpoint.spins
         self._over = False
+        # A task cannot look without a break, as others are to run: it looks between their turns.
+        self._looks = not endpoint.spins and event is RECORDS
         # Whether there is nothing to see to but to sleep, once it does not pay to look.
         self._only = until == math.inf and stuck is never and not endpoint.busy
 
@@ -93,7 +97,11 @@ class Rounds:
         """After an attempt in vain: a plan for until the next.  False if that was the last."""
         endpoint = self.endpoint
         if self._only and self._spun and (endpoint.spins or not endpoint.unfinished(self._event)):
-            return self._sleep()  # for speed without another generator around it
+            if not self._looks:
+                return self._sleep()  # for speed without another generator around it
+            self._looks = False
+            patience = endpoint.receiving().patience()
+            return self._look_in_turns(patience) if patience else self._sleep()
         return self._step()
 
     def _step(self) -> Generator[Wait, bool, bool]:
@@ -129,6 +137,16 @@ class Rounds:
         if self._event is RECORDS:
             return self.endpoint.receiving().look()
         return self._event is SPACE and self.endpoint.sending().look(self._units())
+
+    def _look_in_turns(self, patience: int) -> Generator[Wait, bool, bool]:
+        """Look for so many nanoseconds, and let others run in between; sleep if nothing comes."""
+        endpoint = self.endpoint
+        until, came = monotonic() + patience * 1e-9, False
+        while not came and monotonic() < until:
+            yield NOW
+            came = endpoint.has_come(self._event, 1)
+        endpoint.receiving().learn(came)
+        return came or (yield from self._sleep())
 
     def _sleep(self) -> Generator[Wait, bool, bool]:
         """Sleep until the event may have come: as the reader of the socket, or as a follower."""

@@ -167,6 +167,20 @@ class ReceiverEnd(End):
         ring = self._ring
         return ring is None or waiting.ipcq_await_records(ring) == DONE
 
+    def patience(self) -> int:
+        """Return for how many nanoseconds it is worth it to look for records before sleeping.
+
+        For who lets others run in between.  Afterwards learn() wants to know.
+        """
+        ring = self._ring
+        return 0 if ring is None or self.holds() else int(lib.ipcq_patience(ring))
+
+    def learn(self, came: bool) -> None:
+        """Note whether what was looked for came."""
+        ring = self._ring
+        if ring is not None:
+            lib.ipcq_learn(ring, came)
+
     def arm(self) -> bool:
         """Ask for a doorbell when there is a record; False if there is no need to sleep."""
         ring = self._ring

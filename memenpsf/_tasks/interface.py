@@ -120,9 +120,10 @@ class TaskInterface(Owner, Generic[T]):
     ) -> None:
         """Take a connected AF_UNIX SOCK_STREAM socket, also when this fails.
 
-        Parameters are those of memenpsf.Interface; an event loop never spins, whatever `wait`
-        says.  Raises TypeError or ValueError; what the handshake may raise comes from do_handshake,
-        or the first call.
+        Parameters are those of memenpsf.Interface.  Where `wait` says to spin, a task that receives
+        looks between the turns of its event loop instead, so that others run; with "busy" for a
+        millisecond at most.  Raises TypeError or ValueError; what the handshake may raise comes
+        from do_handshake, or the first call.
         """
         sock = self.plain_socket(stream)
         try:

@@ -47,6 +47,9 @@ class Endpoint:
         self.note("look", *units)
         return self.found
 
+    def patience(self):
+        return 0
+
     def unfinished(self, event):
         self.pieces -= 1
         return event is Event.RECORDS and self.pieces >= 0

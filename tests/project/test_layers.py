@@ -165,6 +165,9 @@ SEVERAL_CALLERS = {
     # What the ends have in common, and what only frames look at before they choose a region.
     "ipcq_sender_indices": {"ipcqueue/_ring/sender.py", "ipcqueue/_ring/frame_sender.py"},
     # A place in the ring: for a loan of either shape, and for a large message that is copied there.
+    # Threads look in C, and tasks between the turns of an event loop: both learn whether it pays.
+    "ipcq_patience": {EXTENSION, "ipcqueue/_ring/receiver.py"},
+    "ipcq_learn": {EXTENSION, "ipcqueue/_ring/receiver.py"},
     "ipcq_reserve": {EXTENSION, "ipcqueue/_ring/frame_sender.py"},
     "ipcq_frame_commit": {EXTENSION, "ipcqueue/_ring/frame_sender.py"},
 }

@@ -186,6 +186,20 @@ MUTANTS = [
         "memenpsf/test_asyncio.py::test_others_run_after_so_many_records_in_batches",
     ),
     Mutant(
+        "a task that looks keeps others from running",
+        "ipcqueue/_link/plans.py",
+        "            yield NOW\n            came = ",
+        "            came = ",
+        "memenpsf/test_task_looks.py::test_what_comes_while_a_task_looks_rings_no_bell",
+    ),
+    Mutant(
+        "a task never learns whether looking pays",
+        "ipcqueue/_link/plans.py",
+        "        endpoint.receiving().learn(came)\n",
+        "",
+        "memenpsf/test_task_looks.py::test_who_has_looked_long_enough_sleeps",
+    ),
+    Mutant(
         "wait() leaves what it has armed",
         "memenpsf/_wait.py",
         "    leave_all(sources)\n",
