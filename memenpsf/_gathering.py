@@ -74,6 +74,7 @@ class Member(Owner):
         self.promising = True  # look() has found something: an attempt pays that takes long in vain
         self.fds: set[int] = set()  # registered, or about to be
         self.registered = False  # all of them
+        self.end: tuple[Any, Any] | None = None  # the event by which it has ended
         self.nested: select.epoll | None = None  # a listener's: its descriptors change all the time
         self.source = source = gathering.source_of(given, self.wake)
         if isinstance(source, ConnectionSource):
@@ -326,13 +327,17 @@ class Gathering(Owner):
         persist(self._note_event, member, event, ended)
 
     def _note_event(self, member: Member, event: tuple[Any, Any], ended: bool) -> None:
-        if all(each is not event for each in tuple(self._out)):
-            self._out.append(event)
-        if ended:
-            with self._mutex:
+        with self._mutex:
+            if ended:
+                if member.end is not None and member.end is not event:  # another thread was faster
+                    return
+                member.end = event
+            if all(each is not event for each in tuple(self._out)):
+                self._out.append(event)
+            if ended:
                 self._drop(member)
-            if member.own:
-                member.given.close()
+        if ended and member.own:
+            member.given.close()
 
     # -- turns -----------------------------------------------------------------------------------
 
@@ -350,9 +355,7 @@ class Gathering(Owner):
                 while self._line and self._line[0].left:
                     self._line.popleft()
                 self.turn = Turn(self._line[0] if self._line else None)
-                if self._line and self._waiting:
-                    # The epoll has told us alone; while we see to one record, others can be taken.
-                    self.waking.ring()
+                self._wake_another()
             return self.turn.member is not None
 
     def _let_sleep(self, members: list[Member]) -> None:
@@ -362,6 +365,15 @@ class Gathering(Owner):
                 if member in self._line and self._rests(member, found_nothing=True):
                     self._line.remove(member)
             self.turn = Turn(None)
+            self._wake_another()
+
+    def _wake_another(self) -> None:
+        """Wake those who wait, if somebody is queued; with the mutex held.
+
+        The epoll has told us alone; while we see to one record, others can be taken.
+        """
+        if self._line and self._waiting:
+            self.waking.ring()
 
     def _rests(self, member: Member, *, found_nothing: bool) -> bool:
         """Whether a member need not be queued: it has left, or sleeps until it is woken."""
@@ -376,8 +388,9 @@ class Gathering(Owner):
             asleep = not member.promising
             if asleep:
                 self._register(member)
-        except (OSError, ValueError):  # closed meanwhile; or no memory: then it is tried again
-            asleep = False
+        except (OSError, ValueError):  # closed meanwhile; or no memory, or no descriptor is left
+            self._due[member] = monotonic() + REST
+            return True
         if asleep and member.source.due < math.inf:
             self._due[member] = member.source.due
         member.queued = not asleep
@@ -400,7 +413,8 @@ class Gathering(Owner):
                 self._epoll.modify(fd, events | select.EPOLLONESHOT)
             except FileNotFoundError:
                 self._epoll.register(fd, events | select.EPOLLONESHOT)
-        member.registered = True
+        if interests:  # there are none for one that backs off
+            member.registered = True
 
     def _collect(self) -> None:
         """Queue the members that were woken."""
@@ -448,21 +462,23 @@ class Gathering(Owner):
         False if time is up.
         """
         this = object()
-        if self._line:  # something has come since, or another piece of a large message can be had
-            yield NOW
-            return True
-        if (left := until - self._clock()) <= 0:
-            return False
         try:
             with self._mutex:
                 self._check_open()
                 # In an event loop one task can wait for a descriptor.  Where there are two of them
                 # it makes an epoll of its own.
                 fds = (self._epoll, self.waking) if self._waiting else (self._epoll,)
-                interests = [(fd.fileno(), select.POLLIN) for fd in fds]
                 self._waiting.add(this)
-                due = min(self._rescue, *self._due.values(), math.inf)
-            yield Wait(max(0.0, min(left, due - monotonic())), interests=interests)
+                # Only now: who queues somebody from here on wakes us.
+                if self._line:  # something has come, or another piece of a large message can be had
+                    wait = NOW
+                elif (left := until - self._clock()) <= 0:
+                    return False
+                else:
+                    interests = [(fd.fileno(), select.POLLIN) for fd in fds]
+                    due = min(self._rescue, *self._due.values(), math.inf)
+                    wait = Wait(max(0.0, min(left, due - monotonic())), interests=interests)
+            yield wait
         finally:
             persist(self._end_wait, this)
         return True

@@ -17,7 +17,7 @@ import trio
 import ipcqueue
 import memenpsf
 import memenpsf.trio
-from ipcqueue.lowlevel import Event, Watch
+from ipcqueue.lowlevel import NOW, Event, Watch
 from memenpsf import ReceiverSet, _gathering, _sources
 from tests.kit import waiting
 from tests.kit.places import at_every_place, interrupt
@@ -213,6 +213,22 @@ def test_closing_an_end_wakes_those_who_watch_it(connect):
     assert told == [True]
 
 
+def test_an_end_that_two_threads_find_at_once_is_returned_once(three, readers):
+    (here, there), *_ = three
+    gathering = readers._gathering
+    member, real, found = gathering.members[id(here)], gathering.ours, []
+
+    def ours(error, given):
+        if not found:  # as another thread
+            found.append(error)
+            gathering.note(member, error)
+        return real(error, given)
+
+    gathering.ours = ours
+    there.close()
+    assert [type(error) for _, error in drained(readers)] == [memenpsf.EndOfStream]
+
+
 # -- who is in it -----------------------------------------------------------------------------
 
 
@@ -324,6 +340,49 @@ def test_who_takes_one_of_many_wakes_another(connect):
         poll = select.poll()
         poll.register(fd, select.POLLIN)
         assert poll.poll(0)
+        waiting.close()
+
+
+def polled(interests):
+    """Whether who waits for these would be woken."""
+    poll = select.poll()
+    for fd, events in interests:
+        poll.register(fd, events)
+    return bool(poll.poll(0))
+
+
+def test_who_takes_a_batch_wakes_another(connect):
+    """What is left is for the others, and so is what comes next: it may not come back for long."""
+    here, there = connect()
+    with ReceiverSet([here]) as readers:
+        gathering = readers._gathering
+        assert gathering.attempt() is None
+        waiting = gathering.round(math.inf)
+        interests = next(waiting).interests
+        there.xmit_many([(1,), (2,)])
+        assert readers.recv_vectored(1) == [(here, [(1,)])]
+        assert polled(interests)
+        waiting.close()
+
+
+def test_nobody_sleeps_who_was_about_to_as_another_left_records(connect):
+    here, there = connect()
+    with ReceiverSet([here]) as readers:
+        gathering = readers._gathering
+        assert gathering.attempt() is None
+        real, got = gathering._clock, []
+
+        def clock():
+            if not got:  # as another thread, or a signal handler
+                there.xmit_many([(1,), (2,)])
+                got.append(gathering.attempt())
+            return real()
+
+        gathering._clock = clock
+        waiting = gathering.round(math.inf)
+        wait = next(waiting)
+        assert got == [(here, (1,))]
+        assert wait is NOW or polled(wait.interests)
         waiting.close()
 
 
@@ -471,6 +530,37 @@ def test_without_descriptors_there_is_no_set(monkeypatch):
             patch.setattr(module, name, none_left)
             with pytest.raises(OSError, match="Too many open files"):
                 ReceiverSet()
+
+
+def test_without_descriptors_a_listener_rests(listener, in_thread, monkeypatch):
+    monkeypatch.setattr(_gathering, "REST", 0.001)
+    made = []
+
+    def none_left(*_):
+        made.append(1)
+        raise OSError(24, "Too many open files")
+
+    with ReceiverSet([listener]) as readers:
+        with monkeypatch.context() as patch:
+            patch.setattr(select, "epoll", none_left)
+            assert readers.recv(timeout=0) is None
+            assert readers.recv_vectored(timeout=0) == []
+            assert readers.recv(timeout=0.02) is None
+            assert len(made) < 25
+        receiving = in_thread(readers.recv)
+        client(listener, (1,))
+        receiving.result()[1].close()
+
+
+def test_a_death_is_polled_for_also_after_backing_off(three, readers, monkeypatch):
+    here, _ = three[0]
+    endpoint = here._endpoint
+    with monkeypatch.context() as patch:
+        patch.setattr(endpoint, "should_back_off", lambda: True)
+        patch.setattr(endpoint, "back_off_length", lambda: 0.0)
+        assert readers.recv(timeout=0) is None
+    assert readers.recv(timeout=0.001) is None
+    assert endpoint.peer_pidfd() in readers._gathering._by_fd
 
 
 def test_it_sleeps(readers):

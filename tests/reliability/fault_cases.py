@@ -59,6 +59,7 @@ ERRORS = {
     "epoll_create1": _SHORTAGE,
     "epoll_ctl": ("ENOMEM", "ENOSPC", "EPERM"),
     "epoll_wait": ("EINTR",),
+    "eventfd": _SHORTAGE,
     "fcntl": ("EACCES", "EPERM", "ENOMEM", "EINVAL", "EMFILE", "EBUSY"),
     "flock": ("EINTR", "EWOULDBLOCK", "ENOLCK", "ENOMEM"),
     "fstat": ("ENOMEM", "EACCES", "EIO", "EOVERFLOW"),

@@ -20,6 +20,7 @@ import fdpass.lowlevel
 import ipcqueue
 import memenpsf
 from fdpass import _memfd
+from memenpsf import _gathering
 from tests.kit.hostile import extent
 from tests.reliability import fault_cases
 from tests.reliability.fault_cases import FAILED, Beside, Flow
@@ -383,6 +384,187 @@ def loans(shape):
             end(case, one, other)
 
     return scenario
+
+
+# -- many at once -----------------------------------------------------------------------------
+
+
+class Gathered:
+    """What a set returned, by its source; errors in place of records are judged as raised ones."""
+
+    def __init__(self, case):
+        self.case, self.of, self.clients = case, {}, []
+
+    def note(self, pairs):
+        for source, record in pairs:
+            if isinstance(record, ipcqueue.EndOfStream):
+                self.of.setdefault(source, []).append("end")
+            elif isinstance(record, Exception):
+                self.case._judge(record)
+            elif isinstance(record, memenpsf.Interface):
+                self.clients.append(record)
+            else:
+                self.of.setdefault(source, []).append(record)
+
+    def have_lost(self):
+        """Whether a peer that lives seemed to be gone, or it was told that descriptors were lost."""
+        lost = any(isinstance(error, ipcqueue.DescriptorsLost) for error in self.case.told)
+        return lost or self.case.fault.is_one_of(fault_cases.GONE)
+
+    def take(self, call, *arguments, **named):
+        got = self.case.do(call, *arguments, **named)
+        if isinstance(got, tuple):
+            self.note([got])
+        elif got is not FAILED and got is not None:
+            self.note((source, record) for source, records in got for record in records)
+
+    def drain(self, readers, wanted):
+        """Take what is left, with nothing wrong any more, until all that is wanted has come."""
+        until = time.monotonic() + 2
+        while sum(map(len, self.of.values())) < wanted and time.monotonic() < until:
+            if (got := readers.recv(timeout=0.1)) is not None:
+                self.note([got])
+        if (got := readers.recv(timeout=0)) is not None:
+            self.case.problem(f"and then {got!r}")
+
+
+def made(case, call, *arguments, **named):
+    """Call it with the fault on, and once more if that failed."""
+    value = case.do(call, *arguments, **named)
+    return call(*arguments, **named) if value is FAILED else value
+
+
+def members(case):
+    """Of a set of connections: they come, send, have something read beside, end and are removed."""
+    _gathering.RESCUE = 3600.0  # what is found by looking again was lost
+    with pair(8, wait="sleep") as (one, to_one), pair(bytes, capacity=4096) as (two, to_two):
+        gathered, sent = Gathered(case), {one: [], two: []}
+
+        def send(n):
+            for here, there, record in ((one, to_one, b"%08d" % n), (two, to_two, b"m" * n)):
+                there.xmit(record)
+                sent[here].append(record)
+
+        readers = made(case, memenpsf.ReceiverSet, [one])
+        if case.do(readers.add, two) is FAILED and two not in readers:
+            readers.add(two)
+        gathered.take(readers.recv, timeout=0)
+        for n in range(1, 3):
+            send(n)
+            gathered.take(readers.recv, timeout=0)
+            gathered.take(readers.recv_vectored, timeout=0)
+            gathered.take(readers.recv, timeout=0)
+        to_one.send_ctrl_msg(b"\x80\x01")
+        send(3)
+        case.do(one.recv_ctrl_msg)
+        gathered.take(readers.recv, timeout=0)
+        to_two.xmit(large := bytes(200_000))
+        sent[two].append(large)
+        gathered.take(readers.recv, timeout=0)
+        gathered.drain(readers, sum(map(len, sent.values())))
+        if len(readers) == 2:  # else a peer seemed to be gone
+            case.do(readers.remove, one)
+            if one in readers:
+                readers.remove(one)
+            if case.do(readers.add, one) is FAILED and one not in readers:
+                readers.add(one)
+            send(4)
+            to_two.close()
+            sent[two].append("end")
+            gathered.take(readers.recv, timeout=0)
+            gathered.take(readers.recv_vectored, timeout=0)
+            gathered.drain(readers, sum(map(len, sent.values())))
+        if not gathered.have_lost():
+            case.expect(len(readers) == 1, f"{readers}")
+            case.expect(gathered.of == sent, f"sent {_told(sent)}, received {_told(gathered.of)}")
+        else:
+            for here, records in gathered.of.items():
+                case.expect(records == sent[here][: len(records)], f"received {_told(gathered.of)}")
+        end(case, readers)
+        watches = one._endpoint.waiters.watches
+        case.expect(not watches, f"after close(): {watches}")
+
+
+def _told(flows):
+    return [fault_cases._brief(records) for records in flows.values()]
+
+
+def sleeping_set(case):
+    _gathering.RESCUE = 3600.0
+    with pair(8, wait="sleep") as (one, there), memenpsf.ReceiverSet([one]) as readers:
+        gathered, over = Gathered(case), threading.Event()
+
+        def send():
+            _until(lambda: readers._gathering._waiting, over)
+            there.xmit(b"the same")
+
+        thread, began = Beside(send), time.monotonic()
+        gathered.take(readers.recv, PATIENCE)
+        over.set()
+        thread.result_of()
+        case.expect(time.monotonic() < began + PATIENCE / 2, "nobody woke it")
+        if one in readers:
+            gathered.drain(readers, 1)
+        gone = case.fault.is_one_of(fault_cases.GONE)
+        case.expect(gone or gathered.of == {one: [b"the same"]}, f"received {gathered.of}")
+
+
+def clients_of_a_set(case):
+    """A listener in a set goes on after anything that happens, and so do those who joined."""
+    address = str(Path(DIRECTORY) / "set")
+    _gathering.RESCUE = 3600.0
+
+    def client():
+        for _ in range(5):  # what happens to the server may be told to this one
+            with contextlib.suppress(ipcqueue.QueueError, OSError):
+                with memenpsf.connect(address, 8, timeout=PATIENCE) as interface:
+                    interface.xmit(b"the same")
+                    return b"served"
+        return b""
+
+    with memenpsf.listen(address, 8) as listener, memenpsf.ReceiverSet() as readers:
+        gathered, began = Gathered(case), time.monotonic()
+        if case.do(readers.add, listener, clients=True) is FAILED and listener not in readers:
+            readers.add(listener, clients=True)
+        for _ in range(2):
+            thread = case.beside(client)
+            for attempts in itertools.count():
+                if attempts < 6:
+                    gathered.take(readers.recv, timeout=0.02)
+                elif (got := readers.recv(timeout=0.02)) is not None:
+                    gathered.note([got])
+                if not thread.is_alive() or time.monotonic() > began + 2 * PATIENCE:
+                    break
+            case.expect(thread.result_of() == b"served", f"the client: {thread.result!r}")
+        gathered.drain(readers, 4)
+        case.told += ["logged"] * listener.refused
+        served = [each for each in gathered.of.values() if each == [b"the same", "end"]]
+        gone = case.fault.is_one_of(fault_cases.GONE)
+        case.expect(gone or len(served) >= 2, f"received {_told(gathered.of)}")
+        case.expect(gathered.of.keys() <= {*gathered.clients}, "of a client that nobody told of")
+        case.expect(all(each.closed for each in gathered.clients), "one is left open")
+        case.expect(listener in readers, "the listener has left")
+        case.do(readers.close)
+        case.expect(readers.closed, "close() did not close")
+
+
+def waiting_for_many(case):
+    with pair(8, wait="sleep") as (one, there), pair(8) as (two, _):
+        sock, other = socket.socketpair()
+        with sock, other:
+            gone = case.fault.is_one_of(fault_cases.GONE)  # which is ready, too
+            for _ in range(2):
+                ready = case.do(memenpsf.wait, [one, sock], timeout=0)
+                case.expect(gone or ready in ([], FAILED), f"ready: {ready}")
+            there.xmit(bytes(8))
+            ready = made(case, memenpsf.wait, [two, sock, one], timeout=PATIENCE)
+            case.expect(gone or ready == [one], f"ready: {ready}")
+            thread = Beside(lambda: other.send(b"x"))
+            ready = case.do(memenpsf.wait, [two, sock], timeout=PATIENCE)
+            thread.result_of()
+            short = case.fault.is_one_of(("SHORT",))
+            case.expect(gone or short or ready in ([sock], FAILED), f"ready: {ready}")
+            case.expect(not one._endpoint.waiters.watches, "it watches still")
 
 
 # -- the beginning and the end ----------------------------------------------------------------
@@ -923,6 +1105,10 @@ SCENARIOS = {
     "messages outside the ring": (outside, _WHOLE),
     "loans of slots": (loans("slots"), ()),
     "loans of messages": (loans("messages"), ()),
+    "members of a set": (members, _WHOLE),
+    "a set that sleeps": (sleeping_set, ()),
+    "clients of a set": (clients_of_a_set, ()),
+    "waiting for many": (waiting_for_many, ()),
     "an orderly end": (orderly_end, _WHOLE),
     "finishing": (finishing, (*_WHOLE, "shutdown")),  # it is connected, so that cannot be
     "a sudden end": (sudden_end, _WHOLE),
@@ -944,6 +1130,9 @@ LIMITED = (
     "addresses",
     "attachments",
     "messages outside the ring",
+    "members of a set",
+    "clients of a set",
+    "waiting for many",
     "descriptors",
     "memory files",
     "regions",
@@ -960,4 +1149,5 @@ NEEDY = (
     "messages outside the ring",
     "loans of slots",
     "loans of messages",
+    "members of a set",
 )

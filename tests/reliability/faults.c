@@ -15,6 +15,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <sys/epoll.h>
+#include <sys/eventfd.h>
 #include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -27,8 +28,8 @@
 enum { SHORT = -1 };
 
 #define FUNCTIONS(F)                                                                              \
-    F(accept4) F(bind) F(close) F(connect) F(epoll_create1) F(epoll_ctl) F(epoll_wait) F(fcntl)   \
-    F(flock) F(fstat) F(ftruncate) F(getsockopt) F(ioctl) F(listen) F(lstat) F(madvise)           \
+    F(accept4) F(bind) F(close) F(connect) F(epoll_create1) F(epoll_ctl) F(epoll_wait) F(eventfd) \
+    F(fcntl) F(flock) F(fstat) F(ftruncate) F(getsockopt) F(ioctl) F(listen) F(lstat) F(madvise)           \
     F(memfd_create) F(mkdir) F(mmap) F(open) F(pipe2) F(poll) F(posix_fallocate)                  \
     F(pthread_create) F(readlink) F(recv) F(recvmsg) F(rename) F(send) F(sendmsg) F(setsockopt)   \
     F(shutdown) F(socket) F(socketpair) F(stat) F(unlink)
@@ -114,6 +115,7 @@ WRAP(connect, 0, (int fd, const struct sockaddr *at, socklen_t n), (fd, at, n))
 WRAP(epoll_create1, 0, (int flags), (flags))
 WRAP(epoll_ctl, op, (int fd, int op, int of, struct epoll_event *event), (fd, op, of, event))
 WRAP(epoll_wait, 0, (int fd, struct epoll_event *into, int n, int wait), (fd, into, n, wait))
+WRAP(eventfd, 0, (unsigned start, int flags), (start, flags))
 WRAP(flock, 0, (int fd, int how_), (fd, how_))
 WRAP_AS(int, fstat, fstat, 0, (int fd, struct stat *into), (fd, into))
 WRAP_AS(int, fstat64, fstat, 0, (int fd, struct stat64 *into), (fd, into))

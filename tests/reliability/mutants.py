@@ -41,8 +41,8 @@ MUTANTS = [
     Mutant(
         "a set sleeps though a record came while it was armed",
         "memenpsf/_gathering.py",
-        "        if self._line:  # something has come since",
-        "        if False:  # something has come since",
+        "                if self._line:  # something has come",
+        "                if False:  # something has come",
         "memenpsf/test_receiver_set.py::test_what_comes_between_the_look_and_the_sleep_is_found",
     ),
     Mutant(
@@ -146,9 +146,44 @@ MUTANTS = [
     Mutant(
         "who was told alone leaves the others asleep",
         "memenpsf/_gathering.py",
-        "                    self.waking.ring()\n            return self.turn",
-        "                    pass\n            return self.turn",
+        "                self._wake_another()\n            return self.turn",
+        "            return self.turn",
         "memenpsf/test_receiver_set.py::test_who_takes_one_of_many_wakes_another",
+    ),
+    Mutant(
+        "an end is told by each thread that finds it",
+        "memenpsf/_gathering.py",
+        "                if member.end is not None and member.end is not event:",
+        "                if False:",
+        "memenpsf/test_receiver_set.py::test_an_end_that_two_threads_find_at_once_is_returned_once",
+    ),
+    Mutant(
+        "who takes a batch leaves the others asleep",
+        "memenpsf/_gathering.py",
+        "            self.turn = Turn(None)\n            self._wake_another()\n",
+        "            self.turn = Turn(None)\n",
+        "memenpsf/test_receiver_set.py::test_who_takes_a_batch_wakes_another",
+    ),
+    Mutant(
+        "who is about to sleep on a set is not woken",
+        "memenpsf/_gathering.py",
+        "                self._waiting.add(this)\n",
+        "",
+        "memenpsf/test_receiver_set.py::test_nobody_sleeps_who_was_about_to_as_another_left_records",
+    ),
+    Mutant(
+        "a member that cannot be armed is tried all the time",
+        "memenpsf/_gathering.py",
+        "            self._due[member] = monotonic() + REST\n            return True\n",
+        "            asleep = False\n",
+        "memenpsf/test_receiver_set.py::test_without_descriptors_a_listener_rests",
+    ),
+    Mutant(
+        "a peer that rings for nothing hides its death",
+        "memenpsf/_gathering.py",
+        "        if interests:  # there are none",
+        "        if True:  # there are none",
+        "memenpsf/test_receiver_set.py::test_a_death_is_polled_for_also_after_backing_off",
     ),
     Mutant(
         "a set takes the clients that a task accepts",
