@@ -195,8 +195,12 @@ class Gathering(Owner):
             self._check_open()
             if id(given) in self.members:
                 raise ValueError(f"{given!r} is in this set already")
-            self.members[id(given)] = member
-            member.wake()
+            persist(self._enter, member)
+
+    def _enter(self, member: Member) -> None:
+        """Make it one of the members; repeatable."""
+        self.members[id(member.given)] = member
+        member.wake()
 
     def remove(self, given: Any) -> None:
         """Remove a member; raise KeyError if it is none."""
@@ -211,16 +215,18 @@ class Gathering(Owner):
         member.left = True
         if self.turn.member is member:
             self.turn.end()
-        self.members.pop(id(member.given), None)
         self._due.pop(member, None)
-        if self._is_forked():
-            return  # the epoll is the parent's, too
+        if not self._is_forked():  # the epoll is the parent's, too
+            self._unregister(member)
+        self.members.pop(id(member.given), None)  # last, as close() finds them there
+
+    def _unregister(self, member: Member) -> None:
         member.source.leave()
         for fd in tuple(member.fds):
             if self._by_fd.get(fd) is member:
-                del self._by_fd[fd]
                 with contextlib.suppress(OSError, ValueError):  # one of them is closed already
                     self._epoll.unregister(fd)
+                del self._by_fd[fd]
         if member.nested is not None:
             member.nested.close()
 
@@ -262,6 +268,20 @@ class Gathering(Owner):
             if not self._advance(turn) or halfway:
                 return None
 
+    def _advance(self, turn: Turn) -> bool:
+        """Begin the next turn; False if all sleep."""
+        try:
+            return self._begin_turn(turn)
+        except BaseException:
+            persist(self._wake_all)
+            raise
+
+    def _wake_all(self) -> None:
+        """Wake those who wait: who leaves by an exception may have taken the news of the epoll."""
+        with self._mutex:
+            if self._waiting:
+                self.waking.ring()
+
     def attempt_many(self, limit: int) -> list[tuple[Any, Any]]:
         """Take up to `limit` records of each member that is ready.
 
@@ -281,6 +301,7 @@ class Gathering(Owner):
                         break
         except BaseException:
             persist(self._give_back, batches)
+            persist(self._wake_all)
             raise
         return batches
 
@@ -341,7 +362,7 @@ class Gathering(Owner):
 
     # -- turns -----------------------------------------------------------------------------------
 
-    def _advance(self, turn: Turn) -> bool:
+    def _begin_turn(self, turn: Turn) -> bool:
         """End this turn, if nobody else has done so, and begin the next; False if all sleep."""
         with self._mutex:
             self._check_open()
@@ -501,9 +522,10 @@ class Gathering(Owner):
             self._mutex = RLock()  # a thread of the parent may hold the other
         with self._mutex:
             for member in tuple(self.members.values()):
-                self._drop(member)
+                member.left = True
                 if member.own:
                     leave(member.given, error)
+                self._drop(member)
             if self._is_forked() or not self._waiting:
                 self._release()
             else:

@@ -210,7 +210,9 @@ _WAYS: dict[int, tuple[Callable[..., object], Callable[..., object]]] = {
 
 
 def _wake(woken: asyncio.Future[bool], came: bool) -> None:
-    if not woken.done():
+    with contextlib.suppress(
+        asyncio.InvalidStateError
+    ):  # woken or cancelled; by Ctrl-C at any time
         woken.set_result(came)
 
 

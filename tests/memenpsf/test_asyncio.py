@@ -243,6 +243,33 @@ def test_a_sender_without_space_does_not_take_the_doorbell_of_a_reader(run):
 
 
 @pytest.mark.deadline(10)
+def test_ctrl_c_as_one_sleeper_is_woken_leaves_the_others_of_this_turn_awake(run, monkeypatch):
+    """The hub hears of each of them once, and asyncio.Runner cancels in the signal handler."""
+    sleeping = []
+
+    class Struck(asyncio.Future):
+        def done(self):  # with Ctrl-C behind it
+            was = super().done()
+            if not was and sleeping:
+                self.cancel()
+            return was
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        async with Pair() as (one, to_one), Pair() as (two, to_two):
+            monkeypatch.setattr(loop, "create_future", lambda: Struck(loop=loop))
+            tasks = [asyncio.create_task(each.recv()) for each in (one, two)]
+            await asyncio.sleep(0)
+            monkeypatch.undo()
+            sleeping[:] = tasks
+            to_one.xmit_nowait((1,))
+            to_two.xmit_nowait((2,))
+            got = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 5)
+            assert got == [(1,), (2,)]
+
+    run(main())
+
+
 def test_closing_wakes_all_who_wait(run):
     async def main():
         async with Pair(capacity=1) as (one, _):

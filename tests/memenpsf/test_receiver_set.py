@@ -454,6 +454,66 @@ def test_an_exception_at_any_place_neither_loses_nor_doubles(verb, held):
     assert at_every_place(prepare, call, interrupt, check) > 5
 
 
+@pytest.mark.parametrize("verb", ["recv", "recv_vectored"])
+def test_who_leaves_by_an_exception_wakes_another(verb):
+    made = []
+
+    def prepare():
+        made[:] = [memenpsf.pair("<Q", capacity=8) for _ in range(2)]
+        made.append(ReceiverSet(here for here, _ in made))
+        assert made[2].recv(timeout=0) is None
+        made.append(made[2]._gathering.round(math.inf))
+        made.append(next(made[3]).interests)
+        for _, there in made[:2]:
+            there.xmit((1,))
+
+    def check(result):
+        *pairs, readers, waiting, interests = made
+        assert polled(interests) or (verb == "recv_vectored" and len(result) == 2)
+        waiting.close()
+        readers.close()
+        for pair in pairs:
+            for side in pair:
+                side.close()
+
+    call = lambda: getattr(made[2], verb)(timeout=0)  # noqa: E731
+    assert at_every_place(prepare, call, interrupt, check) > 10
+
+
+@pytest.mark.parametrize("verb", ["add", "remove", "close"])
+def test_an_exception_at_any_place_leaves_it_done_or_undone(verb):
+    made = []
+
+    def prepare():
+        made[:] = [memenpsf.pair("<Q", capacity=8) for _ in range(2)]
+        made.append(ReceiverSet(here for here, _ in made))
+        assert made[2].recv(timeout=0) is None
+        if verb == "add":
+            made[2].remove(made[0][0])
+        made[0][1].xmit((1,))
+
+    def call():
+        readers, here = made[2], made[0][0]
+        readers.close() if verb == "close" else getattr(readers, verb)(here)
+
+    def check(_):
+        (here, there), (other, to_other), readers = made
+        if not readers.closed:
+            if here in readers:
+                assert readers.recv(timeout=0) == (here, (1,))
+                readers.remove(here)
+            assert not here._endpoint.waiters.watches
+            to_other.xmit((2,))
+            assert readers.recv() == (other, (2,))
+            readers.close()
+        for side in (here, other):
+            assert not side._endpoint.waiters.watches
+        for side in (here, there, other, to_other):
+            side.close()
+
+    assert at_every_place(prepare, call, interrupt, check) > 10
+
+
 def test_an_exception_at_any_place_of_a_wait_leaves_nothing_behind():
     made = []
 

@@ -519,13 +519,14 @@ def clients_of_a_set(case):
             with contextlib.suppress(ipcqueue.QueueError, OSError):
                 with memenpsf.connect(address, 8, timeout=PATIENCE) as interface:
                     interface.xmit(b"the same")
-                    return b"served"
+                    return interface.recv(PATIENCE)
         return b""
 
     with memenpsf.listen(address, 8) as listener, memenpsf.ReceiverSet() as readers:
         gathered, began = Gathered(case), time.monotonic()
         if case.do(readers.add, listener, clients=True) is FAILED and listener not in readers:
             readers.add(listener, clients=True)
+        answered = set()
         for _ in range(2):
             thread = case.beside(client)
             for attempts in itertools.count():
@@ -533,9 +534,13 @@ def clients_of_a_set(case):
                     gathered.take(readers.recv, timeout=0.02)
                 elif (got := readers.recv(timeout=0.02)) is not None:
                     gathered.note([got])
+                for source in gathered.of.keys() - answered:
+                    answered.add(source)
+                    with contextlib.suppress(ipcqueue.QueueError):  # it has seen an end
+                        source.xmit(b"answered")
                 if not thread.is_alive() or time.monotonic() > began + 2 * PATIENCE:
                     break
-            case.expect(thread.result_of() == b"served", f"the client: {thread.result!r}")
+            case.expect(thread.result_of() == b"answered", f"the client: {thread.result!r}")
         gathered.drain(readers, 4)
         case.told += ["logged"] * listener.refused
         served = [each for each in gathered.of.values() if each == [b"the same", "end"]]
