@@ -210,9 +210,8 @@ _WAYS: dict[int, tuple[Callable[..., object], Callable[..., object]]] = {
 
 
 def _wake(woken: asyncio.Future[bool], came: bool) -> None:
-    with contextlib.suppress(
-        asyncio.InvalidStateError
-    ):  # woken or cancelled; by Ctrl-C at any time
+    # Woken or cancelled already; a Ctrl-C cancels at any place here.
+    with contextlib.suppress(asyncio.InvalidStateError):
         woken.set_result(came)
 
 

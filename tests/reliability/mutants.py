@@ -69,8 +69,8 @@ MUTANTS = [
     Mutant(
         "an end stays in the set",
         "memenpsf/_gathering.py",
-        "        if ended:\n            with self._mutex:\n                self._drop(member)\n",
-        "        if ended:\n",
+        "            if ended:\n                self._drop(member)\n",
+        "",
         "conformance/test_receiver_sets.py::test_an_end_is_returned_behind_what_came_before_and_ends_nobody_else",
     ),
     Mutant(
@@ -90,8 +90,8 @@ MUTANTS = [
     Mutant(
         "a removed member gives what is left of its turn",
         "memenpsf/_gathering.py",
-        "        if self.turn.member is member:\n            self.turn.end()\n        self.members",
-        "        self.members",
+        "        if self.turn.member is member:\n            self.turn.end()\n        self._due",
+        "        self._due",
         "conformance/test_receiver_sets.py::test_a_member_that_is_removed_in_its_turn_gives_no_more",
     ),
     Mutant(
@@ -125,7 +125,7 @@ MUTANTS = [
     Mutant(
         "clients that joined are left open",
         "memenpsf/_gathering.py",
-        "            if member.own:\n                member.given.close()\n",
+        "        if ended and member.own:\n            member.given.close()\n",
         "",
         "conformance/test_receiver_sets.py::test_clients_join_by_themselves_and_are_closed_at_their_end",
     ),
