@@ -481,18 +481,23 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def raise_limit(needed: int) -> None:
+    """Allow this process as many descriptors as may be; raise SystemExit if these are too few."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    if most < needed:
+        raise SystemExit(
+            f"so many clients need {needed} descriptors in a process, and only {most} are allowed "
+            "here (ulimit -Hn)"
+        )
+
+
 def main() -> None:
     """Measure, and print a table; or be one of the other processes."""
     options = arguments()
     if options.parent:
         die_with_parent(int(options.parent))
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    if most < (needed := PER_CLIENT * options.clients + 100):
-        raise SystemExit(
-            f"{options.clients} clients need {needed} descriptors in a process, and only {most} are "
-            "allowed here (ulimit -Hn)"
-        )
+    raise_limit(PER_CLIENT * options.clients + 100)
     if options.serve:
         return run_server(options.serve, options.address)
     kinds = {"ours": Ours, "sockets": Sockets}
