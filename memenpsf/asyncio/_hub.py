@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import select
 import threading
+import weakref
 from typing import TYPE_CHECKING
 
 from ipcqueue.lowlevel import Owner
@@ -39,9 +40,11 @@ class Hub(Owner):
     @classmethod
     def entered(cls, loop: asyncio.AbstractEventLoop) -> Hub:
         """Return the hub of a loop, for one more user, who leaves it; raise OSError."""
-        hub = _hubs.get(loop)
+        known = _hubs.get(loop)
+        hub = None if known is None else known()
         if hub is None:
-            hub = _hubs[loop] = cls(loop)
+            hub = cls(loop)
+            _hubs[loop] = weakref.ref(hub)
         hub._users += 1
         return hub
 
@@ -84,4 +87,6 @@ class Hub(Owner):
                 wake()
 
 
-_hubs: dict[asyncio.AbstractEventLoop, Hub] = {}
+# Weak: a hub refers to the tasks that sleep, and to their loop, which may have been closed by now.
+_hubs: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, weakref.ref[Hub]]
+_hubs = weakref.WeakKeyDictionary()

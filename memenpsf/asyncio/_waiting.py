@@ -121,7 +121,8 @@ class Waiting(waiting.Waiting):
         """Wake all who sleep: what they wait for is about to be closed."""
         for woken in tuple(self._sleepers):
             self._forget(woken)
-            _wake(woken, False)
+            if not woken.get_loop().is_closed():  # else nobody sleeps any more, and it would raise
+                _wake(woken, False)
         hub, self._hub = self._hub, None
         if hub is not None:
             hub.leave()

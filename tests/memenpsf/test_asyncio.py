@@ -419,6 +419,57 @@ def test_a_loop_that_ends_with_a_task_that_waits_leaves_nothing(program):
     assert (child.communicate()[0], child.returncode) == ("closed {}\n", 0)
 
 
+BROKEN_OFF = """
+import asyncio, gc, memenpsf.asyncio, os, socket, sys, warnings
+from memenpsf.asyncio import _hub
+async def main():
+    one, other = (memenpsf.asyncio.Interface(s, '<Q') for s in socket.socketpair())
+    await asyncio.gather(one.do_handshake(), other.do_handshake())
+    readers = memenpsf.asyncio.ReceiverSet([one])
+    tasks = [asyncio.create_task(each.recv()) for each in (other, readers)]
+    await asyncio.sleep(0.001)
+    return other, readers, one, tasks
+def broken_off():
+    loop.set_exception_handler(lambda *_: None)  # for tasks that are never done
+    made = loop.run_until_complete(main())
+    loop.close()
+    return made
+def opened():
+    gc.collect()
+    return sorted(os.listdir('/proc/self/fd'))
+"""
+
+
+@pytest.fixture(params=LOOPS)
+def end_of_loop(request, program):
+    """Run a program that has broken_off(): tasks wait for what it returns, in a closed loop."""
+    make = "asyncio.new_event_loop()"
+    if request.param == "uvloop":
+        make = "__import__('uvloop').new_event_loop()"
+    return lambda text: program(f"{BROKEN_OFF}\nloop = {make}\n{text}")
+
+
+def test_what_a_task_of_a_closed_loop_waits_for_can_be_closed(end_of_loop):
+    child = end_of_loop(
+        "*ends, tasks = broken_off()\n"
+        "for each in ends: each.close()\n"
+        "print([repr(each).rpartition('>')[0].split(': ')[1][:6] for each in ends])\n"
+    )
+    assert child.communicate()[0] == "['closed', 'closed', 'closed']\n"
+
+
+def test_a_closed_loop_keeps_nothing_that_its_tasks_waited_for(end_of_loop):
+    child = end_of_loop(
+        "warnings.simplefilter('ignore')\n"
+        "gc.disable()\n"
+        "before = opened()\n"
+        "broken_off()\n"
+        "del loop\n"
+        "print(len(opened()) <= len(before), len(_hub._hubs))\n"
+    )
+    assert child.communicate()[0] == "True 0\n"
+
+
 def test_importing_the_package_imports_no_loop(program):
     child = program("import memenpsf, sys; print('asyncio' in sys.modules)")
     assert child.communicate()[0] == "False\n"

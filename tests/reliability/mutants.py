@@ -186,6 +186,20 @@ MUTANTS = [
         "memenpsf/test_asyncio.py::test_ctrl_c_as_one_sleeper_is_woken_leaves_the_others_of_this_turn_awake",
     ),
     Mutant(
+        "a hub outlives its closed loop",
+        "memenpsf/asyncio/_hub.py",
+        "            _hubs[loop] = weakref.ref(hub)\n",
+        "            _hubs[loop] = weakref.ref(hub)\n            globals()[id(loop)] = hub\n",
+        "memenpsf/test_asyncio.py::test_a_closed_loop_keeps_nothing_that_its_tasks_waited_for",
+    ),
+    Mutant(
+        "what waits in a closed loop cannot be closed",
+        "memenpsf/asyncio/_waiting.py",
+        "            if not woken.get_loop().is_closed():",
+        "            if True:",
+        "memenpsf/test_asyncio.py::test_what_a_task_of_a_closed_loop_waits_for_can_be_closed",
+    ),
+    Mutant(
         "who takes a batch leaves the others asleep",
         "memenpsf/_gathering.py",
         "            self.turn = Turn(None)\n            self._wake_another()\n",
