@@ -1,6 +1,6 @@
 """Gathering: many connections and listeners, and which of them has something; it never waits.
 
-A member is either queued in `_line`, because it may have something, or it is armed and registered
+A Member is either queued in `_line`, because it may have something, or it is armed and registered
 in one epoll.  A member that has nothing costs nothing until it is woken: by its descriptors, or by
 a thread that reads its socket for another purpose (a Watch).
 
@@ -21,14 +21,11 @@ import os
 import select
 from collections import deque
 from functools import partial
-from itertools import repeat
-from operator import length_hint
 from typing import TYPE_CHECKING, Any
 
 from ipcqueue import Closed, DecodeFailed, ForkedUse
 from ipcqueue.lowlevel import (
     NOW,
-    Event,
     EventFd,
     Owner,
     RLock,
@@ -40,18 +37,17 @@ from ipcqueue.lowlevel import (
     tag_error,
 )
 
+from ._members import Member, Turn
 from ._pending import CAUSED_BY_ONE
-from ._sources import ConnectionSource, ListenerSource, source_of
+from ._sources import ConnectionSource, ListenerSource, no_member, source_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator
+    from collections.abc import Callable, Generator
 
     from ipcqueue.lowlevel import Seconds
 
     from ._sources import Source
 
-# Records of one member in a row, while others are ready.
-QUANTUM = 16
 # Records of one member in recv_vectored() without a limit.
 BATCH = 1024
 # Seconds after which armed members are looked at even if nothing woke them.  It should never find
@@ -61,87 +57,8 @@ RESCUE = 1.0
 REST = 0.05
 
 
-class Member(Owner):
-    """One connection or listener of a Gathering."""
-
-    def __init__(self, gathering: Gathering, given: Any, *, adopts: bool, own: bool) -> None:
-        self.gathering = gathering
-        self.given = given
-        self.adopts = adopts  # a listener's clients become members
-        self.own = own  # to be closed by the set
-        self.queued = False
-        self.left = False
-        self.promising = True  # look() has found something: an attempt pays that takes long in vain
-        self.fds: set[int] = set()  # registered, or about to be
-        self.registered = False  # all of them
-        self.end: tuple[Any, Any] | None = None  # the event by which it has ended
-        self.nested: select.epoll | None = None  # a listener's: its descriptors change all the time
-        self.source = source = gathering.source_of(given, self.wake)
-        if isinstance(source, ConnectionSource):
-            self.ready: Iterable[Any] = source.endpoint.ready
-            self.take = source.endpoint.try_pop
-        else:
-            self.ready, self.take = (), self._accept
-
-    def is_halfway(self) -> bool:
-        """Whether the last attempt has copied a piece of a large message, and others may run."""
-        source = self.source
-        return isinstance(source, ConnectionSource) and source.endpoint.unfinished(Event.RECORDS)
-
-    def wake(self) -> None:
-        """Have it looked at soon; from any thread."""
-        if self.queued:
-            return
-        self.gathering.woken.append(self)
-        self.gathering.waking.ring()
-
-    def take_many(self, limit: int) -> Any:
-        """Take up to `limit` records; None if there are none."""
-        if isinstance(self.source, ConnectionSource):
-            endpoint = self.source.endpoint
-            if not self.promising:
-                return endpoint.receiving().pop_ready(limit, bounded=True)
-            return endpoint.try_pop_many(limit, bounded=True)
-        client = self._accept() if self.promising else None
-        return None if client is None else [client]
-
-    def _accept(self) -> Any:
-        client = self.given._take_client()  # noqa: SLF001 (one package)
-        if self.adopts and client is not None:
-            try:
-                self.gathering.add(client, own=True)
-            except BaseException:
-                client.close()
-                raise
-        return client
-
-
-class Turn:
-    """The turn of a member: QUANTUM records at most."""
-
-    __slots__ = ("member", "quantum", "taken")
-
-    def __init__(self, member: Member | None) -> None:
-        self.member = member
-        self.quantum: Iterator[Any] = repeat(None if member is None else member.given, QUANTUM)
-        # Each step takes what is ready, and nothing in Python stands between that and the caller.
-        self.taken = zip(self.quantum, () if member is None else member.ready, strict=False)
-
-    @property
-    def left(self) -> int:
-        """How many attempts are left."""
-        return length_hint(self.quantum)
-
-    def end(self) -> None:
-        """Have nothing more taken."""
-        deque(self.quantum, maxlen=0)
-
-
 class Gathering(Owner):
-    """The members of a set.  Threads: everything here may be called from any.
-
-    A door for tasks has a subclass, in which they share one thread.
-    """
+    """The members of a set.  Everything may be called from any thread; tasks have a subclass."""
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         """Make an empty set; `clock` is that of deadlines."""
@@ -149,7 +66,7 @@ class Gathering(Owner):
         self.closed = False
         self.members: dict[int, Member] = {}  # by id(given)
         self.turn = Turn(None)
-        self.woken: deque[Member] = deque()
+        self._woken: deque[Member] = deque()
         self.waking = EventFd()
         self._line: deque[Member] = deque()
         self._out: deque[tuple[Any, Any]] = deque()  # what is to be returned first
@@ -188,7 +105,8 @@ class Gathering(Owner):
     def add(self, given: Any, *, adopts: bool = False, own: bool = False) -> None:
         """Add a connection or a listener."""
         self._check_open()
-        member = Member(self, given, adopts=adopts, own=own)
+        join = partial(self.add, own=True) if adopts else None
+        member = Member(given, self.source_of, self._wake, join=join, own=own)
         if adopts and not isinstance(member.source, ListenerSource):
             raise TypeError(f"clients=True is for listeners, not for {given!r}")
         with self._mutex:
@@ -201,6 +119,11 @@ class Gathering(Owner):
         """Make it one of the members; repeatable."""
         self.members[id(member.given)] = member
         member.wake()
+
+    def _wake(self, member: Member) -> None:
+        """Have a member looked at soon; from any thread."""
+        self._woken.append(member)
+        self.waking.ring()
 
     def remove(self, given: Any) -> None:
         """Remove a member; raise KeyError if it is none."""
@@ -221,14 +144,12 @@ class Gathering(Owner):
         self.members.pop(id(member.given), None)  # last, as close() finds them there
 
     def _unregister(self, member: Member) -> None:
-        member.source.leave()
         for fd in tuple(member.fds):
             if self._by_fd.get(fd) is member:
                 with contextlib.suppress(OSError, ValueError):  # one of them is closed already
                     self._epoll.unregister(fd)
                 del self._by_fd[fd]
-        if member.nested is not None:
-            member.nested.close()
+        member.leave()
 
     def _check_open(self) -> None:
         if self._is_forked():
@@ -419,14 +340,7 @@ class Gathering(Owner):
 
     def _register(self, member: Member) -> None:
         """Have the epoll tell once when something comes for a member."""
-        interests = member.source.interests(again=member.registered)
-        if isinstance(member.source, ListenerSource):
-            before, member.nested = member.nested, select.epoll()
-            for fd, events in interests:
-                member.nested.register(fd, events)
-            interests = [(member.nested.fileno(), select.EPOLLIN)]
-            if before is not None:
-                before.close()
+        interests = member.interests()
         for fd, events in interests:
             self._by_fd[fd] = member
             member.fds.add(fd)
@@ -448,9 +362,9 @@ class Gathering(Owner):
                 elif (member := self._by_fd.get(fd)) is not None:
                     self._queue(member)
             del self._polled[0]
-        while self.woken:
-            self._queue(self.woken[0])
-            del self.woken[0]
+        while self._woken:
+            self._queue(self._woken[0])
+            del self._woken[0]
         self._look_at_the_clock()
 
     def _look_at_the_clock(self) -> None:
@@ -534,8 +448,3 @@ class Gathering(Owner):
     def _release(self) -> None:
         self._epoll.close()
         self.waking.close()
-
-
-def no_member(given: object, members: str) -> TypeError:
-    """Return the error for an object that cannot be a member of a set, which has `members`."""
-    return TypeError(f"a ReceiverSet has {members}, not {given!r}: for others use memenpsf.wait()")

@@ -183,3 +183,8 @@ def leave_all(sources: Sequence[Source]) -> None:
     """Undo what look() of each has done; repeatable, for persist()."""
     for source in tuple(sources):
         source.leave()
+
+
+def no_member(given: object, members: str) -> TypeError:
+    """Return the error for an object that cannot be a member of a set, which has `members`."""
+    return TypeError(f"a ReceiverSet has {members}, not {given!r}: for others use memenpsf.wait()")

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ipcqueue import Closed
 from ipcqueue.lowlevel import persist
 
-from .._gathering import Gathering, no_member
+from .._gathering import Gathering
 from .._membership import AnyReceiverSet, checked_limit
-from .._sources import ConnectionSource, ListenerSource
+from .._sources import ConnectionSource, ListenerSource, no_member
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

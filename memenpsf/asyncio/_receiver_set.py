@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .._gathering import QUANTUM
+from .._members import QUANTUM
 from .._tasks.receiver_set import TaskReceiverSet
 from ._listener import Listener
 from ._waiting import TURN, Waiting

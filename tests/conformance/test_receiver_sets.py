@@ -9,7 +9,7 @@ import pytest
 
 import memenpsf
 from memenpsf import _gathering
-from memenpsf._gathering import QUANTUM
+from memenpsf._members import QUANTUM
 from tests.kit.doors import scenario
 
 

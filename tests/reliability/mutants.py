@@ -54,7 +54,7 @@ MUTANTS = [
     ),
     Mutant(
         "a turn has no end",
-        "memenpsf/_gathering.py",
+        "memenpsf/_members.py",
         "        self.quantum: Iterator[Any] = repeat(None if member is None else member.given, QUANTUM)",
         "        self.quantum: Iterator[Any] = repeat(None if member is None else member.given)",
         "conformance/test_receiver_sets.py::test_a_flood_does_not_starve_a_trickle",
@@ -62,7 +62,7 @@ MUTANTS = [
     Mutant(
         "a set is not woken by who reads for it",
         "memenpsf/_gathering.py",
-        "        self.gathering.woken.append(self)\n",
+        "        self._woken.append(member)\n",
         "        return\n",
         "conformance/test_receiver_sets.py::test_what_somebody_else_reads_wakes_it_as_well",
     ),
