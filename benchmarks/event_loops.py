@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib.util
 import itertools
 import os
 import socket
@@ -116,7 +117,7 @@ class Raw:
         self.sock.close()
 
 
-class Pipes:
+class Pipes(Streams):
     """A pipe for each direction, by loop.connect_read_pipe() and connect_write_pipe()."""
 
     name = "pipes"
@@ -137,18 +138,9 @@ class Pipes:
         )
         self.writer = asyncio.StreamWriter(transport, writes, None, loop)
 
-    async def send(self, data: bytes) -> None:
-        """Send a record."""
-        self.writer.write(data)
-        await self.writer.drain()
-
-    async def receive(self) -> bytes:
-        """Receive a record."""
-        return await self.reader.readexactly(self.size)
-
     async def close(self) -> None:
         """End it."""
-        self.writer.close()
+        await super().close()
         self._reads.close()
 
 
@@ -207,7 +199,9 @@ class Queue:
         """Do nothing."""
 
 
-KINDS: dict[str, Callable[[], Any]] = {kind.name: kind for kind in (Ours, Streams, Raw, Pipes, Zmq)}
+KINDS: dict[str, Callable[[], Any]] = {kind.name: kind for kind in (Ours, Streams, Raw, Pipes)}
+if importlib.util.find_spec("zmq"):
+    KINDS[Zmq.name] = Zmq
 
 
 async def pair(name: str, size: int) -> tuple[Any, Any]:

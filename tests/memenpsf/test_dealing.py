@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import itertools
 import multiprocessing
 import os
@@ -12,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-from multiprocessing import forkserver, resource_tracker
 from typing import NamedTuple
 
 import numpy as np
@@ -20,9 +18,9 @@ import pytest
 
 import memenpsf
 from memenpsf import _dealing
+from tests.kit import children
 
-METHODS = ["spawn", "forkserver", "fork"]
-methods = pytest.mark.parametrize("method", METHODS)
+methods = pytest.mark.parametrize("method", children.METHODS)
 
 
 class Pair(NamedTuple):
@@ -30,18 +28,8 @@ class Pair(NamedTuple):
     word: int
 
 
-@pytest.fixture(autouse=True)
-def _helpers_of_multiprocessing_end():
-    """Its fork server and its tracker of resources stay for the next child; not here."""
-    yield
-    forkserver._forkserver._stop()
-    with contextlib.suppress(ChildProcessError):
-        resource_tracker._resource_tracker._stop()
-
-
-def dies_with_parent():
-    """Of a forkserver the parent is the server, which ends with its parent."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+dies_with_parent = children.dies_with_parent
+helpers_of_multiprocessing_end = children.helpers_of_multiprocessing_end
 
 
 def works(end, work, *arguments):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import multiprocessing
 import multiprocessing.pool
@@ -15,7 +14,7 @@ import socket
 import struct
 import subprocess
 import sys
-from multiprocessing import forkserver, reduction, resource_tracker
+from multiprocessing import reduction
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,9 +23,9 @@ import trio
 
 import memenpsf
 import memenpsf.trio
+from tests.kit import children
 
-METHODS = ["spawn", "forkserver", "fork"]
-methods = pytest.mark.parametrize("method", METHODS)
+methods = pytest.mark.parametrize("method", children.METHODS)
 
 
 class Tick(NamedTuple):
@@ -34,18 +33,8 @@ class Tick(NamedTuple):
     price: float
 
 
-@pytest.fixture(autouse=True)
-def _helpers_of_multiprocessing_end():
-    """Its fork server and its tracker of resources stay for the next child; not here."""
-    yield
-    forkserver._forkserver._stop()
-    with contextlib.suppress(ChildProcessError):
-        resource_tracker._resource_tracker._stop()
-
-
-def dies_with_parent():
-    """Of a forkserver the parent is the server, which ends with its parent."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+dies_with_parent = children.dies_with_parent
+helpers_of_multiprocessing_end = children.helpers_of_multiprocessing_end
 
 
 def doubles(end):
