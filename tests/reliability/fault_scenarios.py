@@ -418,6 +418,11 @@ class Gathered:
         elif got is not FAILED and got is not None:
             self.note((source, record) for source, records in got for record in records)
 
+    async def take_async(self, call, *arguments, **named):
+        got = await self.case.do_async(call, *arguments, **named)
+        if got is not FAILED and got is not None:
+            self.note([got])
+
     def drain(self, readers, wanted):
         """Take what is left, with nothing wrong any more, until all that is wanted has come."""
         until = time.monotonic() + 2
@@ -1083,6 +1088,95 @@ async def trio_descriptors(case):
                         fd.close()
 
 
+# -- asyncio ----------------------------------------------------------------------------------
+
+
+def under_asyncio(body):
+    def scenario(case):
+        import asyncio
+
+        import memenpsf.asyncio
+
+        async def main():
+            # The peer is of another thread, in which nothing fails.
+            here, there = socket.socketpair()
+            peer = Beside(lambda: memenpsf.Interface(there, bytes))
+            async with memenpsf.asyncio.Interface(here, bytes) as one:
+                await one.do_handshake()
+                with peer.result_of() as other:
+                    await body(case, one, other)
+
+        asyncio.run(main())
+
+    return scenario
+
+
+async def tasks_that_sleep(case, one, other):
+    """A task that waits for records beside one that waits for messages; each is woken."""
+    import asyncio
+
+    for n in range(3):
+        record, message = b"%d" % n, bytes((128, n))
+        reading = asyncio.create_task(case.do_async(one.recv_ctrl_msg, PATIENCE))
+        waiting = asyncio.create_task(case.do_async(one.recv, PATIENCE))
+        await asyncio.sleep(0.001)
+        began = time.monotonic()
+        sending = Beside(lambda r=record, m=message: (other.xmit(r), other.send_ctrl_msg(m)))
+        got = await waiting
+        try:
+            if got is FAILED:
+                got = await one.recv(PATIENCE)
+            case.expect(got == record, f"received {got!r}")
+            if (got := await reading) is FAILED:
+                got = await one.recv_ctrl_msg(PATIENCE)
+            case.expect(got == message, f"received {got!r}")
+        except ipcqueue.QueueError as error:
+            case.expect(case.fault.is_one_of(fault_cases.GONE), f"and then {error!r}")
+            await reading
+            break
+        sending.result_of()
+        case.expect(time.monotonic() < began + PATIENCE / 2, "nobody woke it")
+
+
+async def set_of_tasks(case, one, other):
+    """Two tasks receive from a set, and both are woken."""
+    import asyncio
+
+    import memenpsf.asyncio
+
+    _gathering.RESCUE = 3600.0
+    gathered, sent = Gathered(case), []
+    readers = made(case, memenpsf.asyncio.ReceiverSet, [one])
+    for n in range(3):
+        receiving = [
+            asyncio.create_task(gathered.take_async(readers.recv, PATIENCE)) for _ in range(2)
+        ]
+        await asyncio.sleep(0.001)
+        began = time.monotonic()
+        batch = [b"%d" % n, b"%d again" % n]
+        sending = Beside(lambda batch=batch: other.xmit_many(batch))
+        sent += batch
+        while not all(each.done() for each in receiving) and len(gathered.of.get(one, ())) < len(
+            sent
+        ):
+            await asyncio.sleep(0.001)
+            if one not in readers or time.monotonic() > began + PATIENCE / 2:
+                case.expect(gathered.have_lost(), "nobody woke it")
+                break
+        for each in receiving:
+            each.cancel()
+        await asyncio.wait(receiving)
+        sending.result_of()
+        while one in readers and len(gathered.of.get(one, ())) < len(sent):
+            if (got := await readers.recv(timeout=1)) is None:
+                break
+            gathered.note([got])
+    if not gathered.have_lost():
+        case.expect(gathered.of == {one: sent}, f"sent {sent}, received {gathered.of}")
+    case.do(readers.close)
+    case.expect(readers.closed, "close() did not close")
+
+
 # What is Trio's own, and not to be failed: it ends with its loop.
 _OF_TRIO = ("epoll_create1", "epoll_ctl", "epoll_wait", "pthread_create")
 
@@ -1123,6 +1217,8 @@ SCENARIOS = {
     "regions": (regions, ()),
     "a registry": (registry, ()),
     "Trio": (under_trio(trio_connection), _OF_TRIO + _WHOLE),
+    "tasks that sleep": (under_asyncio(tasks_that_sleep), ("pthread_create",)),  # of the scenario
+    "a set of tasks": (under_asyncio(set_of_tasks), ("pthread_create",)),
     "descriptors under Trio": (under_trio(trio_descriptors), _OF_TRIO),
 }
 
