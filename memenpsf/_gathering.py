@@ -139,7 +139,7 @@ class Gathering(Owner):
         if self.turn.member is member:
             self.turn.end()
         self._due.pop(member, None)
-        if not self._is_forked():  # the epoll is the parent's, too
+        if not self.is_forked():  # the epoll is the parent's, too
             self._unregister(member)
         self.members.pop(id(member.given), None)  # last, as close() finds them there
 
@@ -152,12 +152,13 @@ class Gathering(Owner):
         member.leave()
 
     def _check_open(self) -> None:
-        if self._is_forked():
+        if self.is_forked():
             raise ForkedUse("this set belongs to the parent process; a child may only close it")
         if self.closed:
             raise Closed("this side has closed the set")
 
-    def _is_forked(self) -> bool:
+    def is_forked(self) -> bool:
+        """Whether this is a child of the process that made the set."""
         return os.getpid() != self._pid
 
     # -- taking ----------------------------------------------------------------------------------
@@ -248,7 +249,7 @@ class Gathering(Owner):
 
     def note(self, member: Member | None, error: Exception) -> None:
         """Note what is returned instead of a record, and whether the member leaves."""
-        if self._is_forked():
+        if self.is_forked():
             raise error
         if member is None or member.left:
             return
@@ -432,7 +433,7 @@ class Gathering(Owner):
         Members that have joined by themselves are closed, or aborted: see leave().
         """
         self.closed = True
-        if self._is_forked():
+        if self.is_forked():
             self._mutex = RLock()  # a thread of the parent may hold the other
         with self._mutex:
             for member in tuple(self.members.values()):
@@ -440,7 +441,7 @@ class Gathering(Owner):
                 if member.own:
                     leave(member.given, error)
                 self._drop(member)
-            if self._is_forked() or not self._waiting:
+            if self.is_forked() or not self._waiting:
                 self._release()
             else:
                 self.waking.ring()

@@ -81,7 +81,8 @@ class AnyReceiverSet(Owner):
         if gathering is None or gathering.closed or finalizing():
             return
         try:
-            warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
+            if not gathering.is_forked():
+                warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
         finally:
             gathering.close()
 

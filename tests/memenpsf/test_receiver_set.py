@@ -9,6 +9,7 @@ import os
 import select
 import socket
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -325,6 +326,18 @@ def test_a_forked_child_may_only_close_it(three, readers):
     assert os.waitpid(child, 0)[1] == 0
     there.xmit((1,))
     assert readers.recv() == (here, (1,))
+
+
+def test_a_forked_child_may_forget_it(readers):
+    child = os.fork()
+    if child == 0:
+        status = 1
+        with contextlib.suppress(BaseException), warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            readers.__del__()
+            status = 0 if readers.closed and not told else 2
+        os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_who_takes_one_of_many_wakes_another(connect):

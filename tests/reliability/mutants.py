@@ -200,6 +200,13 @@ MUTANTS = [
         "memenpsf/test_asyncio.py::test_what_a_task_of_a_closed_loop_waits_for_can_be_closed",
     ),
     Mutant(
+        "a forked child is warned of a set that its parent has",
+        "memenpsf/_membership.py",
+        "            if not gathering.is_forked():\n",
+        "            if True:\n",
+        "memenpsf/test_receiver_set.py::test_a_forked_child_may_forget_it",
+    ),
+    Mutant(
         "who takes a batch leaves the others asleep",
         "memenpsf/_gathering.py",
         "            self.turn = Turn(None)\n            self._wake_another()\n",
