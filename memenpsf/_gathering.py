@@ -341,16 +341,16 @@ class Gathering(Owner):
 
     def _register(self, member: Member) -> None:
         """Have the epoll tell once when something comes for a member."""
-        interests = member.interests()
-        for fd, events in interests:
+        for fd, events in member.interests():
+            if fd in member.armed:  # it has not told since
+                continue
             self._by_fd[fd] = member
             member.fds.add(fd)
             try:
                 self._epoll.modify(fd, events | select.EPOLLONESHOT)
             except FileNotFoundError:
                 self._epoll.register(fd, events | select.EPOLLONESHOT)
-        if interests:  # there are none for one that backs off
-            member.registered = True
+            member.armed.add(fd)
 
     def _collect(self) -> None:
         """Queue the members that were woken."""
@@ -361,6 +361,7 @@ class Gathering(Owner):
                 if fd == self.waking.fileno():
                     self.waking.silence()
                 elif (member := self._by_fd.get(fd)) is not None:
+                    member.armed.discard(fd)
                     self._queue(member)
             del self._polled[0]
         while self._woken:

@@ -41,7 +41,7 @@ class Member(Owner):
         self.left = False
         self.promising = True  # look() has found something: an attempt pays that takes long in vain
         self.fds: set[int] = set()  # registered, or about to be
-        self.registered = False  # all of them
+        self.armed: set[int] = set()  # of these, who has not told since
         self.end: tuple[Any, Any] | None = None  # the event by which it has ended
         self._nested: select.epoll | None = None  # of a listener, see interests()
         self.source = source = source_of(given, self.wake)
@@ -61,9 +61,10 @@ class Member(Owner):
 
         The descriptors of a listener change all the time, so they stand in an epoll of its own.
         """
-        interests = self.source.interests(again=self.registered)
+        interests = self.source.interests()
         if isinstance(self.source, ConnectionSource):
             return interests
+        self.armed.clear()
         before, self._nested = self._nested, select.epoll()
         for fd, events in interests:
             self._nested.register(fd, events)

@@ -39,11 +39,8 @@ class Source(Owner):
         """Return whether there is something to do; if not, have interests() tell when there is."""
         raise NotImplementedError
 
-    def interests(self, *, again: bool = False) -> Sequence[tuple[int, int]]:
-        """Return what to poll after look() has returned False, and for which events.
-
-        `again`: without what comes once only and was among them before.
-        """
+    def interests(self) -> Sequence[tuple[int, int]]:
+        """Return what to poll after look() has returned False, and for which events."""
         raise NotImplementedError
 
     def look_aside(self) -> bool:
@@ -82,15 +79,13 @@ class ConnectionSource(Source):
         self.endpoint.rescues += found
         return found
 
-    def interests(self, *, again: bool = False) -> Sequence[tuple[int, int]]:
+    def interests(self) -> Sequence[tuple[int, int]]:
         """Return the socket and the peer's pidfd; nothing while it backs off."""
         if self.due < math.inf:
             return ()
         endpoint = self.endpoint
         try:
-            sock = endpoint.fileno(), select.POLLIN
-            # Who has died stays so, and look() notices that by itself.
-            pidfd = None if again else endpoint.peer_pidfd()
+            sock, pidfd = (endpoint.fileno(), select.POLLIN), endpoint.peer_pidfd()
         except Closed:
             return ()  # it wakes those who watch it
         return (sock,) if pidfd is None else (sock, (pidfd, select.POLLIN))
@@ -134,7 +129,7 @@ class ListenerSource(Source):
             if not self._left:
                 self._wake_up()
 
-    def interests(self, *, again: bool = False) -> Sequence[tuple[int, int]]:  # noqa: ARG002
+    def interests(self) -> Sequence[tuple[int, int]]:
         """Return the sockets of the listener and of those clients that introduce themselves."""
         return [each for each in tuple(self._interests) if each[0] >= 0]
 
@@ -158,7 +153,7 @@ class DescriptorSource(Source):
         """Return whether it is readable, or has ended, or is closed by now."""
         return bool(self._poll.poll(0))
 
-    def interests(self, *, again: bool = False) -> Sequence[tuple[int, int]]:  # noqa: ARG002
+    def interests(self) -> Sequence[tuple[int, int]]:
         """Return the descriptor."""
         return self._interests
 

@@ -152,6 +152,28 @@ def test_a_death_is_returned():
         assert isinstance(error, memenpsf.PeerDied)
 
 
+@pytest.mark.deadline(10)
+def test_a_death_is_returned_though_others_hold_its_socket_and_its_last_bell_rang():
+    """Its exit and the bell are told at once, and reading the bell is no look at the exit."""
+    here, there = socket.socketpair()
+    go, went = os.pipe()
+    child = os.fork()
+    if child == 0:
+        here.close()
+        interface = memenpsf.Interface(there, "<Q")
+        os.read(go, 1)
+        interface.xmit((1,))
+        os._exit(0)
+    with memenpsf.Interface(here, "<Q") as one, ReceiverSet([one]) as readers, there:
+        assert readers.recv(timeout=0) is None
+        os.write(went, b"x")
+        os.waitpid(child, 0)
+        assert readers.recv() == (one, (1,))
+        assert isinstance(readers.recv()[1], memenpsf.PeerDied)
+    os.close(go)
+    os.close(went)
+
+
 def test_a_corrupt_peer_ends_itself_alone(three, readers):
     (here, there), (other, to_other), _ = three
     os.write(there._endpoint.fileno(), b"\x4d\x00")

@@ -228,11 +228,11 @@ MUTANTS = [
         "memenpsf/test_receiver_set.py::test_without_descriptors_a_listener_rests",
     ),
     Mutant(
-        "a peer that rings for nothing hides its death",
+        "what has told is not armed again",
         "memenpsf/_gathering.py",
-        "        if interests:  # there are none",
-        "        if True:  # there are none",
-        "memenpsf/test_receiver_set.py::test_a_death_is_polled_for_also_after_backing_off",
+        "                    member.armed.discard(fd)\n",
+        "",
+        "memenpsf/test_receiver_set.py::test_a_death_is_returned_though_others_hold_its_socket_and_its_last_bell_rang",
     ),
     Mutant(
         "a set takes the clients that a task accepts",
