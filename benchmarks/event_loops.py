@@ -8,7 +8,8 @@ microseconds for each record or round trip.
 
 - calls: one process; the records wait already (recv) or there is space (xmit).
 - one way: a task sends records to another task, one by one; `many` by recv_vectored.
-- round trip: a second process, on another processor, echoes.
+- round trip: a second process echoes.  The scheduler places both, as a process that may run on one
+  processor alone does not look before it sleeps.
 
 asyncio.Queue hands a reference over inside one process; all others copy the bytes.
 """
@@ -299,21 +300,10 @@ async def echo(name: str, sock: socket.socket, size: int) -> None:
 
 
 async def round_trips(name: str, loop: str, size: int, seconds: float) -> float:
-    """Return seconds for each round trip to another process, on another processor."""
-    processors = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(processors)})
-    try:
-        return await trips_to(max(processors), name, loop, size, seconds)
-    finally:
-        os.sched_setaffinity(0, processors)
-
-
-async def trips_to(processor: int, name: str, loop: str, size: int, seconds: float) -> float:
     """Return seconds for each round trip to another process."""
     here, there = socket.socketpair()
     command = [sys.executable, "-m", "benchmarks.event_loops", "--echo", name, "--loops", loop]
     command += ["--sizes", str(size), "--fd", str(there.fileno()), "--parent", str(os.getpid())]
-    command += ["--processor", str(processor)]
     environment = {**os.environ, "PYTHONPATH": module_path()}
     with there:
         process = subprocess.Popen(  # noqa: ASYNC220 (before anything is measured)
@@ -358,7 +348,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--loops", default="asyncio,uvloop")
     parser.add_argument("--sizes", default=",".join(map(str, SIZES)))
     parser.add_argument("--seconds", type=float, default=0.3)
-    for hidden in ("--echo", "--fd", "--parent", "--processor"):
+    for hidden in ("--echo", "--fd", "--parent"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -383,7 +373,6 @@ def main() -> None:
     options = arguments()
     if options.echo:
         die_with_parent(int(options.parent))
-        os.sched_setaffinity(0, {int(options.processor)})
         sock = socket.socket(fileno=int(options.fd))
         in_loop(options.loops, echo(options.echo, sock, int(options.sizes)))
         return
