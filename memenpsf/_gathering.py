@@ -10,6 +10,8 @@ served after at most QUANTUM records of each other member that is ready.
 
 A door calls attempt() until it gives something, and drives round() in between.  A record that was
 taken is returned without any call after that, since a signal handler may raise in each of them.
+
+The file is long because who is queued, armed and waited for is one state, behind one lock.
 """
 
 from __future__ import annotations
@@ -50,6 +52,9 @@ if TYPE_CHECKING:
 
 # Records of one member in recv_vectored() without a limit.
 BATCH = 1024
+# Records in one recv_vectored(); members that are left come with the next one.  More do not fit
+# into the cache: with 100 members that have BATCH each, this is three times as fast as no bound.
+ENOUGH = 8192
 # Seconds after which armed members are looked at even if nothing woke them.  It should never find
 # anything; statistics().rescues of the member counts when it does.
 RESCUE = 1.0
@@ -215,7 +220,14 @@ class Gathering(Owner):
                 self._check_open()
                 self._collect()
                 members = tuple(self._line)
-            self._let_sleep([each for each in members if self._took_nothing(each, limit, batches)])
+            seen, asleep, count = 0, [], 0
+            while seen < len(members) and count < ENOUGH:
+                if self._took_nothing(members[seen], limit, batches):
+                    asleep.append(members[seen])
+                else:
+                    count += len(batches[-1][1])
+                seen += 1
+            self._let_sleep(asleep, seen)
             with contextlib.suppress(IndexError):  # another thread was faster
                 while self._out:
                     for given, event in self._next_out:
@@ -301,9 +313,10 @@ class Gathering(Owner):
                 self._wake_another()
             return self.turn.member is not None
 
-    def _let_sleep(self, members: list[Member]) -> None:
-        """End the turns of members in which nothing was found."""
+    def _let_sleep(self, members: list[Member], seen: int) -> None:
+        """End the turns of the first `seen` members; in some of them nothing was found."""
         with self._mutex:
+            self._line.rotate(-seen)
             for member in tuple(members):
                 if member in self._line and self._rests(member, found_nothing=True):
                     self._line.remove(member)

@@ -66,11 +66,12 @@ class ReceiverSet(AnyReceiverSet, Closable):
     def recv_vectored(
         self, limit: int | None = None, timeout: Seconds = None
     ) -> list[tuple[Any, Any]]:
-        """Wait for a record, then return (source, records) of each member that has any.
+        """Wait for a record, then return (source, records) of members that have any.
 
-        `records` is what source.recv_vectored() returns: at most `limit` (1024) of each member.  An
-        exception in place of records, or a client of a listener, is a list of one.  Empty if none
-        came in time.  Raises as recv does.
+        `records` is what source.recv_vectored() returns: at most `limit` (1024) of each member, and
+        some 8192 in all; the members that are left come with the next call.  An exception in place
+        of records, or a client of a listener, is a list of one.  Empty if none came in time.
+        Raises as recv does.
         """
         most = checked_limit(limit)
         if batches := self._gathering.attempt_many(most):

@@ -204,6 +204,18 @@ async def test_a_flood_does_not_starve_a_trickle(door):
 
 
 @scenario
+async def test_members_for_which_a_batch_had_no_room_come_with_the_next(door, monkeypatch):
+    monkeypatch.setattr(_gathering, "ENOUGH", 20)
+    async with readers_of(door, 5) as (readers, ends):
+        for _, there in ends:
+            await there.xmit_many([(0,)] * 100)
+        calls = [await readers.recv_vectored(limit=10) for _ in range(5)]
+        sources = [source for batches in calls for source, _ in batches]
+        assert sources == [here for here, _ in ends] * 2
+        assert [len(batches) for batches in calls] == [2] * 5
+
+
+@scenario
 async def test_a_member_that_joins_is_served_as_soon(door):
     async with pairs(door, 2) as ((flood, to_flood), (here, there)):
         await to_flood.xmit_many([(0,)] * 1000)

@@ -284,6 +284,13 @@ MUTANTS = [
         "memenpsf/test_task_looks.py::test_who_has_looked_long_enough_sleeps",
     ),
     Mutant(
+        "a batch begins with the same members each time",
+        "memenpsf/_gathering.py",
+        "            self._line.rotate(-seen)\n",
+        "",
+        "conformance/test_receiver_sets.py::test_members_for_which_a_batch_had_no_room_come_with_the_next",
+    ),
+    Mutant(
         "wait() leaves what it has armed",
         "memenpsf/_wait.py",
         "    leave_all(sources)\n",
