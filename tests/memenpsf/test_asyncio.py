@@ -286,17 +286,28 @@ def test_closing_wakes_all_who_wait(run):
     run(main())
 
 
-def test_who_was_woken_by_close_leaves_the_next_user_of_a_number_alone(run):
+@pytest.mark.parametrize("verb", ["recv", "do_handshake"])
+def test_who_was_woken_by_close_leaves_the_next_user_of_a_number_alone(run, verb):
+    async def wait_and_close(one):
+        """Return the number of what a task has waited for, and that task."""
+        waiting = asyncio.create_task(getattr(one, verb)())
+        await asyncio.sleep(0.001)
+        wire = one._endpoint.wire if verb == "recv" else None
+        number = wire.events_fileno() if wire else one._opening.fileno()
+        one.close()
+        return number, waiting
+
     async def main():
         loop, read = asyncio.get_running_loop(), asyncio.Event()
+        here, there = socket.socketpair()
         async with Pair() as (one, _):
-            waiting = asyncio.create_task(one.recv())
-            await asyncio.sleep(0.001)
-            number = one._endpoint.wire.events_fileno()
-            one.close()
+            if verb == "do_handshake":
+                one = memenpsf.asyncio.Interface(here, "<Q")  # noqa: PLW2901
+            number, waiting = await wait_and_close(one)
             reader, writer = os.pipe()
-            os.dup2(reader, number)
-            os.close(reader)
+            if reader != number:
+                os.dup2(reader, number)
+                os.close(reader)
             loop.add_reader(number, read.set)
             with pytest.raises(memenpsf.Closed):
                 await waiting
@@ -305,6 +316,9 @@ def test_who_was_woken_by_close_leaves_the_next_user_of_a_number_alone(run):
             loop.remove_reader(number)
             os.close(number)
             os.close(writer)
+        there.close()
+        if verb == "recv":
+            here.close()
 
     run(main())
 
