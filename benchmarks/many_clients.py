@@ -19,6 +19,9 @@ medians.  Every kind makes a Python object of each record.
 - trickle: a client sends a record each 2 ms beside ten that flood.  Median and 99th percentile of
   the time from before it sends until the server has it.  The servers over sockets read at most
   as much from one client at once as those of memenpsf.
+
+The file is long because it is all three programs: a server of each kind, the clients, and who
+measures.
 """
 
 from __future__ import annotations

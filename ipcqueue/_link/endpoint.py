@@ -1,9 +1,9 @@
-"""One side of a connection, without waiting: what plain threads and Trio tasks both build on.
+"""One side of a connection, without waiting: what threads and the tasks of event loops build on.
 
 An Endpoint brings together a Wire (the socket), Waiters (who waits, and who of them reads), both
 segments and the ends of the rings in them, and it knows how the connection ended.  It begins with
 the Agreement of an Opening (opening.py).  How to wait is in plans.py, and the doors do it:
-`_threads` for threads, `memenpsf.trio` for tasks.
+`_threads` for threads, `memenpsf.trio` and `memenpsf.asyncio` for tasks.
 
 What it shares with sides that have other peers is in side.py (sending, waiting) and receiving.py.
 The file is long because how a connection ends is one matter: who notices it, what it means to whom,
