@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ipcqueue import Closed
 from ipcqueue.lowlevel import Closable, drive, persist
@@ -11,9 +12,11 @@ from ._gathering import Gathering
 from ._membership import AnyReceiverSet, checked_limit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from ipcqueue.lowlevel import Seconds
+
+G = TypeVar("G")
 
 
 class ReceiverSet(AnyReceiverSet, Closable):
@@ -55,13 +58,7 @@ class ReceiverSet(AnyReceiverSet, Closable):
                 return taken
         except Exception as error:  # noqa: BLE001 (returned)
             self._gathering.note(turn.member, error)
-        if (got := self._gathering.attempt()) is not None:
-            return got
-        until = self._gathering.deadline(timeout)
-        while drive(self._gathering.round(until)):
-            if (got := self._gathering.attempt()) is not None:
-                return got
-        return None
+        return self._take(self._gathering.attempt, timeout)
 
     def recv_vectored(
         self, limit: int | None = None, timeout: Seconds = None
@@ -73,14 +70,18 @@ class ReceiverSet(AnyReceiverSet, Closable):
         of records, or a client of a listener, is a list of one.  Empty if none came in time.
         Raises as recv does.
         """
-        most = checked_limit(limit)
-        if batches := self._gathering.attempt_many(most):
-            return batches
+        return (
+            self._take(partial(self._gathering.attempt_many, checked_limit(limit)), timeout) or []
+        )
+
+    def _take(self, attempt: Callable[[], G], timeout: Seconds) -> G | None:
+        if got := attempt():
+            return got
         until = self._gathering.deadline(timeout)
         while drive(self._gathering.round(until)):
-            if batches := self._gathering.attempt_many(most):
-                return batches
-        return []
+            if got := attempt():
+                return got
+        return None
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
         """Yield (source, record) until the set is closed."""
